@@ -1,0 +1,12 @@
+"""Strictness for every test: eight CPU devices, no silent dtype promotion, no silent broadcasting of ranks."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["MPLBACKEND"] = "agg"
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
