@@ -1,4 +1,4 @@
-"""Strictness for every test: eight CPU devices, no silent dtype promotion, no silent broadcasting of ranks."""
+"""Strict tests: eight CPU devices, no silent dtype promotion, no silent rank promotion."""
 
 import os
 
@@ -10,3 +10,5 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most tests compile for longer than they run.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -1,0 +1,57 @@
+"""Does size matter at the same pre-training loss? Transformers of growing width, one language.
+
+    python -m jaxflat.main --config=configs/model_size_sweep.py
+
+Five seeds of each width are trained on the exact conditionals of a hidden Markov model, together
+with two lookup tables (the exact conditionals as features). Small models train longer, so that the
+excess losses of the measured checkpoints overlap and sizes can be compared at the same loss.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxflat import config as base_config
+from jaxflat.config import Sweep, chain, named_scale, param, product, zipped
+
+# Widths and, for each, the trunk steps at which measured checkpoints branch off.
+STEPS = {
+    "smoke": {8: (40,), 16: (40,)},
+    "laptop": {16: (5000, 8000), 32: (1500, 2200), 64: (700, 950)},
+    "paper": dict.fromkeys((96, 192, 384, 768, 1536), (30_000, 60_000)),
+}
+NUM_SEEDS = {"smoke": 2, "laptop": 5, "paper": 5}
+
+
+def get_config(scale: str | None = None) -> ConfigDict:
+    """Return what all points of the sweep share."""
+    scale, config = named_scale(scale), base_config.base()
+    phase = config.phases.pretrain
+    if scale == "smoke":
+        phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
+        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
+        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
+        config.probes.update({"num_draws": 2, "num_validation": 256, "num_test": 512})
+        config.probes.update({"shots": (50, 200), "iterations": 50})
+    if scale == "paper":  # the grammar's sizes, 3M to 740M parameters of one depth
+        config.language.name = "pcfg"
+        config.language.pcfg.update({"num_nonterminals": 50, "num_words": 200, "length": 32})
+        config.language.pcfg.tasks = ((0, 8), (0, 4))
+        config.model.update({"num_layers": 26, "head_size": 48})
+        phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
+        phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
+        config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
+        config.probes.shots = (1000, 100_000)
+    return config
+
+
+def get_sweep(scale: str | None = None) -> Sweep:
+    """Return the points, seed by seed, so that the first seed shows the picture early."""
+    steps, seeds = STEPS[named_scale(scale)], range(NUM_SEEDS[named_scale(scale)])
+    sizes = zipped(
+        param("model.width", steps),
+        param("phases.pretrain.checkpoint_steps", steps.values()),
+        param("phases.pretrain.steps", [s[-1] for s in steps.values()]),
+    )
+    exact = product(param("model.features", ["p", "log_p"]), param("phase_order", [()]))
+    transformers = product(param("model.name", ["transformer"]), sizes)
+    tables = product(param("model.name", ["lookup_table"]), exact)
+    return product(param("seed", seeds), chain(transformers, tables))

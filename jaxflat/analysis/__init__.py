@@ -1,0 +1,1 @@
+"""Reads a sweep's files; writes its figures, its page and its few sentences."""

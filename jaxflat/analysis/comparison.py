@@ -1,0 +1,200 @@
+"""A sweep's matched comparisons: pairs of sizes, at the checkpoints nearest in excess loss."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+
+from jaxflat.analysis import results
+from jaxflat.analysis.results import MAP_ACCURACY, Cell, Row
+from jaxflat.analysis.statistics import (
+    Equivalence,
+    Interval,
+    log_ratio_interval,
+    paired_t_interval,
+    tost_paired,
+)
+
+MARGIN = 0.002  # nats
+MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
+FLATNESS = ("hessian_trace@embedded", "fisher_trace@embedded")  # the first that exists decides
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sizes, each at one checkpoint: differences larger - smaller, ratios larger / smaller.
+
+    `candidates` is how many pairs of checkpoints this one was chosen from.
+    """
+
+    smaller: Cell
+    larger: Cell
+    candidates: int
+    excess: Interval
+    equivalences: tuple[Equivalence, ...]
+    accuracy: Interval | None
+    flatness: dict[str, Interval]
+    secondary: dict[str, Interval]
+
+    @property
+    def equivalence(self) -> Equivalence:
+        return next(test for test in self.equivalences if test.margin == MARGIN)
+
+    @property
+    def p_with_choice(self) -> float | None:
+        """Bonferroni's bound on p given that the pair was chosen among `candidates` by its loss."""
+        p = self.equivalence.p
+        return None if p is None else min(1.0, p * self.candidates)
+
+    @property
+    def trace_ratio(self) -> Interval | None:
+        return next(iter(self.flatness.values()), None)
+
+    @property
+    def accuracy_side(self) -> int:
+        """+1: the larger model is more accurate; -1: less; 0: undecided."""
+        return 0 if self.accuracy is None else self.accuracy.side(0.0)
+
+    @property
+    def flatness_side(self) -> int:
+        """+1: the larger model is flatter (the smaller trace); -1: sharper; 0: undecided."""
+        return 0 if self.trace_ratio is None else -self.trace_ratio.side(1.0)
+
+    @property
+    def relation(self) -> int:
+        """+1: the flatter model is the more accurate; -1: the less accurate; 0: cannot be told."""
+        return self.accuracy_side * self.flatness_side
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a sweep's table allows to be said. `obstacle` is why sizes were not compared, if not."""
+
+    variants: dict[str, list[Cell]]
+    lookup_tables: list[Cell]
+    pairs: list[Pair]
+    matched: dict[str, Cell]
+    primary_columns: list[str]
+    obstacle: str = ""
+    projected: bool = False
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for cells in self.variants.values() for cell in cells]
+
+
+def read_comparison(workdir: Path) -> Comparison:
+    return compare(results.read_results(workdir / "results.csv"))
+
+
+def compare(rows: Sequence[Row]) -> Comparison:
+    """Group the rows, match the sizes by excess loss, then compare what was measured there.
+
+    Where some checkpoints were projected (annealed off a trunk at constant learning rate), only
+    those are compared: a trunk's own checkpoints are at another learning rate.
+    """
+    results.add_task_means(rows)
+    trained = [row for row in rows if not row.is_lookup_table and "excess_loss" in row.values]
+    projected = any(row.projected for row in trained)
+    trained = [row for row in trained if row.projected == projected]
+    tables = results.group_cells([row for row in rows if row.is_lookup_table])
+    variants = results.group_cells(trained)
+    obstacle = _obstacle(trained, variants)
+    return Comparison(
+        variants=variants,
+        lookup_tables=[cells[0] for cells in tables.values()],
+        pairs=[] if obstacle else _pairs(variants),
+        matched={} if obstacle else match_all(variants),
+        primary_columns=results.probe_columns(rows, "map"),
+        obstacle=obstacle,
+        projected=projected,
+    )
+
+
+def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, Cell] | None:
+    """The two cells nearest in mean excess loss over their shared seeds; no other column counts."""
+
+    def distance(cells: tuple[Cell, Cell]) -> float:
+        first, second = paired_values(*cells, "excess_loss")
+        return abs(float(np.mean(np.subtract(second, first))))
+
+    candidates = [
+        (first, second)
+        for first, second in product(smaller, larger)
+        if paired_values(first, second, "excess_loss")[0]
+    ]
+    return min(candidates, key=distance, default=None)
+
+
+def match_all(variants: dict[str, list[Cell]]) -> dict[str, Cell]:
+    """One cell a size, all near one reference: the one that leaves the losses nearest."""
+
+    def nearest(reference: Cell) -> dict[str, Cell]:
+        target = reference.mean("excess_loss")
+        return {
+            name: min(cells, key=lambda cell: abs(cell.mean("excess_loss") - target))
+            for name, cells in variants.items()
+        }
+
+    def spread(chosen: dict[str, Cell]) -> float:
+        losses = [cell.mean("excess_loss") for cell in chosen.values()]
+        return max(losses) - min(losses)
+
+    return min((nearest(cell) for cells in variants.values() for cell in cells), key=spread)
+
+
+def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], list[float]]:
+    """The column's values in both cells, for the seeds that both have."""
+    left, right = first.by_seed(column), second.by_seed(column)
+    shared = [seed for seed in left if seed in right]
+    return [left[seed] for seed in shared], [right[seed] for seed in shared]
+
+
+def _pairs(variants: dict[str, list[Cell]]) -> list[Pair]:
+    matches = [
+        (match_cells(smaller, larger), len(smaller) * len(larger))
+        for smaller, larger in combinations(variants.values(), 2)
+    ]
+    return [_compare_pair(*cells, candidates) for cells, candidates in matches if cells]
+
+
+def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
+    def difference(column: str) -> Interval | None:
+        values = paired_values(smaller, larger, column)
+        return paired_t_interval(*values) if values[0] else None
+
+    def ratio(column: str) -> Interval | None:
+        values = paired_values(smaller, larger, column)
+        return log_ratio_interval(*values) if values[0] else None
+
+    losses = paired_values(smaller, larger, "excess_loss")
+    names = dict.fromkeys(name for row in smaller.rows.values() for name in row.values)
+    secondary = [name for name in names if is_accuracy(name)]
+    return Pair(
+        smaller=smaller,
+        larger=larger,
+        candidates=candidates,
+        excess=paired_t_interval(*losses),
+        equivalences=tuple(tost_paired(*losses, margin) for margin in MARGINS),
+        accuracy=difference(MAP_ACCURACY),
+        flatness={name: found for name in FLATNESS if (found := ratio(name))},
+        secondary={name: found for name in secondary if (found := difference(name))},
+    )
+
+
+def is_accuracy(column: str) -> bool:
+    return column.startswith(("linear_probe/", "finetune/")) and not column.endswith("_sem")
+
+
+def _obstacle(trained: Sequence[Row], variants: dict[str, list[Cell]]) -> str:
+    sizes = {row.values.get("num_params") for row in trained}
+    kinds = {row.swept.get("model.name", "") for row in trained}
+    if not trained:
+        return "no trained model has results"
+    if len(sizes) < 2 or None in sizes:
+        return "the results hold models of one size only"
+    if len(sizes) < len(variants) or len(kinds) > 1:
+        return "models of one size also differ in something else, so size alone is not compared"
+    return ""

@@ -1,0 +1,93 @@
+"""Intervals and tests over seeds. With one seed there is no interval: its ends are None."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its interval; the ends are None where one value is all there is."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def side(self, null: float) -> int:
+        """+1 or -1 where the whole interval lies above or below `null`, else 0: undecided."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > null) - int(self.high < null)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The two one-sided tests at one margin; p is None where one pair is all there is."""
+
+    margin: float
+    p: float | None
+
+    @property
+    def holds(self) -> bool:
+        return self.p is not None and self.p < 1 - LEVEL
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """s / sqrt(n), with s^2 = sum (x - mean)^2 / (n - 1)."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """mean +- t(0.975, n-1) s / sqrt(n) (Student 1908, "The probable error of a mean")."""
+    mean, error, count = float(np.mean(values)), standard_error(values), len(values)
+    if error is None:
+        return Interval(mean, None, None, count)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def paired_t_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """The t interval of second - first, pair by pair: what the pairs share (data, seed) cancels."""
+    return mean_interval(np.subtract(second, first).tolist())
+
+
+def log_ratio_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """exp of the paired t interval of log(second / first): the ratio of geometric means.
+
+    None where a value is not positive, since it has no logarithm.
+    """
+    if min(*first, *second) <= 0:
+        return None
+    log = paired_t_interval(np.log(first).tolist(), np.log(second).tolist())
+    ends = [None if end is None else float(np.exp(end)) for end in (log.low, log.high)]
+    return Interval(float(np.exp(log.mean)), ends[0], ends[1], log.count)
+
+
+def tost_paired(first: Sequence[float], second: Sequence[float], margin: float) -> Equivalence:
+    """Are two paired means equal within +-margin? Two one-sided t-tests on d = second - first,
+
+        p = max( P(T > (mean d + margin) / se),  P(T < (mean d - margin) / se) ),  T ~ t(n-1).
+
+    A small p rejects "they differ by margin or more" (Schuirmann 1987, J. Pharmacokinet.
+    Biopharm. 15:657).
+    """
+    differences = np.subtract(second, first)
+    mean, error = float(np.mean(differences)), standard_error(differences.tolist())
+    if error is None:
+        return Equivalence(margin, None)
+    if error == 0:
+        return Equivalence(margin, float(abs(mean) >= margin))
+    student = stats.t(len(differences) - 1)
+    above, below = student.sf((mean + margin) / error), student.cdf((mean - margin) / error)
+    return Equivalence(margin, float(max(above, below)))

@@ -1,0 +1,145 @@
+"""The tables of the page and of the terminal, as plain rows of text with their header first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxflat.analysis import findings, wording
+from jaxflat.analysis.comparison import FLATNESS, Comparison, Pair, is_accuracy, read_comparison
+from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, MAP_ACCURACY, Cell
+from jaxflat.analysis.statistics import standard_error
+
+Table = list[list[str]]
+COLUMNS = (
+    ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
+    ("Hessian trace, embedded", "hessian_trace@embedded", ".1f", 1.0),
+    ("Hessian trace", "hessian_trace", ".1f", 1.0),
+    ("Fisher trace, embedded", "fisher_trace@embedded", ".1f", 1.0),
+    ("Fisher trace", "fisher_trace", ".1f", 1.0),
+    ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
+    ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
+    ("Latent ceiling (%)", LATENT_CEILING, ".1f", 100.0),
+)
+
+
+def summary_table(workdir: Path) -> Table:
+    """What main prints at the end: one row per variant and step, mean ± half-width over seeds."""
+    return results_table(read_comparison(Path(workdir)))
+
+
+def results_table(comparison: Comparison) -> Table:
+    cells = comparison.cells + comparison.lookup_tables
+    columns = [spec for spec in COLUMNS if any(cell.interval(spec[1]) for cell in cells)]
+    header = ["Model", "Parameters", "Step", "Seeds", *(spec[0] for spec in columns)]
+    return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
+
+
+def pairs_table(pairs: list[Pair]) -> Table:
+    """One column a pair, so that a phone shows a pair whole; "a, b" is smaller, larger."""
+    rows: Table = [["", *(f"{pair.smaller.variant} → {pair.larger.variant}" for pair in pairs)]]
+
+    def add(name: str, texts: list[str]) -> None:
+        rows.append([name, *texts])
+
+    add("Steps", [f"{pair.smaller.step:,}, {pair.larger.step:,}" for pair in pairs])
+    add("Paired seeds", [str(pair.excess.count) for pair in pairs])
+    for name, number in (
+        ("Excess loss (nats)", lambda cell: cell.mean("excess_loss")),
+        ("SEM over sentences, one run", lambda cell: cell.mean("excess_loss_sem")),
+        ("SEM over seeds", _sem_over_seeds),
+    ):
+        add(name, [_both(pair, number) for pair in pairs])
+    add("Difference (nats)", [wording.nats(pair.excess) for pair in pairs])
+    for tests in zip(*(pair.equivalences for pair in pairs), strict=True):
+        name = f"Equal within ±{tests[0].margin:g} nats?"
+        add(
+            name,
+            [f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}" for test in tests],
+        )
+    add(
+        "Main p × candidate pairs",
+        [f"{wording.p_value(pair.p_with_choice)} (× {pair.candidates})" for pair in pairs],
+    )
+    add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
+    add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
+    for column in FLATNESS:
+        name = f"{findings.MEASURES[column]} ratio"
+        add(name, [wording.ratio(pair.flatness.get(column)) for pair in pairs])
+    add("Larger model's accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
+    add("Larger model's flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
+    add("Flatness and accuracy", [findings.relation_words(pair) for pair in pairs])
+    return rows
+
+
+def secondary_table(pairs: list[Pair]) -> Table:
+    """Every task, labeling and number of shots: larger minus smaller, in points."""
+    names = list(dict.fromkeys(name for pair in pairs for name in pair.secondary))
+    header = ["Larger minus smaller, points"]
+    header += [f"{pair.smaller.variant} → {pair.larger.variant}" for pair in pairs]
+    return [header] + [
+        [_endpoint(name), *(wording.points(pair.secondary.get(name)) for pair in pairs)]
+        for name in names
+    ]
+
+
+def endpoints_table(comparison: Comparison) -> Table:
+    """Accuracy by task, labeling and shots at every cell, each beside its Bayes ceiling."""
+    cells = [*comparison.cells, *comparison.lookup_tables]
+    values = {name for cell in cells for row in cell.rows.values() for name in row.values}
+    names = sorted(name for name in values if is_accuracy(name))
+    header = [
+        "Accuracy (%)",
+        "Bayes ceiling",
+        *(f"{cell.variant}, {cell.step:,}" for cell in cells),
+    ]
+    return [header] + [
+        [_endpoint(name), _ceiling(cells, name)]
+        + [wording.plus_minus(cell, name, ".1f", 100) for cell in cells]
+        for name in names
+    ]
+
+
+def _about(cell: Cell) -> list[str]:
+    size = wording.MISSING if np.isnan(cell.num_params) else wording.params(cell.num_params)
+    step = f"{cell.step:,}" if cell.step else wording.MISSING
+    return [cell.variant, size, step, str(len(cell.rows))]
+
+
+def _numbers(cell: Cell, columns: list[tuple[str, str, str, float]]) -> list[str]:
+    return [wording.plus_minus(cell, column, style, scale) for _, column, style, scale in columns]
+
+
+def _both(pair: Pair, number: Callable[[Cell], float]) -> str:
+    found = number(pair.smaller), number(pair.larger)
+    return ", ".join(wording.MISSING if np.isnan(value) else f"{value:.4f}" for value in found)
+
+
+def _sem_over_seeds(cell: Cell) -> float:
+    error = standard_error(list(cell.by_seed("excess_loss").values()))
+    return np.nan if error is None else error
+
+
+def _margin_share(pair: Pair) -> str:
+    loss = (pair.smaller.mean("excess_loss") + pair.larger.mean("excess_loss")) / 2
+    return f"{pair.equivalence.margin / loss:.0%}" if loss > 0 else wording.MISSING
+
+
+def _word(pair: Pair, side: int, accuracy: bool) -> str:
+    if not pair.equivalence.holds:
+        return "not matched"
+    return (findings.ACCURACY_WORDS if accuracy else findings.FLATNESS_WORDS)[side]
+
+
+def _endpoint(column: str) -> str:
+    """'linear_probe/state_3.map/4000' -> 'linear probe, state 3, map, 4000 shots'."""
+    kind, _, rest = column.partition("/")
+    task, _, shots = rest.partition("/")
+    name = f"{kind}, {task.replace('.', ', ')}".replace("_", " ")
+    return f"{name}, {int(shots):,} shots" if shots.isdigit() else name
+
+
+def _ceiling(cells: list[Cell], column: str) -> str:
+    bayes = "bayes/" + column.split("/")[1]
+    known = [cell.mean(bayes) for cell in cells if cell.interval(bayes)]
+    return f"{100 * sum(known) / len(known):.1f}" if known else wording.MISSING

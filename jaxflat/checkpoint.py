@@ -1,0 +1,51 @@
+"""Save and restore pytrees of arrays, one folder a step."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def save(directory: Path, step: int, tree: Any) -> None:
+    """Write `tree` to directory/<step>; the folder appears complete or not at all."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute() / str(step), tree, force=True)
+
+
+def restore(directory: Path, step: int, template: Any) -> Any:
+    """Return the tree of directory/<step>, with the structure and placement of `template`.
+
+    Raises ValueError naming the leaf whose shape or dtype differs: orbax would cast in silence.
+    """
+    path = directory.absolute() / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = jax.tree.leaves(checkpointer.metadata(path).item_metadata.tree)
+        found = {leaf.name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in stored}
+        for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(template):
+            name = ".".join(str(_key(key)) for key in leaf_path)
+            expected = (np.shape(leaf), leaf.dtype)
+            if found.get(name) != expected:
+                raise ValueError(f"{path}: {name} is {found.get(name)}, expected {expected}")
+        return checkpointer.restore(path, template)
+
+
+def steps(directory: Path) -> list[int]:
+    """Return the complete steps in `directory`, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def keep_only(directory: Path, step: int) -> None:
+    """Delete every other step."""
+    for other in steps(directory):
+        if other != step:
+            shutil.rmtree(directory / str(other))
+
+
+def _key(key: Any) -> Any:
+    """Return a tree path entry's own name: a dict key, an attribute or an index."""
+    return next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a))

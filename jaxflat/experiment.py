@@ -1,0 +1,200 @@
+"""From a resolved config to the objects of one experiment: language, model, compiled functions.
+
+What is compiled is built once for each distinct piece of config (`functools.cache` on frozen
+configs), so the points of a sweep that share a model shape share its compiled code.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from jaxflat import sharding
+from jaxflat.languages import LANGUAGES
+from jaxflat.languages.batches import MaskedBatch, masked_batch
+from jaxflat.models.transformer import Transformer
+from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
+from jaxflat.training.optimizers import OPTIMIZERS, Schedule
+from jaxflat.training.step import TrainState, make_train_steps
+
+_mesh = functools.cache(sharding.make_mesh)
+
+
+class Phase(NamedTuple):
+    """A phase of a run, in the run's own count of optimizer steps."""
+
+    name: str
+    settings: FrozenConfigDict
+    start: int
+    stop: int
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The steps at which a measured checkpoint branches off."""
+        return tuple(self.start + step for step in self.settings.checkpoint_steps)
+
+
+def purpose_key(seed: int, purpose: str) -> jax.Array:
+    """Return the key of everything random that one seed decides for one purpose."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+@functools.cache
+def make_language(section: FrozenConfigDict) -> Any:
+    """Return the language of a config's `language` section; ValueError names what is wrong."""
+    return LANGUAGES[section.name](section.seed, **section[section.name])
+
+
+def make_model(config: FrozenConfigDict) -> Transformer:
+    """Return the transformer of a config, sized for its language."""
+    language = make_language(config.language)
+    return Transformer(
+        num_words=language.num_words,
+        max_length=language.max_length,
+        width=config.model.width,
+        num_layers=config.model.num_layers,
+        num_heads=config.model.width // config.model.head_size,
+        tied_decoder=config.model.tied_decoder,
+    )
+
+
+def make_mesh(config: FrozenConfigDict) -> Mesh:
+    """Return the mesh; with mesh.data=-1, of as many devices as share every batch evenly."""
+    num_data = config.mesh.data
+    if num_data == -1:
+        common = math.gcd(*batch_sizes(config).values())
+        num_data = max(n for n in range(1, jax.device_count() + 1) if common % n == 0)
+    return _mesh(num_data)
+
+
+def batch_sizes(config: FrozenConfigDict) -> dict[str, int]:
+    """Return every size that is split over the mesh's data axis, by its config key."""
+    sizes = {f"phases.{name}.batch_size": config.phases[name].batch_size for name in config.phases}
+    sizes["flatness.microbatch_size"] = config.flatness.microbatch_size
+    sizes["evaluation.batch_size"] = config.evaluation.batch_size
+    return sizes
+
+
+def phases(config: FrozenConfigDict) -> list[Phase]:
+    """Return the run's phases in order."""
+    made, start = [], 0
+    for name in config.phase_order:
+        settings = config.phases[name]
+        made.append(Phase(name, settings, start, start + settings.steps))
+        start += settings.steps
+    return made
+
+
+def measured_steps(config: FrozenConfigDict, branched_by: float = math.inf) -> list[int]:
+    """Return the steps of the measured checkpoints that branch off the trunk by a given step.
+
+    A run without phases has one checkpoint, step 0.
+    """
+    if not config.phase_order:
+        return [0]
+    return [
+        branch + phase.settings.anneal_steps
+        for phase in phases(config)
+        for branch in phase.branches
+        if branch <= branched_by
+    ]
+
+
+def sentences_seen(config: FrozenConfigDict, measured_step: int) -> int:
+    """Return how many sentences trained a measured checkpoint, its anneal included."""
+    seen = 0
+    for phase in phases(config):
+        for branch in phase.branches:
+            if branch + phase.settings.anneal_steps == measured_step:
+                return seen + (measured_step - phase.start) * phase.settings.batch_size
+        seen += phase.settings.steps * phase.settings.batch_size
+    return 0
+
+
+@functools.cache
+def loss_functions(model: Transformer) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return (loss_fn, log_probs_fn) of a model, the same objects at every call."""
+    return masked_lm_loss(model.apply), masked_log_probs(model.apply)
+
+
+@functools.cache
+def make_optimizer(section: FrozenConfigDict) -> Any:
+    """Return the optimizer of a phase, at learning rate 1."""
+    return OPTIMIZERS[section.name](**section[section.name])
+
+
+def train_steps(
+    model: Transformer, settings: FrozenConfigDict, mesh: Mesh
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Return the compiled steps of a phase, for its trunk and its anneals alike."""
+    return _train_steps(model, settings.optimizer, settings.batch_size, settings.targets, mesh)
+
+
+@functools.cache
+def _train_steps(
+    model: Transformer, optimizer: FrozenConfigDict, batch_size: int, targets: str, mesh: Mesh
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    def sample_batch(language: Any, key: jax.Array) -> MaskedBatch:
+        return sharding.shard_examples(mesh, masked_batch(language, key, batch_size, targets))
+
+    num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
+    loss_fn, _ = loss_functions(model)
+    return make_train_steps(loss_fn, sample_batch, make_optimizer(optimizer), num_shards)
+
+
+def schedule(settings: FrozenConfigDict, anneal: bool) -> Schedule:
+    """Return the learning rate of a phase's trunk, or of an anneal that branches off it."""
+    chosen = settings.schedule
+    if anneal:
+        length = settings.anneal_steps
+        return Schedule(chosen.learning_rate, 0, length, length)
+    return Schedule(chosen.learning_rate, chosen.warmup_steps, chosen.decay_steps, settings.steps)
+
+
+def init_params(config: FrozenConfigDict) -> Any:
+    """Return the initial parameters, a function of init_seed and the model's shape."""
+    return _initializer(make_model(config))(purpose_key(config.init_seed, "init"))
+
+
+@functools.cache
+def _initializer(model: Transformer) -> Callable[[jax.Array], Any]:
+    def initialize(key: jax.Array) -> Any:
+        tokens_1xT = jnp.zeros((1, model.max_length), jnp.int32)
+        return model.init(key, tokens_1xT, jnp.full(1, model.max_length))["params"]
+
+    return jax.jit(initialize)
+
+
+def num_params(config: FrozenConfigDict) -> int:
+    """Return the number of parameters; the lookup table has none."""
+    if not config.phase_order:
+        return 0
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_params(config))))
+
+
+def init_state(params: Any, phase: Phase) -> TrainState:
+    """Return the state at a phase's start: these parameters and a fresh optimizer."""
+    optimizer = make_optimizer(phase.settings.optimizer)
+    return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))
+
+
+def check(config: FrozenConfigDict) -> None:
+    """Raise ValueError where a valid config still cannot run here; trains nothing."""
+    make_language(config.language)
+    num_data = make_mesh(config).shape["data"]
+    for key, size in batch_sizes(config).items():
+        if size % num_data:
+            raise ValueError(
+                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
+            )
+    if config.evaluation.num_sentences % config.evaluation.batch_size:
+        raise ValueError(
+            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
+            f"evaluation.num_sentences={config.evaluation.num_sentences}"
+        )

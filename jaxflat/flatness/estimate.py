@@ -1,0 +1,44 @@
+"""A measured number with its standard error, and what that error covers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from scipy import stats
+
+Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "seeds"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error, from `num_samples` independent draws of what `over` names."""
+
+    mean: jax.Array
+    sem: jax.Array
+    num_samples: int = field(metadata={"static": True})
+    over: Over = field(metadata={"static": True})
+
+    def interval(self, level: float = 0.95) -> tuple[jax.Array, jax.Array]:
+        """Student-t confidence interval: mean +- t(1 - (1 - level) / 2, num_samples - 1) * sem."""
+        quantile = float(stats.t.ppf(1 - (1 - level) / 2, self.num_samples - 1))
+        return self.mean - quantile * self.sem, self.mean + quantile * self.sem
+
+
+def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estimate:
+    """R = sum(s) / sum(w) over n independent pairs, with the linearised standard error of a ratio.
+
+    SEM = sqrt(n / (n - 1) * sum((s_i - R w_i)^2)) / sum(w)   (Cochran, Sampling Techniques, 2.11).
+    With equal weights this is the ordinary standard error of the mean; with unequal ones R has
+    a bias of order 1/n. A single sample has SEM nan: it says nothing about its own error.
+    """
+    num_samples = sums_n.shape[0]
+    weights_n = weights_n.astype(sums_n.dtype)
+    total_weight = weights_n.sum()
+    mean = sums_n.sum() / total_weight
+    if num_samples == 1:
+        return Estimate(mean, jnp.full_like(mean, jnp.nan), num_samples, over)
+    squared_residuals = jnp.sum((sums_n - mean * weights_n) ** 2)
+    sem = jnp.sqrt(num_samples / (num_samples - 1) * squared_residuals) / total_weight
+    return Estimate(mean, sem, num_samples, over)

@@ -1,0 +1,70 @@
+"""Randomness of the trace estimators: probes, labels, and running many of either.
+
+Everything derives from an explicit key, folded with the indices of microbatch, draw or example.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.flatness.estimate import Over
+from jaxflat.flatness.products import PyTree
+from jaxflat.flatness.terms import TraceTerms
+
+SampleFn = Callable[[jax.Array], PyTree]  # index of the draw -> its terms, summed over predictions
+
+
+def rademacher_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """Independent random signs in the shapes and dtypes of the tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    probes = [
+        jax.random.rademacher(keys[i], leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, probes)
+
+
+def draw_labels(key: jax.Array, log_probs: jax.Array, first_example: jax.Array) -> jax.Array:
+    """Labels Bx... from log-probabilities Bx...xV, keyed by each example's global index."""
+    examples_B = first_example + jnp.arange(log_probs.shape[0])
+    keys_B = jax.vmap(partial(jax.random.fold_in, key))(examples_B)
+    return jax.vmap(jax.random.categorical)(keys_B, log_probs)
+
+
+def collect_terms(
+    sampler: Callable[[jax.Array, PyTree], tuple[SampleFn, jax.Array]],
+    batches: PyTree,
+    num_draws: int,
+    draws_per_pass: int,
+    over: Over,
+) -> TraceTerms:
+    """Samples from `num_draws` draws in each of the M microbatches.
+
+    `sampler(index, batch) -> (sample_fn, weight)` prepares what a microbatch's draws share.
+    """
+    num_microbatches = jax.tree.leaves(batches)[0].shape[0]
+    if over not in ("probes", "probes+sentences"):
+        raise ValueError(f"over must be 'probes' or 'probes+sentences', not {over!r}")
+    if over == "probes+sentences" and num_microbatches < 2:
+        raise ValueError("over='probes+sentences' needs at least 2 microbatches; or over='probes'")
+
+    def microbatch(index_and_batch: tuple[jax.Array, PyTree]) -> tuple[PyTree, jax.Array]:
+        sample_fn, weight = sampler(*index_and_batch)
+        return jax.lax.map(sample_fn, jnp.arange(num_draws), batch_size=draws_per_pass), weight
+
+    terms_MxK, weights_M = jax.lax.map(microbatch, (jnp.arange(num_microbatches), batches))
+    if over == "probes+sentences":
+        return TraceTerms(jax.tree.map(lambda x: x.mean(axis=1), terms_MxK), weights_M, over)
+    terms_K = jax.tree.map(lambda x: x.sum(axis=0), terms_MxK)
+    return TraceTerms(terms_K, jnp.full(num_draws, weights_M.sum()), over)
+
+
+def draw_probe(
+    key: jax.Array, over: Over, microbatch: jax.Array, draw: jax.Array, params: PyTree
+) -> PyTree:
+    """The draw's random signs: shared by all microbatches if the data are fixed, else fresh."""
+    if over == "probes+sentences":
+        key = jax.random.fold_in(key, microbatch)
+    return rademacher_like(jax.random.fold_in(key, draw), params)

@@ -1,0 +1,24 @@
+"""Languages whose exact conditional probabilities are known.
+
+A language is a frozen dataclass and a pytree: its tables are array leaves, so a compiled function
+takes it as an argument. Every language offers
+
+    num_words, max_length          V and T; words are 0..V-1, pad is V
+    sample(key, batch_size)        Sentences; sentence b depends on (key, b) alone
+    conditional_log_probs(tokens_BxT, lengths_B, masked_BxT=None)
+                                   log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV,
+                                   in nats and in the tables' dtype; whether x_t itself is masked
+                                   makes no difference at t; uniform past the end of a sentence
+    tasks                          {name: Task}, where a Task offers
+        num_classes                C
+        labels(sentences, labeling='latent')    (labels_B, valid_B); labeling 'latent' or 'map'
+        posterior(sentences)                    probs_BxC of the latent label
+
+A new language is one file with a constructor `(seed, **keywords)`, and one line below.
+"""
+
+from jaxflat.languages.balanced_tree import random_balanced_tree
+from jaxflat.languages.hmm import random_hmm
+from jaxflat.languages.pcfg import random_pcfg
+
+LANGUAGES = {"hmm": random_hmm, "pcfg": random_pcfg, "balanced_tree": random_balanced_tree}

@@ -1,0 +1,164 @@
+"""Full binary trees of hidden states: a PCFG of known tree shape, so inference is linear in T.
+
+Upward-downward message passing; Pearl, "Reverend Bayes on inference engines" (1982).
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxflat.languages.categorical import draw, normalize, random_rows
+from jaxflat.languages.emissions import predict_words, word_weights
+from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.tasks import Task
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BalancedTree:
+    """start_K at the root, rules_LxKxKxK[l, a, b, c] = P(a -> b c) at level l, words at the leaves.
+
+    Every sentence has 2^L words. Latents: states_BxM of the M = 2^(L+1) - 1 nodes, the root first,
+    then level by level. Tasks: `span_<start>_<end>`, the state of the node above those words.
+    """
+
+    start_K: Array
+    rules_LxKxKxK: Array
+    emissions_KxV: Array
+    task_spans: tuple[tuple[int, int], ...] = field(metadata={"static": True})
+
+    @property
+    def num_words(self) -> int:
+        return self.emissions_KxV.shape[1]
+
+    @property
+    def num_symbols(self) -> int:
+        return self.emissions_KxV.shape[0]
+
+    @property
+    def depth(self) -> int:
+        return self.rules_LxKxKxK.shape[0]
+
+    @property
+    def max_length(self) -> int:
+        return 2**self.depth
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return {f"span_{s}_{e}": Task(self, (s, e)) for s, e in self.task_spans}
+
+    @partial(jax.jit, static_argnames="batch_size")
+    def sample(self, key: Array, batch_size: int) -> Sentences:
+        """Sentence b is a function of (key, b) alone."""
+        K, dtype = self.num_symbols, self.start_K.dtype
+        pairs_LxKxP = jnp.cumsum(self.rules_LxKxKxK.reshape(self.depth, K, K * K), axis=2)
+        words_KxV = jnp.cumsum(self.emissions_KxV, axis=1)
+
+        def sentence(key: Array) -> tuple[Array, Array]:
+            node_key, word_key = jax.random.split(key)
+            uniforms_T = jax.random.uniform(node_key, (self.max_length,), dtype)
+            levels = [draw(uniforms_T[:1], jnp.cumsum(self.start_K)[None])]
+            for level, pairs_KxP in enumerate(pairs_LxKxP):
+                uniforms = uniforms_T[2**level : 2 ** (level + 1)]
+                pair = draw(uniforms, pairs_KxP[levels[-1]])
+                levels.append(jnp.stack([pair // K, pair % K], axis=1).ravel())
+            uniforms_T = jax.random.uniform(word_key, (self.max_length,), dtype)
+            return draw(uniforms_T, words_KxV[levels[-1]]), jnp.concatenate(levels)
+
+        tokens_BxT, states_BxM = jax.vmap(sentence)(jax.random.split(key, batch_size))
+        return Sentences(tokens_BxT, jnp.full(batch_size, self.max_length, jnp.int32), states_BxM)
+
+    @jax.jit
+    def conditional_log_probs(
+        self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
+    ) -> Array:
+        """log p(x_t = v | unmasked x_s, s != t), BxTxV nats."""
+        weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
+        outsides = self._outside(self._inside(weights_BxTxK))
+        return predict_words(outsides[-1], self.emissions_KxV, lengths_B)
+
+    def true_symbols(self, sentences: Sentences, place: tuple[int, int]) -> tuple[Array, Array]:
+        level, index = _node(self.depth, place)
+        states_B = sentences.latents[:, 2**level - 1 + index]
+        return states_B, jnp.ones_like(states_B, dtype=bool)
+
+    @partial(jax.jit, static_argnames="place")
+    def symbol_posterior(self, sentences: Sentences, place: tuple[int, int]) -> Array:
+        """p(state of the node | x), BxK, prop. to inside * outside."""
+        level, index = _node(self.depth, place)
+        insides = self._inside(word_weights(self.emissions_KxV, sentences.tokens_BxT, None))
+        outsides = self._outside(insides)
+        return normalize(insides[level][:, index] * outsides[level][:, index])
+
+    def _inside(self, weights_BxTxK: Array) -> list[Array]:
+        """By level, root first: P(words below the node | its state), Bx2^lxK up to a factor."""
+        levels = [weights_BxTxK]
+        for rules_KxKxK in self.rules_LxKxKxK[::-1]:
+            left, right = levels[0][:, 0::2], levels[0][:, 1::2]
+            pairs = left[..., :, None] * right[..., None, :]
+            above = jnp.einsum("bimn,amn->bia", pairs, rules_KxKxK, precision="highest")
+            levels.insert(0, normalize(above))
+        return levels
+
+    def _outside(self, insides: list[Array]) -> list[Array]:
+        """By level, root first: P(state, words not below the node), Bx2^lxK up to a factor."""
+        levels = [jnp.ones_like(insides[0]) * self.start_K[None, None]]
+        for rules_KxKxK, below in zip(self.rules_LxKxKxK, insides[1:], strict=True):
+            K, (left, right) = len(rules_KxKxK), (below[:, 0::2], below[:, 1::2])
+            pairs = jnp.matmul(levels[-1], rules_KxKxK.reshape(K, K * K), precision="highest")
+            pairs = pairs.reshape(*left.shape, K)
+            to_left = jnp.sum(pairs * right[..., None, :], axis=3)
+            to_right = jnp.sum(pairs * left[..., :, None], axis=2)
+            levels.append(normalize(jnp.stack([to_left, to_right], axis=2).reshape(below.shape)))
+        return levels
+
+
+def _node(depth: int, span: tuple[int, int]) -> tuple[int, int]:
+    """(level, index in the level) of the node above words [start, end)."""
+    start, end = span
+    for level in range(depth + 1):
+        width = 2 ** (depth - level)
+        if end - start == width and start % width == 0 and 0 <= start < 2**depth:
+            return level, start // width
+    raise ValueError(
+        f"tasks must be spans of nodes, [i * 2^j, (i + 1) * 2^j) within 0..{2**depth}; "
+        f"got ({start}, {end})"
+    )
+
+
+def random_balanced_tree(
+    seed: int,
+    *,
+    depth: int,
+    num_states: int,
+    num_words: int,
+    rule_concentration: float,
+    emission_concentration: float,
+    tasks: tuple[tuple[int, int], ...],
+) -> BalancedTree:
+    """2^depth words, a uniform root, Dirichlet rule and emission rows; tasks are (start, end)."""
+    if depth < 1:
+        raise ValueError(f"depth must be >= 1 (sentences have 2^depth words); got {depth}")
+    if min(num_states, num_words) < 2:
+        raise ValueError(f"num_states and num_words must be >= 2; got {num_states}, {num_words}")
+    if min(rule_concentration, emission_concentration) <= 0:
+        raise ValueError(
+            "rule_concentration and emission_concentration must be > 0; "
+            f"got {rule_concentration}, {emission_concentration}"
+        )
+    spans = tuple((start, end) for start, end in tasks)
+    for span in spans:
+        _node(depth, span)
+    K = num_states
+    rule_key, emission_key = jax.random.split(jax.random.key(seed))
+    return BalancedTree(
+        start_K=jnp.full(K, 1 / K, jnp.float32),
+        rules_LxKxKxK=random_rows(rule_key, rule_concentration, (depth, K, K * K)).reshape(
+            depth, K, K, K
+        ),
+        emissions_KxV=random_rows(emission_key, emission_concentration, (K, num_words)),
+        task_spans=spans,
+    )

@@ -1,0 +1,25 @@
+"""Which positions hold words, and which of them a masked language model has to guess."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def is_word(lengths_B: Array, T: int) -> Array:
+    """words_BxT: whether the position comes before the end of its sentence."""
+    return jnp.arange(T, dtype=lengths_B.dtype)[None] < lengths_B[:, None]
+
+
+def mask_one(key: Array, tokens_BxT: Array, lengths_B: Array, mask_id: int) -> tuple[Array, Array]:
+    """(inputs_BxT, positions_Bx1): one masked word per sentence, uniform over its words."""
+    positions_Bx1 = jax.random.randint(key, (len(tokens_BxT), 1), 0, lengths_B[:, None], jnp.int32)
+    positions_T = jnp.arange(tokens_BxT.shape[1], dtype=positions_Bx1.dtype)
+    masked_BxT = positions_T[None] == positions_Bx1
+    return jnp.where(masked_BxT, mask_id, tokens_BxT), positions_Bx1
+
+
+def mask_each(tokens_BxT: Array, lengths_B: Array, mask_id: int) -> Array:
+    """inputs_BxTxT: in row t word t is masked; rows past the end are the bare sentence."""
+    T = tokens_BxT.shape[1]
+    masked_BxTxT = jnp.eye(T, dtype=bool)[None] & is_word(lengths_B, T)[..., None]
+    return jnp.where(masked_BxTxT, mask_id, tokens_BxT[:, None])

@@ -1,0 +1,49 @@
+"""Downstream tasks: name the hidden symbol at one place of a sentence."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxflat.languages.sentences import Sentences
+
+LABELINGS = ("latent", "map")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Task:
+    """Classify the hidden symbol at `place`: (position,) of a state, (start, end) of a span.
+
+    The language answers for it with `num_symbols`, `true_symbols(sentences, place)` and
+    `symbol_posterior(sentences, place)`.
+    """
+
+    language: Any
+    place: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def num_classes(self) -> int:
+        return self.language.num_symbols
+
+    def labels(self, sentences: Sentences, labeling: str = "latent") -> tuple[Array, Array]:
+        """(labels_B int32, valid_B bool); invalid where the sentence has no symbol at this place.
+
+        'latent': the symbol that made the sentence. 'map': the most probable one given the words,
+        which is a function of the words, so that its Bayes accuracy is 1.
+        """
+        if labeling not in LABELINGS:
+            raise ValueError(f"labeling must be one of {', '.join(LABELINGS)}; got {labeling!r}")
+        labels_B, valid_B = self.language.true_symbols(sentences, self.place)
+        if labeling == "map":
+            labels_B = jnp.argmax(self.posterior(sentences), axis=1).astype(jnp.int32)
+        return labels_B, valid_B
+
+    def posterior(self, sentences: Sentences) -> Array:
+        """probs_BxC of the latent label given the words (and that there is one at this place).
+
+        The mean of its maximum over valid sentences is the latent Bayes accuracy.
+        """
+        return self.language.symbol_posterior(sentences, self.place)

@@ -1,0 +1,93 @@
+"""The command: python -m jaxflat.main --config=configs/model_size_sweep.py[:smoke|laptop|paper]"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags, and the arguments that set config keys."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxflat.main",
+        description="Train the points of a sweep, measure them, and report. "
+        "Run the same command again to go on where it stopped.",
+        epilog="Any config key: --config.phases.pretrain.steps=500 (wins over the sweep).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
+    parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
+    parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "width=16*"')
+    parser.add_argument(
+        "--stages",
+        default="train,flatness,probes,report",
+        help="which stages (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list the points and their memory; start nothing"
+    )
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    # Imported late: --help and a misspelt flag need no JAX.
+    from jaxflat import loading, memory, points, preemption, run, sweep, validation
+
+    console = Console()
+    try:
+        overrides = loading.parse_overrides(override_arguments)
+        config, listed = loading.load(flags.config)
+        config = loading.override(config, overrides)
+        listed = loading.without_keys(listed, overrides)
+        stages = tuple(flags.stages.split(","))
+        validation.check_choices("--stages", stages, run.STAGES)
+        path, _, scale = flags.config.partition(":")
+        workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
+        if flags.dry_run:
+            chosen = points.select(points.expand(config, listed, workdir), flags.points)
+            console.print(memory.table([(point.name, point.config) for point in chosen]))
+            return 0
+        preemption.install()
+        failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+    except validation.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE_INPUT
+    except preemption.Preempted as signal:
+        print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    if "report" in stages:
+        show_report(workdir, console)
+    for name, reason in failures.items():
+        console.print(f"failed: {name}: {reason}", style="red", markup=False)
+    return EXIT_SOME_FAILED if failures else 0
+
+
+def show_report(workdir: Path, console: Console) -> None:
+    """Write the report, and print its table, its findings and where it is."""
+    from jaxflat.analysis.findings import summary_sentences
+    from jaxflat.analysis.report import write_report
+    from jaxflat.analysis.tables import summary_table
+
+    report = write_report(workdir)
+    header, *rows = summary_table(workdir)
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in summary_sentences(workdir):
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)
+
+
+if __name__ == "__main__":
+    from jaxflat.sharding import use_cpu_cores
+
+    use_cpu_cores()
+    sys.exit(main())

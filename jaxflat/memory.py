@@ -1,0 +1,60 @@
+"""How much memory a point's training step needs, from shapes alone; nothing is allocated."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+from ml_collections import FrozenConfigDict
+from rich import box
+from rich.table import Table
+
+from jaxflat import experiment
+from jaxflat.languages.batches import masked_batch
+
+GIB = 2**30
+
+
+def table(points: Iterable[tuple[str, FrozenConfigDict]]) -> Table:
+    """Return a table with a row for each point, in GiB for the whole batch on one device."""
+    columns = ("point", "parameters", "parameters + optimizer", "gradient", "kept for backward")
+    made = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
+    for number, (name, config) in enumerate(points):
+        row = [f"{number} {name}"]
+        if config.phase_order:
+            sizes = step_bytes(config)
+            row += [f"{experiment.num_params(config):,}"]
+            row += [
+                f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
+            ]
+        made.add_row(*row)
+    return made
+
+
+def step_bytes(config: FrozenConfigDict) -> dict[str, int]:
+    """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
+
+    state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the
+    backward pass (without the compiler's savings); batch. The whole step is traced as well.
+    """
+    phase, model = experiment.phases(config)[0], experiment.make_model(config)
+    loss_fn, _ = experiment.loss_functions(model)
+    params = jax.eval_shape(lambda: experiment.init_params(config))
+    state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
+    language = experiment.make_language(config.language)
+    sample = partial(
+        masked_batch, batch_size=phase.settings.batch_size, targets=phase.settings.targets
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.eval_shape(sample, language, key)
+    pullback = jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss_fn(q, b)[0], p)[1], params, batch)
+    mesh = experiment.make_mesh(config)
+    steps = experiment.train_steps(model, phase.settings, mesh)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    jax.eval_shape(steps, state, language, key, schedule, phase.start, phase.stop)
+    parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
+    return {name: _num_bytes(tree) for name, tree in parts.items()}
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

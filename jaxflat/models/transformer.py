@@ -1,0 +1,157 @@
+"""A BERT-style pre-layer-norm transformer that computes only what a masked-LM loss needs."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Rows of the token embedding beyond the words 0..V-1: pad, mask, CLS.
+NUM_SPECIAL_TOKENS = 3
+
+
+def mask_id(num_words: int) -> int:
+    """Return the token that stands for a hidden word (V is the pad token)."""
+    return num_words + 1
+
+
+def layer_norm(name: str, x: jax.Array) -> jax.Array:
+    """Normalise the last axis in x's own precision; Linen's default cannot take float64 here."""
+    return nn.LayerNorm(name=name, param_dtype=x.dtype, force_float32_reductions=False)(x)
+
+
+class Projections(nn.Module):
+    """Queries, keys and values by one matrix product, or by two where queries are fewer."""
+
+    @nn.compact
+    def __call__(
+        self, queries_BxMxD: jax.Array, keys_BxTxD: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        width = keys_BxTxD.shape[-1]
+        initializer = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        kernel_Dx3xD = self.param("kernel", initializer, (width, 3, width), jnp.float32)
+        bias_3xD = self.param("bias", nn.initializers.zeros, (3, width), jnp.float32)
+
+        def project(x_BxLxD: jax.Array, parts: slice) -> list[jax.Array]:
+            kernel_DxF = kernel_Dx3xD[:, parts].reshape(width, -1)
+            flat_RxF = x_BxLxD.reshape(-1, width) @ kernel_DxF + bias_3xD[parts].reshape(1, -1)
+            flat_RxCxD = flat_RxF.reshape(*x_BxLxD.shape[:-1], -1, width)
+            return [flat_RxCxD[..., c, :] for c in range(flat_RxCxD.shape[-2])]
+
+        if queries_BxMxD is keys_BxTxD:
+            return tuple(project(keys_BxTxD, slice(0, 3)))
+        return (*project(queries_BxMxD, slice(0, 1)), *project(keys_BxTxD, slice(1, 3)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention from M query positions to all T positions.
+
+    Batch and heads share one axis N = B * H in the core, which keeps each matrix product 3-D.
+    """
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(
+        self, queries_BxMxD: jax.Array, keys_BxTxD: jax.Array, padding_BxT: jax.Array
+    ) -> jax.Array:
+        width = keys_BxTxD.shape[-1]
+        head_size = width // self.num_heads
+
+        def split_heads(x_BxLxD: jax.Array) -> jax.Array:
+            x_BxLxHxE = x_BxLxD.reshape(*x_BxLxD.shape[:2], self.num_heads, head_size)
+            return x_BxLxHxE.swapaxes(1, 2).reshape(-1, x_BxLxD.shape[1], head_size)
+
+        projected = Projections(name="qkv")(queries_BxMxD, keys_BxTxD)
+        q_NxMxE, k_NxTxE, v_NxTxE = (split_heads(x) for x in projected)
+        scores_NxMxT = jnp.einsum("nme,nte->nmt", q_NxMxE / head_size**0.5, k_NxTxE)
+        padding_Nx1xT = jnp.repeat(padding_BxT, self.num_heads, axis=0)[:, None, :]
+        lowest = jnp.finfo(scores_NxMxT.dtype).min
+        weights_NxMxT = jax.nn.softmax(jnp.where(padding_Nx1xT, lowest, scores_NxMxT))
+        mixed_NxMxE = jnp.einsum("nmt,nte->nme", weights_NxMxT, v_NxTxE)
+        mixed_BxHxMxE = mixed_NxMxE.reshape(-1, self.num_heads, *mixed_NxMxE.shape[1:])
+        mixed_BxMxD = mixed_BxHxMxE.swapaxes(1, 2).reshape(queries_BxMxD.shape)
+        return nn.Dense(width, name="out")(mixed_BxMxD)
+
+
+class Block(nn.Module):
+    """h += Attention(norm(h)); h += MLP(norm(h)), for the M positions asked for."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(
+        self, hidden_BxTxD: jax.Array, padding_BxT: jax.Array, positions_BxM: jax.Array | None
+    ) -> jax.Array:
+        width = hidden_BxTxD.shape[-1]
+        normed_BxTxD = layer_norm("attention_norm", hidden_BxTxD)
+        if positions_BxM is None:
+            hidden_BxMxD, queries_BxMxD = hidden_BxTxD, normed_BxTxD
+        else:
+            hidden_BxMxD = take_positions(hidden_BxTxD, positions_BxM)
+            queries_BxMxD = take_positions(normed_BxTxD, positions_BxM)
+        attention = Attention(self.num_heads, name="attention")
+        hidden_BxMxD += attention(queries_BxMxD, normed_BxTxD, padding_BxT)
+        inner_BxMxF = nn.Dense(4 * width, name="mlp_in")(layer_norm("mlp_norm", hidden_BxMxD))
+        return hidden_BxMxD + nn.Dense(width, name="mlp_out")(nn.gelu(inner_BxMxF))
+
+
+class Transformer(nn.Module):
+    """Masked language model over words 0..V-1 (V = num_words).
+
+    The first num_layers - 1 blocks are scanned; the last one stands apart because its queries,
+    its MLP and the output head run only at the positions asked for.
+    """
+
+    num_words: int
+    max_length: int
+    width: int
+    num_layers: int
+    num_heads: int
+    tied_decoder: bool
+
+    @nn.compact
+    def __call__(
+        self, tokens_BxT: jax.Array, lengths_B: jax.Array, positions_BxM: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return logits_BxMxV at the positions asked for (all T where None), and intermediates.
+
+        intermediates["features_BxMxD"]: the representations under the decoder, for probes.
+        """
+        embedding = self.param(
+            "token_embedding",
+            nn.initializers.normal(self.width**-0.5),
+            (self.num_words + NUM_SPECIAL_TOKENS, self.width),
+            jnp.float32,
+        )
+        positions_TxD = self.param(
+            "position_embedding",
+            nn.initializers.normal(self.width**-0.5),
+            (self.max_length, self.width),
+            jnp.float32,
+        )
+        length = tokens_BxT.shape[1]
+        hidden_BxTxD = embedding[tokens_BxT] + positions_TxD[None, :length]
+        padding_BxT = jnp.arange(length)[None, :] >= lengths_B[:, None]
+        if self.num_layers > 1:
+            stack = nn.scan(
+                lambda block, h_BxTxD, _: (block(h_BxTxD, padding_BxT, None), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.num_layers - 1,
+            )
+            hidden_BxTxD, _ = stack(Block(self.num_heads, name="stack"), hidden_BxTxD, None)
+        last = Block(self.num_heads, name="last")
+        hidden_BxMxD = last(hidden_BxTxD, padding_BxT, positions_BxM)
+        features_BxMxD = layer_norm("final_norm", hidden_BxMxD)
+        if self.tied_decoder:
+            decoder_DxV = embedding[: self.num_words].T
+        else:
+            shape = (self.width, self.num_words)
+            decoder_DxV = self.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias_V = self.param("decoder_bias", nn.initializers.zeros, (self.num_words,), jnp.float32)
+        logits_BxMxV = features_BxMxD @ decoder_DxV + bias_V[None, None, :]
+        return logits_BxMxV, {"features_BxMxD": features_BxMxD}
+
+
+def take_positions(x_BxTxD: jax.Array, positions_BxM: jax.Array) -> jax.Array:
+    """Return x_BxMxD, the rows of x at each sentence's own positions."""
+    return jnp.take_along_axis(x_BxTxD, positions_BxM[:, :, None], axis=1)

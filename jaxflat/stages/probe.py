@@ -1,0 +1,165 @@
+"""What a linear probe reads out of a checkpoint's representations."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from jaxflat import experiment
+from jaxflat.flatness import Estimate, ratio_estimate
+from jaxflat.languages.sentences import Sentences
+from jaxflat.models.lookup_table import lookup_features
+from jaxflat.models.transformer import Transformer
+from jaxflat.probes.features import concatenate_positions, token_features
+from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.stages.records import Record, load_params, record
+
+
+class ProbeSets(NamedTuple):
+    """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
+
+    Each part is (sentences, labels_KxN, valid_KxN). bayes: the best accuracy there is.
+    """
+
+    names: list[str]
+    num_classes: int
+    train: tuple[Sentences, jax.Array, jax.Array]
+    validation: tuple[Sentences, jax.Array, jax.Array]
+    test: tuple[Sentences, jax.Array, jax.Array]
+    bayes: dict[str, Estimate]
+
+
+def probe(config: FrozenConfigDict, directory: Path, step: int) -> list[Record]:
+    """Measure probe accuracy by task, labeling and shots, and the Bayes accuracy beside it."""
+    settings = config.probes
+    sets = probe_sets(config.language, settings, config.probe_seed)
+    if config.phase_order:
+        source = (experiment.make_model(config), load_params(config, directory, step))
+    else:
+        source = (config.model.features, experiment.make_language(config.language))
+    parts = [_featurize(*source, *part) for part in (sets.train, sets.validation, sets.test)]
+    records = []
+    correct = _probe_correct(
+        *parts,
+        jnp.asarray(settings.l2),
+        shots=settings.shots,
+        num_classes=sets.num_classes,
+        iterations=settings.iterations,
+    )
+    for k, name in enumerate(sets.names):
+        for shots, correct_DxKxN in zip(settings.shots, correct, strict=True):
+            accuracy = accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
+            records.append(record(step, f"linear_probe/{name}/{shots}", accuracy))
+        records.append(record(step, f"bayes/{name}", sets.bayes[name]))
+    return records
+
+
+def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
+    """Return the mean accuracy over valid test sentences and D draws of training sentences.
+
+    SEM^2 = (variance over sentences) / N + (variance over draws) / D.
+    """
+    hits_N = jnp.where(valid_N, correct_DxN.mean(0), 0)
+    over_sentences = ratio_estimate(hits_N, valid_N.astype(hits_N.dtype), over="sentences")
+    num_draws = len(correct_DxN)
+    if num_draws == 1:
+        return over_sentences
+    accuracies_D = (correct_DxN & valid_N[None]).sum(1) / valid_N.sum()
+    sem = jnp.sqrt(over_sentences.sem**2 + accuracies_D.var(ddof=1) / num_draws)
+    return Estimate(over_sentences.mean, sem, num_draws, "draws+sentences")
+
+
+@functools.cache
+def probe_sets(language: FrozenConfigDict, settings: FrozenConfigDict, seed: int) -> ProbeSets:
+    """Return the sentences and labels of all tasks; the test sentences belong to the language."""
+    made = experiment.make_language(language)
+    pairs = [(name, labeling) for name in made.tasks for labeling in settings.labelings]
+
+    def labelled(key: jax.Array, num_sentences: int) -> tuple[Sentences, jax.Array, jax.Array]:
+        sentences = made.sample(key, num_sentences)
+        labels = [made.tasks[name].labels(sentences, labeling) for name, labeling in pairs]
+        labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
+        return sentences, labels_KxN, valid_KxN
+
+    train_keys = jax.random.split(experiment.purpose_key(seed, "probe"), settings.num_draws)
+    draws = [labelled(key, max(settings.shots)) for key in train_keys]
+    test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
+    return ProbeSets(
+        names=[f"{name}.{labeling}" for name, labeling in pairs],
+        num_classes=max(task.num_classes for task in made.tasks.values()),
+        train=jax.tree.map(lambda *x: jnp.stack(x), *draws),
+        validation=labelled(
+            experiment.purpose_key(seed, "probe_validation"), settings.num_validation
+        ),
+        test=test,
+        bayes={
+            f"{name}.{labeling}": bayes_accuracy(made.tasks[name], labeling, test[0])
+            for name, labeling in pairs
+        },
+    )
+
+
+def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
+    """Return the best accuracy any function of the words can have: E[max_c p(c | x)] for latents.
+
+    The argmax of the posterior ("map") is a function of the words: its ceiling is 1.
+    """
+    _, valid_N = task.labels(sentences, labeling)
+    best_N = task.posterior(sentences).max(1)
+    best_N = jnp.ones_like(best_N) if labeling == "map" else best_N
+    weights_N = valid_N.astype(best_N.dtype)
+    return ratio_estimate(best_N * weights_N, weights_N, over="sentences")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _featurize(
+    model: Transformer | str,
+    source: Any,
+    sentences: Sentences,
+    labels_KxN: jax.Array,
+    valid_KxN: jax.Array,
+) -> Labelled:
+    """Return features of a trained model (source: its parameters) or of the lookup table
+    (model: which features; source: the language), with the labels beside them."""
+    leading = sentences.lengths_B.shape
+    tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
+    lengths_N = sentences.lengths_B.reshape(-1)
+    if isinstance(model, str):
+        log_probs_NxTxV = source.conditional_log_probs(tokens_NxT, lengths_N)
+        features_NxF = concatenate_positions(lookup_features(log_probs_NxTxV, model), lengths_N)
+    else:
+        features_NxF = token_features(model.apply, source, tokens_NxT, lengths_N)
+    return Labelled(features_NxF.reshape(*leading, -1), labels_KxN, valid_KxN)
+
+
+@functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))
+def _probe_correct(
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    l2_L: jax.Array,
+    *,
+    shots: tuple[int, ...],
+    num_classes: int,
+    iterations: int,
+) -> list[jax.Array]:
+    """Return correct_DxKxN for each number of shots: all fits in one compiled call."""
+
+    def fits(shots: int) -> jax.Array:
+        def fit(draw: Labelled) -> jax.Array:
+            return linear_probe_correct(
+                draw,
+                validation,
+                test,
+                l2_L,
+                shots=shots,
+                num_classes=num_classes,
+                iterations=iterations,
+            )
+
+        return jax.lax.map(fit, train)
+
+    return [fits(s) for s in shots]

@@ -1,0 +1,100 @@
+"""Training through the phases, leaving checkpoints to measure and one to recover from."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from jaxflat import checkpoint, experiment, preemption, sharding
+from jaxflat.experiment import Phase
+from jaxflat.metrics import Curve, Display
+from jaxflat.training.step import TrainState
+
+
+def train(config: FrozenConfigDict, directory: Path, display: Display) -> None:
+    """Train through the phases, leaving a measured checkpoint at the end of each anneal."""
+    measured = directory / "checkpoints"
+    if set(experiment.measured_steps(config)) <= set(checkpoint.steps(measured)):
+        return
+    phases = experiment.phases(config)
+    display.start_stage("train", phases[-1].stop)
+    state, curve = _resume(config, directory, phases)
+    for phase in phases:
+        if state.step == phase.start:
+            state = _replicated(config, experiment.init_state(state.params, phase))
+        step = int(state.step)
+        for number, stop in enumerate(_call_ends(config, phase), start=1):
+            if stop <= step:
+                continue
+            state, loss = _advance(config, phase, state, stop)
+            curve.add(phase.name, stop, loss, None)
+            display.advance_stage(stop, f"train  loss {loss:.4f}")
+            if stop in phase.branches:
+                _anneal(config, directory, phase, state, curve)
+            due = number % config.training.save_every == 0 or stop == phase.stop
+            if due or preemption.requested():
+                _save_recovery(directory, state, curve)
+            preemption.check()
+    curve.close()
+
+
+def _resume(
+    config: FrozenConfigDict, directory: Path, phases: list[Phase]
+) -> tuple[TrainState, Curve]:
+    """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
+    recovery = directory / "recovery"
+    params = experiment.init_params(config)
+    for step in reversed(checkpoint.steps(recovery)):
+        phase = next(phase for phase in phases if step <= phase.stop)
+        state = _replicated(config, experiment.init_state(params, phase))
+        template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
+        stored = checkpoint.restore(recovery, step, template)
+        due = experiment.measured_steps(config, branched_by=step)
+        if set(due) <= set(checkpoint.steps(directory / "checkpoints")):
+            return stored["state"], Curve(directory, int(stored["curve_bytes"]))
+    state = experiment.init_state(params, phases[0])
+    return _replicated(config, state), Curve(directory, 0)
+
+
+def _save_recovery(directory: Path, state: TrainState, curve: Curve) -> None:
+    recovery, step = directory / "recovery", int(state.step)
+    tree = {"state": state, "curve_bytes": np.asarray(curve.num_bytes, np.int64)}
+    checkpoint.save(recovery, step, tree)
+    checkpoint.keep_only(recovery, step)
+
+
+def _advance(
+    config: FrozenConfigDict, phase: Phase, state: TrainState, stop: int, branch: int | None = None
+) -> tuple[TrainState, float]:
+    """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`."""
+    mesh = experiment.make_mesh(config)
+    steps = experiment.train_steps(experiment.make_model(config), phase.settings, mesh)
+    schedule = experiment.schedule(phase.settings, anneal=branch is not None)
+    first = phase.start if branch is None else branch
+    language = experiment.make_language(config.language)
+    key = experiment.purpose_key(config.data_seed, phase.name)
+    state, loss = steps(state, language, key, schedule, first, stop)
+    return state, float(loss)
+
+
+def _anneal(
+    config: FrozenConfigDict, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
+) -> None:
+    """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
+    branch, num_steps = int(trunk.step), phase.settings.anneal_steps
+    state = jax.tree.map(lambda x: x.copy(), trunk)
+    if num_steps:
+        state, loss = _advance(config, phase, state, branch + num_steps, branch)
+        curve.add(phase.name, branch + num_steps, loss, branch)
+    checkpoint.save(directory / "checkpoints", branch + num_steps, state.params)
+
+
+def _call_ends(config: FrozenConfigDict, phase: Phase) -> list[int]:
+    """Return the steps at which compiled calls end: a function of the config alone."""
+    regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
+    return sorted({*regular, *phase.branches, phase.stop})
+
+
+def _replicated(config: FrozenConfigDict, state: TrainState) -> TrainState:
+    return sharding.replicate(experiment.make_mesh(config), state)

@@ -1,0 +1,172 @@
+"""The points of a sweep: expand, check, run, resume, gather.
+
+A point is its overrides, not its place in the list: the same overrides find the same folder again.
+"""
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxflat import experiment, validation
+from jaxflat.config import Sweep
+from jaxflat.metrics import Display, read_lines, write_json, write_whole
+from jaxflat.points import expand, select
+from jaxflat.preemption import Preempted
+from jaxflat.run import TRAINING_KEYS, Point, run_point, write_status
+from jaxflat.validation import InputError
+
+PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def run(
+    config: ConfigDict,
+    points: Sweep,
+    workdir: Path | str,
+    *,
+    stages: Sequence[str] = ("train", "flatness", "probes", "report"),
+    selection: str = "",
+) -> dict[str, str]:
+    """Run the points of a sweep that are not done yet; return the reasons of those that failed.
+
+    Everything is checked before anything starts. `selection` as in the command's --points.
+    Raises InputError on unusable input, Preempted where a signal came.
+    """
+    workdir = Path(workdir)
+    expanded = expand(config, points, workdir)
+    chosen = select(expanded, selection)
+    record_sweep(config, expanded, workdir)
+    failures: dict[str, str] = {}
+    with Display(len(chosen)) as display:
+        for number, point in enumerate(chosen, start=1):
+            reason = _run_one(point, tuple(stages), display)
+            gather(workdir)
+            display.advance_points()
+            outcome = reason or _summary(point.directory)
+            display.line(f"[{number}/{len(chosen)}] {point.name}: {outcome}")
+            if reason:
+                failures[point.name] = reason
+    return failures
+
+
+def record_sweep(config: ConfigDict, points: list[Point], workdir: Path) -> None:
+    """Write or extend sweep.json and each point's config.json.
+
+    Raises InputError where the folder holds a sweep that trains otherwise.
+    """
+    path = workdir / "sweep.json"
+    base = validation.validate(config)
+    trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
+    trains = json.loads(ConfigDict(trains).to_json())
+    entries = {}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if difference := validation.first_difference(stored["trains"], trains):
+            key, old, new = difference
+            raise InputError(
+                f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
+                "choose another --workdir"
+            )
+        entries = {entry["name"]: entry for entry in stored["points"]}
+    for point in points:
+        entries.setdefault(point.name, {"name": point.name, "overrides": point.overrides})
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"trains": trains, "points": list(entries.values())})
+
+
+def gather(workdir: Path) -> None:
+    """Rebuild results.csv from what every point of the sweep has measured so far."""
+    points = json.loads((workdir / "sweep.json").read_text())["points"]
+    swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        directory = workdir / point["name"]
+        if (directory / "config.json").exists():
+            rows += _rows(point, directory, swept)
+    names = dict.fromkeys(name for row in rows for name in row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(workdir / "results.csv", buffer.getvalue())
+
+
+def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict[str, Any]]:
+    """Return a point's rows of results.csv, one for each measured checkpoint."""
+    stored = json.loads((directory / "config.json").read_text())
+    config = FrozenConfigDict(stored["config"])
+    measured: dict[int, dict[str, float]] = {}
+    for name in ("evaluation", "flatness", "probes"):
+        for line in read_lines(directory / f"{name}.jsonl"):
+            values = measured.setdefault(line["step"], {})
+            values[line["measure"]] = line["mean"]
+            values[f"{line['measure']}_sem"] = line["sem"]
+    return [
+        {
+            "point": point["name"],
+            **{key: point["overrides"].get(key, "") for key in swept},
+            "seed": config.seed,
+            "step": step,
+            "projected": 0,
+            "num_params": stored["num_params"],
+            "sentences_seen": experiment.sentences_seen(config, step),
+            **values,
+        }
+        for step, values in sorted(measured.items())
+    ]
+
+
+def _run_one(point: Point, stages: tuple[str, ...], display: Display) -> str:
+    """Run a point; return why it failed, or "" where it did not."""
+    point.directory.mkdir(parents=True, exist_ok=True)
+    write_json(point.directory / "config.json", _provenance(point.config))
+    write_status(point.directory, "running")
+    try:
+        run_point(point, stages, display)
+    except Preempted:
+        write_status(point.directory, "preempted")
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        (point.directory / "error.txt").write_text(traceback.format_exc())
+        write_status(point.directory, "failed", reason)
+        return reason
+    (point.directory / "error.txt").unlink(missing_ok=True)
+    write_status(point.directory, "done")
+    return ""
+
+
+def _provenance(config: FrozenConfigDict) -> dict[str, Any]:
+    """Return what config.json holds: the resolved config and what it runs on."""
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "config": json.loads(config.to_json()),
+        "num_params": experiment.num_params(config),
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "git_commit": git.stdout.strip() or None,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _summary(directory: Path) -> str:
+    """Return a point's last measurements in a line."""
+    parts = []
+    for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
+        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
+        parts += [f"{measure} {r['mean']:.4g} +- {r['sem']:.2g} SEM" for r in lines[-1:]]
+    return ", ".join(parts) or "done"

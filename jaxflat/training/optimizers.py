@@ -1,0 +1,52 @@
+"""Optimizers at unit learning rate, and the learning rate as a function of the step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+UNDECAYED = ("scale", "bias", "decoder_bias")
+
+
+def decayed(params: Any) -> Any:
+    """Return a tree of booleans: weight decay acts on matrices, never on biases and norm gains.
+
+    Decided by name: leaves stacked for a layer scan have one axis more than they seem to.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda **settings: optax.adamw(1.0, mask=decayed, **settings),
+    "sgd": lambda **settings: optax.sgd(1.0, **settings),
+}
+"""Each at learning rate 1; the training step multiplies the update by the schedule's value, so
+that a branch may anneal from its trunk's optimizer state as it is."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over `warmup_steps`, a constant, and a linear decay to 0 at `total_steps`.
+
+    A pytree of numbers: the compiled steps of one schedule serve all others.
+    """
+
+    learning_rate: float | jax.Array
+    warmup_steps: int | jax.Array
+    decay_steps: int | jax.Array
+    total_steps: int | jax.Array
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        """Return the learning rate of step 0, 1, ... of the phase."""
+
+        def fraction(part: jax.Array, whole: int | jax.Array) -> jax.Array:
+            whole = jnp.maximum(jnp.asarray(whole, jnp.float32), 1)
+            return jnp.minimum(part.astype(jnp.float32) / whole, 1)
+
+        warmup = fraction(step + 1, self.warmup_steps)
+        decay = fraction(self.total_steps - step, self.decay_steps)
+        return jnp.asarray(self.learning_rate, jnp.float32) * warmup * decay

@@ -1,0 +1,187 @@
+"""Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxflat import config as base_config
+
+
+class InputError(ValueError):
+    """Unusable input; the message is one line for the user."""
+
+
+def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> None:
+    """Raise InputError unless every value is one of the choices."""
+    for value in values:
+        if value not in choices:
+            raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Return the config with lists as tuples and ints as floats where floats are due.
+
+    Raises InputError naming the first key that is unknown, missing, of the wrong type or out of
+    range, and what would be right.
+    """
+    base = base_config.base()
+    base.phases = ConfigDict({name: base_config.phase() for name in config.get("phases", {})})
+    config = _merged(base, config, "")
+    _check_phases(config)
+    for key, value in _flatten(config).items():
+        _check_range(key, value)
+    for section, choice in (
+        ("language", config.language.name),
+        *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),
+    ):
+        choices = [name for name, value in _section(config, section).items() if _is_dict(value)]
+        check_choices(f"{section}.name", [choice], choices)
+    model = config.model
+    if model.width % model.head_size:
+        raise InputError(
+            f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
+            f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
+        )
+    return config
+
+
+CHOICES = {
+    "targets": ("exact", "sampled"),
+    "model.name": ("transformer", "lookup_table"),
+    "model.features": ("p", "log_p"),
+    "flatness.labels": ("exact", "model", "data"),
+    "flatness.measures": ("hessian_trace", "fisher_trace"),
+    "probes.labelings": ("map", "latent"),
+}
+MAY_BE_ZERO = (
+    *("seed", "data_seed", "init_seed", "probe_seed", "language.seed", "warmup_steps"),
+    *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "embedded_width", "tasks"),
+)
+AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation")
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return (dotted key, old value, new value) of the first difference between two configs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (key, old, new)
+    for name in sorted(old.keys() | new.keys()):
+        dotted = f"{key}.{name}" if key else name
+        if difference := first_difference(old.get(name), new.get(name), dotted):
+            return difference
+    return None
+
+
+def _check_range(key: str, value: Any) -> None:
+    for name, choices in CHOICES.items():
+        if key == name or key.endswith(f".{name}"):
+            check_choices(key, value if isinstance(value, tuple) else (value,), choices)
+    if key == "mesh.data" and value == -1:
+        return
+    lowest = 2 if key.endswith(AT_LEAST_TWO) else 1
+    for number in _numbers(value):
+        if key.endswith(MAY_BE_ZERO):
+            if number < 0:
+                raise InputError(f"{key}={value!r} must not be negative")
+        elif number <= 0 or (isinstance(number, int) and number < lowest):
+            raise InputError(f"{key}={value!r} must be at least {lowest}")
+
+
+def _check_phases(config: ConfigDict) -> None:
+    order, names = config.phase_order, set(config.phases)
+    if config.model.name == "lookup_table":
+        if order:
+            raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
+        return
+    check_choices("phase_order", order, sorted(names))
+    if len(set(order)) < len(order):
+        raise InputError(f"phase_order={order} names a phase twice")
+    if unused := sorted(names - set(order)):
+        raise InputError(f"phases.{unused[0]} is not in phase_order={order}")
+    for name in order:
+        phase, prefix = config.phases[name], f"phases.{name}"
+        steps = phase.checkpoint_steps
+        if list(steps) != sorted(set(steps)) or (steps and steps[-1] > phase.steps):
+            raise InputError(
+                f"{prefix}.checkpoint_steps={steps} must increase and end by "
+                f"{prefix}.steps={phase.steps}"
+            )
+        schedule = phase.schedule
+        if schedule.warmup_steps + schedule.decay_steps > phase.steps:
+            raise InputError(
+                f"{prefix}.schedule: warmup_steps + decay_steps = "
+                f"{schedule.warmup_steps + schedule.decay_steps} exceeds {prefix}.steps="
+                f"{phase.steps}"
+            )
+    if not any(config.phases[name].checkpoint_steps for name in order):
+        raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
+
+
+def _merged(base: ConfigDict, config: ConfigDict, prefix: str) -> ConfigDict:
+    for name in config:
+        check_key(base, prefix, name)
+    merged = ConfigDict()
+    for name, default in base.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if name not in config:
+            raise InputError(f"{key} is missing; start from config.base()")
+        value = config[name]
+        merged[name] = (
+            _merged(default, value, key)
+            if _is_dict(default) and _is_dict(value)
+            else coerced(key, default, value)
+        )
+    return merged
+
+
+def check_key(section: Any, prefix: str, name: str) -> None:
+    if _is_dict(section) and name in section:
+        return
+    key = f"{prefix}.{name}" if prefix else name
+    known = [f"{prefix}.{k}" if prefix else k for k in section] if _is_dict(section) else []
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise InputError(f"{key} is not a config key" + (f"; nearest: {near[0]}" if near else ""))
+
+
+def coerced(key: str, default: Any, value: Any) -> Any:
+    """Return `value` as the type of `default`, or raise InputError."""
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        return tuple(coerced(key, default[0], item) for item in value) if default else tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = int if default is None else type(default)
+    if (default is None and value is None) or (
+        isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
+    ):
+        return value
+    if _is_dict(default):
+        raise InputError(f"{key}={value!r}: {key} is a section; set one of {', '.join(default)}")
+    raise InputError(
+        f"{key}={value!r} is {type(value).__name__}; it must be "
+        f"{expected.__name__}, for example {default!r}"
+    )
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, (ConfigDict, dict))
+
+
+def _section(config: ConfigDict, key: str) -> ConfigDict:
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        flat |= _flatten(value, f"{key}.") if _is_dict(value) else {key: value}
+    return flat
+
+
+def _numbers(value: Any) -> list[int | float]:
+    if isinstance(value, tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [] if isinstance(value, (str, bool)) or value is None else [value]

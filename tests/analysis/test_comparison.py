@@ -1,0 +1,96 @@
+"""Sizes are matched by excess loss alone, and compared seed by seed."""
+
+import random
+from dataclasses import replace
+
+from jaxflat.analysis.comparison import compare, match_all, match_cells, read_comparison
+from jaxflat.analysis.results import Cell, Row, read_results
+from jaxflat.analysis.statistics import paired_t_interval
+
+
+def cell(step, losses, variant="", **values):
+    rows = {
+        seed: Row("", {}, seed, step, True, {"excess_loss": loss, **values})
+        for seed, loss in losses.items()
+    }
+    return Cell(variant, step, rows)
+
+
+def chosen(comparison):
+    pairs = [(pair.smaller.step, pair.larger.step) for pair in comparison.pairs]
+    return pairs, {name: cell.step for name, cell in comparison.matched.items()}
+
+
+def test_the_nearest_losses_are_matched():
+    smaller = [cell(1, {"0": 0.9, "1": 0.7}), cell(2, {"0": 0.5, "1": 0.3})]
+    larger = [cell(3, {"0": 0.6, "1": 0.44}), cell(4, {"0": 0.43, "1": 0.39})]
+    first, second = match_cells(smaller, larger)
+    assert (first.step, second.step) == (2, 4)
+
+
+def test_only_shared_seeds_are_compared():
+    first, second = match_cells([cell(1, {"0": 0.5, "1": 9.0})], [cell(2, {"0": 0.4, "2": 7.0})])
+    assert (first.step, second.step) == (1, 2)
+    assert match_cells([cell(1, {"0": 0.5})], [cell(2, {"1": 0.5})]) is None
+
+
+def test_all_sizes_are_matched_where_their_losses_are_closest_together():
+    variants = {
+        "a": [cell(1, {"0": 0.9}), cell(2, {"0": 0.5})],
+        "b": [cell(3, {"0": 0.8}), cell(4, {"0": 0.51})],
+        "c": [cell(5, {"0": 0.52}), cell(6, {"0": 0.1})],
+    }
+    assert [cell.step for cell in match_all(variants).values()] == [2, 4, 5]
+
+
+def test_accuracies_and_traces_play_no_part_in_the_choice(sweep):
+    rows = read_results(sweep(accuracy=1.5, log_trace=-0.3) / "results.csv")
+    others = [{name: value for name, value in row.values.items() if not kept(name)} for row in rows]
+    random.Random(0).shuffle(others)
+    shuffled = [
+        replace(row, values={n: v for n, v in row.values.items() if kept(n)} | values)
+        for row, values in zip(rows, others, strict=True)
+    ]
+    before, after = compare(rows), compare(shuffled)
+    assert chosen(before) == chosen(after)
+    assert [pair.accuracy for pair in before.pairs] != [pair.accuracy for pair in after.pairs]
+
+
+def kept(name):
+    return name in ("num_params", "excess_loss", "excess_loss_sem")
+
+
+def test_a_difference_is_larger_minus_smaller_seed_by_seed(sweep):
+    pair = read_comparison(sweep(accuracy=1.5)).pairs[0]
+    assert pair.p_with_choice == 9 * pair.equivalence.p
+    column = "linear_probe/state_3.map/4000"
+    values = [list(one.by_seed(column).values()) for one in (pair.smaller, pair.larger)]
+    assert pair.smaller.num_params < pair.larger.num_params
+    assert pair.secondary[column] == paired_t_interval(*values)
+
+
+def test_projected_checkpoints_are_compared_with_each_other_only(sweep):
+    rows = read_results(sweep() / "results.csv")
+    trunk = [
+        replace(row, projected=False, step=row.step + 1) for row in rows if not row.is_lookup_table
+    ]
+    assert {cell.step for cell in compare(rows + trunk).cells} == {1000, 2000, 4000}
+
+
+def test_sizes_that_also_differ_in_something_else_are_not_compared(sweep):
+    rows = read_results(sweep() / "results.csv")
+    both = [
+        replace(row, swept=row.swept | {"optimizer.name": name})
+        for row in rows
+        for name in ("adam", "sgd")
+    ]
+    comparison = compare(both)
+    assert "size alone is not compared" in comparison.obstacle
+    assert comparison.pairs == []
+    assert len(comparison.variants) == 6
+
+
+def test_a_sweep_of_one_size_is_not_compared_by_size(sweep):
+    comparison = read_comparison(sweep(widths=(16,)))
+    assert "one size only" in comparison.obstacle
+    assert comparison.cells

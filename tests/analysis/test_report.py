@@ -1,0 +1,139 @@
+"""The page stands alone, holds the table's numbers, and survives whatever a sweep left out."""
+
+import csv
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from jaxflat.analysis.report import write_report
+from jaxflat.analysis.tables import summary_table
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Addresses, visible text and balance of a page's tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.texts, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [(tag, value) for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def read(workdir):
+    text = write_report(workdir).read_text()
+    page = Page(text)
+    assert page.open == []
+    visible = " ".join(page.texts[2:])
+    assert "nan" not in visible
+    return page, visible
+
+
+def drop(path, unwanted):
+    """Rewrite a csv without the columns whose name contains `unwanted`."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    places = [place for place, name in enumerate(header) if unwanted not in name]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([row[place] for place in places] for row in [header, *rows])
+
+
+@pytest.fixture
+def workdir(sweep):
+    return sweep(accuracy=1.5, log_trace=-0.3)
+
+
+@pytest.fixture(scope="module")
+def reported(sweep):
+    """(folder, page, visible text) of one sweep, for tests that only look."""
+    folder = sweep(accuracy=1.5, log_trace=-0.3)
+    return folder, *read(folder)
+
+
+def test_the_page_loads_nothing_from_elsewhere(reported):
+    _, page, _ = reported
+    for tag, address in page.addresses:
+        assert address.startswith("data:") if tag == "img" else address.startswith("https://arxiv")
+    assert sum(tag == "img" for tag, _ in page.addresses) == 5
+
+
+def test_the_page_shows_the_numbers_of_the_table(reported):
+    folder, _, visible = reported
+    for row in summary_table(folder):
+        for text in row:
+            assert text in visible
+
+
+def test_the_figures_are_also_files(reported):
+    names = {path.name for path in (reported[0] / "figures").iterdir()}
+    assert names == {"size.png", "size.svg", "trajectories.png", "trajectories.svg"}
+
+
+def test_how_it_was_made(reported):
+    for text in ("abc1234", "jax 0.10.2", "train 300 s", "phase_order", "2210.14199"):
+        assert text in reported[2]
+
+
+def test_the_same_results_give_the_same_page(reported):
+    before = (reported[0] / "report.html").read_bytes()
+    assert write_report(reported[0]).read_bytes() == before
+
+
+def test_failed_points_and_text_from_files_are_shown_as_text(workdir):
+    point = next(path for path in workdir.iterdir() if path.is_dir() and "seed=0" in path.name)
+    status = {"state": "failed", "reason": "loss is <b>not</b> finite"}
+    (point / "status.json").write_text(json.dumps(status))
+    _, visible = read(workdir)
+    assert "did not finish: 1 of 15" in visible
+    assert "failed: loss is <b>not</b> finite" in visible
+
+
+@pytest.mark.parametrize("missing", ["@embedded", "trace", "linear_probe", "bayes", "loss"])
+def test_missing_columns_leave_a_page(workdir, missing):
+    drop(workdir / "results.csv", missing)
+    read(workdir)
+
+
+def test_one_seed_one_size_and_nothing_at_all(sweep, tmp_path):
+    read(sweep(seeds=1))
+    _, visible = read(sweep(widths=(16,)))
+    assert "models of one size only" in visible
+    (tmp_path / "empty").mkdir()
+    _, visible = read(tmp_path / "empty")
+    assert "No point has results yet" in visible
+
+
+def test_half_written_files_are_read_as_far_as_they_go(workdir):
+    point = next(path for path in workdir.iterdir() if path.is_dir() and "seed=0" in path.name)
+    with (point / "timing.jsonl").open("a") as file:
+        file.write('{"stage": "tra')
+    (point / "config.json").write_text("{")
+    _, visible = read(workdir)
+    assert "train 300 s" in visible
+
+
+def test_a_trace_that_is_not_positive_has_no_ratio(workdir):
+    path = workdir / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["hessian_trace@embedded"] = row["hessian_trace@embedded"] and "-1.0"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    _, visible = read(workdir)
+    assert "Fisher trace 0.7" in visible
+    assert "Hessian trace 0.7" not in visible

@@ -1,0 +1,132 @@
+"""Each trace against the dense matrix, and the error bars against repeated estimates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import softmax_table
+import tiny_masked_lm as lm
+
+from jaxflat import flatness
+
+KEY = jax.random.key(3)
+
+
+def three_traces(params, batches):
+    args = params, batches, KEY
+    hessian = flatness.hessian_trace_terms(
+        lm.loss_fn, *args, num_probes=256, over="probes", stacked=lm.is_stacked
+    )
+    fisher = flatness.fisher_trace_terms(
+        lm.log_probs_fn, *args, num_samples=256, over="probes", stacked=lm.is_stacked
+    )
+    gauss_newton = flatness.gauss_newton_trace(
+        lm.log_probs_fn, *args, num_probes=256, over="probes"
+    )
+    return {"H": hessian.total(), "G": gauss_newton, "F": fisher.total()}
+
+
+def assert_within(estimate, truth, num_sems=3):
+    assert abs(estimate.mean - truth) < num_sems * estimate.sem
+
+
+def test_the_traces_agree_at_saturation_and_only_there():
+    params, batches = lm.make_params(), lm.make_batches(3, 4)
+    optimal = lm.saturated(params, batches)
+    gauss_newton = lm.dense_gauss_newton(params, batches)
+    np.testing.assert_allclose(lm.dense_hessian(params, optimal), gauss_newton, atol=1e-10)
+    for estimate in three_traces(params, optimal).values():
+        assert_within(estimate, jnp.trace(gauss_newton))
+
+    traces = three_traces(params, batches)
+    assert_within(traces["H"], jnp.trace(lm.dense_hessian(params, batches)))
+    assert_within(traces["G"], jnp.trace(gauss_newton))
+    assert_within(traces["F"], jnp.trace(gauss_newton))
+    with pytest.raises(AssertionError):
+        assert_within(traces["H"], jnp.trace(gauss_newton))
+
+
+def test_fractional_weights_are_exact_in_the_fisher_trace():
+    batches = softmax_table.make_batches(4, 8)
+    batches = {**batches, "weights": batches["weights"] * jnp.linspace(0.1, 2.0, 8)[None, :]}
+    params = softmax_table.make_params()
+    fisher = flatness.fisher_trace(
+        softmax_table.log_probs_fn,
+        params,
+        batches,
+        KEY,
+        num_samples=4096,
+        over="probes",
+        samples_per_pass=512,
+    )
+    assert_within(fisher, jnp.trace(softmax_table.dense_gauss_newton(params, batches)))
+
+
+def calibration(estimate_fn, truth, num_seeds=2000):
+    """(z of the grand mean, coverage of the 95% interval) over seeds."""
+    keys = jax.random.split(jax.random.key(7), num_seeds)
+    estimates = jax.jit(lambda keys: jax.lax.map(estimate_fn, keys, batch_size=100))(keys)
+    low, high = estimates.interval()
+    means = np.asarray(estimates.mean)
+    z = (means.mean() - float(truth)) / (means.std(ddof=1) / num_seeds**0.5)
+    return z, float(jnp.mean((low < truth) & (truth < high)))
+
+
+def resample(key, pool, num_microbatches):
+    """Microbatches drawn with replacement from a pool, which so becomes the population."""
+    size = jax.tree.leaves(pool)[0].shape[0]
+    chosen = jax.random.randint(key, (num_microbatches,), 0, size)
+    return jax.tree.map(lambda x: x[chosen], pool)
+
+
+def check_calibration(problem, trace, over, num_draws, num_microbatches):
+    """Unbiased and of the stated coverage, with the data fixed or resampled from a pool."""
+    pool_size = num_microbatches if over == "probes" else 64
+    params, pool = problem.make_params(), problem.make_batches(pool_size, 4)
+    dense = problem.dense_hessian if trace == "hessian" else problem.dense_gauss_newton
+
+    def estimate_fn(key):
+        data_key, key = jax.random.split(key)
+        batches = pool if over == "probes" else resample(data_key, pool, num_microbatches)
+        if trace == "hessian":
+            return flatness.hessian_trace(
+                problem.loss_fn, params, batches, key, num_probes=num_draws, over=over
+            )
+        return flatness.fisher_trace(
+            problem.log_probs_fn, params, batches, key, num_samples=num_draws, over=over
+        )
+
+    z, coverage = calibration(estimate_fn, jnp.trace(dense(params, pool)))
+    print(f"{problem.__name__} {trace} {over}: z {z:.2f}, coverage {coverage:.4f}")
+    assert abs(z) < 3
+    assert 0.93 < coverage < 0.97
+
+
+@pytest.mark.parametrize("over", ["probes", "probes+sentences"])
+@pytest.mark.parametrize(("trace", "num_samples"), [("hessian", 16), ("fisher", 64)])
+@pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+def test_calibration(problem, trace, num_samples, over):
+    """A Fisher sample is a squared norm, so skewed: 16 of them cover only 92-93%."""
+    num_draws, num_microbatches = (num_samples, 2) if over == "probes" else (1, num_samples)
+    check_calibration(problem, trace, over, num_draws, num_microbatches)
+
+
+def test_one_microbatch_says_nothing_about_sentences():
+    params, batches = softmax_table.make_params(), softmax_table.make_batches(1, 4)
+    with pytest.raises(ValueError, match="at least 2 microbatches"):
+        flatness.hessian_trace(softmax_table.loss_fn, params, batches, KEY, num_probes=4)
+
+
+def test_nothing_recompiles_for_new_parameters():
+    for seed in range(2):
+        params = softmax_table.make_params(seed)
+        batches = softmax_table.make_batches(3, 5, seed)
+        key = jax.random.key(seed)
+        flatness.hessian_trace(softmax_table.loss_fn, params, batches, key, num_probes=3)
+        flatness.gauss_newton_trace(softmax_table.log_probs_fn, params, batches, key, num_probes=3)
+        flatness.fisher_trace(softmax_table.log_probs_fn, params, batches, key, num_samples=3)
+        traces = flatness.hessian_trace, flatness.gauss_newton_trace, flatness.fisher_trace
+        sizes = [trace._cache_size() for trace in traces]
+        if seed == 0:
+            first_sizes = sizes
+    assert sizes == first_sizes

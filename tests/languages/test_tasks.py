@@ -1,0 +1,102 @@
+"""Task labels and posteriors against enumeration, and against each other."""
+
+import jax
+import numpy as np
+import pytest
+from enumeration import SMALL, Nodes, ragged_batch, small_derivations
+from test_sampling import RANDOM
+
+from jaxflat.languages.balanced_tree import BalancedTree
+from jaxflat.languages.hmm import Hmm
+from jaxflat.languages.sentences import Sentences
+
+
+def _true_nodes(language, latents, length: int) -> Nodes:
+    """Hidden symbol by place, of one sentence."""
+    if isinstance(language, Hmm):
+        return {(t + 1,): state for t, state in enumerate(latents[:length])}
+    if isinstance(language, BalancedTree):
+        states, nodes = iter(latents), {}
+        for width in (length >> level for level in range(language.depth + 1)):
+            nodes |= {(start, start + width): next(states) for start in range(0, length, width)}
+        return nodes
+    rows = zip(latents.symbol_BxM, latents.start_BxM, latents.width_BxM, strict=True)
+    return {(start, start + width): symbol for symbol, start, width in rows if width > 0}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_posterior_equals_enumeration(name):
+    language = SMALL[name]
+    tasks = list(language.tasks.values())
+    with jax.enable_x64(True):
+        words_BxT, lengths_B = ragged_batch(language, seed=0)
+        sentences = Sentences(words_BxT, lengths_B, latents=None)  # it sees the words alone
+        for task in (tasks[len(tasks) // 2], tasks[-1]):
+            probs_BxC = np.asarray(task.posterior(sentences))
+            assert probs_BxC.shape == (len(lengths_B), task.num_classes)
+            long_enough = np.flatnonzero(lengths_B >= task.place[-1])
+            assert len(long_enough) > 0
+            for b in long_enough:
+                n = int(lengths_B[b])
+                exact = small_derivations(name, n)
+                expected_C = exact.posterior(tuple(words_BxT[b, :n]), task.place)
+                np.testing.assert_allclose(probs_BxC[b], expected_C, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_latent_labels_are_the_hidden_symbols(name):
+    """Valid exactly where the sentence has a symbol at the place: long enough, a constituent."""
+    language = RANDOM[name]
+    sentences = language.sample(jax.random.key(1), 20_000)
+    sentences = jax.tree.map(lambda leaf: np.asarray(leaf)[:500], sentences)
+    nodes = []
+    for b, length in enumerate(sentences.lengths_B):
+        latents = jax.tree.map(lambda leaf, b=b: leaf[b], sentences.latents)
+        nodes.append(_true_nodes(language, latents, length))
+    some_invalid = False
+    for task in language.tasks.values():
+        labels_B, valid_B = map(np.asarray, task.labels(sentences))
+        assert labels_B.dtype == np.int32
+        np.testing.assert_array_equal(valid_B, [task.place in found for found in nodes])
+        assert valid_B.any()
+        for b in np.flatnonzero(valid_B):
+            assert labels_B[b] == nodes[b][task.place]
+        some_invalid |= not valid_B.all()
+    assert some_invalid != isinstance(language, BalancedTree)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_posteriors_are_calibrated(name):
+    """E p(true label) = E sum_c p(c)^2 where p is the label's conditional distribution."""
+    language = RANDOM[name]
+    sentences = language.sample(jax.random.key(2), 20_000)
+    for task in language.tasks.values():
+        labels_B, valid_B = map(np.asarray, task.labels(sentences))
+        probs_BxC = np.asarray(task.posterior(sentences), np.float64)[valid_B]
+        of_true_B = np.take_along_axis(probs_BxC, labels_B[valid_B][:, None], axis=1)[:, 0]
+        gap_B = of_true_B - (probs_BxC**2).sum(axis=1)
+        assert len(gap_B) > 100
+        assert gap_B.std() > 0.05
+        assert abs(gap_B.mean()) < 3 * gap_B.std(ddof=1) / np.sqrt(len(gap_B))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_map_labels_are_the_most_probable(name):
+    language = RANDOM[name]
+    sentences = language.sample(jax.random.key(3), 20_000)
+    for task in language.tasks.values():
+        latent_B, valid_B = map(np.asarray, task.labels(sentences, "latent"))
+        map_B, map_valid_B = map(np.asarray, task.labels(sentences, "map"))
+        np.testing.assert_array_equal(map_valid_B, valid_B)
+        np.testing.assert_array_equal(map_B, np.argmax(task.posterior(sentences), axis=1))
+        # The Bayes accuracy: how often the most probable label is the true one.
+        agree, best = (map_B == latent_B)[valid_B], task.posterior(sentences).max(axis=1)
+        sem = agree.std(ddof=1) / np.sqrt(valid_B.sum())
+        assert abs(agree.mean() - np.asarray(best)[valid_B].mean()) < 3 * sem
+
+
+def test_unknown_labeling_names_the_choices():
+    task = next(iter(RANDOM["hmm"].tasks.values()))
+    sentences = RANDOM["hmm"].sample(jax.random.key(4), 20_000)
+    with pytest.raises(ValueError, match="labeling must be one of latent, map; got 'oracle'"):
+        task.labels(sentences, "oracle")

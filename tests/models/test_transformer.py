@@ -1,0 +1,128 @@
+"""The transformer computes at the asked positions what it would compute everywhere."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxflat.models.blocks import block_of, is_stacked
+from jaxflat.models.enlarge import enlarge, gauss_newton_factors
+from jaxflat.models.transformer import Transformer, mask_id
+
+V, T = 5, 4
+TOKENS_BxT = np.array([[0, 1, 2, 3], [4, 4, 0, V], [mask_id(V), 2, V, V]])
+LENGTHS_B = np.array([4, 3, 2])
+
+
+def make(width: int, num_layers: int, tied: bool, seed: int = 0):
+    model = Transformer(V, T, width, num_layers, width // 2, tied)
+    params = jax.jit(model.init)(jax.random.key(seed), TOKENS_BxT, LENGTHS_B)["params"]
+    # Away from the initial zeros and ones, so that every leaf matters.
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [
+        leaf + 0.3 * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(structure, noisy)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+@partial(jax.jit, static_argnames="model")
+def apply(model, params, positions_BxM=None, tokens_BxT=TOKENS_BxT):
+    return model.apply({"params": params}, tokens_BxT, LENGTHS_B, positions_BxM)[0]
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_only_asked_positions_are_computed_and_they_agree(num_layers, float64):
+    model, params = make(8, num_layers, tied=False)
+    params = float64(params)
+    positions_BxM = np.array([[0, 3], [1, 2], [1, 0]])
+    everywhere_BxTxV = apply(model, params)
+    expected = np.take_along_axis(np.asarray(everywhere_BxTxV), positions_BxM[..., None], axis=1)
+    np.testing.assert_allclose(apply(model, params, positions_BxM), expected, atol=1e-12)
+
+
+def test_what_stands_at_padding_never_matters():
+    model, params = make(8, 2, tied=True)
+    changed_BxT = np.where(TOKENS_BxT == V, 1, TOKENS_BxT)
+    words_BxT = np.arange(T)[None] < LENGTHS_B[:, None]
+    logits_BxTxV = apply(model, params, None, TOKENS_BxT)
+    same = logits_BxTxV == apply(model, params, None, changed_BxT)
+    assert np.all(np.asarray(same)[words_BxT])
+    assert not np.all(np.asarray(same))
+
+
+def test_every_word_depends_on_every_other_word():
+    model, params = make(8, 2, tied=True)
+    tokens_1xT, lengths_1 = TOKENS_BxT[:1], LENGTHS_B[:1]
+
+    def logits(embedding):
+        changed = params | {"token_embedding": embedding}
+        return model.apply({"params": changed}, tokens_1xT, lengths_1)[0].sum(-1)[0]
+
+    jacobian_TxVxD = jax.jacobian(logits)(params["token_embedding"])
+    assert np.all(np.abs(jacobian_TxVxD)[:, :4].max(-1) > 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("num_layers", "factor"), [(1, 2), (2, 3)])
+def test_embedded_model_computes_the_same_logits(tied, num_layers, factor, float64):
+    small, params = make(4, num_layers, tied)
+    large = small.clone(width=4 * factor, num_heads=2 * factor)
+    params = float64(params)
+    embedded = enlarge(params, factor)
+    shapes = jax.eval_shape(large.init, jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
+    assert jax.tree.map(jnp.shape, embedded) == jax.tree.map(lambda x: x.shape, shapes)
+    np.testing.assert_allclose(apply(small, params), apply(large, embedded), atol=1e-10)
+
+
+@partial(jax.jit, static_argnames="model")
+def dense_traces(model, params):
+    """Per leaf: tr of the dense GGN and of the dense Hessian of the loss with all-0 labels."""
+    log_probs = lambda p: jax.nn.log_softmax(apply(model, p))  # noqa: E731
+    probs = jnp.exp(log_probs(params)).reshape(-1)
+    jacobian = jax.jacobian(lambda p: log_probs(p).reshape(-1))(params)
+    gauss_newton = jax.tree.map(
+        lambda j: (j.reshape(len(probs), -1) ** 2 * probs[:, None]).sum(), jacobian
+    )
+    flat, unravel = ravel_pytree(params)
+    hessian = jax.hessian(lambda x: -log_probs(unravel(x))[..., 0].sum())(flat)
+    return gauss_newton, jnp.trace(hessian)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(tied, float64):
+    small, params = make(4, 2, tied)
+    large = small.clone(width=8, num_heads=4)
+    params = float64(params)
+    raw, raw_hessian = dense_traces(small, params)
+    embedded, embedded_hessian = dense_traces(large, enlarge(params, 2))
+    factors = gauss_newton_factors(params, 2)
+    predicted = jax.tree.map(jnp.multiply, raw, factors)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-20), predicted, embedded)
+    # The Hessian's second-derivative part follows no such rule: it has to be measured.
+    total = sum(jax.tree.leaves(predicted))
+    residual = raw_hessian - sum(jax.tree.leaves(raw))
+    assert abs(total + residual - embedded_hessian) > 1e-3 * abs(embedded_hessian)
+
+
+def test_blocks_name_every_leaf():
+    _, params = make(4, 3, tied=False)
+    names = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        layers = range(leaf.shape[0]) if is_stacked(name) else [None]
+        names |= {block_of(name if i is None else f"{name}/{i}") for i in layers}
+    kinds = {"attention", "mlp", "norm"}
+    layers = {f"layer_{i}.{kind}" for i in (0, 1, "last") for kind in kinds}
+    outside = {"token_embedding", "position_embedding", "final_norm", "decoder", "decoder_bias"}
+    assert names == layers | outside

@@ -1,0 +1,40 @@
+"""A sweep small enough to run many times in the tests."""
+
+from ml_collections import ConfigDict
+
+from jaxflat import config as base_config
+from jaxflat.config import Sweep, chain, param, product
+
+
+def tiny_config() -> ConfigDict:
+    """Two phases, two measured checkpoints each way, everything else as small as it goes."""
+    config = base_config.base()
+    config.language.hmm.update({"num_states": 3, "num_words": 6, "length": 4, "min_length": 2})
+    config.language.hmm.tasks = (2,)
+    config.model.width = 8
+    config.mesh.data = 1
+    config.phase_order = ("pretrain", "drift")
+    config.phases.drift = base_config.phase()
+    config.phases.drift.update({"targets": "sampled", "steps": 6, "anneal_steps": 0})
+    config.phases.drift.optimizer.name = "sgd"
+    config.phases.drift.checkpoint_steps = (6,)
+    config.phases.pretrain.update({"steps": 10, "anneal_steps": 4, "checkpoint_steps": (3, 10)})
+    for phase in config.phases.values():
+        phase.batch_size = 8
+        phase.schedule.warmup_steps = 2
+    config.training.update({"steps_per_call": 2, "save_every": 2})
+    config.evaluation.update({"num_sentences": 16, "batch_size": 8})
+    config.flatness.update({"num_microbatches": 2, "microbatch_size": 8, "num_probes": 2})
+    config.probes.update({"num_draws": 2, "num_validation": 16, "num_test": 32, "iterations": 5})
+    config.probes.shots = (8, 16)
+    return config
+
+
+def tiny_sweep(num_seeds: int = 2) -> Sweep:
+    """Seeds of two widths and a lookup table."""
+    return chain(
+        product(param("seed", range(num_seeds)), param("model.width", [8, 16])),
+        product(
+            param("seed", [0]), param("model.name", ["lookup_table"]), param("phase_order", [()])
+        ),
+    )

@@ -1,0 +1,95 @@
+"""The rooms and the arrows between them, read from the code's own imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxflat"
+
+# What each room may import from its siblings. Rooms that are not here are joiners: they may
+# import every room but those above them in ORDER.
+ALLOWED = {
+    "languages": set(),
+    "models": set(),
+    "flatness": set(),
+    "checkpoint": set(),
+    "sharding": set(),
+    "metrics": set(),
+    "config": set(),
+    "preemption": set(),
+    "validation": {"config"},
+    "loading": {"config", "validation"},
+    "training": set(),
+    "probes": {"training"},
+    "analysis": set(),
+}
+ORDER = ("experiment", "memory", "stages", "run", "points", "sweep", "benchmark", "main")
+TOP_LEVEL = {
+    *("README.md", "LICENSE", "setup.cfg", "pyproject.toml", "Makefile"),
+    *("jaxflat", "configs", "launch", "tests", "docs"),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return every module a file imports, those named in "from package import module" included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = {name.split(".")[1] for name in imported_modules(path) if name.startswith("jaxflat.")}
+    return rooms - {room_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_flow_one_way(path):
+    room = room_of(path)
+    if room == "__init__":
+        allowed = set()
+    elif room in ALLOWED:
+        allowed = ALLOWED[room]
+    else:
+        assert room in ORDER, f"{room} is a new room: give it a place in this test"
+        allowed = ALLOWED.keys() | set(ORDER[: ORDER.index(room)])
+    assert imported_rooms(path) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_flax_stays_in_models(path):
+    if room_of(path) != "models":
+        assert not any(name.split(".")[0] == "flax" for name in imported_modules(path))
+
+
+def test_analysis_reads_files_only():
+    for path in (PACKAGE / "analysis").rglob("*.py"):
+        assert not any(name.split(".")[0] == "jax" for name in imported_modules(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_functions_and_files_stay_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 200
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_configs_are_short_and_nothing_else_is_at_the_top():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert path.read_text().count("\n") <= 60
+    visible = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    assert visible - {"runs", "build", "jaxflat.egg-info"} == TOP_LEVEL

@@ -1,0 +1,147 @@
+"""A sweep as its users treat it: interrupted, extended, remeasured, and given bad input."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeps import tiny_config, tiny_sweep
+
+from jaxflat import preemption, sweep
+from jaxflat.metrics import Display
+from jaxflat.validation import InputError
+
+# Everything that a run's numbers are in; timing.jsonl and the TensorBoard events hold clocks.
+RESULTS = ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("sweep")
+    assert sweep.run(tiny_config(), tiny_sweep(), workdir) == {}
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    """Return every result and every checkpointed array of a work directory, as bytes."""
+    names = [*workdir.glob("*.csv"), *workdir.glob("sweep.json")]
+    names += [path for name in RESULTS for path in workdir.glob(f"*/{name}")]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in names}
+
+
+def modified(workdir: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(workdir.glob(pattern))}
+
+
+def test_every_point_is_measured_at_every_checkpoint(finished):
+    lines = (finished / "results.csv").read_text().splitlines()
+    header, *rows = [line.split(",") for line in lines]
+    # Two seeds of two widths with three checkpoints each, and one lookup table.
+    assert len(rows) == 2 * 2 * 3 + 1
+    for name in ("excess_loss", "hessian_trace@embedded", "fisher_trace_sem", "seed", "num_params"):
+        assert name in header
+    assert {"linear_probe/state_2.map/16", "bayes/state_2.latent"} <= set(header)
+    table = dict(zip(header, rows[-1], strict=True))
+    assert table["excess_loss"] == "0.0"
+    assert table["hessian_trace"] == ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
+    finished, tmp_path, monkeypatch, seed
+):
+    """Cut off at random moments, as by kill -9: no cleanup code of ours gets to run."""
+    moments = random.Random(seed)
+    advance = Display.advance_stage
+
+    class Killed(BaseException):
+        pass
+
+    def advance_or_die(self, *arguments):
+        advance(self, *arguments)
+        if moments.random() < 0.1:
+            raise Killed
+
+    monkeypatch.setattr(Display, "advance_stage", advance_or_die)
+    deaths = 0
+    while True:
+        try:
+            sweep.run(tiny_config(), tiny_sweep(), tmp_path)
+        except Killed:
+            deaths += 1
+            continue
+        break
+    assert deaths >= 3
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch):
+    advance = Display.advance_stage
+
+    def signal_once(self, completed, note):
+        advance(self, completed, note)
+        if completed == 4:
+            preemption._received.append(15)
+            monkeypatch.setattr(Display, "advance_stage", advance)
+
+    monkeypatch.setattr(Display, "advance_stage", signal_once)
+    with pytest.raises(preemption.Preempted):
+        sweep.run(tiny_config(), tiny_sweep(), tmp_path)
+    preemption._received.clear()
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("*/status.json")]
+    assert states == ["preempted"]
+    assert sweep.run(tiny_config(), tiny_sweep(), tmp_path) == {}
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_new_seeds_train_only_themselves(copy):
+    before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
+    old = {path for path in before if path.name != "timing.jsonl"}
+    assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}
+    after = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
+    assert {path: after[path] for path in old} == {path: before[path] for path in old}
+    assert len((copy / "results.csv").read_text().splitlines()) == 1 + 3 * 2 * 3 + 1
+
+
+def test_new_measurement_settings_measure_again_and_train_nothing(copy):
+    before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/probes.jsonl")
+    flatness = contents(copy)
+    config = tiny_config()
+    config.flatness.num_probes = 3
+    assert sweep.run(config, tiny_sweep(), copy) == {}
+    assert modified(copy, "*/checkpoints/*/*") | modified(copy, "*/probes.jsonl") == before
+    changed = {name for name, text in contents(copy).items() if text != flatness[name]}
+    assert {Path(name).name for name in changed} == {"flatness.jsonl", "results.csv"}
+    assert len(changed) == 4 + 1
+
+
+def test_another_training_config_in_an_old_folder_is_refused(copy):
+    before = modified(copy, "**/*")
+    config = tiny_config()
+    config.phases.pretrain.batch_size = 16
+    with pytest.raises(InputError, match=r"phases\.pretrain\.batch_size=8.*batch_size=16"):
+        sweep.run(config, tiny_sweep(), copy)
+    assert modified(copy, "**/*") == before
+
+
+def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch):
+    run_point = sweep.run_point
+
+    def fail_on_width_16(point, *arguments):
+        if point.config.model.width == 16:
+            raise RuntimeError("out of luck")
+        run_point(point, *arguments)
+
+    monkeypatch.setattr(sweep, "run_point", fail_on_width_16)
+    failures = sweep.run(tiny_config(), tiny_sweep(), tmp_path)
+    assert set(failures.values()) == {"RuntimeError: out of luck"}
+    assert len(failures) == 2
+    monkeypatch.setattr(sweep, "run_point", run_point)
+    assert sweep.run(tiny_config(), tiny_sweep(), tmp_path) == {}
+    assert contents(tmp_path) == contents(finished)

@@ -1,0 +1,148 @@
+"""Optimizer steps: their schedule, what decays, how calls split, and how devices share a batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from jaxflat import config as base_config
+from jaxflat import experiment
+from jaxflat.languages.batches import masked_batch
+from jaxflat.training.objectives import masked_lm_loss, sentence_losses
+from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed
+
+
+def resolved(**overrides) -> FrozenConfigDict:
+    config = base_config.base()
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.model.width = 8
+    config.language.hmm.min_length = 4
+    for key, value in overrides.items():
+        config.phases.pretrain[key] = value
+    return FrozenConfigDict(config)
+
+
+def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarray:
+    mesh = experiment.sharding.make_mesh(num_devices)
+    (phase,) = experiment.phases(config)
+    model = experiment.make_model(config)
+    steps = experiment.train_steps(model, phase.settings, mesh)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    state = experiment.init_state(experiment.init_params(config), phase)
+    state = experiment.sharding.replicate(mesh, state)
+    language = experiment.make_language(config.language)
+    losses = []
+    for stop in range(1, num_steps + 1):
+        state, loss = steps(state, language, jax.random.key(1), schedule, 0, stop)
+        losses.append(float(loss))
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("targets", ["exact", "sampled"])
+def test_eight_devices_train_like_one(targets):
+    config = resolved(targets=targets)
+    one, eight = (losses_of_first_steps(config, n, 30) for n in (1, 8))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert one[-1] < one[0]
+
+
+def test_calls_of_any_length_are_the_same_training():
+    config = resolved()
+    (phase,) = experiment.phases(config)
+    mesh = experiment.sharding.make_mesh(1)
+    steps = experiment.train_steps(experiment.make_model(config), phase.settings, mesh)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    language = experiment.make_language(config.language)
+    finals = []
+    for stops in ((12,), (5, 6, 12)):
+        state = experiment.init_state(experiment.init_params(config), phase)
+        for stop in stops:
+            state, _ = steps(state, language, jax.random.key(1), schedule, 0, stop)
+        finals.append(state)
+    jax.tree.map(np.testing.assert_array_equal, *finals)
+
+
+def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
+    config = resolved()
+    language, model = (make(config) for make in (lambda c: experiment.make_language(c.language),
+                                                 experiment.make_model))  # fmt: skip
+    params = experiment.init_params(config)
+    batch = masked_batch(language, jax.random.key(0), 1, "exact")
+    gradient_of = jax.jit(jax.grad(lambda p, b: masked_lm_loss(model.apply)(p, b)[0]))
+
+    def labelled(word):
+        one_hot_1x1xV = jax.nn.one_hot(jnp.full((1, 1), word), language.num_words)
+        return gradient_of(params, type(batch)(batch.inputs_BxT, batch.lengths_B,
+                                               batch.positions_BxM, one_hot_1x1xV))  # fmt: skip
+
+    expected = jax.tree.map(jnp.zeros_like, params)
+    for word, probability in enumerate(batch.targets_BxMxV[0, 0]):
+        expected = jax.tree.map(lambda e, g, p=probability: e + p * g, expected, labelled(word))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+        gradient_of(params, batch),
+        expected,
+    )
+
+
+def test_sentence_losses_are_entropies_and_divergences():
+    exact_BxTxV, model_BxTxV = (
+        jax.nn.log_softmax(jax.random.normal(jax.random.key(i), (2, 3, 5))) for i in (0, 1)
+    )
+    tokens_BxT, lengths_B = jnp.array([[0, 4, 2], [3, 5, 5]]), jnp.array([3, 1])
+    losses = sentence_losses(model_BxTxV, exact_BxTxV, tokens_BxT, lengths_B)
+    p, f = np.exp(exact_BxTxV), np.asarray(model_BxTxV)
+    divergence_BxT = (p * (np.log(p) - f)).sum(-1)
+    np.testing.assert_allclose(
+        losses["excess_loss"], [divergence_BxT[0].mean(), divergence_BxT[1, 0]], rtol=1e-5
+    )
+    np.testing.assert_allclose(losses["loss"][1], -f[1, 0, 3], rtol=1e-6)
+    assert np.all(sentence_losses(exact_BxTxV, exact_BxTxV, tokens_BxT, lengths_B)["excess_loss"]
+                  == 0)  # fmt: skip
+
+
+def test_schedule_warms_up_stays_and_decays_to_nothing():
+    schedule = Schedule(learning_rate=2.0, warmup_steps=4, decay_steps=5, total_steps=20)
+    rates = [float(schedule(jnp.asarray(step))) for step in range(20)]
+    np.testing.assert_allclose(rates[:5], [0.5, 1.0, 1.5, 2.0, 2.0])
+    np.testing.assert_allclose(rates[4:15], 2.0)
+    np.testing.assert_allclose(rates[15:], [2.0, 1.6, 1.2, 0.8, 0.4], rtol=1e-6)
+    anneal = Schedule(learning_rate=2.0, warmup_steps=0, decay_steps=5, total_steps=5)
+    np.testing.assert_allclose([float(anneal(jnp.asarray(s))) for s in range(5)], rates[15:])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
+    settings = dict(base_config.phase().optimizer[name])
+    params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
+    gradient = {"kernel": jnp.array([0.3, 0.1]), "scale": jnp.array([-0.2])}
+    if name == "adamw":
+        settings["weight_decay"] = 0.1
+        reference = optax.adamw(0.05, mask=decayed, **settings)
+    else:
+        settings["momentum"] = 0.9
+        reference = optax.sgd(0.05, **settings)
+    ours = OPTIMIZERS[name](**settings)
+    states = ours.init(params), reference.init(params)
+    for _ in range(3):
+        with jax.numpy_dtype_promotion("standard"):
+            unit, first = ours.update(gradient, states[0], params)
+            expected, second = reference.update(gradient, states[1], params)
+        states = first, second
+        jax.tree.map(
+            lambda u, e: np.testing.assert_allclose(0.05 * u, e, rtol=1e-5), unit, expected
+        )
+
+
+def test_weight_decay_spares_norms_and_biases_also_where_layers_are_stacked():
+    config = resolved()
+    params = experiment.init_params(config)
+    mask = decayed(params)
+    stack, last = mask["stack"], mask["last"]
+    assert stack == last
+    assert stack["mlp_in"] == {"kernel": True, "bias": False}
+    assert stack["mlp_norm"] == {"scale": False, "bias": False}
+    assert mask["token_embedding"]
+    assert not mask["decoder_bias"]
