@@ -7,21 +7,19 @@ with two lookup tables (the exact conditionals as features). Small models train 
 excess losses of the measured checkpoints overlap and sizes can be compared at the same loss.
 """
 
-from ml_collections import ConfigDict
-
 from jaxflat import config as base_config
-from jaxflat.config import Sweep, chain, named_scale, param, product, zipped
+from jaxflat.config import Config, Sweep, chain, named_scale, param, product, zipped
 
 # Widths and, for each, the trunk steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
-    "laptop": {16: (5000, 8000), 32: (1500, 2200), 64: (700, 950)},
+    "laptop": {16: (5000, 8000), 32: (1700, 2400), 64: (700, 950)},
     "paper": dict.fromkeys((96, 192, 384, 768, 1536), (30_000, 60_000)),
 }
 NUM_SEEDS = {"smoke": 2, "laptop": 5, "paper": 5}
 
 
-def get_config(scale: str | None = None) -> ConfigDict:
+def get_config(scale: str | None = None) -> Config:
     """Return what all points of the sweep share."""
     scale, config = named_scale(scale), base_config.base()
     phase = config.phases.pretrain
@@ -35,7 +33,7 @@ def get_config(scale: str | None = None) -> ConfigDict:
         config.language.name = "pcfg"
         config.language.pcfg.update({"num_nonterminals": 50, "num_words": 200, "length": 32})
         config.language.pcfg.tasks = ((0, 8), (0, 4))
-        config.model.update({"num_layers": 26, "head_size": 48})
+        config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})

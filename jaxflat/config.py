@@ -13,8 +13,11 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+Config = Any
+"""A ConfigDict, or a frozen one. Its keys are attributes, which no type checker can know."""
 
-def base() -> ConfigDict:
+
+def base() -> Config:
     """Return the base configuration."""
     return ConfigDict(
         {
@@ -44,7 +47,7 @@ def base() -> ConfigDict:
     )
 
 
-def language() -> ConfigDict:
+def language() -> Config:
     """Return the keys of the language that models are trained on."""
     return ConfigDict(
         {
@@ -81,7 +84,7 @@ def language() -> ConfigDict:
     )
 
 
-def model() -> ConfigDict:
+def model() -> Config:
     """Return the keys of the model."""
     return ConfigDict(
         {
@@ -95,7 +98,7 @@ def model() -> ConfigDict:
     )
 
 
-def phase() -> ConfigDict:
+def phase() -> Config:
     """Return the keys of one phase of training."""
     return ConfigDict(
         {
@@ -120,7 +123,7 @@ def phase() -> ConfigDict:
     )
 
 
-def flatness() -> ConfigDict:
+def flatness() -> Config:
     """Return the keys of the curvature measurements."""
     return ConfigDict(
         {
@@ -139,7 +142,7 @@ def flatness() -> ConfigDict:
     )
 
 
-def probes() -> ConfigDict:
+def probes() -> Config:
     """Return the keys of the linear probes."""
     return ConfigDict(
         {

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import FrozenConfigDict
 
 from jaxflat import sharding
+from jaxflat.config import Config
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.transformer import Transformer
@@ -30,7 +30,7 @@ class Phase(NamedTuple):
     """A phase of a run, in the run's own count of optimizer steps."""
 
     name: str
-    settings: FrozenConfigDict
+    settings: Config
     start: int
     stop: int
 
@@ -46,12 +46,12 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
 
 
 @functools.cache
-def make_language(section: FrozenConfigDict) -> Any:
+def make_language(section: Config) -> Any:
     """Return the language of a config's `language` section; ValueError names what is wrong."""
     return LANGUAGES[section.name](section.seed, **section[section.name])
 
 
-def make_model(config: FrozenConfigDict) -> Transformer:
+def make_model(config: Config) -> Any:
     """Return the transformer of a config, sized for its language."""
     language = make_language(config.language)
     return Transformer(
@@ -64,7 +64,7 @@ def make_model(config: FrozenConfigDict) -> Transformer:
     )
 
 
-def make_mesh(config: FrozenConfigDict) -> Mesh:
+def make_mesh(config: Config) -> Mesh:
     """Return the mesh; with mesh.data=-1, of as many devices as share every batch evenly."""
     num_data = config.mesh.data
     if num_data == -1:
@@ -73,7 +73,7 @@ def make_mesh(config: FrozenConfigDict) -> Mesh:
     return _mesh(num_data)
 
 
-def batch_sizes(config: FrozenConfigDict) -> dict[str, int]:
+def batch_sizes(config: Config) -> dict[str, int]:
     """Return every size that is split over the mesh's data axis, by its config key."""
     sizes = {f"phases.{name}.batch_size": config.phases[name].batch_size for name in config.phases}
     sizes["flatness.microbatch_size"] = config.flatness.microbatch_size
@@ -81,7 +81,7 @@ def batch_sizes(config: FrozenConfigDict) -> dict[str, int]:
     return sizes
 
 
-def phases(config: FrozenConfigDict) -> list[Phase]:
+def phases(config: Config) -> list[Phase]:
     """Return the run's phases in order."""
     made, start = [], 0
     for name in config.phase_order:
@@ -91,7 +91,7 @@ def phases(config: FrozenConfigDict) -> list[Phase]:
     return made
 
 
-def measured_steps(config: FrozenConfigDict, branched_by: float = math.inf) -> list[int]:
+def measured_steps(config: Config, branched_by: float = math.inf) -> list[int]:
     """Return the steps of the measured checkpoints that branch off the trunk by a given step.
 
     A run without phases has one checkpoint, step 0.
@@ -106,7 +106,7 @@ def measured_steps(config: FrozenConfigDict, branched_by: float = math.inf) -> l
     ]
 
 
-def sentences_seen(config: FrozenConfigDict, measured_step: int) -> int:
+def sentences_seen(config: Config, measured_step: int) -> int:
     """Return how many sentences trained a measured checkpoint, its anneal included."""
     seen = 0
     for phase in phases(config):
@@ -124,13 +124,13 @@ def loss_functions(model: Transformer) -> tuple[Callable[..., Any], Callable[...
 
 
 @functools.cache
-def make_optimizer(section: FrozenConfigDict) -> Any:
+def make_optimizer(section: Config) -> Any:
     """Return the optimizer of a phase, at learning rate 1."""
     return OPTIMIZERS[section.name](**section[section.name])
 
 
 def train_steps(
-    model: Transformer, settings: FrozenConfigDict, mesh: Mesh
+    model: Any, settings: Config, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return the compiled steps of a phase, for its trunk and its anneals alike."""
     return _train_steps(model, settings.optimizer, settings.batch_size, settings.targets, mesh)
@@ -138,7 +138,7 @@ def train_steps(
 
 @functools.cache
 def _train_steps(
-    model: Transformer, optimizer: FrozenConfigDict, batch_size: int, targets: str, mesh: Mesh
+    model: Transformer, optimizer: Config, batch_size: int, targets: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     def sample_batch(language: Any, key: jax.Array) -> MaskedBatch:
         return sharding.shard_examples(mesh, masked_batch(language, key, batch_size, targets))
@@ -148,7 +148,7 @@ def _train_steps(
     return make_train_steps(loss_fn, sample_batch, make_optimizer(optimizer), num_shards)
 
 
-def schedule(settings: FrozenConfigDict, anneal: bool) -> Schedule:
+def schedule(settings: Config, anneal: bool) -> Schedule:
     """Return the learning rate of a phase's trunk, or of an anneal that branches off it."""
     chosen = settings.schedule
     if anneal:
@@ -157,13 +157,13 @@ def schedule(settings: FrozenConfigDict, anneal: bool) -> Schedule:
     return Schedule(chosen.learning_rate, chosen.warmup_steps, chosen.decay_steps, settings.steps)
 
 
-def init_params(config: FrozenConfigDict) -> Any:
+def init_params(config: Config) -> Any:
     """Return the initial parameters, a function of init_seed and the model's shape."""
     return _initializer(make_model(config))(purpose_key(config.init_seed, "init"))
 
 
 @functools.cache
-def _initializer(model: Transformer) -> Callable[[jax.Array], Any]:
+def _initializer(model: Any) -> Callable[[jax.Array], Any]:
     def initialize(key: jax.Array) -> Any:
         tokens_1xT = jnp.zeros((1, model.max_length), jnp.int32)
         return model.init(key, tokens_1xT, jnp.full(1, model.max_length))["params"]
@@ -171,7 +171,7 @@ def _initializer(model: Transformer) -> Callable[[jax.Array], Any]:
     return jax.jit(initialize)
 
 
-def num_params(config: FrozenConfigDict) -> int:
+def num_params(config: Config) -> int:
     """Return the number of parameters; the lookup table has none."""
     if not config.phase_order:
         return 0
@@ -184,7 +184,7 @@ def init_state(params: Any, phase: Phase) -> TrainState:
     return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))
 
 
-def check(config: FrozenConfigDict) -> None:
+def check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
     make_language(config.language)
     num_data = make_mesh(config).shape["data"]

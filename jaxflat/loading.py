@@ -8,11 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxflat.config import Sweep
+from jaxflat.config import Config, Sweep
 from jaxflat.validation import InputError, check_key, coerced
 
 
-def load(config_argument: str) -> tuple[ConfigDict, Sweep]:
+def load(config_argument: str) -> tuple[Config, Sweep]:
     """Return (config, sweep points) of a "file.py" or "file.py:scale".
 
     Raises InputError where the file is missing or cannot be used.
@@ -55,7 +55,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Return a copy of `config` with dotted keys set; raises InputError on a bad key or type."""
     config = config.copy_and_resolve_references()
     for key, value in overrides.items():

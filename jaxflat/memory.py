@@ -5,17 +5,17 @@ from functools import partial
 from typing import Any
 
 import jax
-from ml_collections import FrozenConfigDict
 from rich import box
 from rich.table import Table
 
 from jaxflat import experiment
+from jaxflat.config import Config
 from jaxflat.languages.batches import masked_batch
 
 GIB = 2**30
 
 
-def table(points: Iterable[tuple[str, FrozenConfigDict]]) -> Table:
+def table(points: Iterable[tuple[str, Config]]) -> Table:
     """Return a table with a row for each point, in GiB for the whole batch on one device."""
     columns = ("point", "parameters", "parameters + optimizer", "gradient", "kept for backward")
     made = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
@@ -31,7 +31,7 @@ def table(points: Iterable[tuple[str, FrozenConfigDict]]) -> Table:
     return made
 
 
-def step_bytes(config: FrozenConfigDict) -> dict[str, int]:
+def step_bytes(config: Config) -> dict[str, int]:
     """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
 
     state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the

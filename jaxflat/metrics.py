@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start_stage(self, description: str, total: int) -> None:
         """Show a new bar for the stage at work."""
@@ -108,6 +109,11 @@ class Display:
         """Show how far the stage is, with its current value."""
         self._progress.update(self._stage, completed=completed, description=note)
 
-    def advance_points(self) -> None:
-        """Count a point as done."""
+    def finish_point(self, text: str) -> None:
+        """Count a point as done, and say so in a line with the time that is left."""
         self._progress.advance(self._points)
+        task = next(task for task in self._progress.tasks if task.id == self._points)
+        left = (task.total or 0) - task.completed
+        rate = (task.finished_time or task.elapsed or 0.0) / task.completed
+        remaining = str(timedelta(seconds=round(rate * left)))
+        self.line(f"[{task.completed:g}/{task.total:g}] {text} (ETA {remaining})")

@@ -6,18 +6,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment, loading, validation
-from jaxflat.config import Sweep
+from jaxflat.config import Config, Sweep
 from jaxflat.run import Point
 from jaxflat.validation import InputError
 
 
-def expand(config: ConfigDict, points: Sweep, workdir: Path) -> list[Point]:
+def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     """Return the points with their resolved configs, each checked as far as it can be."""
     named = {point_name(overrides): overrides for overrides in points}
-    resolved: dict[str, ConfigDict] = {}
+    resolved: dict[str, Config] = {}
     for name, overrides in named.items():
         point_config = validation.validate(loading.override(config, overrides))
         for key in ("data_seed", "init_seed", "probe_seed"):
@@ -72,7 +72,7 @@ def select(points: list[Point], selection: str) -> list[Point]:
     return list(chosen.values())
 
 
-def _common_width(configs: list[ConfigDict]) -> int:
+def _common_width(configs: list[Config]) -> int:
     """Return the width of the largest model if all others embed in it exactly, else 0."""
     models = [config.model for config in configs if config.model.name == "transformer"]
     widest = max((model.width for model in models), default=0)

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment, preemption
+from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
@@ -42,7 +43,7 @@ class Point:
 
     name: str
     overrides: dict[str, Any]
-    config: FrozenConfigDict
+    config: Config
     directory: Path
 
 
@@ -97,7 +98,7 @@ def write_status(directory: Path, state: str, reason: str = "") -> None:
     write_json(directory / "status.json", status)
 
 
-def fingerprint(config: FrozenConfigDict, keys: tuple[str, ...]) -> str:
+def fingerprint(config: Config, keys: tuple[str, ...]) -> str:
     """Return a short hash of these top-level keys of a config."""
     chosen = {key: config[key] for key in keys}
     text = FrozenConfigDict(chosen).to_json(sort_keys=True)

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import experiment, validation
-from jaxflat.config import Sweep
+from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, select
 from jaxflat.preemption import Preempted
@@ -29,7 +29,7 @@ PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def run(
-    config: ConfigDict,
+    config: Config,
     points: Sweep,
     workdir: Path | str,
     *,
@@ -47,18 +47,17 @@ def run(
     record_sweep(config, expanded, workdir)
     failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
-        for number, point in enumerate(chosen, start=1):
+        for point in chosen:
             reason = _run_one(point, tuple(stages), display)
             gather(workdir)
-            display.advance_points()
-            outcome = reason or _summary(point.directory)
-            display.line(f"[{number}/{len(chosen)}] {point.name}: {outcome}")
+            outcome = f"failed, {reason}" if reason else _summary(point.directory)
+            display.finish_point(f"{point.name}: {outcome}")
             if reason:
                 failures[point.name] = reason
     return failures
 
 
-def record_sweep(config: ConfigDict, points: list[Point], workdir: Path) -> None:
+def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Write or extend sweep.json and each point's config.json.
 
     Raises InputError where the folder holds a sweep that trains otherwise.
@@ -145,7 +144,7 @@ def _run_one(point: Point, stages: tuple[str, ...], display: Display) -> str:
     return ""
 
 
-def _provenance(config: FrozenConfigDict) -> dict[str, Any]:
+def _provenance(config: Config) -> dict[str, Any]:
     """Return what config.json holds: the resolved config and what it runs on."""
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
@@ -168,5 +167,5 @@ def _summary(directory: Path) -> str:
     parts = []
     for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
         lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
-        parts += [f"{measure} {r['mean']:.4g} +- {r['sem']:.2g} SEM" for r in lines[-1:]]
+        parts += [f"{measure} {r['mean']:.4g} ± {r['sem']:.2g}" for r in lines[-1:]]
     return ", ".join(parts) or "done"

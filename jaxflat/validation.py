@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxflat import config as base_config
+from jaxflat.config import Config
 
 
 class InputError(ValueError):
@@ -20,7 +21,7 @@ def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> N
             raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
-def validate(config: ConfigDict) -> ConfigDict:
+def validate(config: Config) -> Config:
     """Return the config with lists as tuples and ints as floats where floats are due.
 
     Raises InputError naming the first key that is unknown, missing, of the wrong type or out of
@@ -88,7 +89,7 @@ def _check_range(key: str, value: Any) -> None:
             raise InputError(f"{key}={value!r} must be at least {lowest}")
 
 
-def _check_phases(config: ConfigDict) -> None:
+def _check_phases(config: Config) -> None:
     order, names = config.phase_order, set(config.phases)
     if config.model.name == "lookup_table":
         if order:
@@ -118,7 +119,7 @@ def _check_phases(config: ConfigDict) -> None:
         raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
 
 
-def _merged(base: ConfigDict, config: ConfigDict, prefix: str) -> ConfigDict:
+def _merged(base: Config, config: Config, prefix: str) -> Config:
     for name in config:
         check_key(base, prefix, name)
     merged = ConfigDict()
@@ -155,8 +156,9 @@ def coerced(key: str, default: Any, value: Any) -> Any:
         isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     ):
         return value
-    if _is_dict(default):
-        raise InputError(f"{key}={value!r}: {key} is a section; set one of {', '.join(default)}")
+    if isinstance(default, ConfigDict):
+        names = ", ".join(default.keys())
+        raise InputError(f"{key}={value!r}: {key} is a section; set one of {names}")
     raise InputError(
         f"{key}={value!r} is {type(value).__name__}; it must be "
         f"{expected.__name__}, for example {default!r}"
@@ -167,13 +169,13 @@ def _is_dict(value: Any) -> bool:
     return isinstance(value, (ConfigDict, dict))
 
 
-def _section(config: ConfigDict, key: str) -> ConfigDict:
+def _section(config: Config, key: str) -> Config:
     for name in key.split("."):
         config = config[name]
     return config
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in config.items():
         key = f"{prefix}{name}"

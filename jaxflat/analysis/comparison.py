@@ -1,7 +1,7 @@
 """A sweep's matched comparisons: pairs of sizes, at the checkpoints nearest in excess loss."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -26,7 +26,8 @@ FLATNESS = ("hessian_trace@embedded", "fisher_trace@embedded")  # the first that
 class Pair:
     """Two sizes, each at one checkpoint: differences larger - smaller, ratios larger / smaller.
 
-    `candidates` is how many pairs of checkpoints this one was chosen from.
+    `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
+    the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
     """
 
     smaller: Cell
@@ -41,12 +42,6 @@ class Pair:
     @property
     def equivalence(self) -> Equivalence:
         return next(test for test in self.equivalences if test.margin == MARGIN)
-
-    @property
-    def p_with_choice(self) -> float | None:
-        """Bonferroni's bound on p given that the pair was chosen among `candidates` by its loss."""
-        p = self.equivalence.p
-        return None if p is None else min(1.0, p * self.candidates)
 
     @property
     def trace_ratio(self) -> Interval | None:
@@ -177,11 +172,15 @@ def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
         larger=larger,
         candidates=candidates,
         excess=paired_t_interval(*losses),
-        equivalences=tuple(tost_paired(*losses, margin) for margin in MARGINS),
+        equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
         accuracy=difference(MAP_ACCURACY),
         flatness={name: found for name in FLATNESS if (found := ratio(name))},
         secondary={name: found for name in secondary if (found := difference(name))},
     )
+
+
+def _chosen(test: Equivalence, candidates: int) -> Equivalence:
+    return replace(test, p=None if test.p is None else min(1.0, test.p * candidates))
 
 
 def is_accuracy(column: str) -> bool:

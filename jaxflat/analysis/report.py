@@ -78,9 +78,8 @@ def _pairs(comparison: Comparison) -> list[str]:
         page.paragraph(
             "For each pair of sizes, the two checkpoints nearest in mean excess loss; accuracy and "
             f"traces play no part in the choice. Main margin ±{MARGIN} nats, with half and double "
-            "it for sensitivity. The pair is chosen and tested on the same losses, so where "
-            "several checkpoints lie within noise of one another p is too small; p times the "
-            "number of candidate pairs is an upper bound that allows for the choice. "
+            "it for sensitivity. The pair is chosen and tested on the same losses, so every p is "
+            "multiplied by the number of candidate pairs (Bonferroni). "
             "Differences are larger minus smaller, ratios larger over smaller.",
             "note",
         ),

@@ -97,7 +97,7 @@ def add_task_means(rows: Sequence[Row]) -> None:
 
 def group_cells(rows: Sequence[Row]) -> dict[str, list[Cell]]:
     """Cells by variant, variants from small to large, steps ascending."""
-    varying = [key for key in _keys(rows) if len({row.swept.get(key, "") for row in rows}) > 1]
+    varying = _distinguishing_keys(rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((variant_name(row, varying), row.step), {})[row.seed] = row
@@ -116,8 +116,17 @@ def variant_name(row: Row, keys: Iterable[str]) -> str:
     return ", ".join(parts) or "every point"
 
 
-def _keys(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row.swept))
+def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:
+    """The swept keys that tell rows apart, without those that only follow the keys before them."""
+    kept: list[str] = []
+    for key in dict.fromkeys(key for row in rows for key in row.swept):
+        without, with_it = (
+            {tuple(row.swept.get(name, "") for name in names) for row in rows}
+            for names in (kept, [*kept, key])
+        )
+        if len(with_it) > len(without):
+            kept.append(key)
+    return kept
 
 
 def _read_row(record: dict[str, str], header: list[str]) -> Row:

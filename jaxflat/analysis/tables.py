@@ -23,9 +23,23 @@ COLUMNS = (
 )
 
 
+SUMMARY = {
+    "Excess loss": COLUMNS[0],
+    "Hessian trace": COLUMNS[1],
+    "Accuracy %": COLUMNS[5],
+    "of latents %": COLUMNS[6],
+}
+
+
 def summary_table(workdir: Path) -> Table:
-    """What main prints at the end: one row per variant and step, mean ± half-width over seeds."""
-    return results_table(read_comparison(Path(workdir)))
+    """What the command prints at the end, in 80 columns: mean ± half-width over seeds."""
+    comparison = read_comparison(Path(workdir))
+    cells = comparison.cells + comparison.lookup_tables
+    rows = [
+        [cell.variant, *_about(cell)[2:3], *_numbers(cell, list(SUMMARY.values()))]
+        for cell in cells
+    ]
+    return [["Model", "Step", *SUMMARY], *rows]
 
 
 def results_table(comparison: Comparison) -> Table:
@@ -57,10 +71,7 @@ def pairs_table(pairs: list[Pair]) -> Table:
             name,
             [f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}" for test in tests],
         )
-    add(
-        "Main p × candidate pairs",
-        [f"{wording.p_value(pair.p_with_choice)} (× {pair.candidates})" for pair in pairs],
-    )
+    add("Candidate pairs, in p", [f"× {pair.candidates}" for pair in pairs])
     add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
     for column in FLATNESS:

@@ -37,8 +37,11 @@ class Projections(nn.Module):
             return [flat_RxCxD[..., c, :] for c in range(flat_RxCxD.shape[-2])]
 
         if queries_BxMxD is keys_BxTxD:
-            return tuple(project(keys_BxTxD, slice(0, 3)))
-        return (*project(queries_BxMxD, slice(0, 1)), *project(keys_BxTxD, slice(1, 3)))
+            queries, keys, values = project(keys_BxTxD, slice(0, 3))
+        else:
+            (queries,) = project(queries_BxMxD, slice(0, 1))
+            keys, values = project(keys_BxTxD, slice(1, 3))
+        return queries, keys, values
 
 
 class Attention(nn.Module):

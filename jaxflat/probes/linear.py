@@ -131,8 +131,8 @@ def _fit_in_coordinates(
         slope = gradient(*ahead)
         new = jax.tree.map(lambda x, step, g: x - step * g, ahead, steps, slope)
         moved = jax.tree.map(jnp.subtract, new, probe)
-        progress_1xJ = sum((g * m).sum(0) for g, m in zip(slope, moved, strict=True))
-        uphill_KxL = progress_1xJ.reshape(shape_KxLxC).sum(-1) > 0
+        progress_J = (slope[0] * moved[0]).sum(0) + (slope[1] * moved[1]).sum(0)
+        uphill_KxL = progress_J.reshape(shape_KxLxC).sum(-1) > 0
         age_1xJ = jnp.where(columns(uphill_KxL), 0, age_1xJ + 1)
         momentum_1xJ = age_1xJ / (age_1xJ + 3)
         return new, jax.tree.map(lambda x, m: x + momentum_1xJ * m, new, moved), age_1xJ

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment, sharding
+from jaxflat.config import Config
 from jaxflat.languages.masking import mask_each
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.transformer import Transformer
@@ -16,7 +16,7 @@ from jaxflat.stages.records import Record, load_params, mean_estimate, record
 from jaxflat.training.objectives import masked_conditionals, sentence_losses
 
 
-def evaluate(config: FrozenConfigDict, directory: Path, step: int) -> list[Record]:
+def evaluate(config: Config, directory: Path, step: int) -> list[Record]:
     """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
     sentences, exact_SxTxV = evaluation_set(config.language, config.evaluation.num_sentences)
     tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
@@ -32,7 +32,7 @@ def evaluate(config: FrozenConfigDict, directory: Path, step: int) -> list[Recor
 
 
 @functools.cache
-def evaluation_set(language: FrozenConfigDict, num_sentences: int) -> tuple[Sentences, jax.Array]:
+def evaluation_set(language: Config, num_sentences: int) -> tuple[Sentences, jax.Array]:
     """Return the language's evaluation sentences and their exact conditionals, BxTxV nats."""
     made = experiment.make_language(language)
     sentences = made.sample(experiment.purpose_key(language.seed, "evaluation"), num_sentences)

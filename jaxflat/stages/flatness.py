@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment, sharding
+from jaxflat.config import Config
 from jaxflat.flatness import TraceTerms, fisher_trace_terms, hessian_trace_terms
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
-from jaxflat.models.transformer import Transformer
 from jaxflat.stages.records import Record, load_params, record
 
 
-def flatness(config: FrozenConfigDict, directory: Path, step: int) -> list[Record]:
+def flatness(config: Config, directory: Path, step: int) -> list[Record]:
     """Measure each configured trace: raw, by block, and as seen in the sweep's largest model.
 
     The value after embedding is, for the Fisher trace, a weighted sum of the raw terms; the
@@ -43,7 +42,7 @@ def flatness(config: FrozenConfigDict, directory: Path, step: int) -> list[Recor
 
 
 def trace_terms(
-    config: FrozenConfigDict, model: Transformer, params: Any, measure: str, key: jax.Array
+    config: Config, model: Any, params: Any, measure: str, key: jax.Array
 ) -> TraceTerms:
     """Return the samples of one trace at `params`, on sentences and probes drawn from `key`."""
     settings = config.flatness
@@ -71,7 +70,7 @@ def trace_terms(
     )
 
 
-def sample_microbatches(config: FrozenConfigDict, key: jax.Array) -> MaskedBatch:
+def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
     """Return independent microbatches (leading axis), their sentences split over the mesh."""
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
@@ -92,7 +91,7 @@ def _microbatches(
 
 
 @functools.cache
-def labelled_losses(model: Transformer, labels: str) -> tuple[Any, Any]:
+def labelled_losses(model: Any, labels: str) -> tuple[Any, Any]:
     """Return (loss_fn, log_probs_fn); with labels "model" the targets are the model's own."""
     loss_fn, log_probs_fn = experiment.loss_functions(model)
     if labels != "model":

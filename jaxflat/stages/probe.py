@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment
+from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
@@ -32,7 +32,7 @@ class ProbeSets(NamedTuple):
     bayes: dict[str, Estimate]
 
 
-def probe(config: FrozenConfigDict, directory: Path, step: int) -> list[Record]:
+def probe(config: Config, directory: Path, step: int) -> list[Record]:
     """Measure probe accuracy by task, labeling and shots, and the Bayes accuracy beside it."""
     settings = config.probes
     sets = probe_sets(config.language, settings, config.probe_seed)
@@ -73,7 +73,7 @@ def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
 
 
 @functools.cache
-def probe_sets(language: FrozenConfigDict, settings: FrozenConfigDict, seed: int) -> ProbeSets:
+def probe_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
     made = experiment.make_language(language)
     pairs = [(name, labeling) for name in made.tasks for labeling in settings.labelings]

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
 
 from jaxflat import checkpoint, experiment, sharding
+from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 
 Record = dict[str, Any]
@@ -30,7 +30,7 @@ def mean_estimate(values_N: jax.Array) -> Estimate:
     return ratio_estimate(values_N, jnp.ones_like(values_N), over="sentences")
 
 
-def load_params(config: FrozenConfigDict, directory: Path, step: int) -> Any:
+def load_params(config: Config, directory: Path, step: int) -> Any:
     """Return the parameters of a measured checkpoint, on every device of the mesh."""
     mesh = experiment.make_mesh(config)
     template = sharding.replicate(mesh, experiment.init_params(config))

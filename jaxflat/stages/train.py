@@ -4,15 +4,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from jaxflat import checkpoint, experiment, preemption, sharding
+from jaxflat.config import Config
 from jaxflat.experiment import Phase
 from jaxflat.metrics import Curve, Display
 from jaxflat.training.step import TrainState
 
 
-def train(config: FrozenConfigDict, directory: Path, display: Display) -> None:
+def train(config: Config, directory: Path, display: Display) -> None:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal."""
     measured = directory / "checkpoints"
     if set(experiment.measured_steps(config)) <= set(checkpoint.steps(measured)):
@@ -39,9 +39,7 @@ def train(config: FrozenConfigDict, directory: Path, display: Display) -> None:
     curve.close()
 
 
-def _resume(
-    config: FrozenConfigDict, directory: Path, phases: list[Phase]
-) -> tuple[TrainState, Curve]:
+def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
     """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
     recovery = directory / "recovery"
     params = experiment.init_params(config)
@@ -65,7 +63,7 @@ def _save_recovery(directory: Path, state: TrainState, curve: Curve) -> None:
 
 
 def _advance(
-    config: FrozenConfigDict, phase: Phase, state: TrainState, stop: int, branch: int | None = None
+    config: Config, phase: Phase, state: TrainState, stop: int, branch: int | None = None
 ) -> tuple[TrainState, float]:
     """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`."""
     mesh = experiment.make_mesh(config)
@@ -78,9 +76,7 @@ def _advance(
     return state, float(loss)
 
 
-def _anneal(
-    config: FrozenConfigDict, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
-) -> None:
+def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve) -> None:
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     state = jax.tree.map(lambda x: x.copy(), trunk)
@@ -90,11 +86,11 @@ def _anneal(
     checkpoint.save(directory / "checkpoints", branch + num_steps, state.params)
 
 
-def _call_ends(config: FrozenConfigDict, phase: Phase) -> list[int]:
+def _call_ends(config: Config, phase: Phase) -> list[int]:
     """Return the steps at which compiled calls end: a function of the config alone."""
     regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
     return sorted({*regular, *phase.branches, phase.stop})
 
 
-def _replicated(config: FrozenConfigDict, state: TrainState) -> TrainState:
+def _replicated(config: Config, state: TrainState) -> TrainState:
     return sharding.replicate(experiment.make_mesh(config), state)

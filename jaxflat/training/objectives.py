@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-ApplyFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+ApplyFn = Callable[..., Any]  # (variables, tokens, lengths, positions) -> (logits, intermediates)
 LossFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 

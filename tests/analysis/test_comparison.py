@@ -3,9 +3,15 @@
 import random
 from dataclasses import replace
 
-from jaxflat.analysis.comparison import compare, match_all, match_cells, read_comparison
+from jaxflat.analysis.comparison import (
+    compare,
+    match_all,
+    match_cells,
+    paired_values,
+    read_comparison,
+)
 from jaxflat.analysis.results import Cell, Row, read_results
-from jaxflat.analysis.statistics import paired_t_interval
+from jaxflat.analysis.statistics import paired_t_interval, tost_paired
 
 
 def cell(step, losses, variant="", **values):
@@ -62,11 +68,17 @@ def kept(name):
 
 def test_a_difference_is_larger_minus_smaller_seed_by_seed(sweep):
     pair = read_comparison(sweep(accuracy=1.5)).pairs[0]
-    assert pair.p_with_choice == 9 * pair.equivalence.p
     column = "linear_probe/state_3.map/4000"
     values = [list(one.by_seed(column).values()) for one in (pair.smaller, pair.larger)]
     assert pair.smaller.num_params < pair.larger.num_params
     assert pair.secondary[column] == paired_t_interval(*values)
+
+
+def test_equivalence_allows_for_the_choice_among_nine_pairs(sweep):
+    pair = read_comparison(sweep()).pairs[0]
+    losses = paired_values(pair.smaller, pair.larger, "excess_loss")
+    for test in pair.equivalences:
+        assert test.p == min(1.0, 9 * tost_paired(*losses, test.margin).p)
 
 
 def test_projected_checkpoints_are_compared_with_each_other_only(sweep):

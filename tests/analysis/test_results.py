@@ -61,3 +61,12 @@ def test_the_primary_is_the_map_labeling_at_most_shots_and_needs_every_task(tmp_
     add_task_means(rows)
     assert rows[0].values[MAP_ACCURACY] == pytest.approx(0.7)
     assert MAP_ACCURACY not in rows[1].values
+
+
+def test_a_key_that_only_follows_another_does_not_name_the_variant(sweep):
+    rows = read_results(sweep() / "results.csv")
+    for row in rows:
+        if not row.is_lookup_table:
+            row.swept["phases.pretrain.steps"] = "1" + row.swept["model.width"]
+    trained = [row for row in rows if not row.is_lookup_table]
+    assert list(group_cells(trained)) == ["width 16", "width 32", "width 64"]

@@ -13,8 +13,9 @@ from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.models.transformer import Transformer, mask_id
 
 V, T = 5, 4
-TOKENS_BxT = np.array([[0, 1, 2, 3], [4, 4, 0, V], [mask_id(V), 2, V, V]])
-LENGTHS_B = np.array([4, 3, 2])
+# int32 like the languages' own, and so the same arrays with and without float64.
+TOKENS_BxT = np.array([[0, 1, 2, 3], [4, 4, 0, V], [mask_id(V), 2, V, V]], np.int32)
+LENGTHS_B = np.array([4, 3, 2], np.int32)
 
 
 def make(width: int, num_layers: int, tied: bool, seed: int = 0):

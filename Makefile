@@ -1,0 +1,17 @@
+PYTHON ?= python
+
+.PHONY: test slow lint smoke
+
+test:  ## the default tests
+	$(PYTHON) -m pytest
+
+slow:  ## the tests that take minutes
+	$(PYTHON) -m pytest -m slow
+
+lint:  ## style and types
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+smoke:  ## the main job in under a minute
+	$(PYTHON) -m jaxflat.main --config=configs/model_size_sweep.py:smoke --workdir=runs/smoke

@@ -1,0 +1,160 @@
+"""The command: python -m jaxflat.benchmark [training|flatness ...]"""
+
+import argparse
+import dataclasses
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+GROUPS = ("training", "flatness")
+EXIT_UNUSABLE_INPUT = 2
+MIN_PEER_ROUNDS = 3
+
+PEER_HELP = """
+--peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
+  PYTHON FILE width layers heads batch length
+and takes training steps of that shape, one masked word a sentence, on the same device. The last
+line that it prints must hold its rate as "N sentences/s". Our steps and the script take turns.
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Return the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxflat.benchmark",
+        description="Measure this machine's peak, and how near training and flatness come to it.",
+        epilog=PEER_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of: {', '.join(GROUPS)} (all)")
+    sizes = {"width": 64, "layers": 2, "head_size": 16, "batch": 64, "length": 16, "words": 200}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=_positive, default=default, help="(%(default)s)")
+    parser.add_argument(
+        "--repeats", type=_positive, default=7, help="timed calls of each kind (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="least length of a timed call (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
+    parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
+    flags = parser.parse_args(arguments)
+    for group in flags.groups:
+        if group not in GROUPS:
+            parser.error(f"GROUP {group!r} is not one of {', '.join(GROUPS)}")
+    flags.groups = flags.groups or list(GROUPS)
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    # Imported late: --help and a misspelt flag need no JAX.
+    from jaxflat.metrics import write_json
+    from jaxflat.validation import InputError
+
+    console, figures = Console(), {}
+    try:
+        _check(flags)
+        for name, figure in measure(flags, console):
+            figures[name] = figure
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE_INPUT
+    _print(figures, console)
+    if flags.json:
+        write_json(flags.json, {n: dataclasses.asdict(figure) for n, figure in figures.items()})
+    return 0
+
+
+def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, Any]]:
+    """Yield each figure with its name, as groups get done."""
+    from jaxflat.benchmark import flatness, machine, peers, training, workload
+
+    sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
+    shape = workload.Shape(*sizes)
+    workload.resolved_config(shape)  # unusable sizes end here, before anything is timed
+    console.print("machine: matrix products")
+    peak = machine.measure_matmul(flags.repeats, flags.seconds)
+    yield "machine/matmul_gflops", peak
+    if "training" in flags.groups:
+        console.print("training: steps")
+        watch = training.start_training(shape, flags.seconds)
+        yield from training.measure_training(shape, watch, peak.max, flags.repeats).items()
+        if flags.peers:
+            rounds = max(flags.repeats, MIN_PEER_ROUNDS)
+            console.print(f"training: steps and {flags.peer_script.name} in turn, {rounds} rounds")
+            peer = peers.Peer(flags.peers, flags.peer_script)
+            yield from training.compare_with_peer(shape, watch, peer, rounds).items()
+    if "flatness" in flags.groups:
+        console.print("flatness: probes and gradients in turn")
+        yield from flatness.measure_flatness(shape, flags.repeats, flags.seconds).items()
+
+
+def device_line() -> str:
+    """Name the devices, and the versions of what runs on them."""
+    import jax
+
+    devices = jax.devices()
+    versions = [f"{name} {version(name)}" for name in ("jax", "flax", "optax")]
+    return ", ".join(
+        [
+            f"{len(devices)} x {devices[0].device_kind} ({platform.machine()})",
+            *versions,
+            f"Python {platform.python_version()}",
+        ]
+    )
+
+
+def _print(figures: dict[str, Any], console: Console) -> None:
+    console.print(device_line(), highlight=False, markup=False)
+    table = Table("name", box=box.SIMPLE_HEAD)
+    for column in ("median", "min", "max"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    for name, figure in figures.items():
+        values = [f"{value:,.4g}" for value in (figure.median, figure.min, figure.max)]
+        table.add_row(name, *values, figure.unit)
+    console.print(table)
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """Raise InputError on flags that do not go together."""
+    from jaxflat.validation import InputError
+
+    if flags.width % flags.head_size:
+        raise InputError(f"--width={flags.width} is not divisible by --head_size={flags.head_size}")
+    if (flags.peers is None) != (flags.peer_script is None):
+        raise InputError("--peers and --peer_script need each other")
+    if flags.peers and "training" not in flags.groups:
+        raise InputError("--peers compares training; name that group too")
+    if flags.peers and not shutil.which(flags.peers):
+        raise InputError(f"--peers={flags.peers} is not a program")
+    if flags.peer_script and not flags.peer_script.is_file():
+        raise InputError(f"--peer_script={flags.peer_script} is not a file")
+    if flags.json and not flags.json.parent.is_dir():
+        raise InputError(f"--json={flags.json}: there is no folder {flags.json.parent}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+if __name__ == "__main__":
+    from jaxflat.sharding import use_cpu_cores
+
+    use_cpu_cores()
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""What the machine can do at best."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat import sharding
+from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
+
+
+def measure_matmul(repeats: int, seconds: float) -> Figure:
+    """Return the rate of square float32 matrix products, at the backend's default precision.
+
+    Rows are split over 1 device or over all of them, whichever is faster at best. Products follow
+    each other in one compiled call, each on the outcome of the last.
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    figures = [
+        _measure_over(num_devices, size, repeats, seconds)
+        for num_devices in sorted({1, jax.device_count()})
+    ]
+    return max(figures, key=lambda figure: figure.max)
+
+
+def _measure_over(num_devices: int, size: int, repeats: int, seconds: float) -> Figure:
+    mesh = sharding.make_mesh(num_devices)
+    matrix_NxN = jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5
+    rows_NxN = jax.jit(functools.partial(sharding.shard_examples, mesh))(matrix_NxN)
+    factor_NxN = sharding.replicate(mesh, matrix_NxN)
+
+    @jax.jit
+    def products(rows_NxN: jax.Array, factor_NxN: jax.Array, num_times: int) -> jax.Array:
+        return jax.lax.fori_loop(0, num_times, lambda _, x: jnp.matmul(x, factor_NxN), rows_NxN)
+
+    watch = Stopwatch(lambda n: products(rows_NxN, factor_NxN, n), seconds)
+    rates = [2 * size**3 / watch.seconds() / 1e9 for _ in range(repeats)]
+    return summarize(rates, "GFLOP/s")

@@ -1,0 +1,42 @@
+"""Training steps of other frameworks, timed by a script of the user's in its own interpreter."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxflat.benchmark.workload import Shape
+from jaxflat.validation import InputError
+
+TIME_LIMIT_S = 600
+RATE = re.compile(r"([0-9][0-9.]*(?:e[+-]?[0-9]+)?) sentences/s")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """PYTHON SCRIPT width layers heads batch length; its last line says "N sentences/s"."""
+
+    python: str
+    script: Path
+
+    def sentences_per_s(self, shape: Shape) -> float:
+        """Run the script once; InputError where it fails or says nothing of the kind."""
+        heads = shape.width // shape.head_size
+        sizes = (shape.width, shape.layers, heads, shape.batch, shape.length)
+        command = [self.python, str(self.script), *map(str, sizes)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InputError(f"--peers: {error}") from error
+        if done.returncode:
+            raise InputError(f"--peer_script exited with {done.returncode}: {_last(done.stderr)}")
+        found = RATE.search(_last(done.stdout))
+        if not found or float(found[1]) <= 0:
+            raise InputError(
+                f"--peer_script's last line must hold 'N sentences/s'; it is {_last(done.stdout)!r}"
+            )
+        return float(found[1])
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

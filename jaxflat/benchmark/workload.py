@@ -1,0 +1,58 @@
+"""What is timed: the shape of a model and its batches, as a config of an ordinary run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+
+from jaxflat import config as base_config
+from jaxflat import points
+
+ENDLESS = 10**9  # steps; the learning rate stays what it is for as long as anyone measures
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer, and batches of sentences that all have `length` words, one of them masked."""
+
+    width: int
+    layers: int
+    head_size: int
+    batch: int
+    length: int
+    words: int
+
+
+def resolved_config(shape: Shape) -> FrozenConfigDict:
+    """Return the resolved config of a run of this shape: sampled targets, AdamW, an HMM.
+
+    Raises InputError where there can be no such run.
+    """
+    config = base_config.base()
+    config.language.hmm.num_words = shape.words
+    config.language.hmm.length = config.language.hmm.min_length = shape.length
+    config.language.hmm.tasks = ()
+    config.model.update(width=shape.width, num_layers=shape.layers, head_size=shape.head_size)
+    config.phases.pretrain.update(targets="sampled", batch_size=shape.batch, steps=ENDLESS)
+    config.evaluation.update(num_sentences=2 * shape.batch, batch_size=shape.batch)
+    config.flatness.update(num_microbatches=4, microbatch_size=shape.batch)
+    (point,) = points.expand(config, [{}], Path())
+    return point.config
+
+
+def step_flops(shape: Shape) -> int:
+    """Return the floating-point operations of one training step's matrix products.
+
+    A product of (m, k) with (k, n) is 2 m k n. Forward, for B sentences of T words, width D:
+      each block but the last    B T (6 D^2 + 2 D^2 + 16 D^2) for q, k, v, for the output and for
+                                 the MLP, and 4 B T T D for scores and mixing over all heads;
+      the last block             B T 4 D^2 for keys and values, and at the B masked positions
+                                 B (2 D^2 + 2 D^2 + 16 D^2 + 4 T D) for all the rest;
+      the decoder                2 B D V.
+    The reverse pass has two products of the same size for each of these, hence times 3. Sampling,
+    norms, softmax, GELU and the optimizer are no matrix products and do not count.
+    """
+    B, T, D, V = shape.batch, shape.length, shape.width, shape.words
+    full_block = B * T * (24 * D * D + 4 * T * D)
+    last_block = B * T * 4 * D * D + B * (20 * D * D + 4 * T * D)
+    return 3 * ((shape.layers - 1) * full_block + last_block + 2 * B * D * V)

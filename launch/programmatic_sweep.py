@@ -1,0 +1,31 @@
+"""A sweep from Python: the same as the command, with points made by code.
+
+    python launch/programmatic_sweep.py runs/grammar_seeds
+
+Trains one transformer size on three balanced-tree grammars and prints where the results are.
+"""
+
+import sys
+from pathlib import Path
+
+from jaxflat import config as base_config
+from jaxflat import sweep
+from jaxflat.analysis.report import write_report
+from jaxflat.config import param
+from jaxflat.sharding import use_cpu_cores
+
+
+def main(workdir: Path) -> int:
+    """Run the sweep; return 3 where some points failed, else 0."""
+    config = base_config.base()
+    config.language.name = "balanced_tree"
+    config.phases.pretrain.steps = 1000
+    config.phases.pretrain.checkpoint_steps = (1000,)
+    failures = sweep.run(config, param("language.seed", [1, 2, 3]), workdir)
+    print(workdir / "results.csv", write_report(workdir))
+    return 3 if failures else 0
+
+
+if __name__ == "__main__":
+    use_cpu_cores()
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/grammar_seeds")))

@@ -1,0 +1,133 @@
+"""The benchmark: its count of operations, its figures, and its refusals."""
+
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxflat import experiment
+from jaxflat.benchmark.__main__ import main
+from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
+from jaxflat.languages.batches import masked_batch
+
+TINY = ["--width=8", "--head_size=4", "--batch=8", "--length=4", "--words=8", "--repeats=3"]
+FIGURES = {
+    "machine/matmul_gflops",
+    "training/sentences_per_s",
+    "training/matmul_share",
+    "training/step_ms",
+    "flatness/hvp_probe_in_gradients",
+    "flatness/ggn_probe_in_gradients",
+    "flatness/fisher_sample_in_gradients",
+    "flatness/probe_memory_in_gradients",
+}
+
+
+def loss_and_arguments(shape: Shape):
+    config = resolved_config(shape)
+    loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+    language = experiment.make_language(config.language)
+    params = jax.eval_shape(lambda: experiment.init_params(config))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.eval_shape(lambda k: masked_batch(language, k, shape.batch, "sampled"), key)
+    return loss_fn, params, batch
+
+
+def product_flops(jaxpr, times: int = 1) -> int:
+    """Count every matrix product of a jaxpr, those in loops as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, result = equation.invars[0].aval, equation.outvars[0].aval
+            depth = math.prod(left.shape[axis] for axis in contracted)
+            total += times * 2 * math.prod(result.shape) * depth
+        inner_times = times * equation.params.get("length", 1)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            total += product_flops(inner, inner_times)
+    return total
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(16, 3, 4, 8, 6, 10), Shape(8, 1, 8, 4, 5, 12), Shape(12, 4, 6, 2, 3, 7)]
+)
+def test_a_step_has_the_products_that_are_counted(shape):
+    loss_fn, params, batch = loss_and_arguments(shape)
+    step = jax.make_jaxpr(jax.grad(loss_fn, has_aux=True))(params, batch)
+    assert product_flops(step.jaxpr) == step_flops(shape)
+
+
+def test_the_compiler_counts_as_many_operations_forward():
+    """It counts norms, softmax and GELU too: a few operations for each of a row's activations."""
+    shape = Shape(256, 2, 32, 4, 8, 200)
+    loss_fn, params, batch = loss_and_arguments(shape)
+    compiled = jax.jit(lambda p, b: loss_fn(p, b)[0]).lower(params, batch).compile()
+    assert compiled.cost_analysis()["flops"] == pytest.approx(step_flops(shape) / 3, rel=0.03)
+
+
+def test_figures(tmp_path, capsys):
+    script = tmp_path / "peer.py"
+    script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
+    flags = [f"--json={tmp_path / 'figures.json'}", "--seconds=0.01"]
+    assert main([*TINY, *flags, f"--peers={sys.executable}", f"--peer_script={script}"]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == FIGURES | {"training/sentences_per_s_over_peer"}
+    for name, figure in figures.items():
+        assert set(figure) == {"median", "min", "max", "unit"}
+        assert figure["min"] <= figure["median"] <= figure["max"], name
+        assert math.isfinite(figure["median"]), name
+        assert figure["median"] > 0, name
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in figures)
+    assert f"jax {jax.__version__}" in printed
+
+
+def test_each_call_is_the_steps_it_says():
+    from jaxflat.benchmark.training import TrainingRun
+
+    run = TrainingRun(resolved_config(Shape(8, 2, 4, 8, 4, 8)))
+    for num_steps in (1, 3):
+        assert jnp.isfinite(run.advance(num_steps))
+    assert int(run._state.step) == 4
+
+
+BAD = {
+    ("--width=30",): "--width=30 is not divisible by --head_size=4",
+    ("--words=1",): "num_words must be >= 2; got 10, 1",
+    ("--peers=python",): "--peers and --peer_script need each other",
+    ("flatness", "--peers=python", "--peer_script=x"): "--peers compares training",
+    ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",
+    ("--json=no/such/folder.json",): "there is no folder no/such",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=lambda a: a[0])
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys):
+    assert main([*TINY, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert BAD[arguments] in error
+
+
+@pytest.mark.parametrize("argument", ["trainign", "--repeats=0", "--widht=8"])
+def test_what_cannot_be_parsed_is_exit_code_2(argument, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([argument])
+    assert argument.strip("-").partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [("print('fast')", "it is 'fast'"), ("raise OSError('no torch')", "exited with 1: OSError")],
+)
+def test_a_peer_that_fails_is_one_line(script, complaint, tmp_path):
+    from jaxflat.benchmark.peers import Peer
+    from jaxflat.validation import InputError
+
+    (tmp_path / "peer.py").write_text(script)
+    peer = Peer(sys.executable, tmp_path / "peer.py")
+    with pytest.raises(InputError, match=complaint):
+        peer.sentences_per_s(Shape(8, 2, 4, 8, 4, 8))

@@ -1,0 +1,190 @@
+"""From shapes for accelerators to a killed process: what one run of the suite cannot see by size.
+
+The paper's points are traced, never allocated; programs are lowered for GPUs and TPUs from here.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from rich.console import Console
+from sweeps import tiny_config, tiny_sweep
+
+from jaxflat import checkpoint, experiment, loading, memory, points, sharding
+from jaxflat.flatness import hessian_trace_terms
+from jaxflat.languages.batches import masked_batch
+from jaxflat.models.blocks import is_stacked
+from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.run import Point
+from jaxflat.stages.flatness import trace_terms
+
+ROOT = Path(__file__).parents[1]
+FILES = ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl")
+
+
+@cache
+def paper_points() -> list[Point]:
+    config, listed = loading.load(f"{ROOT}/configs/model_size_sweep.py:paper")
+    return points.expand(config, listed, Path("unused"))
+
+
+def resolved(num_devices: int = 1) -> FrozenConfigDict:
+    config = tiny_config()
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.mesh.data = num_devices
+    return FrozenConfigDict(config)
+
+
+def test_every_paper_point_has_a_row_of_memory_and_no_array():
+    console = Console(width=200, record=True)
+    with console.capture() as capture:
+        console.print(memory.table([(p.name, p.config) for p in paper_points()]))
+    for number, point in enumerate(paper_points()):
+        assert f" {number} {point.name} " in capture.get()
+
+
+def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
+    by_width = {p.config.model.width: p.config for p in paper_points() if p.config.phase_order}
+    for config in by_width.values():
+        num_params = experiment.num_params(config)
+        sizes = memory.step_bytes(config)
+        counters = 2 * 4  # int32: the optimizer's count of updates and the run's step
+        assert sizes["state"] == 3 * 4 * num_params + counters
+        assert sizes["gradient"] == 4 * num_params
+    assert experiment.num_params(by_width[max(by_width)]) > 7e8
+
+
+def training_step():
+    config = resolved()
+    phase = experiment.phases(config)[0]
+    steps = experiment.train_steps(
+        experiment.make_model(config), phase.settings, experiment.make_mesh(config)
+    )
+    state = experiment.init_state(experiment.init_params(config), phase)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    language = experiment.make_language(config.language)
+    return steps, (state, language, jax.random.key(0), schedule, 0, 2)
+
+
+def hessian_vector_products():
+    config = resolved()
+    loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+    language = experiment.make_language(config.language)
+    batch = partial(masked_batch, language, batch_size=8, targets="exact")
+    batches = jax.vmap(batch)(jax.random.split(jax.random.key(0), 2))
+    terms = partial(hessian_trace_terms, loss_fn, num_probes=2, stacked=is_stacked)
+    return jax.jit(terms), (experiment.init_params(config), batches, jax.random.key(1))
+
+
+def probe_fit():
+    labels_KxN = jnp.tile(jnp.arange(12, dtype=jnp.int32) % 3, (2, 1))
+    features_NxF = jax.random.normal(jax.random.key(0), (12, 4))
+    data = Labelled(features_NxF, labels_KxN, jnp.ones((2, 12), bool))
+    fit = partial(linear_probe_correct, shots=12, num_classes=3, iterations=5)
+    return jax.jit(fit), (data, data, data, jnp.asarray([1e-3, 1.0]))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("program", [training_step, hessian_vector_products, probe_fit])
+def test_programs_lower_for_accelerators(program, platform):
+    function, arguments = program()
+    exported = jax.export.export(function, platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["hessian_trace", "fisher_trace"])
+def test_the_stage_measures_the_same_on_one_device_and_on_eight(measure):
+    estimates = []
+    for num_devices in (1, 8):
+        config = resolved(num_devices)
+        mesh = experiment.make_mesh(config)
+        params = sharding.replicate(mesh, experiment.init_params(config))
+        model = experiment.make_model(config)
+        terms = trace_terms(config, model, params, measure, jax.random.key(5))
+        assert len(mesh.devices.flatten()) == num_devices
+        estimates.append(terms.total())
+    one, eight = estimates
+    assert float(eight.mean) == pytest.approx(float(one.mean), rel=1e-4)
+    assert float(eight.sem) == pytest.approx(float(one.sem), rel=1e-4)
+
+
+CONFIG_FILE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from sweeps import tiny_config, tiny_sweep
+
+get_config, get_sweep = lambda scale: tiny_config(), lambda scale: tiny_sweep()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts the command on the tiny sweep in a process of its own."""
+    config_file = tmp_path / "tiny.py"
+    config_file.write_text(CONFIG_FILE)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "jaxflat.main", f"--config={config_file}"]
+
+    def start(workdir: Path) -> subprocess.Popen:
+        with (tmp_path / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                [*command, f"--workdir={workdir}"],
+                cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.slow
+def test_command_killed_at_random_moments_ends_bitwise_like_one_left_alone(start, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    begin = time.monotonic()
+    assert start(undisturbed).wait() == 0
+    duration = time.monotonic() - begin
+
+    seed = random.randrange(2**32)
+    print(f"moments of death from seed {seed}")
+    moments, deaths = random.Random(seed), 0
+    while deaths < 3:
+        process = start(killed)
+        try:
+            assert process.wait(moments.uniform(0.2, 0.9) * duration) == 0
+            break  # earlier deaths left it too little to do
+        except subprocess.TimeoutExpired:
+            process.kill()
+            assert process.wait() == -9
+            deaths += 1
+    assert deaths
+    assert start(killed).wait() == 0
+
+    assert (killed / "results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
+    for point in points.expand(tiny_config(), tiny_sweep(), undisturbed):
+        other = killed / point.name
+        for name in FILES:
+            assert read(other / name) == read(point.directory / name), f"{point.name}/{name}"
+        if point.config.phase_order:
+            compare_final_checkpoints(point, other)
+
+
+def read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def compare_final_checkpoints(point: Point, other: Path) -> None:
+    template = experiment.init_params(point.config)
+    step = experiment.measured_steps(point.config)[-1]
+    restored = [
+        checkpoint.restore(directory / "checkpoints", step, template)
+        for directory in (point.directory, other)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *restored)
