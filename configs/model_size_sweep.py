@@ -37,7 +37,7 @@ def get_config(scale: str | None = None) -> Config:
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
-        config.probes.shots = (1000, 100_000)
+        config.probes.shots = (1000, 10_000)
     return config
 
 

@@ -1,9 +1,7 @@
 """The base configuration: every key once, with its default and its meaning. No default elsewhere.
 
-A config file's `get_config(scale)` starts from `base()` and changes what it needs; its optional
-`get_sweep(scale)` lists the points of a sweep, written with `param`, `product`, `zipped` and
-`chain`; command-line overrides (`--config.model.width=32`) win over both. `validation` checks
-the outcome.
+A config file's `get_config(scale)` starts from `base()`; its optional `get_sweep(scale)` lists the
+points of a sweep; command-line overrides (`--config.model.width=32`) win over both.
 """
 
 import itertools
@@ -165,10 +163,7 @@ Sweep = list[dict[str, Any]]
 
 
 def named_scale(scale: str | None) -> str:
-    """Return the scale a config file was asked for; the default is "laptop".
-
-    Raises ValueError on an unknown one.
-    """
+    """Return the scale asked for, by default "laptop"; ValueError on an unknown one."""
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
     return scale or "laptop"
@@ -185,10 +180,7 @@ def product(*sweeps: Sweep) -> Sweep:
 
 
 def zipped(*sweeps: Sweep) -> Sweep:
-    """Return the first points merged, the second points merged, and so on.
-
-    Raises ValueError where the lengths differ.
-    """
+    """Return the first points merged, the second points merged, ...; all of one length."""
     return [_merge(points) for points in zip(*sweeps, strict=True)]
 
 

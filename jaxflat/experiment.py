@@ -91,8 +91,8 @@ def phases(config: Config) -> list[Phase]:
     return made
 
 
-def measured_steps(config: Config, branched_by: float = math.inf) -> list[int]:
-    """Return the steps of the measured checkpoints that branch off the trunk by a given step.
+def measured_steps(config: Config, branched_before: float = math.inf) -> list[int]:
+    """Return the steps of the measured checkpoints that branch off the trunk before a given step.
 
     A run without phases has one checkpoint, step 0.
     """
@@ -102,7 +102,7 @@ def measured_steps(config: Config, branched_by: float = math.inf) -> list[int]:
         branch + phase.settings.anneal_steps
         for phase in phases(config)
         for branch in phase.branches
-        if branch <= branched_by
+        if branch < branched_before
     ]
 
 
@@ -138,7 +138,7 @@ def train_steps(
 
 @functools.cache
 def _train_steps(
-    model: Transformer, optimizer: Config, batch_size: int, targets: str, mesh: Mesh
+    model: Any, optimizer: Config, batch_size: int, targets: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     def sample_batch(language: Any, key: jax.Array) -> MaskedBatch:
         return sharding.shard_examples(mesh, masked_batch(language, key, batch_size, targets))
@@ -182,19 +182,3 @@ def init_state(params: Any, phase: Phase) -> TrainState:
     """Return the state at a phase's start: these parameters and a fresh optimizer."""
     optimizer = make_optimizer(phase.settings.optimizer)
     return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))
-
-
-def check(config: Config) -> None:
-    """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    make_language(config.language)
-    num_data = make_mesh(config).shape["data"]
-    for key, size in batch_sizes(config).items():
-        if size % num_data:
-            raise ValueError(
-                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
-            )
-    if config.evaluation.num_sentences % config.evaluation.batch_size:
-        raise ValueError(
-            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
-            f"evaluation.num_sentences={config.evaluation.num_sentences}"
-        )

@@ -32,6 +32,8 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
         raise InputError(f"{config_argument}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config must return a ConfigDict made from config.base()")
+    if not (isinstance(points, list) and points and all(isinstance(p, dict) for p in points)):
+        raise InputError(f"{path}: get_sweep must return a list of {{key: value}} dicts")
     return config, points
 
 

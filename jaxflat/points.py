@@ -10,43 +10,85 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import experiment, loading, validation
 from jaxflat.config import Config, Sweep
-from jaxflat.run import Point
+from jaxflat.metrics import write_json
+from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.validation import InputError
 
 
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
-    """Return the points with their resolved configs, each checked as far as it can be."""
-    named = {point_name(overrides): overrides for overrides in points}
-    resolved: dict[str, Config] = {}
-    for name, overrides in named.items():
+    """Return the points with their resolved configs, each checked as far as it can be.
+
+    Raises InputError naming what is wrong.
+    """
+    resolved: dict[str, tuple[dict[str, Any], Config]] = {}
+    for overrides in points:
         point_config = validation.validate(loading.override(config, overrides))
         for key in ("data_seed", "init_seed", "probe_seed"):
             if point_config[key] is None:
                 point_config[key] = point_config.seed
-        resolved[name] = point_config
-    widest = _common_width(list(resolved.values()))
+        meant = {key: _value(point_config, key) for key in sorted(overrides)}
+        resolved[point_name(meant)] = (meant, point_config)
+    widest = _common_width([point_config for _, point_config in resolved.values()])
     expanded = []
-    for name, point_config in resolved.items():
+    for name, (meant, point_config) in resolved.items():
         if point_config.flatness.embedded_width == 0:
             point_config.flatness.embedded_width = widest
         frozen = FrozenConfigDict(point_config)
         try:
-            experiment.check(frozen)
+            _check(frozen)
         except ValueError as error:
             raise InputError(str(error)) from error
-        expanded.append(Point(name, named[name], frozen, workdir / name))
+        expanded.append(Point(name, meant, frozen, workdir / name))
     return expanded
 
 
 def point_name(overrides: dict[str, Any]) -> str:
     """Return a folder name: the overrides' numbers and words, and a hash of all of them."""
+    if not overrides:
+        return "run"
     words = [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in overrides.items()
         if isinstance(value, (int, float, str))
     ]
     digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:6]
-    return "_".join([*words, digest]).replace("/", "-") if overrides else "run"
+    return "_".join([*words, digest]).replace("/", "-")
+
+
+def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
+    """Write or extend sweep.json: what trains, and the points with what they depend on.
+
+    Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
+    """
+    path = workdir / "sweep.json"
+    base = validation.complete(config)
+    trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
+    trains = json.loads(FrozenConfigDict(trains).to_json())
+    try:
+        stored = json.loads(path.read_text()) if path.exists() else None
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
+    entries = {}
+    if stored:
+        if difference := _first_difference(stored["trains"], trains):
+            key, old, new = difference
+            raise InputError(
+                f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
+                "choose another --workdir"
+            )
+        entries = {entry["name"]: entry for entry in stored["points"]}
+    for point in points:
+        settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
+        entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
+        entries[point.name] = entry
+    write_json(path, {"trains": trains, "points": list(entries.values())})
+
+
+def _value(config: Config, dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = config[name]
+    return config
 
 
 def select(points: list[Point], selection: str) -> list[Point]:
@@ -79,3 +121,40 @@ def _common_width(configs: list[Config]) -> int:
     shapes = {(m.num_layers, m.head_size, m.tied_decoder) for m in models}
     embeds = len(shapes) == 1 and all(widest % model.width == 0 for model in models)
     return widest if embeds else 0
+
+
+def _check(config: Config) -> None:
+    """Raise ValueError where a valid config still cannot run here; trains nothing."""
+    experiment.make_language(config.language)
+    num_data = experiment.make_mesh(config).shape["data"]
+    for key, size in experiment.batch_sizes(config).items():
+        if size % num_data:
+            raise ValueError(
+                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
+            )
+    if config.evaluation.num_sentences % config.evaluation.batch_size:
+        raise ValueError(
+            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
+            f"evaluation.num_sentences={config.evaluation.num_sentences}"
+        )
+    width = config.flatness.embedded_width
+    if config.phase_order and width % config.model.width:
+        raise ValueError(
+            f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
+        )
+    steps = experiment.measured_steps(config)
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return (dotted key, old value, new value) of the first difference between two configs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (key, old, new)
+    for name in sorted(old.keys() | new.keys()):
+        dotted = f"{key}.{name}" if key else name
+        if difference := _first_difference(old.get(name), new.get(name), dotted):
+            return difference
+    return None

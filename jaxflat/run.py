@@ -7,12 +7,12 @@ lines are there under the same settings is skipped, and one that was cut off goe
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_collections import FrozenConfigDict
+import jax
 
 from jaxflat import experiment, preemption
 from jaxflat.config import Config
@@ -20,7 +20,7 @@ from jaxflat.metrics import Display, append_line, read_lines, write_json, write_
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.train import train
+from jaxflat.stages.train import is_trained, train
 
 STAGES = ("train", "flatness", "probes", "report")
 
@@ -29,12 +29,12 @@ TRAINING_KEYS = tuple(
 )
 """What decides the trained model. All other keys decide how it is measured, or where it runs."""
 
-MEASUREMENT_KEYS = {
-    "evaluation": ("evaluation",),
-    "flatness": ("flatness", "probe_seed"),
-    "probes": ("probes", "probe_seed"),
+MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    "evaluation": evaluate,
+    "flatness": flatness,
+    "probes": probe,
 }
-"""What each file of measurements depends on, besides the trained model."""
+"""The files of measurements, each named as the config section that decides what is in it."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,46 @@ class Point:
     directory: Path
 
 
-def run_point(point: Point, stages: tuple[str, ...], display: Display) -> None:
+def files_of(point: Point, stages: Sequence[str]) -> list[str]:
+    """Return the files of measurements that these stages make of a point."""
+    of_stage = {"train": "evaluation", "flatness": "flatness", "probes": "probes"}
+    files = [of_stage[stage] for stage in stages if stage in of_stage]
+    return [name for name in files if point.config.phase_order or name != "flatness"]
+
+
+def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
+    """Say whether all that `stages` make of a point is there, under its present settings."""
+    trains = "train" in stages and point.config.phase_order
+    if trains and not is_trained(point.config, point.directory):
+        return False
+    measured = read_status(point.directory).get("measured", {})
+    steps = set(experiment.measured_steps(point.config))
+    return all(
+        measured.get(name) == settings_of(point.config, name)
+        and steps <= {record["step"] for record in read_lines(point.directory / f"{name}.jsonl")}
+        for name in files_of(point, stages)
+    )
+
+
+def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
     """Bring a point up to date with its config, as far as `stages` go."""
-    trained = bool(point.config.phase_order)
-    if "train" in stages:
-        if trained:
-            seconds = time.perf_counter()
-            train(point.config, point.directory, display)
-            _log_time(point, "train", time.perf_counter() - seconds)
-        measure(point, "evaluation", evaluate, display)
-    if "flatness" in stages and trained:
-        measure(point, "flatness", flatness, display)
-    if "probes" in stages:
-        measure(point, "probes", probe, display)
+    trains = "train" in stages and point.config.phase_order
+    if trains and not is_trained(point.config, point.directory):
+        seconds = time.perf_counter()
+        train(point.config, point.directory, display)
+        _log_time(point, "train", time.perf_counter() - seconds)
+    for name in files_of(point, stages):
+        measure(point, name, display)
 
 
-def measure(point: Point, name: str, measurement: Callable[..., Any], display: Display) -> None:
-    """Append `measurement(point, step)`'s records to <name>.jsonl for each measured checkpoint.
+def measure(point: Point, name: str, display: Display) -> None:
+    """Bring <name>.jsonl up to date: the records of each measured checkpoint.
 
-    Records made under other settings are dropped first.
+    Records made under other settings are dropped first. Matrix products run at full float32
+    precision, also where an accelerator's default is less.
     """
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
-    settings = fingerprint(point.config, (*TRAINING_KEYS, *MEASUREMENT_KEYS[name]))
+    settings = settings_of(point.config, name)
     if status.get("measured", {}).get(name) != settings:
         path.unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
@@ -80,8 +98,9 @@ def measure(point: Point, name: str, measurement: Callable[..., Any], display: D
         if step not in done:
             preemption.check()
             seconds = time.perf_counter()
-            records = [*read_lines(path), *measurement(point.config, point.directory, step)]
-            write_lines(path, records)
+            with jax.default_matmul_precision("highest"):
+                new = MEASUREMENTS[name](point.config, point.directory, step)
+            write_lines(path, [*read_lines(path), *new])
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
 
@@ -98,11 +117,20 @@ def write_status(directory: Path, state: str, reason: str = "") -> None:
     write_json(directory / "status.json", status)
 
 
-def fingerprint(config: Config, keys: tuple[str, ...]) -> str:
-    """Return a short hash of these top-level keys of a config."""
-    chosen = {key: config[key] for key in keys}
-    text = FrozenConfigDict(chosen).to_json(sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def settings_of(config: Config, name: str) -> dict[str, Any]:
+    """Return what a file of measurements depends on besides the trained model.
+
+    `section` is a hash of its config section; rows are comparable only where it is the same.
+    """
+    section = hashlib.sha256(config[name].to_json(sort_keys=True).encode()).hexdigest()[:16]
+    return (
+        {"section": section}
+        if name == "evaluation"
+        else {
+            "section": section,
+            "probe_seed": config.probe_seed,
+        }
+    )
 
 
 def _log_time(point: Point, stage: str, seconds: float) -> None:

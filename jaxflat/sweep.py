@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
-from jaxflat import experiment, validation
+from jaxflat import experiment
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
-from jaxflat.points import expand, select
+from jaxflat.points import expand, record_sweep, select
 from jaxflat.preemption import Preempted
-from jaxflat.run import TRAINING_KEYS, Point, run_point, write_status
-from jaxflat.validation import InputError
+from jaxflat.run import (
+    STAGES,
+    Point,
+    is_done,
+    read_status,
+    run_point,
+    write_status,
+)
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -33,7 +39,7 @@ def run(
     points: Sweep,
     workdir: Path | str,
     *,
-    stages: Sequence[str] = ("train", "flatness", "probes", "report"),
+    stages: Sequence[str] = STAGES,
     selection: str = "",
 ) -> dict[str, str]:
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
@@ -48,7 +54,7 @@ def run(
     failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
         for point in chosen:
-            reason = _run_one(point, tuple(stages), display)
+            reason = "" if is_done(point, stages) else _run_one(point, stages, display)
             gather(workdir)
             outcome = f"failed, {reason}" if reason else _summary(point.directory)
             display.finish_point(f"{point.name}: {outcome}")
@@ -57,33 +63,8 @@ def run(
     return failures
 
 
-def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Write or extend sweep.json and each point's config.json.
-
-    Raises InputError where the folder holds a sweep that trains otherwise.
-    """
-    path = workdir / "sweep.json"
-    base = validation.validate(config)
-    trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
-    trains = json.loads(ConfigDict(trains).to_json())
-    entries = {}
-    if path.exists():
-        stored = json.loads(path.read_text())
-        if difference := validation.first_difference(stored["trains"], trains):
-            key, old, new = difference
-            raise InputError(
-                f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
-                "choose another --workdir"
-            )
-        entries = {entry["name"]: entry for entry in stored["points"]}
-    for point in points:
-        entries.setdefault(point.name, {"name": point.name, "overrides": point.overrides})
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"trains": trains, "points": list(entries.values())})
-
-
 def gather(workdir: Path) -> None:
-    """Rebuild results.csv from what every point of the sweep has measured so far."""
+    """Rebuild results.csv from what every point has measured under its present settings."""
     points = json.loads((workdir / "sweep.json").read_text())["points"]
     swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
     rows: list[dict[str, Any]] = []
@@ -104,7 +85,9 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
     measured: dict[int, dict[str, float]] = {}
-    for name in ("evaluation", "flatness", "probes"):
+    under = read_status(directory).get("measured", {})
+    current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
+    for name in current:
         for line in read_lines(directory / f"{name}.jsonl"):
             values = measured.setdefault(line["step"], {})
             values[line["measure"]] = line["mean"]
@@ -124,7 +107,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     ]
 
 
-def _run_one(point: Point, stages: tuple[str, ...], display: Display) -> str:
+def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     """Run a point; return why it failed, or "" where it did not."""
     point.directory.mkdir(parents=True, exist_ok=True)
     write_json(point.directory / "config.json", _provenance(point.config))
@@ -140,24 +123,23 @@ def _run_one(point: Point, stages: tuple[str, ...], display: Display) -> str:
         write_status(point.directory, "failed", reason)
         return reason
     (point.directory / "error.txt").unlink(missing_ok=True)
-    write_status(point.directory, "done")
+    write_status(point.directory, "done" if is_done(point) else "partial")
     return ""
 
 
 def _provenance(config: Config) -> dict[str, Any]:
     """Return what config.json holds: the resolved config and what it runs on."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git on this machine
+        commit = ""
     return {
         "config": json.loads(config.to_json()),
         "num_params": experiment.num_params(config),
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit.strip() or None,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 

@@ -1,6 +1,7 @@
 """Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,15 +22,22 @@ def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> N
             raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
-def validate(config: Config) -> Config:
+def complete(config: Config) -> Config:
     """Return the config with lists as tuples and ints as floats where floats are due.
 
-    Raises InputError naming the first key that is unknown, missing, of the wrong type or out of
-    range, and what would be right.
+    Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
     base = base_config.base()
     base.phases = ConfigDict({name: base_config.phase() for name in config.get("phases", {})})
-    config = _merged(base, config, "")
+    return _merged(base, config, "")
+
+
+def validate(config: Config) -> Config:
+    """Return the completed config of a point.
+
+    Raises InputError naming the first key that is wrong or out of range, and what is right.
+    """
+    config = complete(config)
     _check_phases(config)
     for key, value in _flatten(config).items():
         _check_range(key, value)
@@ -60,18 +68,9 @@ MAY_BE_ZERO = (
     *("seed", "data_seed", "init_seed", "probe_seed", "language.seed", "warmup_steps"),
     *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "embedded_width", "tasks"),
 )
+MAY_BE_EMPTY = ("phase_order", "checkpoint_steps")
+BELOW_ONE = ("b1", "b2", "momentum")
 AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation")
-
-
-def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Return (dotted key, old value, new value) of the first difference between two configs."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return None if old == new else (key, old, new)
-    for name in sorted(old.keys() | new.keys()):
-        dotted = f"{key}.{name}" if key else name
-        if difference := first_difference(old.get(name), new.get(name), dotted):
-            return difference
-    return None
 
 
 def _check_range(key: str, value: Any) -> None:
@@ -80,8 +79,14 @@ def _check_range(key: str, value: Any) -> None:
             check_choices(key, value if isinstance(value, tuple) else (value,), choices)
     if key == "mesh.data" and value == -1:
         return
+    if value == () and not key.endswith(MAY_BE_EMPTY):
+        raise InputError(f"{key}=() must name at least one")
     lowest = 2 if key.endswith(AT_LEAST_TWO) else 1
     for number in _numbers(value):
+        if not math.isfinite(number):
+            raise InputError(f"{key}={value!r} must be finite")
+        if key.endswith(BELOW_ONE) and number >= 1:
+            raise InputError(f"{key}={value!r} must be below 1")
         if key.endswith(MAY_BE_ZERO):
             if number < 0:
                 raise InputError(f"{key}={value!r} must not be negative")
@@ -95,6 +100,8 @@ def _check_phases(config: Config) -> None:
         if order:
             raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
         return
+    if not order:
+        raise InputError("phase_order=() must name the phases to train")
     check_choices("phase_order", order, sorted(names))
     if len(set(order)) < len(order):
         raise InputError(f"phase_order={order} names a phase twice")

@@ -4,10 +4,12 @@
 #
 #   launch/local.sh --config=configs/model_size_sweep.py --workdir=runs/sizes
 set -uo pipefail
+stopped=
+trap 'stopped=1' INT TERM
 
 while true; do
     python -m jaxflat.main "$@"
     code=$?
-    [ "$code" -eq 75 ] || exit "$code"
+    [ "$code" -eq 75 ] && [ -z "$stopped" ] || exit "$code"
     echo "preempted; going on" >&2
 done

@@ -120,10 +120,10 @@ def test_points_are_chosen_by_place_and_by_name(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     expanded = points.expand(config, listed, tmp_path)
     assert points.select(expanded, "0,2-3") == [expanded[0], *expanded[2:4]]
-    seeds = points.select(expanded, "seed=1*")
+    seeds = points.select(expanded, "*seed=1*")
     assert seeds == [p for p in expanded if p.config.seed == 1]
     with pytest.raises(validation.InputError, match="matches none"):
-        points.select(expanded, "width=5*")
+        points.select(expanded, "*width=5_*")
 
 
 def test_a_point_is_its_overrides_not_its_place(tmp_path):

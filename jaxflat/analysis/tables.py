@@ -25,7 +25,7 @@ COLUMNS = (
 
 SUMMARY = {
     "Excess loss": COLUMNS[0],
-    "Hessian trace": COLUMNS[1],
+    "Trace (embedded)": COLUMNS[1],
     "Accuracy %": COLUMNS[5],
     "of latents %": COLUMNS[6],
 }

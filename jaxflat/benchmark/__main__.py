@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import platform
 import shutil
 import sys
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jaxflat.metrics import write_json
     from jaxflat.validation import InputError
 
-    console, figures = Console(), {}
+    console, figures, load = Console(), {}, os.getloadavg()[0]
     try:
         _check(flags)
         for name, figure in measure(flags, console):
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
+    console.print(device_line(load), highlight=False, markup=False, soft_wrap=True)
     _print(figures, console)
     if flags.json:
         write_json(flags.json, {n: dataclasses.asdict(figure) for n, figure in figures.items()})
@@ -101,8 +103,8 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         yield from flatness.measure_flatness(shape, flags.repeats, flags.seconds).items()
 
 
-def device_line() -> str:
-    """Name the devices, and the versions of what runs on them."""
+def device_line(load: float) -> str:
+    """Name the devices, the versions of what ran on them, and who else did: the load before."""
     import jax
 
     devices = jax.devices()
@@ -112,19 +114,21 @@ def device_line() -> str:
             f"{len(devices)} x {devices[0].device_kind} ({platform.machine()})",
             *versions,
             f"Python {platform.python_version()}",
+            f"load {load:.1f} at the start",
         ]
     )
 
 
 def _print(figures: dict[str, Any], console: Console) -> None:
-    console.print(device_line(), highlight=False, markup=False)
-    table = Table("name", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("name", no_wrap=True, min_width=max(map(len, figures)))
     for column in ("median", "min", "max"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     for name, figure in figures.items():
-        values = [f"{value:,.4g}" for value in (figure.median, figure.min, figure.max)]
-        table.add_row(name, *values, figure.unit)
+        values = (figure.median, figure.min, figure.max)
+        texts = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values]
+        table.add_row(name, *texts, figure.unit)
     console.print(table)
 
 

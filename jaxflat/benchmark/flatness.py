@@ -3,7 +3,8 @@
 Both sides walk over the same few microbatches inside one compiled call, on the run's own mesh. A
 gradient is the one a training step takes (`training.step.mean_gradient`). A probe's cost is
 marginal: the loss is linearised once in every microbatch however many probes follow, so it is the
-difference between many probes and one, divided by how many more they are.
+difference between three passes of `flatness.probes_per_pass` probes and one pass, divided by how
+many more probes that is.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from jaxflat.models.blocks import is_stacked
 from jaxflat.stages.flatness import labelled_losses, sample_microbatches
 from jaxflat.training.step import mean_gradient
 
-PASSES = 2  # of `flatness.probes_per_pass` probes each, beyond the first probe
+MORE_PASSES = 2
 
 
 def measure_flatness(shape: Shape, repeats: int, seconds: float) -> dict[str, Figure]:
@@ -40,23 +41,25 @@ def measure_flatness(shape: Shape, repeats: int, seconds: float) -> dict[str, Fi
     params = sharding.replicate(mesh, experiment.init_params(config))
     batches = sample_microbatches(config, jax.random.key(0))
     num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
-    gradient = jax.jit(partial(mean_gradients, loss_fn, num_shards))
+    gradient_fn = jax.jit(partial(mean_gradients, loss_fn, num_shards))
+    gradient = gradient_fn.lower(params, batches).compile()
     measures = _measures(loss_fn, log_probs_fn, params, batches, settings.probes_per_pass)
-    num_more = PASSES * settings.probes_per_pass
+    num_first = settings.probes_per_pass
+    num_more = MORE_PASSES * num_first
 
     def stopwatch(function: Callable[[], Any]) -> Stopwatch:
         return Stopwatch(partial(repeated, function), seconds)
 
     gradient_watch = stopwatch(lambda: gradient(params, batches))
     watches = {
-        name: [stopwatch(partial(measure, count)) for count in (1, 1 + num_more)]
+        name: [stopwatch(partial(measure, count)) for count in (num_first, num_first + num_more)]
         for name, measure in measures.items()
     }
     costs: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         gradient_seconds = gradient_watch.seconds()
-        for name, (one, many) in watches.items():
-            more_seconds = (many.seconds() - one.seconds()) / num_more
+        for name, (first, more) in watches.items():
+            more_seconds = (more.seconds() - first.seconds()) / num_more
             costs[name].append(more_seconds / gradient_seconds)
     figures = {
         f"flatness/{name}_in_gradients": summarize(ratios, "gradients")
@@ -81,18 +84,15 @@ def mean_gradients(loss_fn: Callable[..., Any], num_shards: int, params: Any, ba
 
 
 def probe_memory(
-    loss_fn: Callable[..., Any], gradient: Callable[..., Any], params: Any, batches: Any
+    loss_fn: Callable[..., Any], gradient: jax.stages.Compiled, params: Any, batches: Any
 ) -> float | None:
     """Return the working memory of one Hessian-vector product over that of one gradient.
 
     Working memory is what the compiler plans beyond arguments and results, on one device
     (`memory_analysis().temp_size_in_bytes`); None where the backend does not tell.
     """
-    product = hessian_vector_product.lower(loss_fn, params, batches, params)
-    planned = [
-        lowered.compile().memory_analysis()
-        for lowered in (product, gradient.lower(params, batches))
-    ]
+    product = hessian_vector_product.lower(loss_fn, params, batches, params).compile()
+    planned = [product.memory_analysis(), gradient.memory_analysis()]
     sizes = [getattr(plan, "temp_size_in_bytes", 0) for plan in planned]
     return sizes[0] / sizes[1] if all(sizes) else None
 
@@ -110,19 +110,19 @@ def _measures(
     def hvp(count: int) -> Any:
         return hessian_trace_terms(
             loss_fn, params, batches, key,
-            num_probes=count, probes_per_pass=min(per_pass, count), stacked=is_stacked,
+            num_probes=count, probes_per_pass=per_pass, stacked=is_stacked,
         )  # fmt: skip
 
     def ggn(count: int) -> Any:
         return gauss_newton_trace(
             log_probs_fn, params, batches, key,
-            num_probes=count, probes_per_pass=min(per_pass, count),
+            num_probes=count, probes_per_pass=per_pass,
         )  # fmt: skip
 
     def fisher(count: int) -> Any:
         return fisher_trace_terms(
             log_probs_fn, params, batches, key,
-            num_samples=count, samples_per_pass=min(per_pass, count), stacked=is_stacked,
+            num_samples=count, samples_per_pass=per_pass, stacked=is_stacked,
         )  # fmt: skip
 
     return {"hvp_probe": hvp, "ggn_probe": ggn, "fisher_sample": fisher}

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxflat import sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 
+CPU_SIZE, ACCELERATOR_SIZE = 2048, 8192
+
 
 def measure_matmul(repeats: int, seconds: float) -> Figure:
     """Return the rate of square float32 matrix products, at the backend's default precision.
@@ -15,7 +17,7 @@ def measure_matmul(repeats: int, seconds: float) -> Figure:
     Rows are split over 1 device or over all of them, whichever is faster at best. Products follow
     each other in one compiled call, each on the outcome of the last.
     """
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+    size = CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
     figures = [
         _measure_over(num_devices, size, repeats, seconds)
         for num_devices in sorted({1, jax.device_count()})

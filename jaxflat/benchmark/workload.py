@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml_collections import FrozenConfigDict
-
 from jaxflat import config as base_config
 from jaxflat import points
+from jaxflat.config import Config
 
 ENDLESS = 10**9  # steps; the learning rate stays what it is for as long as anyone measures
 
@@ -23,7 +22,7 @@ class Shape:
     words: int
 
 
-def resolved_config(shape: Shape) -> FrozenConfigDict:
+def resolved_config(shape: Shape) -> Config:
     """Return the resolved config of a run of this shape: sampled targets, AdamW, an HMM.
 
     Raises InputError where there can be no such run.
@@ -31,7 +30,7 @@ def resolved_config(shape: Shape) -> FrozenConfigDict:
     config = base_config.base()
     config.language.hmm.num_words = shape.words
     config.language.hmm.length = config.language.hmm.min_length = shape.length
-    config.language.hmm.tasks = ()
+    config.language.hmm.tasks = (1,)  # not used, but a language has to have one
     config.model.update(width=shape.width, num_layers=shape.layers, head_size=shape.head_size)
     config.phases.pretrain.update(targets="sampled", batch_size=shape.batch, steps=ENDLESS)
     config.evaluation.update(num_sentences=2 * shape.batch, batch_size=shape.batch)

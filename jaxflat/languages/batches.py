@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxflat.languages.masking import mask_one
+from jaxflat.languages.masking import mask_id, mask_one
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ def masked_batch(language: Any, key: Array, batch_size: int, targets: str) -> Ma
     sentences = language.sample(sentence_key, batch_size)
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
     num_words = language.num_words
-    inputs_BxT, positions_BxM = mask_one(mask_key, tokens_BxT, lengths_B, num_words + 1)
+    inputs_BxT, positions_BxM = mask_one(mask_key, tokens_BxT, lengths_B, mask_id(num_words))
     if targets == "exact":
         log_probs_BxTxV = language.conditional_log_probs(tokens_BxT, lengths_B)
         log_probs_BxMxV = jnp.take_along_axis(log_probs_BxTxV, positions_BxM[..., None], axis=1)

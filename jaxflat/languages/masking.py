@@ -5,6 +5,11 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def mask_id(num_words: int) -> int:
+    """The token of a hidden word; words are 0..V-1 and pad is V."""
+    return num_words + 1
+
+
 def is_word(lengths_B: Array, T: int) -> Array:
     """words_BxT: whether the position comes before the end of its sentence."""
     return jnp.arange(T, dtype=lengths_B.dtype)[None] < lengths_B[:, None]

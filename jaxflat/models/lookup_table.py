@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-FEATURES = ("p", "log_p")
-
 
 def lookup_features(log_probs_BxTxV: jax.Array, kind: str) -> jax.Array:
     """Return the probe features of the table, p or log p, as features_BxTxV.
@@ -16,4 +14,4 @@ def lookup_features(log_probs_BxTxV: jax.Array, kind: str) -> jax.Array:
         return jnp.exp(log_probs_BxTxV)
     if kind == "log_p":
         return jnp.maximum(log_probs_BxTxV, jnp.log(1e-6))
-    raise ValueError(f"lookup-table features must be one of {FEATURES}, got {kind!r}")
+    raise ValueError(f"lookup-table features must be p or log_p, got {kind!r}")

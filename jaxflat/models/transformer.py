@@ -8,11 +8,6 @@ import jax.numpy as jnp
 NUM_SPECIAL_TOKENS = 3
 
 
-def mask_id(num_words: int) -> int:
-    """Return the token that stands for a hidden word (V is the pad token)."""
-    return num_words + 1
-
-
 def layer_norm(name: str, x: jax.Array) -> jax.Array:
     """Normalise the last axis in x's own precision; Linen's default cannot take float64 here."""
     return nn.LayerNorm(name=name, param_dtype=x.dtype, force_float32_reductions=False)(x)
@@ -133,7 +128,7 @@ class Transformer(nn.Module):
         )
         length = tokens_BxT.shape[1]
         hidden_BxTxD = embedding[tokens_BxT] + positions_TxD[None, :length]
-        padding_BxT = jnp.arange(length)[None, :] >= lengths_B[:, None]
+        padding_BxT = jnp.arange(length, dtype=lengths_B.dtype)[None, :] >= lengths_B[:, None]
         if self.num_layers > 1:
             stack = nn.scan(
                 lambda block, h_BxTxD, _: (block(h_BxTxD, padding_BxT, None), None),

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
-from jaxflat.languages.masking import mask_each
+from jaxflat.languages.masking import mask_each, mask_id
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.transformer import Transformer
 from jaxflat.stages.records import Record, load_params, mean_estimate, record
@@ -52,7 +52,7 @@ def _conditionals(
 
     def batch(examples: tuple[jax.Array, jax.Array]) -> jax.Array:
         tokens_BxT, lengths_B = sharding.shard_examples(mesh, examples)
-        masked_BxTxT = mask_each(tokens_BxT, lengths_B, model.num_words + 1)
+        masked_BxTxT = mask_each(tokens_BxT, lengths_B, mask_id(model.num_words))
         return masked_conditionals(model.apply, params, masked_BxTxT, lengths_B)
 
     batches = jax.tree.map(

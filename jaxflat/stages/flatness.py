@@ -46,7 +46,8 @@ def trace_terms(
 ) -> TraceTerms:
     """Return the samples of one trace at `params`, on sentences and probes drawn from `key`."""
     settings = config.flatness
-    batches = sample_microbatches(config, key)
+    data_key, key = jax.random.split(key)
+    batches = sample_microbatches(config, data_key)
     loss_fn, log_probs_fn = labelled_losses(model, settings.labels)
     passes = min(settings.probes_per_pass, settings.num_probes)
     if measure == "hessian_trace":
@@ -85,7 +86,7 @@ def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
 def _microbatches(
     mesh: Any, num_microbatches: int, size: int, targets: str, language: Any, key: jax.Array
 ) -> MaskedBatch:
-    keys_M = jax.random.split(jax.random.fold_in(key, 0), num_microbatches)
+    keys_M = jax.random.split(key, num_microbatches)
     batches = jax.lax.map(lambda k: masked_batch(language, k, size, targets), keys_M)
     return sharding.shard_examples(mesh, batches, axis=1)
 

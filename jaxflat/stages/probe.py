@@ -17,6 +17,8 @@ from jaxflat.probes.features import concatenate_positions, token_features
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.stages.records import Record, load_params, record
 
+SLICE = 512  # sentences whose representations are computed at once
+
 
 class ProbeSets(NamedTuple):
     """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
@@ -126,12 +128,16 @@ def _featurize(
     (model: which features; source: the language), with the labels beside them."""
     leading = sentences.lengths_B.shape
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
-    lengths_N = sentences.lengths_B.reshape(-1)
-    if isinstance(model, str):
-        log_probs_NxTxV = source.conditional_log_probs(tokens_NxT, lengths_N)
-        features_NxF = concatenate_positions(lookup_features(log_probs_NxTxV, model), lengths_N)
-    else:
-        features_NxF = token_features(model.apply, source, tokens_NxT, lengths_N)
+
+    def features(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:
+        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+        if isinstance(model, str):
+            log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
+            return concatenate_positions(lookup_features(log_probs_1xTxV, model), length_1)[0]
+        return token_features(model.apply, source, tokens_1xT, length_1)[0]
+
+    sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
+    features_NxF = jax.lax.map(features, sentences_N, batch_size=SLICE)
     return Labelled(features_NxF.reshape(*leading, -1), labels_KxN, valid_KxN)
 
 

@@ -1,5 +1,6 @@
 """Training through the phases, leaving checkpoints to measure and one to recover from."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -12,11 +13,18 @@ from jaxflat.metrics import Curve, Display
 from jaxflat.training.step import TrainState
 
 
+def is_trained(config: Config, directory: Path) -> bool:
+    """Say whether every phase has run and every measured checkpoint is there."""
+    measured = checkpoint.steps(directory / "checkpoints")
+    finished = experiment.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
+    return finished and set(experiment.measured_steps(config)) <= set(measured)
+
+
 def train(config: Config, directory: Path, display: Display) -> None:
-    """Train through the phases, leaving a measured checkpoint at the end of each anneal."""
-    measured = directory / "checkpoints"
-    if set(experiment.measured_steps(config)) <= set(checkpoint.steps(measured)):
-        return
+    """Train through the phases, leaving a measured checkpoint at the end of each anneal.
+
+    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming.
+    """
     phases = experiment.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = _resume(config, directory, phases)
@@ -25,17 +33,17 @@ def train(config: Config, directory: Path, display: Display) -> None:
             state = _replicated(config, experiment.init_state(state.params, phase))
         step = int(state.step)
         for number, stop in enumerate(_call_ends(config, phase), start=1):
-            if stop <= step:
-                continue
-            state, loss = _advance(config, phase, state, stop)
-            curve.add(phase.name, stop, loss, None)
-            display.advance_stage(stop, f"train  loss {loss:.4f}")
-            if stop in phase.branches:
+            if stop > step:
+                state, loss = _advance(config, phase, state, stop)
+                curve.add(phase.name, stop, loss, None)
+                display.advance_stage(stop, f"train  loss {loss:.4f}")
+                due = number % config.training.save_every == 0
+                last = stop in phase.branches or stop == phase.stop
+                if due or last or preemption.requested():
+                    _save_recovery(directory, state, curve)
+                preemption.check()
+            if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
-            due = number % config.training.save_every == 0 or stop == phase.stop
-            if due or preemption.requested():
-                _save_recovery(directory, state, curve)
-            preemption.check()
     curve.close()
 
 
@@ -48,7 +56,7 @@ def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[Train
         state = _replicated(config, experiment.init_state(params, phase))
         template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
         stored = checkpoint.restore(recovery, step, template)
-        due = experiment.measured_steps(config, branched_by=step)
+        due = experiment.measured_steps(config, branched_before=step)
         if set(due) <= set(checkpoint.steps(directory / "checkpoints")):
             return stored["state"], Curve(directory, int(stored["curve_bytes"]))
     state = experiment.init_state(params, phases[0])
@@ -71,19 +79,23 @@ def _advance(
     schedule = experiment.schedule(phase.settings, anneal=branch is not None)
     first = phase.start if branch is None else branch
     language = experiment.make_language(config.language)
-    key = experiment.purpose_key(config.data_seed, phase.name)
+    key = experiment.purpose_key(config.data_seed, f"train/{phase.name}")
     state, loss = steps(state, language, key, schedule, first, stop)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {float(loss)} in phase {phase.name} by step {stop}")
     return state, float(loss)
 
 
 def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve) -> None:
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
+    end, length = branch + num_steps, config.training.steps_per_call
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    if num_steps:
-        state, loss = _advance(config, phase, state, branch + num_steps, branch)
-        curve.add(phase.name, branch + num_steps, loss, branch)
-    checkpoint.save(directory / "checkpoints", branch + num_steps, state.params)
+    for stop in (*range(branch + length, end, length), *([end] if num_steps else [])):
+        state, loss = _advance(config, phase, state, stop, branch)
+        curve.add(phase.name, stop, loss, branch)
+        preemption.check()
+    checkpoint.save(directory / "checkpoints", end, state.params)
 
 
 def _call_ends(config: Config, phase: Phase) -> list[int]:

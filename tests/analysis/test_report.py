@@ -71,7 +71,9 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
 
 def test_the_page_shows_the_numbers_of_the_table(reported):
     folder, _, visible = reported
-    for row in summary_table(folder):
+    _, *rows = summary_table(folder)  # its column names are shorter than the page's
+    assert rows
+    for row in rows:
         for text in row:
             assert text in visible
 
