@@ -132,7 +132,8 @@ def start(tmp_path):
     """Return a function that starts the command on the tiny sweep in a process of its own."""
     config_file = tmp_path / "tiny.py"
     config_file.write_text(CONFIG_FILE)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    # As in conftest.py, compile quickly: otherwise death would almost always find it compiling.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "jaxflat.main", f"--config={config_file}"]
 
     def start(workdir: Path) -> subprocess.Popen:

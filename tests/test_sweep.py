@@ -117,8 +117,9 @@ def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     assert sweep.run(config, tiny_sweep(), copy) == {}
     assert modified(copy, "*/checkpoints/*/*") | modified(copy, "*/probes.jsonl") == before
     changed = {name for name, text in contents(copy).items() if text != flatness[name]}
-    assert {Path(name).name for name in changed} == {"flatness.jsonl", "results.csv"}
-    assert len(changed) == 4 + 1
+    # sweep.json says what each point's measurements depend on.
+    assert {Path(n).name for n in changed} == {"flatness.jsonl", "results.csv", "sweep.json"}
+    assert len(changed) == 4 + 2
 
 
 def test_another_training_config_in_an_old_folder_is_refused(copy):
