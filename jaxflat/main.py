@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -77,7 +77,8 @@ def show_report(workdir: Path, console: Console) -> None:
 
     report = write_report(workdir)
     header, *rows = summary_table(workdir)
-    table = Table(*header, box=box.SIMPLE_HEAD)
+    columns = [Column(name, no_wrap=True) for name in header]
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -24,10 +24,10 @@ COLUMNS = (
 
 
 SUMMARY = {
-    "Excess loss": COLUMNS[0],
-    "Trace (embedded)": COLUMNS[1],
-    "Accuracy %": COLUMNS[5],
-    "of latents %": COLUMNS[6],
+    "Excess loss\n(nats)": COLUMNS[0],
+    "Trace,\nembedded": COLUMNS[1],
+    "Accuracy,\nmap (%)": COLUMNS[5],
+    "Accuracy,\nlatent (%)": COLUMNS[6],
 }
 
 
@@ -36,7 +36,11 @@ def summary_table(workdir: Path) -> Table:
     comparison = read_comparison(Path(workdir))
     cells = comparison.cells + comparison.lookup_tables
     rows = [
-        [cell.variant, *_about(cell)[2:3], *_numbers(cell, list(SUMMARY.values()))]
+        [
+            cell.variant.replace("lookup table", "lookup"),
+            *_about(cell)[2:3],
+            *_numbers(cell, list(SUMMARY.values())),
+        ]
         for cell in cells
     ]
     return [["Model", "Step", *SUMMARY], *rows]
