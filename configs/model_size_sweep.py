@@ -24,6 +24,7 @@ def get_config(scale: str | None = None) -> Config:
     scale, config = named_scale(scale), base_config.base()
     phase = config.phases.pretrain
     if scale == "smoke":
+        config.model.num_layers = 1  # most of the time goes into compiling
         phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})

@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
-    parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "width=16*"')
+    parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
         default="train,flatness,probes,report",

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxflat import experiment
 from jaxflat.config import Config
@@ -17,7 +17,13 @@ GIB = 2**30
 
 def table(points: Iterable[tuple[str, Config]]) -> Table:
     """Return a table with a row for each point, in GiB for the whole batch on one device."""
-    columns = ("point", "parameters", "parameters + optimizer", "gradient", "kept for backward")
+    columns = (
+        Column("point", overflow="fold"),
+        "parameters",
+        "parameters + optimizer",
+        "gradient",
+        "kept for backward",
+    )
     made = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
     for number, (name, config) in enumerate(points):
         row = [f"{number} {name}"]

@@ -1,6 +1,7 @@
 """A signal to stop: remembered when it comes, acted on where the work can be saved."""
 
 import signal
+import sys
 from typing import Any
 
 
@@ -16,6 +17,8 @@ def install() -> None:
 
     def handle(number: int, _: Any) -> None:
         _received.append(number)
+        name = signal.Signals(number).name
+        print(f"{name}: saving after the current call; once more ends at once", file=sys.stderr)
         signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):

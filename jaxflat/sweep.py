@@ -149,5 +149,5 @@ def _summary(directory: Path) -> str:
     parts = []
     for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
         lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
-        parts += [f"{measure} {r['mean']:.4g} ± {r['sem']:.2g}" for r in lines[-1:]]
+        parts += [f"{measure} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
     return ", ".join(parts) or "done"
