@@ -26,7 +26,7 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         for key in ("data_seed", "init_seed", "probe_seed"):
             if point_config[key] is None:
                 point_config[key] = point_config.seed
-        meant = {key: _value(point_config, key) for key in sorted(overrides)}
+        meant = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
         resolved[point_name(meant)] = (meant, point_config)
     widest = _common_width([point_config for _, point_config in resolved.values()])
     expanded = []
@@ -83,12 +83,6 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
     write_json(path, {"trains": trains, "points": list(entries.values())})
-
-
-def _value(config: Config, dotted: str) -> Any:
-    for name in dotted.split("."):
-        config = config[name]
-    return config
 
 
 def select(points: list[Point], selection: str) -> list[Point]:

@@ -45,7 +45,7 @@ def validate(config: Config) -> Config:
         ("language", config.language.name),
         *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),
     ):
-        choices = [name for name, value in _section(config, section).items() if _is_dict(value)]
+        choices = [name for name, value in value_at(config, section).items() if _is_dict(value)]
         check_choices(f"{section}.name", [choice], choices)
     model = config.model
     if model.width % model.head_size:
@@ -176,8 +176,9 @@ def _is_dict(value: Any) -> bool:
     return isinstance(value, (ConfigDict, dict))
 
 
-def _section(config: Config, key: str) -> Config:
-    for name in key.split("."):
+def value_at(config: Config, dotted: str) -> Any:
+    """Return the value or the section under a dotted key that exists."""
+    for name in dotted.split("."):
         config = config[name]
     return config
 
