@@ -32,8 +32,9 @@ def get_config(scale: str | None = None) -> Config:
         config.probes.update({"shots": (50, 200), "iterations": 50})
     if scale == "paper":  # the grammar's sizes, 3M to 740M parameters of one depth
         config.language.name = "pcfg"
-        config.language.pcfg.update({"num_nonterminals": 50, "num_words": 200, "length": 32})
-        config.language.pcfg.tasks = ((0, 8), (0, 4))
+        config.language.pcfg.update({"level_sizes": (9, 8, 8, 8, 8, 8), "num_words": 200})
+        config.language.pcfg.update({"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))})
+        config.language.pcfg.rule_concentration = 0.01
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat import sharding
+from jaxflat import sharding, text_language
 from jaxflat.config import Config
 from jaxflat.languages import LANGUAGES
-from jaxflat.languages.batches import MaskedBatch, masked_batch
+from jaxflat.languages.batches import MaskedBatch, Source, source_batch
 from jaxflat.models.transformer import Transformer
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule
@@ -48,15 +48,25 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
 @functools.cache
 def make_language(section: Config) -> Any:
     """Return the language of a config's `language` section; ValueError names what is wrong."""
+    if section.name == "generated":
+        return text_language.make_generated(section)
     return LANGUAGES[section.name](section.seed, **section[section.name])
+
+
+def language_sizes(section: Config) -> tuple[int, int]:
+    """Return (words, longest sentence) of a language, whose teacher may not be there yet."""
+    if section.name == "generated":
+        return section.generated.num_words, section.generated.length
+    language = make_language(section)
+    return language.num_words, language.max_length
 
 
 def make_model(config: Config) -> Any:
     """Return the transformer of a config, sized for its language."""
-    language = make_language(config.language)
+    num_words, max_length = language_sizes(config.language)
     return Transformer(
-        num_words=language.num_words,
-        max_length=language.max_length,
+        num_words=num_words,
+        max_length=max_length,
         width=config.model.width,
         num_layers=config.model.num_layers,
         num_heads=config.model.width // config.model.head_size,
@@ -130,18 +140,20 @@ def make_optimizer(section: Config) -> Any:
 
 
 def train_steps(
-    model: Any, settings: Config, mesh: Mesh
+    model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return the compiled steps of a phase, for its trunk and its anneals alike."""
-    return _train_steps(model, settings.optimizer, settings.batch_size, settings.targets, mesh)
+    how = (settings.targets, masking)
+    return _train_steps(model, settings.optimizer, settings.batch_size, how, mesh)
 
 
 @functools.cache
 def _train_steps(
-    model: Any, optimizer: Config, batch_size: int, targets: str, mesh: Mesh
+    model: Any, optimizer: Config, batch_size: int, how: tuple[str, str], mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    def sample_batch(language: Any, key: jax.Array) -> MaskedBatch:
-        return sharding.shard_examples(mesh, masked_batch(language, key, batch_size, targets))
+    def sample_batch(source: Source, key: jax.Array, index: jax.Array) -> MaskedBatch:
+        batch = source_batch(source, key, index, batch_size, *how)
+        return sharding.shard_examples(mesh, batch)
 
     num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
     loss_fn, _ = loss_functions(model)
@@ -173,7 +185,7 @@ def _initializer(model: Any) -> Callable[[jax.Array], Any]:
 
 def num_params(config: Config) -> int:
     """Return the number of parameters; the lookup table has none."""
-    if not config.phase_order:
+    if config.model.name == "lookup_table":
         return 0
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_params(config))))
 

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from jaxflat import experiment
 from jaxflat.config import Config
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import Source, masked_batch
 
 GIB = 2**30
 
@@ -28,8 +28,12 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
     for number, (name, config) in enumerate(points):
         row = [f"{number} {name}"]
         if config.phase_order:
-            sizes = step_bytes(config)
             row += [f"{experiment.num_params(config):,}"]
+            try:
+                sizes = step_bytes(config)
+            except ValueError:  # of a teacher that is not there yet
+                made.add_row(*row)
+                continue
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
             ]
@@ -47,17 +51,18 @@ def step_bytes(config: Config) -> dict[str, int]:
     loss_fn, _ = experiment.loss_functions(model)
     params = jax.eval_shape(lambda: experiment.init_params(config))
     state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
-    language = experiment.make_language(config.language)
+    language, masking = experiment.make_language(config.language), config.language.masking
+    settings = phase.settings
     sample = partial(
-        masked_batch, batch_size=phase.settings.batch_size, targets=phase.settings.targets
+        masked_batch, batch_size=settings.batch_size, targets=settings.targets, masking=masking
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(sample, language, key)
     pullback = jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss_fn(q, b)[0], p)[1], params, batch)
     mesh = experiment.make_mesh(config)
-    steps = experiment.train_steps(model, phase.settings, mesh)
-    schedule = experiment.schedule(phase.settings, anneal=False)
-    jax.eval_shape(steps, state, language, key, schedule, phase.start, phase.stop)
+    steps = experiment.train_steps(model, settings, masking, mesh)
+    schedule = experiment.schedule(settings, anneal=False)
+    jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
     return {name: _num_bytes(tree) for name, tree in parts.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat import experiment, loading, validation
+from jaxflat import experiment, loading, text_language, validation
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
@@ -119,7 +119,7 @@ def _common_width(configs: list[Config]) -> int:
 
 def _check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    experiment.make_language(config.language)
+    _check_language(config)
     num_data = experiment.make_mesh(config).shape["data"]
     for key, size in experiment.batch_sizes(config).items():
         if size % num_data:
@@ -141,6 +141,21 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
         )
+
+
+def _check_language(config: Config) -> None:
+    section = config.language
+    if section.name == "generated":
+        text_language.check(section)
+        return
+    language = experiment.make_language(section)
+    for name, task in language.tasks.items():
+        for labeling in config.probes.labelings:
+            if labeling not in task.labelings:
+                raise ValueError(
+                    f"probes.labelings: {labeling!r} is none of task {name}'s in language.name="
+                    f"{section.name!r}: {', '.join(task.labelings)}"
+                )
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

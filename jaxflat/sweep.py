@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxflat import experiment
+from jaxflat import corpus, experiment
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
@@ -53,6 +53,8 @@ def run(
     record_sweep(config, expanded, workdir)
     failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
+        for section in dict.fromkeys(p.config.language for p in chosen if not is_done(p, stages)):
+            corpus.prepare(section, display)
         for point in chosen:
             reason = "" if is_done(point, stages) else _run_one(point, stages, display)
             gather(workdir)

@@ -19,13 +19,28 @@ ALLOWED = {
     "metrics": set(),
     "config": set(),
     "preemption": set(),
+    "data": set(),
     "validation": {"config"},
     "loading": {"config", "validation"},
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
 }
-ORDER = ("experiment", "memory", "stages", "run", "points", "sweep", "benchmark", "main")
+ORDER = (
+    *(
+        "teacher",
+        "text_language",
+        "experiment",
+        "corpus",
+        "build",
+        "memory",
+        "stages",
+        "run",
+        "points",
+        "sweep",
+    ),
+    *("benchmark", "main"),
+)
 TOP_LEVEL = {
     *("README.md", "LICENSE", "setup.cfg", "pyproject.toml", "Makefile"),
     *("jaxflat", "configs", "launch", "tests", "docs"),

@@ -10,11 +10,13 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxflat import experiment
-from jaxflat.benchmark import machine
+from jaxflat.benchmark import languages, machine
 from jaxflat.benchmark.__main__ import main
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
+from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import masked_batch
 
+TINY_GRAMMAR = {"level_sizes": (3, 5, 5, 5), "num_words": 30, "length": 8, "tasks": ((), (0, 4))}
 # Of eight devices only one shares 11 sentences evenly: compiling for one is several times as fast.
 TINY = ["--width=8", "--layers=1", "--head_size=4", "--batch=11", "--length=4", "--words=8"]
 FIGURES = {
@@ -27,6 +29,14 @@ FIGURES = {
     "flatness/fisher_sample_in_gradients",
     "flatness/probe_memory_in_gradients",
 }
+LANGUAGE_FIGURES = {
+    "languages/pcfg_sampled_per_s",
+    "languages/pcfg_conditionals_16_per_s",
+    "languages/pcfg_conditionals_32_per_s",
+    "languages/hmm_conditionals_per_s",
+    "languages/official_labels_per_s",
+}
+NLTK_FIGURES = {"languages/nltk_chart_per_s", "languages/official_labels_in_nltk"}
 PEER_FIGURES = {"training/peer_sentences_per_s", "training/sentences_per_s_over_peer"}
 
 
@@ -72,23 +82,81 @@ def test_the_compiler_counts_as_many_operations_forward():
     assert compiled.cost_analysis()["flops"] == pytest.approx(step_flops(shape) / 3, rel=0.03)
 
 
-def test_figures(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def tiny(monkeypatch):
+    """Products and languages of the smallest sizes."""
     monkeypatch.setattr(machine, "CPU_SIZE", 128)
-    script = tmp_path / "peer.py"
-    script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
-    flags = [f"--json={tmp_path / 'figures.json'}", "--seconds=0.01", "--repeats=3"]
-    assert main([*TINY, *flags, f"--peers={sys.executable}", f"--peer_script={script}"]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == FIGURES | PEER_FIGURES
-    assert figures["training/peer_sentences_per_s"]["median"] == 250.5
+    grammar = {"level_sizes": (2, 3, 3), "num_words": 8, "length": 4, "min_length": 2}
+    for name in ("FULL", "HALF", "SPARSE"):
+        monkeypatch.setattr(languages, name, getattr(languages, name) | grammar | {"tasks": ((),)})
+    hmm = {"num_states": 3, "num_words": 8, "length": 4, "min_length": 4}
+    monkeypatch.setattr(languages, "HMM", languages.HMM | hmm)
+    for name in ("BATCH", "SAMPLED"):
+        monkeypatch.setattr(languages, name, 11)
+
+
+def assert_figures(figures):
     for name, figure in figures.items():
         assert set(figure) == {"median", "min", "max", "unit"}
         assert figure["min"] <= figure["median"] <= figure["max"], name
         assert math.isfinite(figure["median"]), name
         assert figure["median"] > 0, name
+
+
+@pytest.mark.usefixtures("tiny")
+def test_figures(tmp_path, capsys):
+    script = tmp_path / "peer.py"
+    script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
+    flags = [f"--json={tmp_path / 'figures.json'}", "--seconds=0.01", "--repeats=3"]
+    groups = ["training", "flatness", f"--peers={sys.executable}", f"--peer_script={script}"]
+    assert main([*TINY, *flags, *groups]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == FIGURES | PEER_FIGURES
+    assert figures["training/peer_sentences_per_s"]["median"] == 250.5
+    assert_figures(figures)
     printed = capsys.readouterr().out
     assert all(name in printed for name in figures)
     assert f"jax {jax.__version__}" in printed
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("installed", [True, False], ids=["nltk", "no nltk"])
+def test_figures_of_languages(installed, tmp_path, capsys, monkeypatch):
+    if installed:
+        pytest.importorskip("nltk")
+    else:
+        monkeypatch.setitem(sys.modules, "nltk", None)
+    file = tmp_path / "figures.json"
+    assert main(["languages", f"--json={file}", "--seconds=0.01", "--repeats=2"]) == 0
+    figures = json.loads(file.read_text())
+    expected = LANGUAGE_FIGURES | (NLTK_FIGURES if installed else set())
+    assert set(figures) == {"machine/matmul_gflops"} | expected
+    assert_figures(figures)
+    assert ("pip install nltk" in capsys.readouterr().out) != installed
+
+
+def test_each_device_labels_its_part_as_one_would(monkeypatch):
+    monkeypatch.setattr(languages, "BATCH", 10)
+    language = LANGUAGES["pcfg"](1, **languages.SPARSE | TINY_GRAMMAR)
+    assert languages._mesh().shape["data"] == 2
+    split = languages._in_64_bits(languages._on_batch(languages._official_labels, language))()
+    sentences = languages._batch_of(language)
+    for labels, task in zip(split, language.tasks.values(), strict=True):
+        for found, expected in zip(labels, task.labels(sentences, "official"), strict=True):
+            assert found.tolist() == expected.tolist()
+
+
+def test_the_parser_labels_as_we_do():
+    peer = pytest.importorskip("jaxflat.benchmark.nltk_peer", exc_type=ImportError)
+    language = LANGUAGES["pcfg"](1, **languages.SPARSE | TINY_GRAMMAR)
+    sentences = language.sample(jax.random.key(1), 30)
+    labels_B, valid_B = language.official_symbols(sentences, ())
+    labeler = peer.NltkLabeler(language)
+    lengths_B, tokens_BxT = sentences.lengths_B.tolist(), sentences.tokens_BxT.tolist()
+    found = [labeler.label(words[:n]) for words, n in zip(tokens_BxT, lengths_B, strict=True)]
+    assert valid_B.all()
+    assert found == labels_B.tolist()
+    assert len(set(found)) > 1
 
 
 def test_each_call_is_the_steps_it_says():

@@ -21,7 +21,7 @@ from sweeps import tiny_config, tiny_sweep
 
 from jaxflat import checkpoint, experiment, loading, memory, points, sharding
 from jaxflat.flatness import hessian_trace_terms
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.run import Point
@@ -67,12 +67,12 @@ def training_step():
     config = resolved()
     phase = experiment.phases(config)[0]
     steps = experiment.train_steps(
-        experiment.make_model(config), phase.settings, experiment.make_mesh(config)
+        experiment.make_model(config), phase.settings, "one", experiment.make_mesh(config)
     )
     state = experiment.init_state(experiment.init_params(config), phase)
     schedule = experiment.schedule(phase.settings, anneal=False)
     language = experiment.make_language(config.language)
-    return steps, (state, language, jax.random.key(0), schedule, 0, 2)
+    return steps, (state, Source(language), jax.random.key(0), schedule, 0, 2)
 
 
 def hessian_vector_products():

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxflat.analysis import results
-from jaxflat.analysis.results import MAP_ACCURACY, Cell, Row
+from jaxflat.analysis.pairs import FLATNESS, MARGINS, Pair
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row
 from jaxflat.analysis.statistics import (
     Equivalence,
     Interval,
@@ -17,51 +18,6 @@ from jaxflat.analysis.statistics import (
     tost_paired,
 )
 
-MARGIN = 0.002  # nats
-MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
-FLATNESS = ("hessian_trace@embedded", "fisher_trace@embedded")  # the first that exists decides
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two sizes, each at one checkpoint: differences larger - smaller, ratios larger / smaller.
-
-    `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
-    the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
-    """
-
-    smaller: Cell
-    larger: Cell
-    candidates: int
-    excess: Interval
-    equivalences: tuple[Equivalence, ...]
-    accuracy: Interval | None
-    flatness: dict[str, Interval]
-    secondary: dict[str, Interval]
-
-    @property
-    def equivalence(self) -> Equivalence:
-        return next(test for test in self.equivalences if test.margin == MARGIN)
-
-    @property
-    def trace_ratio(self) -> Interval | None:
-        return next(iter(self.flatness.values()), None)
-
-    @property
-    def accuracy_side(self) -> int:
-        """+1: the larger model is more accurate; -1: less; 0: undecided."""
-        return 0 if self.accuracy is None else self.accuracy.side(0.0)
-
-    @property
-    def flatness_side(self) -> int:
-        """+1: the larger model is flatter (the smaller trace); -1: sharper; 0: undecided."""
-        return 0 if self.trace_ratio is None else -self.trace_ratio.side(1.0)
-
-    @property
-    def relation(self) -> int:
-        """+1: the flatter model is the more accurate; -1: the less accurate; 0: cannot be told."""
-        return self.accuracy_side * self.flatness_side
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -69,15 +25,22 @@ class Comparison:
 
     variants: dict[str, list[Cell]]
     lookup_tables: list[Cell]
+    untrained: list[Cell]
     pairs: list[Pair]
     matched: dict[str, Cell]
     primary_columns: list[str]
+    primary_labeling: str
     obstacle: str = ""
     projected: bool = False
 
     @property
     def cells(self) -> list[Cell]:
         return [cell for cells in self.variants.values() for cell in cells]
+
+    @property
+    def controls(self) -> list[Cell]:
+        """What no training made: models as they are initialised, and lookup tables."""
+        return self.untrained + self.lookup_tables
 
 
 def read_comparison(workdir: Path) -> Comparison:
@@ -91,18 +54,22 @@ def compare(rows: Sequence[Row]) -> Comparison:
     those are compared: a trunk's own checkpoints are at another learning rate.
     """
     results.add_task_means(rows)
-    trained = [row for row in rows if not row.is_lookup_table and "excess_loss" in row.values]
+    controls = [row for row in rows if row.is_lookup_table or row.is_untrained]
+    trained = [row for row in rows if row not in controls and "excess_loss" in row.values]
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
-    tables = results.group_cells([row for row in rows if row.is_lookup_table])
+    tables = results.group_cells([row for row in controls if row.is_lookup_table])
+    untrained = results.group_cells([row for row in controls if row.is_untrained])
     variants = results.group_cells(trained)
     obstacle = _obstacle(trained, variants)
     return Comparison(
         variants=variants,
         lookup_tables=[cells[0] for cells in tables.values()],
+        untrained=[cells[0] for cells in untrained.values()],
         pairs=[] if obstacle else _pairs(variants),
         matched={} if obstacle else match_all(variants),
-        primary_columns=results.probe_columns(rows, "map"),
+        primary_columns=results.probe_columns(rows, results.primary_labeling(rows)),
+        primary_labeling=results.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
     )
@@ -140,6 +107,12 @@ def match_all(variants: dict[str, list[Cell]]) -> dict[str, Cell]:
     return min((nearest(cell) for cells in variants.values() for cell in cells), key=spread)
 
 
+def paired_difference(smaller: Cell, larger: Cell, column: str) -> Interval | None:
+    """Larger - smaller, paired by seed; None where no seed has both."""
+    values = paired_values(smaller, larger, column)
+    return paired_t_interval(*values) if values[0] else None
+
+
 def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], list[float]]:
     """The column's values in both cells, for the seeds that both have."""
     left, right = first.by_seed(column), second.by_seed(column)
@@ -156,10 +129,6 @@ def _pairs(variants: dict[str, list[Cell]]) -> list[Pair]:
 
 
 def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
-    def difference(column: str) -> Interval | None:
-        values = paired_values(smaller, larger, column)
-        return paired_t_interval(*values) if values[0] else None
-
     def ratio(column: str) -> Interval | None:
         values = paired_values(smaller, larger, column)
         return log_ratio_interval(*values) if values[0] else None
@@ -173,9 +142,11 @@ def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
         candidates=candidates,
         excess=paired_t_interval(*losses),
         equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
-        accuracy=difference(MAP_ACCURACY),
+        accuracy=paired_difference(smaller, larger, PRIMARY_ACCURACY),
         flatness={name: found for name in FLATNESS if (found := ratio(name))},
-        secondary={name: found for name in secondary if (found := difference(name))},
+        secondary={
+            name: found for name in secondary if (found := paired_difference(smaller, larger, name))
+        },
     )
 
 

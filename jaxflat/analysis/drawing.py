@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxflat.analysis import wording
-from jaxflat.analysis.comparison import MARGIN, Comparison
-from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, MAP_ACCURACY, Cell
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.pairs import MARGIN
+from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY, Cell
 from jaxflat.analysis.statistics import Interval
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
@@ -43,7 +44,7 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
     """Map labels, whose ceiling is 1, beside latent labels, whose ceiling is the Bayes accuracy."""
     _style(ax, "Probe accuracy (%)")
     cells = list(comparison.matched.values())
-    _over_sizes(ax, comparison, MAP_ACCURACY, 100, "map labels")
+    _over_sizes(ax, comparison, PRIMARY_ACCURACY, 100, f"{comparison.primary_labeling} labels")
     _line(ax, cells, LATENT_ACCURACY, 100, color=GREY, marker="s", label="latent labels")
     ceiling = _mean(comparison.cells, LATENT_CEILING)
     if ceiling is not None:
@@ -108,11 +109,13 @@ def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style:
 def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
     """Accuracy against `column` along each variant's checkpoints; matched ones ringed."""
     for place, (name, cells) in enumerate(comparison.variants.items()):
-        known = [cell for cell in cells if cell.interval(column) and cell.interval(MAP_ACCURACY)]
+        known = [
+            cell for cell in cells if cell.interval(column) and cell.interval(PRIMARY_ACCURACY)
+        ]
         if not known:
             continue
         color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
-        across, up = _intervals(known, column), _intervals(known, MAP_ACCURACY)
+        across, up = _intervals(known, column), _intervals(known, PRIMARY_ACCURACY)
         ax.errorbar(
             [found.mean for found in across],
             [100 * found.mean for found in up],
@@ -125,7 +128,7 @@ def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
         if ringed in known:
             ax.plot(
                 ringed.mean(column),
-                100 * ringed.mean(MAP_ACCURACY),
+                100 * ringed.mean(PRIMARY_ACCURACY),
                 **{"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"},
             )
     _lookup_levels(ax, comparison)
@@ -143,8 +146,8 @@ def _mean(cells: Iterable[Cell], column: str) -> float | None:
 
 def _lookup_levels(ax: Axes, comparison: Comparison) -> None:
     for cell, color in zip(comparison.lookup_tables, ("black", GREY), strict=False):
-        if cell.interval(MAP_ACCURACY):
-            level = 100 * cell.mean(MAP_ACCURACY)
+        if cell.interval(PRIMARY_ACCURACY):
+            level = 100 * cell.mean(PRIMARY_ACCURACY)
             ax.axhline(level, color=color, linestyle=":", label=cell.variant)
 
 

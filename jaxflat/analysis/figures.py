@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from jaxflat.analysis import drawing
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.results import MAP_ACCURACY
+from jaxflat.analysis.results import PRIMARY_ACCURACY
 
 Panel = Callable[[Axes, Comparison], None]
 PANEL_INCHES = (4.0, 3.7)
@@ -51,7 +51,7 @@ TRAJECTORIES = Plate(
 
 def plates(comparison: Comparison) -> list[Plate]:
     """The figures that this sweep has numbers for."""
-    measured = any(cell.interval(MAP_ACCURACY) for cell in comparison.cells)
+    measured = any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells)
     return ([BY_SIZE] if comparison.matched else []) + ([TRAJECTORIES] if measured else [])
 
 

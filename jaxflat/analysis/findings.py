@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from jaxflat.analysis import wording
-from jaxflat.analysis.comparison import FLATNESS, MARGIN, Comparison, Pair, read_comparison
-from jaxflat.analysis.results import MAP_ACCURACY, Cell
+from jaxflat.analysis.comparison import Comparison, paired_difference, read_comparison
+from jaxflat.analysis.pairs import FLATNESS, MARGIN, Pair
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
 
 MEASURES = {
     "hessian_trace@embedded": "Hessian trace",
@@ -22,6 +23,10 @@ def summary_sentences(workdir: Path) -> list[str]:
 
 
 def describe(comparison: Comparison) -> list[str]:
+    return sizes_sentences(comparison) + untrained_sentences(comparison)
+
+
+def sizes_sentences(comparison: Comparison) -> list[str]:
     if comparison.obstacle:
         return [
             "Sizes cannot be compared at matched excess loss here: "
@@ -81,14 +86,14 @@ def pair_sentence(pair: Pair) -> str:
 
 def lookup_sentences(comparison: Comparison) -> list[str]:
     """The exact conditionals as features, beside the matched models."""
-    tables = [cell for cell in comparison.lookup_tables if cell.interval(MAP_ACCURACY)]
-    models = [cell for cell in comparison.matched.values() if cell.interval(MAP_ACCURACY)]
+    tables = [cell for cell in comparison.lookup_tables if cell.interval(PRIMARY_ACCURACY)]
+    models = [cell for cell in comparison.matched.values() if cell.interval(PRIMARY_ACCURACY)]
     if not tables or not models:
         return []
 
     def listed(cells: list[Cell]) -> str:
         return ", ".join(
-            f"{wording.plus_minus(cell, MAP_ACCURACY, '.1f', 100)}% ({cell.variant})"
+            f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}% ({cell.variant})"
             for cell in cells
         )
 
@@ -98,6 +103,22 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
         f"at their nearest common excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
         f"{listed(models)}."
     ]
+
+
+def untrained_sentences(comparison: Comparison) -> list[str]:
+    """What training adds to a model's representations, one sentence a size."""
+    sentences = []
+    for control in comparison.untrained:
+        cells = comparison.variants.get(control.variant.removesuffix(", untrained"), [])
+        difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
+        if difference:
+            sentences.append(
+                f"A probe of {_name(cells[-1])} reaches "
+                f"{wording.plus_minus(cells[-1], PRIMARY_ACCURACY, '.1f', 100)}%, "
+                f"{wording.points(difference)} points more than of the same model as it is "
+                f"initialised, {wording.plus_minus(control, PRIMARY_ACCURACY, '.1f', 100)}%."
+            )
+    return sentences
 
 
 def relation_words(pair: Pair) -> str:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis import figures, findings, page, tables
-from jaxflat.analysis.comparison import MARGIN, Comparison, read_comparison
+from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.provenance import Provenance, read_provenance
 
 QUESTION = (
@@ -98,7 +99,7 @@ def _pairs(comparison: Comparison) -> list[str]:
 
 
 def _results(comparison: Comparison) -> list[str]:
-    cells = comparison.cells + comparison.lookup_tables
+    cells = comparison.cells + comparison.controls
     if not cells:
         return [page.heading("Results"), page.paragraph("No point has results yet.")]
     kind = "annealed off their trunk (projected)" if comparison.projected else "as trained"

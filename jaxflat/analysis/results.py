@@ -13,6 +13,8 @@ from jaxflat.analysis.statistics import Interval, mean_interval
 SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
 MAP_ACCURACY = "mean over tasks: map"
 LATENT_ACCURACY = "mean over tasks: latent"
+GIVEN_ACCURACY = "mean over tasks: given"
+PRIMARY_ACCURACY = "mean over tasks"
 LATENT_CEILING = "mean over tasks: latent ceiling"
 
 _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>\d+)")
@@ -32,6 +34,11 @@ class Row:
     @property
     def is_lookup_table(self) -> bool:
         return self.swept.get("model.name") == "lookup_table"
+
+    @property
+    def is_untrained(self) -> bool:
+        """A model as it is initialised: no phases, but no lookup table either."""
+        return self.swept.get("phase_order") in ("()", "[]") and not self.is_lookup_table
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,18 @@ def probe_columns(rows: Iterable[Row], labeling: str) -> list[str]:
     return sorted(match.string for match in found if int(match["shots"]) == most)
 
 
+def primary_labeling(rows: Iterable[Row]) -> str:
+    """The labeling that comparisons look at: map, or where there is none, given."""
+    return "map" if probe_columns(rows, "map") else "given"
+
+
 def add_task_means(rows: Sequence[Row]) -> None:
     """Add the means over tasks to each row that has every task."""
     means = {
         MAP_ACCURACY: probe_columns(rows, "map"),
         LATENT_ACCURACY: probe_columns(rows, "latent"),
+        GIVEN_ACCURACY: probe_columns(rows, "given"),
+        PRIMARY_ACCURACY: probe_columns(rows, primary_labeling(rows)),
         LATENT_CEILING: sorted(
             {name for row in rows for name in row.values if re.fullmatch(r"bayes/.+\.latent", name)}
         ),
@@ -112,8 +126,9 @@ def group_cells(rows: Sequence[Row]) -> dict[str, list[Cell]]:
 def variant_name(row: Row, keys: Iterable[str]) -> str:
     if row.is_lookup_table:
         return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
+    keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
     parts = [f"{key.rpartition('.')[2]} {row.swept[key]}" for key in keys if row.swept.get(key)]
-    return ", ".join(parts) or "every point"
+    return ", ".join([*parts, *(["untrained"] if row.is_untrained else [])]) or "every point"
 
 
 def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:

@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxflat.analysis import findings, wording
-from jaxflat.analysis.comparison import FLATNESS, Comparison, Pair, is_accuracy, read_comparison
-from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, MAP_ACCURACY, Cell
+from jaxflat.analysis.comparison import Comparison, is_accuracy, read_comparison
+from jaxflat.analysis.pairs import FLATNESS, Pair
+from jaxflat.analysis.results import (
+    GIVEN_ACCURACY,
+    LATENT_ACCURACY,
+    LATENT_CEILING,
+    MAP_ACCURACY,
+    Cell,
+)
 from jaxflat.analysis.statistics import standard_error
 
 Table = list[list[str]]
@@ -19,6 +26,7 @@ COLUMNS = (
     ("Fisher trace", "fisher_trace", ".1f", 1.0),
     ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
     ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
+    ("Accuracy, given (%)", GIVEN_ACCURACY, ".1f", 100.0),
     ("Latent ceiling (%)", LATENT_CEILING, ".1f", 100.0),
 )
 
@@ -28,26 +36,32 @@ SUMMARY = {
     "Trace,\nembedded": COLUMNS[1],
     "Accuracy,\nmap (%)": COLUMNS[5],
     "Accuracy,\nlatent (%)": COLUMNS[6],
+    "Accuracy,\ngiven (%)": COLUMNS[7],
 }
 
 
 def summary_table(workdir: Path) -> Table:
     """What the command prints at the end, in 80 columns: mean ± half-width over seeds."""
     comparison = read_comparison(Path(workdir))
-    cells = comparison.cells + comparison.lookup_tables
+    cells = comparison.cells + comparison.controls
+    measured = {
+        name: spec
+        for name, spec in SUMMARY.items()
+        if any(cell.interval(spec[1]) for cell in cells)
+    }
     rows = [
         [
             cell.variant.replace("lookup table", "lookup"),
             *_about(cell)[2:3],
-            *_numbers(cell, list(SUMMARY.values())),
+            *_numbers(cell, list(measured.values())),
         ]
         for cell in cells
     ]
-    return [["Model", "Step", *SUMMARY], *rows]
+    return [["Model", "Step", *measured], *rows]
 
 
 def results_table(comparison: Comparison) -> Table:
-    cells = comparison.cells + comparison.lookup_tables
+    cells = comparison.cells + comparison.controls
     columns = [spec for spec in COLUMNS if any(cell.interval(spec[1]) for cell in cells)]
     header = ["Model", "Parameters", "Step", "Seeds", *(spec[0] for spec in columns)]
     return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
@@ -100,7 +114,7 @@ def secondary_table(pairs: list[Pair]) -> Table:
 
 def endpoints_table(comparison: Comparison) -> Table:
     """Accuracy by task, labeling and shots at every cell, each beside its Bayes ceiling."""
-    cells = [*comparison.cells, *comparison.lookup_tables]
+    cells = [*comparison.cells, *comparison.controls]
     values = {name for cell in cells for row in cell.rows.values() for name in row.values}
     names = sorted(name for name in values if is_accuracy(name))
     header = [

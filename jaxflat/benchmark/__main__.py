@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.benchmark [training|flatness ...]"""
+"""The command: python -m jaxflat.benchmark [training|flatness|languages ...]"""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-GROUPS = ("training", "flatness")
+GROUPS = ("training", "flatness", "languages")
 EXIT_UNUSABLE_INPUT = 2
 MIN_PEER_ROUNDS = 3
 
@@ -31,7 +31,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Return the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxflat.benchmark",
-        description="Measure this machine's peak, and how near training and flatness come to it.",
+        description="Measure this machine's peak, how near training and flatness come to it, "
+        "and the speed of languages: these have sizes of their own.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, Any]]:
     """Yield each figure with its name, as groups get done."""
-    from jaxflat.benchmark import flatness, machine, peers, training, workload
+    from jaxflat.benchmark import flatness, languages, machine, peers, training, workload
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
     shape = workload.Shape(*sizes)
@@ -101,6 +102,11 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
     if "flatness" in flags.groups:
         console.print("flatness: probes and gradients in turn")
         yield from flatness.measure_flatness(shape, flags.repeats, flags.seconds).items()
+    if "languages" in flags.groups:
+        console.print("languages: sentences, conditionals and labels")
+        if not languages.has_nltk():
+            console.print("languages: 'pip install nltk' adds a comparison with its chart parser")
+        yield from languages.measure_languages(flags.repeats, flags.seconds)
 
 
 def device_line(load: float) -> str:

@@ -7,6 +7,7 @@ from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.config import Config
+from jaxflat.languages.batches import Source
 
 
 class TrainingRun:
@@ -15,8 +16,9 @@ class TrainingRun:
     def __init__(self, config: Config):
         (phase,) = experiment.phases(config)
         mesh = experiment.make_mesh(config)
-        self._steps = experiment.train_steps(experiment.make_model(config), phase.settings, mesh)
-        self._language = experiment.make_language(config.language)
+        model, masking = experiment.make_model(config), config.language.masking
+        self._steps = experiment.train_steps(model, phase.settings, masking, mesh)
+        self._source = Source(experiment.make_language(config.language))
         self._key = experiment.purpose_key(config.data_seed, phase.name)
         self._schedule = experiment.schedule(phase.settings, anneal=False)
         state = experiment.init_state(experiment.init_params(config), phase)
@@ -27,7 +29,7 @@ class TrainingRun:
         """Take this many steps in one compiled call; return their mean loss."""
         self._stop += num_steps
         self._state, loss = self._steps(
-            self._state, self._language, self._key, self._schedule, 0, self._stop
+            self._state, self._source, self._key, self._schedule, 0, self._stop
         )
         return loss
 

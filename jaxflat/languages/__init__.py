@@ -11,14 +11,26 @@ takes it as an argument. Every language offers
                                    makes no difference at t; uniform past the end of a sentence
     tasks                          {name: Task}, where a Task offers
         num_classes                C
-        labels(sentences, labeling='latent')    (labels_B, valid_B); labeling 'latent' or 'map'
+        labels(sentences, labeling='latent')    (labels_B, valid_B), by one of its `labelings`
         posterior(sentences)                    probs_BxC of the latent label
 
 A new language is one file with a constructor `(seed, **keywords)`, and one line below.
 """
 
 from jaxflat.languages.balanced_tree import random_balanced_tree
+from jaxflat.languages.bounded_grammars import (
+    pcfg_from_file,
+    random_pcfg,
+    random_recursive_pcfg,
+)
+from jaxflat.languages.dyck import random_dyck
 from jaxflat.languages.hmm import random_hmm
-from jaxflat.languages.pcfg import random_pcfg
 
-LANGUAGES = {"hmm": random_hmm, "pcfg": random_pcfg, "balanced_tree": random_balanced_tree}
+LANGUAGES = {
+    "hmm": random_hmm,
+    "pcfg": random_pcfg,
+    "recursive_pcfg": random_recursive_pcfg,
+    "grammar_file": pcfg_from_file,
+    "balanced_tree": random_balanced_tree,
+    "dyck": random_dyck,
+}

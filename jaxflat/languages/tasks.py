@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxflat.languages.sentences import Sentences
 
-LABELINGS = ("latent", "map")
+LABELINGS = ("latent", "map", "official")
 
 
 @jax.tree_util.register_dataclass
@@ -28,14 +28,23 @@ class Task:
     def num_classes(self) -> int:
         return self.language.num_symbols
 
+    @property
+    def labelings(self) -> tuple[str, ...]:
+        """The labelings there are: 'official' where the language has `official_symbols`."""
+        return LABELINGS if hasattr(self.language, "official_symbols") else LABELINGS[:2]
+
     def labels(self, sentences: Sentences, labeling: str = "latent") -> tuple[Array, Array]:
         """(labels_B int32, valid_B bool); invalid where the sentence has no symbol at this place.
 
         'latent': the symbol that made the sentence. 'map': the most probable one given the words,
-        which is a function of the words, so that its Bayes accuracy is 1.
+        'official': as the paper's code labels. The last two are functions of the words: their Bayes
+        accuracy is 1. Raises ValueError where there is no such labeling.
         """
-        if labeling not in LABELINGS:
-            raise ValueError(f"labeling must be one of {', '.join(LABELINGS)}; got {labeling!r}")
+        if labeling not in self.labelings:
+            choices = ", ".join(self.labelings)
+            raise ValueError(f"labeling must be one of {choices}; got {labeling!r}")
+        if labeling == "official":
+            return self.language.official_symbols(sentences, self.place)
         labels_B, valid_B = self.language.true_symbols(sentences, self.place)
         if labeling == "map":
             labels_B = jnp.argmax(self.posterior(sentences), axis=1).astype(jnp.int32)

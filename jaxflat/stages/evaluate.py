@@ -9,54 +9,67 @@ from jax.sharding import Mesh
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
-from jaxflat.languages.masking import mask_each, mask_id
-from jaxflat.languages.sentences import Sentences
+from jaxflat.flatness import ratio_estimate
+from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.transformer import Transformer
-from jaxflat.stages.records import Record, load_params, mean_estimate, record
-from jaxflat.training.objectives import masked_conditionals, sentence_losses
+from jaxflat.stages.records import Record, load_params, record
+from jaxflat.training.objectives import prediction_losses
 
 
 def evaluate(config: Config, directory: Path, step: int) -> list[Record]:
     """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
-    sentences, exact_SxTxV = evaluation_set(config.language, config.evaluation.num_sentences)
-    tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
-    if config.phase_order:
+    mesh = experiment.make_mesh(config)
+    asked = evaluation_set(config.language, config.evaluation, mesh)
+    if config.model.name == "lookup_table":  # what it says is exact
+        log_probs_SxRxMxV = asked.log_probs_SxRxMxV
+    else:
         params = load_params(config, directory, step)
-        mesh = experiment.make_mesh(config)
         model, batch_size = experiment.make_model(config), config.evaluation.batch_size
-        log_probs_SxTxV = _conditionals(model, mesh, batch_size, params, tokens_SxT, lengths_S)
-    else:  # the lookup table: what it says is exact
-        log_probs_SxTxV = exact_SxTxV
-    losses = jax.jit(sentence_losses)(log_probs_SxTxV, exact_SxTxV, tokens_SxT, lengths_S)
-    return [record(step, name, mean_estimate(losses[name])) for name in losses]
+        log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, asked)
+    losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, asked)
+    weights_S = asked.weights_SxRxM.sum((1, 2))
+    return [
+        record(step, name, ratio_estimate(losses[name], weights_S, over="sentences"))
+        for name in losses
+    ]
 
 
 @functools.cache
-def evaluation_set(language: Config, num_sentences: int) -> tuple[Sentences, jax.Array]:
-    """Return the language's evaluation sentences and their exact conditionals, BxTxV nats."""
+def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
+    """Return what is asked of every model of a language, with the exact answers."""
     made = experiment.make_language(language)
-    sentences = made.sample(experiment.purpose_key(language.seed, "evaluation"), num_sentences)
-    return sentences, made.conditional_log_probs(sentences.tokens_BxT, sentences.lengths_B)
+    key = experiment.purpose_key(language.seed, "evaluation")
+    sentences = made.sample(key, settings.num_sentences)
+    if settings.num_sentences % mesh.shape["data"] == 0:
+        sentences = sharding.shard_examples(mesh, sentences)
+    mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
+    return questions(made, mask_key, sentences, language.masking, settings.num_positions)
+
+
+def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str, jax.Array]:
+    """Return each sentence's losses, summed over its predictions by their weights."""
+    losses = prediction_losses(log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM)
+    return {name: (loss * asked.weights_SxRxM).sum((1, 2)) for name, loss in losses.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
-def _conditionals(
-    model: Transformer,
-    mesh: Mesh,
-    batch_size: int,
-    params: Any,
-    tokens_SxT: jax.Array,
-    lengths_S: jax.Array,
+def _answers(
+    model: Transformer, mesh: Mesh, batch_size: int, params: Any, asked: Questions
 ) -> jax.Array:
-    """Return the model's conditionals of all words, `batch_size` sentences at a time."""
+    """Return the model's log-probabilities, SxRxMxV nats, `batch_size` sentences at a time."""
 
-    def batch(examples: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens_BxT, lengths_B = sharding.shard_examples(mesh, examples)
-        masked_BxTxT = mask_each(tokens_BxT, lengths_B, mask_id(model.num_words))
-        return masked_conditionals(model.apply, params, masked_BxTxT, lengths_B)
+    def batch(examples: tuple[jax.Array, ...]) -> jax.Array:
+        inputs_BxRxT, lengths_B, positions_BxRxM = sharding.shard_examples(mesh, examples)
+        B, R, M = positions_BxRxM.shape
+        logits_QxMxV, _ = model.apply(
+            {"params": params},
+            inputs_BxRxT.reshape(B * R, -1),
+            jax.numpy.repeat(lengths_B, R),
+            positions_BxRxM.reshape(B * R, M),
+        )
+        return jax.nn.log_softmax(logits_QxMxV).reshape(B, R, M, -1)
 
-    batches = jax.tree.map(
-        lambda x: x.reshape(-1, batch_size, *x.shape[1:]), (tokens_SxT, lengths_S)
-    )
-    log_probs_NxBxTxV = jax.lax.map(batch, batches)
-    return log_probs_NxBxTxV.reshape(len(tokens_SxT), *log_probs_NxBxTxV.shape[2:])
+    examples = (asked.inputs_SxRxT, asked.lengths_S, asked.positions_SxRxM)
+    batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), examples)
+    log_probs_NxBxRxMxV = jax.lax.map(batch, batches)
+    return log_probs_NxBxRxMxV.reshape(-1, *log_probs_NxBxRxMxV.shape[2:])

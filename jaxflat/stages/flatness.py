@@ -1,6 +1,7 @@
 """How flat the loss is around a checkpoint."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,18 @@ def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
     targets = "sampled" if settings.labels == "data" else "exact"
     language = experiment.make_language(config.language)
     mesh = experiment.make_mesh(config)
+    how = (targets, config.language.masking)
     return _microbatches(
-        mesh, settings.num_microbatches, settings.microbatch_size, targets, language, key
+        mesh, settings.num_microbatches, settings.microbatch_size, how, language, key
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _microbatches(
-    mesh: Any, num_microbatches: int, size: int, targets: str, language: Any, key: jax.Array
+    mesh: Any, num_microbatches: int, size: int, how: tuple[str, str], language: Any, key: jax.Array
 ) -> MaskedBatch:
     keys_M = jax.random.split(key, num_microbatches)
-    batches = jax.lax.map(lambda k: masked_batch(language, k, size, targets), keys_M)
+    batches = jax.lax.map(lambda k: masked_batch(language, k, size, *how), keys_M)
     return sharding.shard_examples(mesh, batches, axis=1)
 
 
@@ -100,9 +102,6 @@ def labelled_losses(model: Any, labels: str) -> tuple[Any, Any]:
 
     def model_labelled(params: Any, batch: MaskedBatch) -> tuple[jax.Array, jax.Array]:
         log_probs_BxMxV, _ = log_probs_fn(jax.lax.stop_gradient(params), batch)
-        own = MaskedBatch(
-            batch.inputs_BxT, batch.lengths_B, batch.positions_BxM, jax.numpy.exp(log_probs_BxMxV)
-        )
-        return loss_fn(params, own)
+        return loss_fn(params, replace(batch, targets_BxMxV=jax.numpy.exp(log_probs_BxMxV)))
 
     return model_labelled, log_probs_fn

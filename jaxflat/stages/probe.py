@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +13,29 @@ from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.transformer import Transformer
-from jaxflat.probes.features import concatenate_positions, token_features
+from jaxflat.probes.features import pool, sentence_features
 from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.stages.probe_sets import ProbeSets, probe_sets
 from jaxflat.stages.records import Record, load_params, record
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-class ProbeSets(NamedTuple):
-    """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
-
-    Each part is (sentences, labels_KxN, valid_KxN). bayes: the best accuracy there is.
-    """
-
-    names: list[str]
-    num_classes: int
-    train: tuple[Sentences, jax.Array, jax.Array]
-    validation: tuple[Sentences, jax.Array, jax.Array]
-    test: tuple[Sentences, jax.Array, jax.Array]
-    bayes: dict[str, Estimate]
-
-
 def probe(config: Config, directory: Path, step: int) -> list[Record]:
     """Measure probe accuracy by task, labeling and shots, and the Bayes accuracy beside it."""
-    settings = config.probes
-    sets = probe_sets(config.language, settings, config.probe_seed)
-    if config.phase_order:
-        source = (experiment.make_model(config), load_params(config, directory, step))
-    else:
+    if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
-    parts = [_featurize(*source, *part) for part in (sets.train, sets.validation, sets.test)]
+    else:
+        source = (experiment.make_model(config), load_params(config, directory, step))
+    groups = probe_sets(config.language, config.probes, config.probe_seed)
+    return [line for sets in groups for line in _records(config.probes, source, sets, step)]
+
+
+def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, step: int) -> list[Record]:
+    parts = [
+        _featurize(settings.pooling, *source, *part)
+        for part in (sets.train, sets.validation, sets.test)
+    ]
     records = []
     correct = _probe_correct(
         *parts,
@@ -55,7 +48,8 @@ def probe(config: Config, directory: Path, step: int) -> list[Record]:
         for shots, correct_DxKxN in zip(settings.shots, correct, strict=True):
             accuracy = accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
             records.append(record(step, f"linear_probe/{name}/{shots}", accuracy))
-        records.append(record(step, f"bayes/{name}", sets.bayes[name]))
+        if name in sets.bayes:
+            records.append(record(step, f"bayes/{name}", sets.bayes[name]))
     return records
 
 
@@ -74,50 +68,9 @@ def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
     return Estimate(over_sentences.mean, sem, num_draws, "draws+sentences")
 
 
-@functools.cache
-def probe_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return the sentences and labels of all tasks; the test sentences belong to the language."""
-    made = experiment.make_language(language)
-    pairs = [(name, labeling) for name in made.tasks for labeling in settings.labelings]
-
-    def labelled(key: jax.Array, num_sentences: int) -> tuple[Sentences, jax.Array, jax.Array]:
-        sentences = made.sample(key, num_sentences)
-        labels = [made.tasks[name].labels(sentences, labeling) for name, labeling in pairs]
-        labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
-        return sentences, labels_KxN, valid_KxN
-
-    train_keys = jax.random.split(experiment.purpose_key(seed, "probe"), settings.num_draws)
-    draws = [labelled(key, max(settings.shots)) for key in train_keys]
-    test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
-    return ProbeSets(
-        names=[f"{name}.{labeling}" for name, labeling in pairs],
-        num_classes=max(task.num_classes for task in made.tasks.values()),
-        train=jax.tree.map(lambda *x: jnp.stack(x), *draws),
-        validation=labelled(
-            experiment.purpose_key(seed, "probe_validation"), settings.num_validation
-        ),
-        test=test,
-        bayes={
-            f"{name}.{labeling}": bayes_accuracy(made.tasks[name], labeling, test[0])
-            for name, labeling in pairs
-        },
-    )
-
-
-def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
-    """Return the best accuracy any function of the words can have: E[max_c p(c | x)] for latents.
-
-    The argmax of the posterior ("map") is a function of the words: its ceiling is 1.
-    """
-    _, valid_N = task.labels(sentences, labeling)
-    best_N = task.posterior(sentences).max(1)
-    best_N = jnp.ones_like(best_N) if labeling == "map" else best_N
-    weights_N = valid_N.astype(best_N.dtype)
-    return ratio_estimate(best_N * weights_N, weights_N, over="sentences")
-
-
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "pooling"))
 def _featurize(
+    pooling: str,
     model: Transformer | str,
     source: Any,
     sentences: Sentences,
@@ -133,8 +86,8 @@ def _featurize(
         tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
         if isinstance(model, str):
             log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
-            return concatenate_positions(lookup_features(log_probs_1xTxV, model), length_1)[0]
-        return token_features(model.apply, source, tokens_1xT, length_1)[0]
+            return pool(lookup_features(log_probs_1xTxV, model), length_1, pooling)[0]
+        return sentence_features(model.apply, source, tokens_1xT, length_1, pooling)[0]
 
     sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
     features_NxF = jax.lax.map(features, sentences_N, batch_size=SLICE)

@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxflat import checkpoint, experiment, sharding
 from jaxflat.config import Config
-from jaxflat.flatness import Estimate, ratio_estimate
+from jaxflat.flatness import Estimate
 
 Record = dict[str, Any]
 
@@ -25,13 +22,13 @@ def record(step: int, measure: str, estimate: Estimate) -> Record:
     }
 
 
-def mean_estimate(values_N: jax.Array) -> Estimate:
-    """Return the mean over sentences with its standard error."""
-    return ratio_estimate(values_N, jnp.ones_like(values_N), over="sentences")
-
-
 def load_params(config: Config, directory: Path, step: int) -> Any:
-    """Return the parameters of a measured checkpoint, on every device of the mesh."""
+    """Return the parameters of a measured checkpoint, on every device of the mesh.
+
+    A model without phases of training has its initial ones.
+    """
     mesh = experiment.make_mesh(config)
     template = sharding.replicate(mesh, experiment.init_params(config))
+    if not config.phase_order:
+        return template
     return checkpoint.restore(directory / "checkpoints", step, template)

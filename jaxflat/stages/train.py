@@ -8,7 +8,9 @@ import numpy as np
 
 from jaxflat import checkpoint, experiment, preemption, sharding
 from jaxflat.config import Config
+from jaxflat.corpus import stored_sentences
 from jaxflat.experiment import Phase
+from jaxflat.languages.batches import Source
 from jaxflat.metrics import Curve, Display
 from jaxflat.training.step import TrainState
 
@@ -75,15 +77,30 @@ def _advance(
 ) -> tuple[TrainState, float]:
     """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`."""
     mesh = experiment.make_mesh(config)
-    steps = experiment.train_steps(experiment.make_model(config), phase.settings, mesh)
+    model, masking = experiment.make_model(config), config.language.masking
+    steps = experiment.train_steps(model, phase.settings, masking, mesh)
     schedule = experiment.schedule(phase.settings, anneal=branch is not None)
     first = phase.start if branch is None else branch
-    language = experiment.make_language(config.language)
+    source = _source(config, phase, int(state.step))
     key = experiment.purpose_key(config.data_seed, f"train/{phase.name}")
-    state, loss = steps(state, language, key, schedule, first, stop)
+    state, loss = steps(state, source, key, schedule, first, stop)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {float(loss)} in phase {phase.name} by step {stop}")
     return state, float(loss)
+
+
+def _source(config: Config, phase: Phase, step: int) -> Source:
+    """Return what the call that starts at `step` takes its sentences from.
+
+    Of stored sentences it gets as many as the longest call needs: one shape, compiled once.
+    """
+    language = experiment.make_language(config.language)
+    if not config.language.stored_sentences:
+        return Source(language)
+    num_steps, batch_size = config.training.steps_per_call, phase.settings.batch_size
+    sizes = (step, num_steps, batch_size)
+    stored = stored_sentences(config.language, config.data_seed, *sizes)
+    return Source(language, sharding.shard_examples(experiment.make_mesh(config), stored, axis=1))
 
 
 def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve) -> None:

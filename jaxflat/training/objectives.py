@@ -1,4 +1,4 @@
-"""What a masked language model is trained on, and how far from the optimum it is."""
+"""What language models are trained on, and how far from the optimum a masked one is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,8 @@ def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
     """Return loss_fn(params, batch) -> (loss_sum, weight): cross-entropy in nats, summed.
 
     batch has inputs_BxT, lengths_B, positions_BxM and targets_BxMxV (a distribution over words:
-    one-hot for sampled labels, the exact conditional for noise-free ones); weight = B * M.
+    one-hot for sampled labels, the exact conditional for noise-free ones), each counted
+    weights_BxM times; weight is the sum of these.
     """
 
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -23,7 +24,35 @@ def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
             {"params": params}, batch.inputs_BxT, batch.lengths_B, batch.positions_BxM
         )
         losses_BxM = optax.softmax_cross_entropy(logits_BxMxV, batch.targets_BxMxV)
-        return losses_BxM.sum(), jnp.asarray(losses_BxM.size, losses_BxM.dtype)
+        weights_BxM = batch.weights_BxM.astype(losses_BxM.dtype)
+        return (losses_BxM * weights_BxM).sum(), weights_BxM.sum()
+
+    return loss_fn
+
+
+def causal_losses(apply_fn: ApplyFn, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return (losses_B, weights_B): each text's next-token cross-entropies in nats, summed.
+
+    batch has tokens_BxT, of which the first of each text is only conditioned on, and lengths_B,
+    the number of real ones. weights_B: how many tokens of each text were predicted.
+    """
+    logits_BxSxV, _ = apply_fn({"params": params}, batch.tokens_BxT[:, :-1])
+    losses_BxS = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BxSxV, batch.tokens_BxT[:, 1:]
+    )
+    real_BxS = jnp.arange(1, batch.tokens_BxT.shape[1])[None, :] < batch.lengths_B[:, None]
+    return jnp.where(real_BxS, losses_BxS, 0).sum(1), real_BxS.sum(1).astype(losses_BxS.dtype)
+
+
+def causal_lm_loss(apply_fn: ApplyFn) -> LossFn:
+    """Return loss_fn(params, batch) -> (loss_sum, weight): the sums of `causal_losses` over texts.
+
+    apply_fn: (variables, tokens_BxS) -> (logits_BxSxV of the next tokens, anything).
+    """
+
+    def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        losses_B, weights_B = causal_losses(apply_fn, params, batch)
+        return losses_B.sum(), weights_B.sum()
 
     return loss_fn
 
@@ -36,49 +65,25 @@ def masked_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[jax.Array,
             {"params": params}, batch.inputs_BxT, batch.lengths_B, batch.positions_BxM
         )
         log_probs_BxMxV = jax.nn.log_softmax(logits_BxMxV)
-        return log_probs_BxMxV, jnp.ones(logits_BxMxV.shape[:2], logits_BxMxV.dtype)
+        return log_probs_BxMxV, batch.weights_BxM.astype(logits_BxMxV.dtype)
 
     return log_probs_fn
 
 
-def masked_conditionals(
-    apply_fn: ApplyFn, params: Any, masked_BxTxT: jax.Array, lengths_B: jax.Array
-) -> jax.Array:
-    """Return the model's log p(x_t | the other words), BxTxV nats, for every position t.
-
-    masked_BxTxT[b, t] is sentence b with position t masked.
-    """
-    num_sentences, length, _ = masked_BxTxT.shape
-    logits_Rx1xV, _ = apply_fn(
-        {"params": params},
-        masked_BxTxT.reshape(-1, length),
-        jnp.repeat(lengths_B, length),
-        jnp.tile(jnp.arange(length), num_sentences)[:, None],
-    )
-    return jax.nn.log_softmax(logits_Rx1xV).reshape(num_sentences, length, -1)
-
-
-def sentence_losses(
-    log_probs_BxTxV: jax.Array,
-    exact_log_probs_BxTxV: jax.Array,
-    tokens_BxT: jax.Array,
-    lengths_B: jax.Array,
+def prediction_losses(
+    log_probs_xV: jax.Array, exact_log_probs_xV: jax.Array, words_x: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return each sentence's losses in nats, each the mean over its words, masked one at a time.
+    """Return the losses of predictions in nats, arrays of any one shape without the last axis.
 
-    Gives arrays of shape (B,): "loss" = -log f(x_t), "optimal_loss" = H(p*) and "excess_loss" =
-    KL(p* || f), with f the model and p* the exact conditional of x_t given the other words.
-    E[loss] = E[optimal_loss] + E[excess_loss], and the last two are free of label noise.
+    "loss" = -log f(x_t), "optimal_loss" = H(p*) and "excess_loss" = KL(p* || f), with f the model
+    and p* the exact conditional of the hidden word x_t given the words that are seen. E[loss] =
+    E[optimal_loss] + E[excess_loss], and the last two are free of label noise. words_x out of
+    range, as padding has them, give whatever: count them with weight 0.
     """
-    length, num_words = log_probs_BxTxV.shape[1:]
-    exact_BxTxV = jnp.exp(exact_log_probs_BxTxV)
-    labels_BxTx1 = jnp.minimum(tokens_BxT, num_words - 1)[:, :, None]
-    losses_BxT = {
-        "loss": -jnp.take_along_axis(log_probs_BxTxV, labels_BxTx1, axis=-1)[..., 0],
-        "optimal_loss": -(exact_BxTxV * exact_log_probs_BxTxV).sum(-1),
-        "excess_loss": (exact_BxTxV * (exact_log_probs_BxTxV - log_probs_BxTxV)).sum(-1),
+    exact_xV = jnp.exp(exact_log_probs_xV)
+    labels_xx1 = jnp.clip(words_x, 0, log_probs_xV.shape[-1] - 1)[..., None]
+    return {
+        "loss": -jnp.take_along_axis(log_probs_xV, labels_xx1, axis=-1)[..., 0],
+        "optimal_loss": -(exact_xV * exact_log_probs_xV).sum(-1),
+        "excess_loss": (exact_xV * (exact_log_probs_xV - log_probs_xV)).sum(-1),
     }
-    words_BxT = jnp.arange(length)[None, :] < lengths_B[:, None]
-    dtype = log_probs_BxTxV.dtype
-    weights_BxT = words_BxT.astype(dtype) / lengths_B[:, None].astype(dtype)
-    return {name: (value * weights_BxT).sum(-1) for name, value in losses_BxT.items()}

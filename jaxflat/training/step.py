@@ -70,21 +70,21 @@ def mean_gradient(
 
 def make_train_steps(
     loss_fn: LossFn,
-    sample_batch: Callable[[Any, jax.Array], Any],
+    sample_batch: Callable[[Any, jax.Array, jax.Array], Any],
     optimizer: optax.GradientTransformation,
     num_shards: int = 1,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Return steps(state, language, key, schedule, first, stop) -> (state, mean loss of the call).
+    """Return steps(state, source, key, schedule, first, stop) -> (state, mean loss of the call).
 
-    Steps run from state.step to stop in one compiled call. Its length, the schedule and the
-    language are arguments, so that none of them compiles anew. The batch of step s is
-    sample_batch(language, fold_in(key, s)), its learning rate schedule(s - first). The state is
-    donated.
+    Steps run from state.step to stop in one compiled call. Its length, the schedule and the source
+    of batches are arguments, so that none of them compiles anew. The batch of step s, the n-th of
+    the call from 0, is sample_batch(source, fold_in(key, s), n), its learning rate
+    schedule(s - first). The state is donated.
     """
 
     def steps(
         state: TrainState,
-        language: Any,
+        source: Any,
         key: jax.Array,
         schedule: Schedule,
         first: int,
@@ -92,7 +92,7 @@ def make_train_steps(
     ) -> tuple[TrainState, jax.Array]:
         def body(step: jax.Array, carry: tuple[TrainState, jax.Array]):
             state, loss_sum = carry
-            batch = sample_batch(language, jax.random.fold_in(key, step))
+            batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
             learning_rate = schedule(step - first)
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
             return state, loss_sum + loss

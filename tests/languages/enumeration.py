@@ -1,5 +1,6 @@
 """Ground truth for small languages, in plain Python: every derivation, one by one."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, product
@@ -8,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxflat.languages.balanced_tree import BalancedTree
+from jaxflat.languages.bounded_grammars import make_pcfg
+from jaxflat.languages.grammar import Grammar, random_levelled_grammar
 from jaxflat.languages.hmm import Hmm
 from jaxflat.languages.pcfg import Pcfg
 
@@ -89,15 +92,15 @@ def _trees(grammar: Pcfg, length: int) -> Iterator[tuple[float, tuple[int, ...],
         if width == 1:
             yield 1.0, (symbol,), here
         for k in range(1, width):
-            for b, c in product(range(grammar.num_symbols), repeat=2):
+            for b, c in np.argwhere(grammar.rules_NxNxN[symbol]).tolist():
                 for p, left, left_nodes in below(b, start, k):
                     for q, right, right_nodes in below(c, start + k, width - k):
                         prob = grammar.rules_NxNxN[symbol, b, c] * p * q
                         yield prob, left + right, here | left_nodes | right_nodes
 
     for root in range(grammar.num_symbols):
-        for prob, leaves, nodes in below(root, 0, length):
-            yield grammar.start_N[root] * prob, leaves, nodes
+        for prob, leaves, nodes in below(root, 0, length) if grammar.start_N[root] else ():
+            yield grammar.start_N[root] * prob, leaves, nodes | {(): root}
 
 
 def _rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -127,8 +130,31 @@ def small_pcfg(
     emission_N = rng.permutation(np.linspace(0.2, 0.8, N))
     rules = (1 - emission_N)[:, None, None] * _rows(rng, N, N * N).reshape(N, N, N)
     emissions = emission_N[:, None] * _rows(rng, N, num_words)
-    spans = tuple((s, e) for s in range(length) for e in range(s + 1, length + 1))
-    return Pcfg(_rows(rng, N), rules, emissions, min_length, length, spans)
+    names = [f"A{i}" for i in range(N)], [f"w{v}" for v in range(num_words)]
+    grammar = Grammar(*map(tuple, names), _rows(rng, N), rules, emissions, (N,))
+    return _in_float64(grammar, length, min_length)
+
+
+def small_levelled(
+    seed: int, level_sizes: tuple[int, ...], num_words: int, length: int, min_length: int = 2
+) -> Pcfg:
+    grammar = random_levelled_grammar(
+        seed,
+        level_sizes=level_sizes,
+        num_words=num_words,
+        emission_probability=0.4,
+        rule_concentration=1.0,
+        emission_concentration=1.0,
+    )
+    return _in_float64(grammar, length, min_length)
+
+
+def _in_float64(grammar: Grammar, length: int, min_length: int) -> Pcfg:
+    """With all places as tasks, the whole sentence first."""
+    spans = [(s, e) for s in range(length) for e in range(s + 1, length + 1)]
+    language = make_pcfg(grammar, length=length, min_length=min_length, tasks=[(), *spans])
+    tables = {name: getattr(grammar, name) for name in ("start_N", "rules_NxNxN", "emissions_NxV")}
+    return dataclasses.replace(language, **tables)
 
 
 SMALL = {
@@ -137,6 +163,8 @@ SMALL = {
     "tree_of_8": small_tree(2, num_states=2, num_words=2, depth=3),
     "pcfg": small_pcfg(3, num_symbols=3, num_words=3, length=4),
     "longer_pcfg": small_pcfg(4, num_symbols=2, num_words=3, length=5, min_length=2),
+    "levelled": small_levelled(5, (2, 2, 3), num_words=3, length=4),
+    "cut_levels": small_levelled(6, (1, 2, 2, 2), num_words=3, length=5),
 }
 
 

@@ -12,6 +12,7 @@ from enumeration import (
     shortest,
     small_derivations,
     small_hmm,
+    small_levelled,
     small_pcfg,
     small_tree,
 )
@@ -74,17 +75,36 @@ def _rare_words(grammar: Pcfg) -> Pcfg:
         small_hmm(7, num_states=5, num_words=50, length=60, min_length=50),
         small_tree(8, num_states=4, num_words=50, depth=6),
         _rare_words(small_pcfg(9, num_symbols=4, num_words=50, length=7, min_length=5)),
+        _rare_words(small_levelled(9, (2, 3, 3, 3), num_words=50, length=8, min_length=5)),
     ],
-    ids=lambda language: type(language).__name__,
+    ids=["hmm", "balanced_tree", "pcfg", "levelled"],
 )
 def test_float32_does_not_underflow(language):
     """These sentences have probabilities below the smallest float32."""
     tokens_BxT, lengths_B = ragged_batch(language, seed=2)
     exact = language.conditional_log_probs(tokens_BxT, lengths_B)
-    single = jax.tree.map(lambda table: np.asarray(table, np.float32), language)
+    single = jax.tree.map(
+        lambda table: table.astype(np.float32) if table.dtype == np.float64 else table, language
+    )
     logp_BxTxV = single.conditional_log_probs(tokens_BxT, lengths_B)
     assert logp_BxTxV.dtype == np.float32
     np.testing.assert_allclose(np.exp(logp_BxTxV), np.exp(exact), rtol=2e-4)
+
+
+def test_large_batches():
+    """What a sentence is told does not depend on how many others there are."""
+    language = jax.tree.map(
+        lambda table: table.astype(np.float32) if table.dtype == np.float64 else table,
+        small_levelled(0, (3, 3, 4, 4), num_words=12, length=8),
+    )
+    with jax.enable_x64(False):
+        sentences = language.sample(jax.random.key(0), 20_000)
+        many = language.conditional_log_probs(sentences.tokens_BxT, sentences.lengths_B)
+        for first in (0, 19_900):
+            few = jax.tree.map(lambda x, first=first: x[first : first + 100], sentences)
+            logp_BxTxV = language.conditional_log_probs(few.tokens_BxT, few.lengths_B)
+            few_of_many = np.exp(many[first : first + 100])
+            np.testing.assert_allclose(np.exp(logp_BxTxV), few_of_many, atol=1e-5)
 
 
 def test_impossible_words_have_finite_logs():

@@ -6,16 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import derivations, shortest, small_hmm, small_pcfg, small_tree
+from enumeration import (
+    derivations,
+    shortest,
+    small_hmm,
+    small_levelled,
+    small_pcfg,
+    small_tree,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
-from jaxflat.languages import masking, random_balanced_tree, random_hmm, random_pcfg
+from jaxflat.languages import (
+    masking,
+    random_balanced_tree,
+    random_hmm,
+    random_pcfg,
+    random_recursive_pcfg,
+)
 
 TINY = {
     "hmm": small_hmm(0, num_states=3, num_words=3, length=4, min_length=2),
     "balanced_tree": small_tree(1, num_states=2, num_words=3, depth=2),
     "pcfg": small_pcfg(2, num_symbols=2, num_words=3, length=5, min_length=2),
+    "levelled": small_levelled(3, (2, 2, 2), num_words=3, length=4),
+    "cut_levels": small_levelled(4, (1, 2, 2, 2), num_words=2, length=6, min_length=3),
 }
 RANDOM = {
     "hmm": random_hmm(
@@ -38,6 +53,17 @@ RANDOM = {
         tasks=((0, 8), (0, 4)),
     ),
     "pcfg": random_pcfg(
+        0,
+        level_sizes=(3, 3, 4, 4),
+        num_words=12,
+        length=8,
+        min_length=2,
+        emission_probability=0.3,
+        rule_concentration=0.1,
+        emission_concentration=0.1,
+        tasks=((), (0, 3), (2, 4)),
+    ),
+    "recursive_pcfg": random_recursive_pcfg(
         0,
         num_nonterminals=4,
         num_words=12,
@@ -113,15 +139,16 @@ def test_latents_make_the_words(name):
         rows, _ = np.nonzero(leaf_BxM)
         symbols = np.asarray(latents.symbol_BxM)[leaf_BxM]
         words = tokens_BxT[rows, np.asarray(latents.start_BxM)[leaf_BxM]]
-        emissions_KxV = language.emissions_NxV / language.emissions_NxV.sum(1, keepdims=True)
-    for symbol, probs_V in enumerate(emissions_KxV):
+        emissions_KxV = language.emissions_NxV
+    for symbol in np.unique(symbols):
+        probs_V = emissions_KxV[symbol] / emissions_KxV[symbol].sum()
         counts_V = np.bincount(words[symbols == symbol], minlength=len(probs_V))
         assert _chi_square(counts_V, probs_V) > 1e-3
 
 
 def test_pcfg_latents_are_trees():
     """Inner nodes are followed by their left child and, after its subtree, their right child."""
-    language = RANDOM["pcfg"]
+    language = RANDOM["recursive_pcfg"]
     sentences = language.sample(jax.random.key(3), 32)
     trees = jax.tree.map(np.asarray, sentences.latents)
     for b, length in enumerate(np.asarray(sentences.lengths_B)):

@@ -1,5 +1,7 @@
 """Optimizer steps: their schedule, what decays, how calls split, and how devices share a batch."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,8 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat import experiment
-from jaxflat.languages.batches import masked_batch
-from jaxflat.training.objectives import masked_lm_loss, sentence_losses
+from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed
 
 
@@ -28,14 +30,14 @@ def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarra
     mesh = experiment.sharding.make_mesh(num_devices)
     (phase,) = experiment.phases(config)
     model = experiment.make_model(config)
-    steps = experiment.train_steps(model, phase.settings, mesh)
+    steps = experiment.train_steps(model, phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
     state = experiment.init_state(experiment.init_params(config), phase)
     state = experiment.sharding.replicate(mesh, state)
     language = experiment.make_language(config.language)
     losses = []
     for stop in range(1, num_steps + 1):
-        state, loss = steps(state, language, jax.random.key(1), schedule, 0, stop)
+        state, loss = steps(state, Source(language), jax.random.key(1), schedule, 0, stop)
         losses.append(float(loss))
     return np.array(losses)
 
@@ -52,14 +54,14 @@ def test_calls_of_any_length_are_the_same_training():
     config = resolved()
     (phase,) = experiment.phases(config)
     mesh = experiment.sharding.make_mesh(1)
-    steps = experiment.train_steps(experiment.make_model(config), phase.settings, mesh)
+    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
     language = experiment.make_language(config.language)
     finals = []
     for stops in ((12,), (5, 6, 12)):
         state = experiment.init_state(experiment.init_params(config), phase)
         for stop in stops:
-            state, _ = steps(state, language, jax.random.key(1), schedule, 0, stop)
+            state, _ = steps(state, Source(language), jax.random.key(1), schedule, 0, stop)
         finals.append(state)
     jax.tree.map(np.testing.assert_array_equal, *finals)
 
@@ -74,8 +76,7 @@ def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
 
     def labelled(word):
         one_hot_1x1xV = jax.nn.one_hot(jnp.full((1, 1), word), language.num_words)
-        return gradient_of(params, type(batch)(batch.inputs_BxT, batch.lengths_B,
-                                               batch.positions_BxM, one_hot_1x1xV))  # fmt: skip
+        return gradient_of(params, replace(batch, targets_BxMxV=one_hot_1x1xV))
 
     expected = jax.tree.map(jnp.zeros_like, params)
     for word, probability in enumerate(batch.targets_BxMxV[0, 0]):
@@ -87,20 +88,20 @@ def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     )
 
 
-def test_sentence_losses_are_entropies_and_divergences():
-    exact_BxTxV, model_BxTxV = (
+def test_prediction_losses_are_entropies_and_divergences():
+    exact_BxMxV, model_BxMxV = (
         jax.nn.log_softmax(jax.random.normal(jax.random.key(i), (2, 3, 5))) for i in (0, 1)
     )
-    tokens_BxT, lengths_B = jnp.array([[0, 4, 2], [3, 5, 5]]), jnp.array([3, 1])
-    losses = sentence_losses(model_BxTxV, exact_BxTxV, tokens_BxT, lengths_B)
-    p, f = np.exp(exact_BxTxV), np.asarray(model_BxTxV)
-    divergence_BxT = (p * (np.log(p) - f)).sum(-1)
+    words_BxM = jnp.array([[0, 4, 2], [3, 1, 1]])
+    losses = prediction_losses(model_BxMxV, exact_BxMxV, words_BxM)
+    p, f = np.exp(exact_BxMxV), np.asarray(model_BxMxV)
     np.testing.assert_allclose(
-        losses["excess_loss"], [divergence_BxT[0].mean(), divergence_BxT[1, 0]], rtol=1e-5
+        losses["excess_loss"], (p * (np.log(p) - f)).sum(-1), rtol=1e-5, atol=1e-7
     )
-    np.testing.assert_allclose(losses["loss"][1], -f[1, 0, 3], rtol=1e-6)
-    assert np.all(sentence_losses(exact_BxTxV, exact_BxTxV, tokens_BxT, lengths_B)["excess_loss"]
-                  == 0)  # fmt: skip
+    np.testing.assert_allclose(losses["optimal_loss"], -(p * np.log(p)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(losses["loss"][1, 0], -f[1, 0, 3], rtol=1e-6)
+    same = prediction_losses(exact_BxMxV, exact_BxMxV, words_BxM)
+    assert np.all(same["excess_loss"] == 0)
 
 
 def test_schedule_warms_up_stays_and_decays_to_nothing():

@@ -1,18 +1,9 @@
-"""The base configuration: every key once, with its default and its meaning. No default elsewhere.
-
-A config file's `get_config(scale)` starts from `base()`; its optional `get_sweep(scale)` lists the
-points of a sweep; command-line overrides (`--config.model.width=32`) win over both.
-"""
-
-import itertools
-from collections.abc import Iterable
-from typing import Any
+"""The base configuration but for its languages: every key once, with its default and meaning."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-Config = Any
-"""A ConfigDict, or a frozen one. Its keys are attributes, which no type checker can know."""
+from jaxflat.config.languages import Config, language
 
 
 def base() -> Config:
@@ -36,48 +27,12 @@ def base() -> Config:
             },
             "evaluation": {
                 "num_sentences": 4096,  # the language's evaluation set, every position masked
+                "num_positions": 0,  # words of a sentence that are asked for; 0: each in turn
                 "batch_size": 512,  # sentences per compiled slice
             },
             "flatness": flatness(),
             "probes": probes(),
             "mesh": {"data": -1},  # devices that share each batch; -1: as many as can evenly
-        }
-    )
-
-
-def language() -> Config:
-    """Return the keys of the language that models are trained on."""
-    return ConfigDict(
-        {
-            "name": "hmm",  # which of the sections below applies
-            "seed": 0,  # fixes the language and its evaluation set
-            "hmm": {
-                "num_states": 10,
-                "num_words": 24,
-                "length": 8,
-                "min_length": 8,  # lengths are uniform from here to `length`
-                "transition_concentration": 0.7,  # Dirichlet, per entry; small is peaked
-                "emission_concentration": 0.05,
-                "tasks": (3, 6),  # name the hidden state at these positions, from 1
-            },
-            "pcfg": {
-                "num_nonterminals": 10,
-                "num_words": 24,
-                "length": 8,  # sentences are sampled conditional on
-                "min_length": 4,  # having min_length to length words
-                "emission_probability": 0.5,  # that a non-terminal becomes a word
-                "rule_concentration": 0.03,
-                "emission_concentration": 0.05,
-                "tasks": ((0, 2), (0, 4)),  # name the non-terminal over words [start, end)
-            },
-            "balanced_tree": {
-                "depth": 3,  # sentences have 2^depth words
-                "num_states": 4,
-                "num_words": 16,
-                "rule_concentration": 0.07,
-                "emission_concentration": 0.1,
-                "tasks": ((0, 8), (0, 4), (4, 8)),
-            },
         }
     )
 
@@ -144,8 +99,11 @@ def probes() -> Config:
     """Return the keys of the linear probes."""
     return ConfigDict(
         {
-            "labelings": ("map", "latent"),  # argmax of the posterior; the true hidden variable
+            # map: argmax of the posterior; latent: the true hidden variable; official (grammars):
+            # as the paper's code labels. Tasks whose labels are given have these alone.
+            "labelings": ("map", "latent"),
             "shots": (200, 4000),  # training sentences
+            "pooling": "concatenate",  # the representations of a sentence's tokens, or their "mean"
             "num_draws": 2,  # independent draws of these sentences
             "num_validation": 2048,  # sentences that choose the L2 penalty
             "num_test": 4096,  # the language's test sentences, the same for every model
@@ -153,46 +111,3 @@ def probes() -> Config:
             "iterations": 150,  # of the convex solver
         }
     )
-
-
-SCALES = ("smoke", "laptop", "paper")
-"""Under a minute on two cores, minutes on two cores, and the paper's sizes for accelerators."""
-
-Sweep = list[dict[str, Any]]
-"""Points of a sweep, each a mapping from dotted keys to values."""
-
-
-def named_scale(scale: str | None) -> str:
-    """Return the scale asked for, by default "laptop"; ValueError on an unknown one."""
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
-    return scale or "laptop"
-
-
-def param(key: str, values: Iterable[Any]) -> Sweep:
-    """Return one point for each value of one dotted key."""
-    return [{key: value} for value in values]
-
-
-def product(*sweeps: Sweep) -> Sweep:
-    """Return every combination of one point from each sweep; the last one varies fastest."""
-    return [_merge(points) for points in itertools.product(*sweeps)]
-
-
-def zipped(*sweeps: Sweep) -> Sweep:
-    """Return the first points merged, the second points merged, ...; all of one length."""
-    return [_merge(points) for points in zip(*sweeps, strict=True)]
-
-
-def chain(*sweeps: Sweep) -> Sweep:
-    """Return the points of all sweeps, one sweep after the other."""
-    return list(itertools.chain(*sweeps))
-
-
-def _merge(points: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for point in points:
-        if repeated := merged.keys() & point.keys():
-            raise ValueError(f"a sweep sets {sorted(repeated)} twice in one point")
-        merged |= point
-    return merged

@@ -1,0 +1,120 @@
+"""The command: python -m jaxflat.build --config=FILE.py[:SCALE] --output=DIR --num_sentences=N"""
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+from ml_collections import FrozenConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxflat import experiment, loading, preemption, validation
+from jaxflat.config import Config
+from jaxflat.corpus import SHARD_SIZE, build_dataset
+from jaxflat.data.shards import DatasetError
+from jaxflat.validation import InputError
+
+EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags, and the arguments that set config keys; InputError on a wrong flag."""
+    parser = _Parser(
+        prog="python -m jaxflat.build",
+        description="Write sentences of a config's language to a directory that TensorFlow "
+        "Datasets reads. Run the same command again to go on where it stopped.",
+        epilog="Any config key: --config.language.hmm.length=32.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
+    parser.add_argument("--output", type=Path, required=True, help="the data set's directory")
+    parser.add_argument("--num_sentences", type=int, required=True)
+    parser.add_argument(
+        "--shard_size", type=int, default=SHARD_SIZE, help="sentences of a file (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, help="which sentences; default: the config's data_seed")
+    parser.add_argument("--labels", action="store_true", help="the labels of every task as well")
+    parser.add_argument(
+        "--conditionals", action="store_true", help="exact conditional log-probabilities as well"
+    )
+    flags, rest = parser.parse_known_args(arguments)
+    for name, lowest in (("num_sentences", 1), ("shard_size", 1), ("seed", 0)):
+        value = getattr(flags, name)
+        if value is not None and value < lowest:
+            raise InputError(f"--{name}={value} must be at least {lowest}")
+    return flags, rest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        loaded, _ = loading.load(flags.config)
+        loaded = loading.override(loaded, loading.parse_overrides(rest))
+        config: Config = FrozenConfigDict(validation.validate(loaded))
+        try:
+            experiment.make_language(config.language)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        preemption.install()
+        show_build(flags, config)
+    except (InputError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE_INPUT
+    except preemption.Preempted as signal:
+        print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    return 0
+
+
+def show_build(flags: argparse.Namespace, config: Config) -> None:
+    """Build the data set behind a progress bar, and say what there is now."""
+    console, start, made = Console(), time.monotonic(), 0
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
+    progress = Progress(*columns, TimeRemainingColumn(), console=console)
+    bar = progress.add_task("sentences", total=flags.num_sentences)
+
+    def on_shard(size: int, is_new: bool) -> None:
+        nonlocal made
+        made += size * is_new
+        rate = made / (time.monotonic() - start)
+        progress.update(bar, advance=size, description=f"{rate:,.0f} sentences/s")
+        if size == 0:
+            stack.enter_context(progress)
+
+    seed = config.seed if config.data_seed is None else config.data_seed
+    with ExitStack() as stack:
+        dataset = build_dataset(
+            config.language,
+            flags.output,
+            num_sentences=flags.num_sentences,
+            seed=seed if flags.seed is None else flags.seed,
+            shard_size=flags.shard_size,
+            labels=flags.labels,
+            conditionals=flags.conditionals,
+            on_shard=on_shard,
+        )
+    rate = made / (time.monotonic() - start)
+    num_bytes = sum(file.stat().st_size for file in flags.output.iterdir())
+    console.print(
+        f"{len(dataset):,} sentences ({made:,} new, {rate:,.0f}/s) in {dataset.num_shards} shards, "
+        f"{num_bytes:,} bytes: {flags.output}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    from jaxflat.sharding import use_cpu_cores
+
+    use_cpu_cores()
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""Configurations: every key once, with its default and its meaning. No default elsewhere.
+
+A config file's `get_config(scale)` starts from `base()`; its optional `get_sweep(scale)` lists the
+points of a sweep; command-line overrides (`--config.model.width=32`) win over both.
+"""
+
+from jaxflat.config.base import base as base
+from jaxflat.config.base import phase as phase
+from jaxflat.config.languages import Config as Config
+from jaxflat.config.sweeps import SCALES as SCALES
+from jaxflat.config.sweeps import Sweep as Sweep
+from jaxflat.config.sweeps import chain as chain
+from jaxflat.config.sweeps import named_scale as named_scale
+from jaxflat.config.sweeps import param as param
+from jaxflat.config.sweeps import product as product
+from jaxflat.config.sweeps import zipped as zipped

@@ -1,0 +1,47 @@
+"""Scales, and the algebra of sweeps: lists of points made from values of keys."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+SCALES = ("smoke", "laptop", "paper")
+"""Under a minute on two cores, minutes on two cores, and the paper's sizes for accelerators."""
+
+Sweep = list[dict[str, Any]]
+"""Points of a sweep, each a mapping from dotted keys to values."""
+
+
+def named_scale(scale: str | None) -> str:
+    """Return the scale asked for, by default "laptop"; ValueError on an unknown one."""
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
+    return scale or "laptop"
+
+
+def param(key: str, values: Iterable[Any]) -> Sweep:
+    """Return one point for each value of one dotted key."""
+    return [{key: value} for value in values]
+
+
+def product(*sweeps: Sweep) -> Sweep:
+    """Return every combination of one point from each sweep; the last one varies fastest."""
+    return [_merge(points) for points in itertools.product(*sweeps)]
+
+
+def zipped(*sweeps: Sweep) -> Sweep:
+    """Return the first points merged, the second points merged, ...; all of one length."""
+    return [_merge(points) for points in zip(*sweeps, strict=True)]
+
+
+def chain(*sweeps: Sweep) -> Sweep:
+    """Return the points of all sweeps, one sweep after the other."""
+    return list(itertools.chain(*sweeps))
+
+
+def _merge(points: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for point in points:
+        if repeated := merged.keys() & point.keys():
+            raise ValueError(f"a sweep sets {sorted(repeated)} twice in one point")
+        merged |= point
+    return merged

@@ -1,0 +1,194 @@
+"""A language's sentences as a data set on disk: its columns, and the shards that devices make."""
+
+import functools
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxflat import experiment, preemption, text_language
+from jaxflat.config import Config
+from jaxflat.data.order import example_ids
+from jaxflat.data.reader import Dataset, open_dataset
+from jaxflat.data.records import Columns, Types, layout_of
+from jaxflat.data.shards import claim, finish, sha256, shard_path, write_shard
+from jaxflat.languages.sentences import Sentences
+from jaxflat.metrics import Display
+
+SHARD_SIZE = 65_536
+SLICE = 1024  # sentences whose labels and conditionals are computed in one call
+
+
+def column_types(language: Any, labels: bool, conditionals: bool) -> Types:
+    """Return the types of a language's columns, numbers in 16 bits where they fit.
+
+    tokens (T,) and length; with `labels`, one `<task>.<labeling>` for every task and labeling, -1
+    where the task has no label; with `conditionals`, `conditionals` (T, V) in nats.
+    """
+    types: dict[str, np.dtype] = {}
+    types["tokens"] = np.dtype((_integer(language.num_words), (language.max_length,)))
+    types["length"] = np.dtype(np.int32)
+    if labels:
+        for name, task in language.tasks.items():
+            for labeling in task.labelings:
+                types[f"{name}.{labeling}"] = np.dtype(_integer(task.num_classes))
+    if conditionals:
+        shape = (language.max_length, language.num_words)
+        types["conditionals"] = np.dtype((np.float32, shape))
+    return types
+
+
+def columns_of(
+    language: Any, key: jax.Array, size: int, labels: bool, conditionals: bool
+) -> Columns:
+    """Return the columns of `size` sentences, a function of the language and the key."""
+    sentences = jax.device_get(language.sample(key, size))
+
+    def part(rows: slice) -> Columns:
+        preemption.check()
+        some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
+        columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
+        if labels:
+            for name, task in language.tasks.items():
+                for labeling in task.labelings:
+                    labels_B, valid_B = task.labels(some, labeling)
+                    columns[f"{name}.{labeling}"] = jnp.where(valid_B, labels_B, -1)
+        if conditionals:
+            args = some.tokens_BxT, some.lengths_B
+            columns["conditionals"] = language.conditional_log_probs(*args)
+        return jax.device_get(columns)
+
+    parts = [part(slice(start, start + SLICE)) for start in range(0, size, SLICE)]
+    return {
+        name: np.concatenate(
+            [columns[name] for columns in parts], dtype=kind.base, casting="unsafe"
+        )
+        for name, kind in column_types(language, labels, conditionals).items()
+    }
+
+
+def build_dataset(
+    section: Config,
+    directory: Path,
+    *,
+    num_sentences: int,
+    seed: int,
+    shard_size: int = SHARD_SIZE,
+    labels: bool = False,
+    conditionals: bool = False,
+    on_shard: Callable[[int, bool], None] = lambda size, made: None,
+) -> Dataset:
+    """Write sentences of the language of a config's section to a directory, or what is missing.
+
+    A shard is a function of the section, the seed and its number; so a directory that was left
+    half-way ends up with the same bytes. Every device makes shards of its own. on_shard is called
+    with 0 when work starts, then with each shard's sentences and whether it had to be made. Raises
+    DatasetError where the directory holds anything else, Preempted where a signal came.
+    """
+    shard_size = min(shard_size, num_sentences)
+    lengths = [shard_size] * (num_sentences // shard_size)
+    lengths += [num_sentences % shard_size] if num_sentences % shard_size else []
+    chosen = {"name": section.name, "seed": section.seed}
+    settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
+    settings |= {"num_sentences": num_sentences, "shard_size": shard_size}
+    settings |= {"labels": labels, "conditionals": conditionals}
+    language = experiment.make_language(section)
+    types = column_types(language, labels, conditionals)
+    layout = layout_of(types)
+    devices = jax.local_devices()[: len(lengths)]
+    free: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    for device in devices:
+        free.put((device, jax.device_put(language, device)))
+
+    def make(shard: int) -> str:
+        path = shard_path(directory, section.name, shard, len(lengths))
+        if missing := not path.exists():
+            device, placed = free.get()
+            try:
+                with jax.default_device(device):
+                    key = jax.random.fold_in(experiment.purpose_key(seed, "corpus"), shard)
+                    columns = columns_of(placed, key, shard_size, labels, conditionals)
+            finally:
+                free.put((device, placed))
+            kept = {name: column[: lengths[shard]] for name, column in columns.items()}
+            write_shard(path, layout, kept)
+        on_shard(lengths[shard], missing)
+        return sha256(path)
+
+    with claim(directory, settings):
+        on_shard(0, False)
+        digests = _run(make, len(lengths), len(devices))
+        finish(directory, section.name, types, lengths, digests)
+    return open_dataset(directory)
+
+
+def prepare(section: Config, display: Display) -> None:
+    """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
+    if section.name == "generated":
+        text_language.prepare_teacher(section, display)
+    if section.stored_sentences:
+        made = 0
+
+        def on_shard(size: int, _: bool) -> None:
+            nonlocal made
+            made += size
+            display.advance_stage(made, "store sentences")
+
+        display.start_stage("store sentences", section.stored_sentences)
+        folder = _stored_folder(section)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
+        build_dataset(
+            section,
+            folder,
+            num_sentences=section.stored_sentences,
+            seed=section.seed,
+            shard_size=shard_size,
+            on_shard=on_shard,
+        )
+
+
+def stored_sentences(
+    section: Config, seed: int, step: int, num_steps: int, batch_size: int
+) -> Sentences:
+    """Return the stored sentences of steps step .. step + num_steps - 1, arrays SxBx...
+
+    The batch of a step is a function of (seed, step): see `data.order`.
+    """
+    dataset = _open(_stored_folder(section))
+    ids = [example_ids(seed, s, batch_size, len(dataset)) for s in range(step, step + num_steps)]
+    columns = dataset.read(np.concatenate(ids))
+    tokens_SxBxT = columns["tokens"].reshape(num_steps, batch_size, -1).astype(np.int32)
+    lengths_SxB = columns["length"].reshape(num_steps, batch_size)
+    return Sentences(jnp.asarray(tokens_SxBxT), jnp.asarray(lengths_SxB), latents=None)
+
+
+def _stored_folder(section: Config) -> Path:
+    settings = section[section.name].to_dict() | {"seed": section.seed}
+    settings |= {"num_sentences": section.stored_sentences}
+    return text_language.folder_of(section, section.name, settings)
+
+
+_open = functools.cache(open_dataset)
+
+
+def _run(make: Callable[[int], str], num_shards: int, num_threads: int) -> list[str]:
+    """Return the results for all shards; the first error ends the rest."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(make, shard) for shard in range(num_shards)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _integer(largest: int) -> type[np.integer]:
+    return np.int16 if largest <= np.iinfo(np.int16).max else np.int32

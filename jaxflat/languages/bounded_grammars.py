@@ -1,0 +1,61 @@
+"""Languages of grammars: random ones and those of files, bounded in the length of sentences."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxflat.languages.branching import branching_tables
+from jaxflat.languages.grammar import Grammar, random_levelled_grammar, random_recursive_grammar
+from jaxflat.languages.grammar_file import read_grammar
+from jaxflat.languages.pcfg import Pcfg
+
+Places = Sequence[Sequence[int]]
+
+
+def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) -> Pcfg:
+    """The language of a grammar's sentences of min_length..length words.
+
+    Tasks are spans (start, end), or () for the whole sentence. Raises ValueError on bounds or
+    places that cannot be, and where a grammar with levels has no such sentence.
+    """
+    if not 1 <= min_length <= length:
+        raise ValueError(f"min_length must be in 1..length={length}; got {min_length}")
+    places = tuple(tuple(place) for place in tasks)
+    for place in places:
+        if place and not (len(place) == 2 and 0 <= place[0] < place[1] <= length):
+            raise ValueError(
+                f"tasks must be () or spans 0 <= start < end <= length={length}; got {place}"
+            )
+    roots_are_on_top = not grammar.start_N[grammar.levels[0] :].any()
+    levelled = len(grammar.levels) > 1 and roots_are_on_top
+    return Pcfg(
+        start_N=jnp.asarray(grammar.start_N, jnp.float32),
+        rules_NxNxN=jnp.asarray(grammar.rules_NxNxN, jnp.float32),
+        emissions_NxV=jnp.asarray(grammar.emissions_NxV, jnp.float32),
+        levels=grammar.levels,
+        min_length=min_length,
+        max_length=length,
+        task_places=places,
+        tables=branching_tables(grammar, min_length, length) if levelled else None,
+    )
+
+
+def pcfg_of(
+    make_grammar: Callable[..., Grammar],
+    seed: int,
+    *,
+    length: int,
+    min_length: int,
+    tasks: Places,
+    **settings: Any,
+) -> Pcfg:
+    """The language of make_grammar(seed, **settings), bounded as by `make_pcfg`."""
+    grammar = make_grammar(seed, **settings)
+    return make_pcfg(grammar, length=length, min_length=min_length, tasks=tasks)
+
+
+random_pcfg = partial(pcfg_of, random_levelled_grammar)
+random_recursive_pcfg = partial(pcfg_of, random_recursive_grammar)
+pcfg_from_file = partial(pcfg_of, lambda seed, path: read_grammar(path))

@@ -1,0 +1,120 @@
+"""Strings with as many pluses as minuses, in any order: Dyck language without its nesting.
+
+Exact conditionals by counting, since all strings of one length are equally likely.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxflat.languages.categorical import normalize
+from jaxflat.languages.masking import is_word
+from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.tasks import Task
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PrefixSum(Task):
+    """The sum of the first t words, place = (t,): class c is the sum 2c - t, c pluses among them.
+
+    Valid where the sentence has t words. The words give the sum away: both labelings are the same.
+    """
+
+    @property
+    def num_classes(self) -> int:
+        return self.place[0] + 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ZeroSum:
+    """Words 0 (minus) and 1 (plus), as many of each; even lengths, uniform in [min_length, length].
+
+    No array leaves and no latents. Tasks: `sum_<t>`, the sum of the first t words.
+    """
+
+    length: int = field(metadata={"static": True})
+    min_length: int = field(metadata={"static": True})
+    task_positions: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def num_words(self) -> int:
+        return 2
+
+    @property
+    def max_length(self) -> int:
+        return self.length
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return {f"sum_{t}": PrefixSum(self, (t,)) for t in self.task_positions}
+
+    @partial(jax.jit, static_argnames="batch_size")
+    def sample(self, key: Array, batch_size: int) -> Sentences:
+        """Sentence b is a function of (key, b) alone."""
+        positions_T = jnp.arange(self.length, dtype=jnp.int32)
+
+        def sentence(key: Array) -> tuple[Array, Array]:
+            length_key, order_key = jax.random.split(key)
+            low, high = self.min_length // 2, self.length // 2
+            length = 2 * jax.random.randint(length_key, (), low, high + 1, jnp.int32)
+            inside_T = positions_T < length
+            # The pluses are the half of the positions that comes first in a random order.
+            order_T = jnp.where(inside_T, jax.random.permutation(order_key, positions_T), -1)
+            before_TxT = (order_T[None] < order_T[:, None]) & inside_T[None]
+            plus_T = jnp.sum(before_TxT, axis=1, dtype=jnp.int32) < length // 2
+            return jnp.where(inside_T, plus_T.astype(jnp.int32), self.num_words), length
+
+        tokens_BxT, lengths_B = jax.vmap(sentence)(jax.random.split(key, batch_size))
+        return Sentences(tokens_BxT, lengths_B, latents=None)
+
+    @jax.jit
+    def conditional_log_probs(
+        self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
+    ) -> Array:
+        """log p(x_t = v | unmasked x_s, s != t, and the length), BxTx2 nats; uniform past the end.
+
+        p(x_t = plus) = r / m, where m words are unseen, x_t among them, and r pluses are missing
+        to n / 2: of the C(m, r) completions, C(m - 1, r - 1) have a plus at t. Uniform where there
+        is no completion; floored at the smallest normal number, so that p log p is 0, never NaN.
+        """
+        inside_BxT = is_word(lengths_B, tokens_BxT.shape[1])
+        seen_BxT = inside_BxT if masked_BxT is None else inside_BxT & ~masked_BxT
+        dtype = jnp.result_type(float)
+        seen_BxT, lengths_Bx1 = seen_BxT.astype(dtype), lengths_B[:, None].astype(dtype)
+        plus_BxT = jnp.where(tokens_BxT == 1, seen_BxT, 0)
+        unseen_BxT = lengths_Bx1 - seen_BxT.sum(axis=1, keepdims=True) + seen_BxT
+        missing_BxT = lengths_Bx1 / 2 - plus_BxT.sum(axis=1, keepdims=True) + plus_BxT
+        numbers_BxTx2 = jnp.stack([unseen_BxT - missing_BxT, missing_BxT], axis=2)
+        possible_BxT = inside_BxT & (numbers_BxTx2.min(axis=2) >= 0)
+        p_BxTx2 = normalize(jnp.where(possible_BxT[..., None], numbers_BxTx2, 0))
+        return jnp.log(jnp.maximum(p_BxTx2, jnp.finfo(dtype).tiny))
+
+    def true_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
+        sums_B = jnp.sum(sentences.tokens_BxT[:, : place[0]] == 1, axis=1, dtype=jnp.int32)
+        valid_B = sentences.lengths_B >= place[0]
+        return jnp.where(valid_B, sums_B, 0), valid_B
+
+    def symbol_posterior(self, sentences: Sentences, place: tuple[int, ...]) -> Array:
+        """One-hot BxC of the sum; uniform where the sentence is too short."""
+        sums_B, valid_B = self.true_symbols(sentences, place)
+        num_classes = place[0] + 1
+        one_hot_BxC = jax.nn.one_hot(sums_B, num_classes)
+        return jnp.where(valid_B[:, None], one_hot_BxC, 1 / num_classes)
+
+
+def random_dyck(seed: int, *, length: int, min_length: int, tasks: tuple[int, ...]) -> ZeroSum:
+    """There is nothing random about it: the seed is not used. Tasks are prefixes, in words."""
+    del seed
+    if not 2 <= min_length <= length:
+        raise ValueError(f"min_length must be in 2..length={length}; got {min_length}")
+    if length % 2 or min_length % 2:
+        raise ValueError(f"length and min_length must be even; got {length}, {min_length}")
+    for position in tasks:
+        if not 1 <= position <= length:
+            raise ValueError(f"tasks must be positions in 1..length={length}; got {position}")
+    return ZeroSum(length=length, min_length=min_length, task_positions=tuple(tasks))

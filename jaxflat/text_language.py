@@ -1,0 +1,173 @@
+"""The language of a model of real text: its teacher, its words, and real labelled sentences."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxflat.config import Config
+from jaxflat.data import tokenizer as tokenizers
+from jaxflat.data.glue import load_glue
+from jaxflat.data.reviews import read_review_sentiments, read_reviews
+from jaxflat.data.text import Examples, manual_folder, read_sentences, read_table
+from jaxflat.languages.generated import Generated
+from jaxflat.languages.sentences import Sentences
+from jaxflat.metrics import Display
+from jaxflat.models.causal import empty_cache
+from jaxflat.models.huggingface import load_causal
+from jaxflat.teacher import train_teacher
+
+GLUE = ("sst2", "qnli")
+MAX_CANDIDATES = 65_536  # completions of one sentence that its exact conditional may enumerate
+
+
+class LabelledSentences(NamedTuple):
+    """Real sentences in the words of a language, with the labels that people gave them."""
+
+    sentences: Sentences
+    labels_N: np.ndarray
+    num_classes: int
+
+
+def check(section: Config) -> None:
+    """Raise ValueError where a language of text cannot be made; reads files, trains nothing."""
+    generated = section.generated
+    if section.masking != "one":
+        raise ValueError(
+            f"language.masking={section.masking!r} with language.name='generated': its exact "
+            "conditionals are known for 'one' masked word"
+        )
+    if generated.teacher and not Path(generated.teacher).is_dir():
+        raise ValueError(f"language.generated.teacher={generated.teacher}: no such folder")
+    if not generated.teacher and generated.num_words > generated.trained.vocabulary:
+        raise ValueError(
+            f"language.generated.num_words={generated.num_words} exceeds the teacher's "
+            f"language.generated.trained.vocabulary={generated.trained.vocabulary}"
+        )
+    if not generated.teacher and generated.length > generated.trained.length:
+        raise ValueError(
+            f"language.generated.length={generated.length} exceeds the teacher's "
+            f"language.generated.trained.length={generated.trained.length}"
+        )
+    read_texts(generated.text, section.data_dir)
+    for name in generated.tasks:
+        if read_labelled(name, section.data_dir).labels_N is None:
+            raise ValueError(f"language.generated.tasks: {name} has no labels")
+
+
+def data_dir(section: Config) -> Path:
+    """Return where jaxflat keeps the teachers it trained and the sentences it stored."""
+    return manual_folder(section.data_dir or None).parents[1] / "jaxflat"
+
+
+def folder_of(section: Config, kind: str, settings: dict[str, Any]) -> Path:
+    """Return the folder of what is made from these settings: other settings, another folder."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return data_dir(section) / f"{kind}-{digest[:12]}"
+
+
+def teacher_folder(section: Config) -> Path:
+    """Return the folder of the teacher, whether it is there yet or not."""
+    generated = section.generated
+    if generated.teacher:
+        return Path(generated.teacher)
+    trained = {"text": generated.text, "seed": section.seed, **generated.trained.to_dict()}
+    return folder_of(section, "teacher", trained)
+
+
+def prepare_teacher(section: Config, display: Display) -> None:
+    """Train the teacher of a language, unless it is there."""
+    folder = teacher_folder(section)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        texts = _flat(read_texts(section.generated.text, section.data_dir))
+        train_teacher(folder, texts, section.generated.trained, section.seed, display)
+        display.line(f"teacher: {folder}")
+
+
+def make_generated(section: Config) -> Generated:
+    """Return the language; ValueError names what is missing or wrong."""
+    generated = section.generated
+    loaded, kept_V = _teacher(section)
+    marks = {"bos_token_id": loaded.bos_token, "eos_token_id": loaded.eos_token}
+    for name, mark in marks.items():
+        if mark is None:
+            raise ValueError(f"{teacher_folder(section)}/config.json: {name} is missing")
+    return Generated(
+        params=loaded.params,
+        kept_V=jnp.asarray(kept_V),
+        tasks={},
+        model=loaded.model,
+        empty_cache=empty_cache,
+        first_token=loaded.bos_token,
+        stop_token=loaded.eos_token,
+        min_length=generated.min_length,
+        max_length=generated.length,
+        max_candidates=MAX_CANDIDATES,
+    )
+
+
+@functools.cache
+def labelled_sentences(section: Config) -> dict[str, LabelledSentences]:
+    """Return the tasks whose labels are given: real sentences, cut to the language's length."""
+    if section.name != "generated":
+        return {}
+    tokenizer = tokenizers.load_tokenizer(teacher_folder(section))
+    _, kept_V = _teacher(section)
+    found = {}
+    for name in section.generated.tasks:
+        examples = read_labelled(name, section.data_dir)
+        encoded = tokenizers.encode(tokenizer, examples.texts)
+        words = tokenizers.to_words(encoded, kept_V, section.generated.length)
+        sentences = Sentences(*(jnp.asarray(x) for x in words), latents=None)
+        labels_N = np.asarray(examples.labels_N, np.int32)
+        found[Path(name).stem] = LabelledSentences(sentences, labels_N, len(examples.label_names))
+    return found
+
+
+@functools.cache
+def _teacher(section: Config) -> tuple[Any, np.ndarray]:
+    """Return the loaded teacher and the ids of the words: its most frequent tokens in the text."""
+    folder = teacher_folder(section)
+    loaded, tokenizer = load_causal(folder), tokenizers.load_tokenizer(folder)
+    texts = read_texts(section.generated.text, section.data_dir)
+    encoded = tokenizers.encode(tokenizer, texts)
+    num_words, num_tokens = section.generated.num_words, loaded.model.num_tokens
+    marks = {loaded.bos_token, loaded.eos_token}
+    ids = tokenizers.most_frequent(encoded, num_tokens, min(num_words + len(marks), num_tokens))
+    kept_V = np.array([token for token in ids if token not in marks][:num_words], np.int32)
+    if len(kept_V) < num_words:
+        raise ValueError(
+            f"language.generated.num_words={num_words} exceeds the teacher's {len(kept_V)} tokens"
+        )
+    return loaded, kept_V
+
+
+def read_texts(name: str, folder: str) -> Any:
+    """Return the sentences of a source: reviews, sst2, qnli, or a path to a .txt or .tsv file."""
+    if name == "reviews":
+        return read_reviews(folder or None).texts
+    if name.endswith(".txt"):
+        return read_sentences(Path(name)).texts
+    return read_labelled(name, folder).texts
+
+
+def read_labelled(name: str, folder: str) -> Examples:
+    """Return labelled sentences: reviews, sst2, qnli, or a .tsv file with sentence and label."""
+    if name == "reviews":
+        return read_review_sentiments(folder or None)
+    if name in GLUE:
+        return load_glue(name, "train", folder or None)
+    if name.endswith(".tsv"):
+        return read_table(Path(name), ("sentence",), "label", ("0", "1"), ("0", "1"))
+    raise ValueError(
+        f"{name!r} is no source of text: give reviews, {', '.join(GLUE)}, or a .txt or .tsv file"
+    )
+
+
+def _flat(texts: Any) -> list[str]:
+    return [part for text in texts for part in ((text,) if isinstance(text, str) else text)]

@@ -1,0 +1,104 @@
+"""Hidden Markov models against dynamax, an independent implementation of their inference."""
+
+import dataclasses
+import warnings
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxflat.languages.hmm import Hmm, random_hmm
+from jaxflat.languages.sentences import Sentences
+
+pytest.importorskip("dynamax")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of JAX, by what dynamax imports
+    from dynamax.hidden_markov_model import hmm_smoother
+
+T, SENTENCES = 16, 6
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@cache
+def language() -> Hmm:
+    hmm = random_hmm(
+        0,
+        num_states=100,
+        num_words=200,
+        length=T,
+        min_length=4,
+        transition_concentration=0.1,
+        emission_concentration=0.1,
+        tasks=tuple(range(1, T + 1)),
+    )
+    tables = ("start_K", "transitions_KxK", "emissions_KxV")
+    return dataclasses.replace(
+        hmm, **{name: np.asarray(getattr(hmm, name), np.float64) for name in tables}
+    )
+
+
+@cache
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_BxT, lengths_B): sampled words, the shortest and the longest length among them."""
+    hmm = language()
+    full = dataclasses.replace(hmm, min_length=T).sample(jax.random.key(1), SENTENCES)
+    lengths_B = np.linspace(hmm.min_length, T, SENTENCES).astype(np.int32)
+    past_end_BxT = np.arange(T) >= lengths_B[:, None]
+    return np.where(past_end_BxT, hmm.num_words, full.tokens_BxT).astype(np.int32), lengths_B
+
+
+def smoothed(hidden: np.ndarray) -> np.ndarray:
+    """p(state at each position | the words that are not hidden), for any leading axes of `hidden`.
+
+    hidden: ...xBxT; a hidden word's likelihood is 1 in every state, as is that of no word.
+    """
+    hmm, (tokens_BxT, lengths_B) = language(), batch()
+    words_BxT = np.arange(T) < lengths_B[:, None]
+    likely_BxTxK = np.ascontiguousarray(hmm.emissions_KxV.T)[np.where(words_BxT, tokens_BxT, 0)]
+    with np.errstate(divide="ignore"):
+        log_BxTxK = np.log(likely_BxTxK)
+    seen = (words_BxT & ~hidden)[..., None]
+    logs = np.where(seen, log_BxTxK, 0.0).reshape(-1, T, hmm.num_symbols)
+
+    @jax.jit
+    @jax.vmap
+    def smooth(logs_TxK):
+        tables = jnp.asarray(hmm.start_K), jnp.asarray(hmm.transitions_KxK)
+        return hmm_smoother(*tables, logs_TxK).smoothed_probs
+
+    return np.asarray(smooth(logs)).reshape(*hidden.shape, hmm.num_symbols)
+
+
+def test_state_posteriors():
+    hmm, (tokens_BxT, lengths_B) = language(), batch()
+    expected_BxTxK = smoothed(np.zeros_like(tokens_BxT, bool))
+    sentences = Sentences(tokens_BxT, lengths_B, latents=None)
+    for position, task in enumerate(hmm.tasks.values()):
+        probs_BxK = np.asarray(task.posterior(sentences))
+        assert probs_BxK.dtype == np.float64
+        np.testing.assert_allclose(probs_BxK, expected_BxTxK[:, position], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0], ids="masked_{}".format)
+def test_conditionals_given_any_subset_of_the_words(share):
+    """p(v) = sum_k p(state k at t | the others) P(k emits v); whether t is masked is no matter."""
+    hmm, (tokens_BxT, lengths_B) = language(), batch()
+    words_BxT = np.arange(T) < lengths_B[:, None]
+    masked_BxT = words_BxT & (np.random.default_rng(3).random(words_BxT.shape) < share)
+    hidden_TxBxT = masked_BxT[None] | np.eye(T, dtype=bool)[:, None]
+    states_TxBxK = np.stack([s[:, t] for t, s in enumerate(smoothed(hidden_TxBxT))])
+    expected_TxBxV = states_TxBxK @ hmm.emissions_KxV
+    expected_TxBxV /= expected_TxBxV.sum(axis=2, keepdims=True)
+    inputs_BxT = np.where(masked_BxT, hmm.num_words + 1, tokens_BxT)
+    logp_BxTxV = hmm.conditional_log_probs(inputs_BxT, lengths_B, masked_BxT)
+    found_BxTxV = np.exp(np.asarray(logp_BxTxV))
+    expected_BxTxV = expected_TxBxV.swapaxes(0, 1)
+    np.testing.assert_allclose(found_BxTxV[words_BxT], expected_BxTxV[words_BxT], rtol=0, atol=1e-9)
+    assert found_BxTxV[words_BxT].max() > 2 / hmm.num_words
