@@ -11,10 +11,11 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import experiment, loading, preemption, validation
+from jaxflat import experiment, loading, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
 from jaxflat.data.shards import DatasetError
+from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 
 EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
@@ -41,7 +42,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         "--shard_size", type=int, default=SHARD_SIZE, help="sentences of a file (%(default)s)"
     )
     parser.add_argument("--seed", type=int, help="which sentences; default: the config's data_seed")
-    parser.add_argument("--labels", action="store_true", help="the labels of every task as well")
+    parser.add_argument(
+        "--labels", action="store_true", help="tasks' labels as well, by probes.labelings"
+    )
     parser.add_argument(
         "--conditionals", action="store_true", help="exact conditional log-probabilities as well"
     )
@@ -61,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = loading.override(loaded, loading.parse_overrides(rest))
         config: Config = FrozenConfigDict(validation.validate(loaded))
         try:
-            experiment.make_language(config.language)
+            if config.language.name == "generated":
+                text_language.check(config.language)
+            else:
+                experiment.make_language(config.language)
         except ValueError as error:
             raise InputError(str(error)) from error
         preemption.install()
@@ -77,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show_build(flags: argparse.Namespace, config: Config) -> None:
     """Build the data set behind a progress bar, and say what there is now."""
+    if config.language.name == "generated":
+        with Display(1) as display:
+            text_language.prepare_teacher(config.language, display)
     console, start, made = Console(), time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
     progress = Progress(*columns, TimeRemainingColumn(), console=console)
@@ -98,7 +107,7 @@ def show_build(flags: argparse.Namespace, config: Config) -> None:
             num_sentences=flags.num_sentences,
             seed=seed if flags.seed is None else flags.seed,
             shard_size=flags.shard_size,
-            labels=flags.labels,
+            labelings=config.probes.labelings if flags.labels else (),
             conditionals=flags.conditionals,
             on_shard=on_shard,
         )

@@ -2,7 +2,7 @@
 
 import functools
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,18 @@ SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call
 
 
-def column_types(language: Any, labels: bool, conditionals: bool) -> Types:
+def column_types(language: Any, labelings: Sequence[str], conditionals: bool) -> Types:
     """Return the types of a language's columns, numbers in 16 bits where they fit.
 
-    tokens (T,) and length; with `labels`, one `<task>.<labeling>` for every task and labeling, -1
+    tokens (T,) and length; one `<task>.<labeling>` for every task and labeling asked for, -1
     where the task has no label; with `conditionals`, `conditionals` (T, V) in nats.
     """
     types: dict[str, np.dtype] = {}
     types["tokens"] = np.dtype((_integer(language.num_words), (language.max_length,)))
     types["length"] = np.dtype(np.int32)
-    if labels:
-        for name, task in language.tasks.items():
-            for labeling in task.labelings:
-                types[f"{name}.{labeling}"] = np.dtype(_integer(task.num_classes))
+    for name, task in language.tasks.items():
+        for labeling in labelings:
+            types[f"{name}.{labeling}"] = np.dtype(_integer(task.num_classes))
     if conditionals:
         shape = (language.max_length, language.num_words)
         types["conditionals"] = np.dtype((np.float32, shape))
@@ -44,7 +43,7 @@ def column_types(language: Any, labels: bool, conditionals: bool) -> Types:
 
 
 def columns_of(
-    language: Any, key: jax.Array, size: int, labels: bool, conditionals: bool
+    language: Any, key: jax.Array, size: int, labelings: Sequence[str], conditionals: bool
 ) -> Columns:
     """Return the columns of `size` sentences, a function of the language and the key."""
     sentences = jax.device_get(language.sample(key, size))
@@ -53,11 +52,10 @@ def columns_of(
         preemption.check()
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
-        if labels:
-            for name, task in language.tasks.items():
-                for labeling in task.labelings:
-                    labels_B, valid_B = task.labels(some, labeling)
-                    columns[f"{name}.{labeling}"] = jnp.where(valid_B, labels_B, -1)
+        for name, task in language.tasks.items():
+            for labeling in labelings:
+                labels_B, valid_B = task.labels(some, labeling)
+                columns[f"{name}.{labeling}"] = jnp.where(valid_B, labels_B, -1)
         if conditionals:
             args = some.tokens_BxT, some.lengths_B
             columns["conditionals"] = language.conditional_log_probs(*args)
@@ -68,7 +66,7 @@ def columns_of(
         name: np.concatenate(
             [columns[name] for columns in parts], dtype=kind.base, casting="unsafe"
         )
-        for name, kind in column_types(language, labels, conditionals).items()
+        for name, kind in column_types(language, labelings, conditionals).items()
     }
 
 
@@ -79,7 +77,7 @@ def build_dataset(
     num_sentences: int,
     seed: int,
     shard_size: int = SHARD_SIZE,
-    labels: bool = False,
+    labelings: Sequence[str] = (),
     conditionals: bool = False,
     on_shard: Callable[[int, bool], None] = lambda size, made: None,
 ) -> Dataset:
@@ -96,9 +94,9 @@ def build_dataset(
     chosen = {"name": section.name, "seed": section.seed}
     settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
     settings |= {"num_sentences": num_sentences, "shard_size": shard_size}
-    settings |= {"labels": labels, "conditionals": conditionals}
+    settings |= {"labelings": list(labelings), "conditionals": conditionals}
     language = experiment.make_language(section)
-    types = column_types(language, labels, conditionals)
+    types = column_types(language, labelings, conditionals)
     layout = layout_of(types)
     devices = jax.local_devices()[: len(lengths)]
     free: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
@@ -112,7 +110,7 @@ def build_dataset(
             try:
                 with jax.default_device(device):
                     key = jax.random.fold_in(experiment.purpose_key(seed, "corpus"), shard)
-                    columns = columns_of(placed, key, shard_size, labels, conditionals)
+                    columns = columns_of(placed, key, shard_size, labelings, conditionals)
             finally:
                 free.put((device, placed))
             kept = {name: column[: lengths[shard]] for name, column in columns.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     base = validation.complete(config)
     trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(trains).to_json())
+    used = {point.config.language.name for point in points}
     try:
         stored = json.loads(path.read_text()) if path.exists() else None
         workdir.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,10 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
     entries = {}
     if stored:
-        if difference := _first_difference(stored["trains"], trains):
+        recorded = stored["trains"]["language"].keys()
+        present = trains | {"language": _sections(trains["language"], recorded)}
+        used |= recorded
+        if difference := _first_difference(stored["trains"], present):
             key, old, new = difference
             raise InputError(
                 f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
@@ -82,6 +87,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
+    trains["language"] = _sections(trains["language"], used)
     write_json(path, {"trains": trains, "points": list(entries.values())})
 
 
@@ -146,7 +152,8 @@ def _check(config: Config) -> None:
 def _check_language(config: Config) -> None:
     section = config.language
     if section.name == "generated":
-        text_language.check(section)
+        probes = config.probes
+        text_language.check(section, probes.num_test + probes.num_validation + max(probes.shots))
         return
     language = experiment.make_language(section)
     for name, task in language.tasks.items():
@@ -156,6 +163,11 @@ def _check_language(config: Config) -> None:
                     f"probes.labelings: {labeling!r} is none of task {name}'s in language.name="
                     f"{section.name!r}: {', '.join(task.labelings)}"
                 )
+
+
+def _sections(language: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The language's keys, and of its sections those named: other languages may come and go."""
+    return {k: v for k, v in language.items() if k in names or not isinstance(v, dict)}
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -30,6 +30,7 @@ from jaxflat.run import (
     run_point,
     write_status,
 )
+from jaxflat.validation import InputError
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -54,7 +55,7 @@ def run(
     failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
         for section in dict.fromkeys(p.config.language for p in chosen if not is_done(p, stages)):
-            corpus.prepare(section, display)
+            _prepare(section, display)
         for point in chosen:
             reason = "" if is_done(point, stages) else _run_one(point, stages, display)
             gather(workdir)
@@ -63,6 +64,13 @@ def run(
             if reason:
                 failures[point.name] = reason
     return failures
+
+
+def _prepare(language: Config, display: Display) -> None:
+    try:
+        corpus.prepare(language, display)
+    except (ValueError, FloatingPointError) as error:
+        raise InputError(str(error)) from error
 
 
 def gather(workdir: Path) -> None:

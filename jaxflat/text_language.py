@@ -33,8 +33,11 @@ class LabelledSentences(NamedTuple):
     num_classes: int
 
 
-def check(section: Config) -> None:
-    """Raise ValueError where a language of text cannot be made; reads files, trains nothing."""
+def check(section: Config, num_labelled: int = 0) -> None:
+    """Raise ValueError where a language of text cannot be made; reads files, trains nothing.
+
+    num_labelled: how many labelled sentences of each task there have to be.
+    """
     generated = section.generated
     if section.masking != "one":
         raise ValueError(
@@ -55,8 +58,12 @@ def check(section: Config) -> None:
         )
     read_texts(generated.text, section.data_dir)
     for name in generated.tasks:
-        if read_labelled(name, section.data_dir).labels_N is None:
-            raise ValueError(f"language.generated.tasks: {name} has no labels")
+        labels_N = read_labelled(name, section.data_dir).labels_N
+        if labels_N is not None and len(labels_N) < num_labelled:
+            raise ValueError(
+                f"probes: num_test + num_validation + the most shots = {num_labelled}, but {name} "
+                f"has {len(labels_N)} labelled sentences"
+            )
 
 
 def data_dir(section: Config) -> Path:
@@ -153,6 +160,8 @@ def read_texts(name: str, folder: str) -> Any:
         return read_reviews(folder or None).texts
     if name.endswith(".txt"):
         return read_sentences(Path(name)).texts
+    if name.endswith(".tsv"):
+        return read_table(Path(name), ("sentence",)).texts
     return read_labelled(name, folder).texts
 
 
@@ -165,7 +174,8 @@ def read_labelled(name: str, folder: str) -> Examples:
     if name.endswith(".tsv"):
         return read_table(Path(name), ("sentence",), "label", ("0", "1"), ("0", "1"))
     raise ValueError(
-        f"{name!r} is no source of text: give reviews, {', '.join(GLUE)}, or a .txt or .tsv file"
+        f"{name!r} is no source of labelled text: give reviews, {', '.join(GLUE)}, or a .tsv file "
+        "(unlabelled text may be a .txt file)"
     )
 
 

@@ -24,7 +24,7 @@ from jaxflat.data.reader import open_dataset
 from jaxflat.data.shards import DatasetError
 
 SIZES = {"num_sentences": 70, "shard_size": 16, "seed": 5}
-SETTINGS = {**SIZES, "labels": True, "conditionals": True}
+SETTINGS = {**SIZES, "labelings": ("map", "latent"), "conditionals": True}
 CONFIG = """
 from jaxflat import config as base_config
 
@@ -58,7 +58,7 @@ def digests(directory: Path) -> dict[str, str]:
 def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed):
     language = experiment.make_language(section)
     key = jax.random.fold_in(experiment.purpose_key(5, "corpus"), 4)
-    expected = columns_of(language, key, 16, labels=True, conditionals=True)
+    expected = columns_of(language, key, 16, labelings=("map", "latent"), conditionals=True)
     sentences = language.sample(key, 16)
     np.testing.assert_array_equal(expected["tokens"], sentences.tokens_BxT)
     np.testing.assert_array_equal(expected["length"], sentences.lengths_B)

@@ -13,16 +13,13 @@ from sweeps import tiny_config
 from test_sweep import contents, modified, saved_arrays
 
 from jaxflat import corpus, experiment, sweep
-from jaxflat.config import chain, param
 from jaxflat.data.order import example_ids
 from jaxflat.data.reader import open_dataset
 from jaxflat.languages.batches import Source, source_batch
 from jaxflat.metrics import Display
 
 NUM_STORED, BATCH_SIZE = 64, 8
-POINTS = chain(
-    param("model.name", ["transformer"]), [{"model.name": "lookup_table", "phase_order": ()}]
-)
+POINTS = [{}]
 
 
 def stored_config() -> ConfigDict:
@@ -30,6 +27,7 @@ def stored_config() -> ConfigDict:
     config = tiny_config()
     config.language.update({"stored_sentences": NUM_STORED, "masking": "share"})
     config.language.hmm.update({"length": 12, "min_length": 10})
+    config.flatness.measures = ("hessian_trace",)
     return config
 
 
@@ -134,6 +132,19 @@ def test_another_language_has_another_folder(section, all_rows, key, value):
     assert {path: now[path] for path in shards} == shards
 
 
+def test_another_grammar_in_the_same_file_has_another_folder(tmp_path):
+    config, path = tiny_config(), tmp_path / "grammar.txt"
+    config.language.update({"name": "grammar_file", "stored_sentences": 64})
+    config.language.data_dir = str(tmp_path)
+    config.language.grammar_file.update({"path": str(path), "length": 2, "tasks": ((),)})
+    section = FrozenConfigDict(config).language
+    for count, p in ((1, 0.9), (2, 0.1)):
+        path.write_text(f"S A A 0.5\nS a 0.5\nA a {p}\nA b {1 - p}\n")
+        with Display(1) as display:
+            corpus.prepare(section, display)
+        assert len(folders(section)) == count
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run on stored sentences: (its work directory, TensorFlow Datasets' folder)."""
@@ -158,15 +169,12 @@ def test_from_stored_sentences_with_two_words_masked_to_results(finished, monkey
     assert len(open_dataset(folder)) == NUM_STORED
     with (workdir / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    *trained, table = rows
-    assert len(trained) == 3
-    assert float(table["excess_loss"]) == 0
-    for row in trained:
+    assert len(rows) == 3
+    for row in rows:
         assert float(row["excess_loss"]) > 0
         assert float(row["hessian_trace"]) != 0
-        assert float(row["fisher_trace"]) > 0
         assert 0 < float(row["linear_probe/state_2.map/16"]) <= 1
-        assert row["optimal_loss"] == table["optimal_loss"]
+        assert row["optimal_loss"] == rows[0]["optimal_loss"]
         # The loss is the optimum and the excess, but for the noise of the hidden words.
         parts = float(row["optimal_loss"]) + float(row["excess_loss"])
         assert abs(float(row["loss"]) - parts) < 5 * float(row["loss_sem"])
@@ -187,13 +195,12 @@ def test_a_second_run_reads_what_the_first_one_stored(finished, tmp_path, monkey
     assert_same(tmp_path, workdir)
 
 
-@pytest.mark.parametrize("seed", range(2))
 def test_interrupted_while_storing_and_training_ends_bitwise_the_same(
-    finished, tmp_path, monkeypatch, seed
+    finished, tmp_path, monkeypatch
 ):
     """Cut off at random moments without clean-up, as by kill -9, storing included."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    moments, notes = random.Random(seed), []
+    moments, notes = random.Random(0), []
     advance = Display.advance_stage
 
     class Killed(BaseException):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxflat.languages.categorical import random_rows
 
-RAREST = 1e-12  # rules of random grammars that are rarer do not exist
+RAREST = 1e-12  # rules of random grammars with levels that are rarer do not exist
 
 
 @dataclass(frozen=True, eq=False)

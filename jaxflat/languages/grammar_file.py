@@ -32,6 +32,8 @@ def read_grammar(path: str | Path) -> Grammar:
     A start symbol without rules to words or pairs is no non-terminal of the grammar. Otherwise it
     is a root itself, with the probability of all those rules together.
     """
+    if not str(path):
+        raise ValueError("no grammar file is given: set language.grammar_file.path")
     try:
         content = Path(path).read_bytes()
     except OSError as error:

@@ -116,7 +116,8 @@ class Pcfg:
         et al. (2023) labels: all A at a span, at the root those that may be one, whatever their
         prior. Valid for 5 to 31 words, where some A yields them.
 
-        In float64: words that are no constituent have probabilities that float32 cannot hold.
+        In float64, since words that are no constituent have probabilities that float32 cannot
+        hold; so not within a function that is compiled in float32.
         """
         with jax.enable_x64(True):
             precise = jax.tree.map(_in_float64, self)

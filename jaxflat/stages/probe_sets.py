@@ -37,17 +37,6 @@ def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]
     return own + [_given_sets(name, language, settings, seed) for name in given]
 
 
-def check_sizes(language: Config, settings: Config) -> None:
-    """Raise ValueError where a task has too few labelled sentences; the language must be there."""
-    needed = settings.num_test + settings.num_validation + max(settings.shots)
-    for name, found in labelled_sentences(language).items():
-        if len(found.labels_N) < needed:
-            raise ValueError(
-                f"probes: num_test + num_validation + the most shots = {needed}, but {name} has "
-                f"{len(found.labels_N)} labelled sentences"
-            )
-
-
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
@@ -81,11 +70,11 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
 def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
     """Return the best accuracy any function of the words can have: E[max_c p(c | x)] for latents.
 
-    The argmax of the posterior ("map") is a function of the words: its ceiling is 1.
+    The other labels are functions of the words: their ceiling is 1.
     """
     _, valid_N = task.labels(sentences, labeling)
     best_N = task.posterior(sentences).max(1)
-    best_N = jnp.ones_like(best_N) if labeling == "map" else best_N
+    best_N = best_N if labeling == "latent" else jnp.ones_like(best_N)
     weights_N = valid_N.astype(best_N.dtype)
     return ratio_estimate(best_N * weights_N, weights_N, over="sentences")
 
@@ -93,7 +82,6 @@ def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
 @functools.cache
 def _given_sets(name: str, language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return a keyed split: test sentences belong to the language, the rest is the seed's."""
-    check_sizes(language, settings)
     found = labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(

@@ -158,14 +158,14 @@ def test_exact_targets_equal_enumeration(name, masking):
 
 
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize("masking", ["one", "share"])
+@pytest.mark.parametrize(("masking", "num_positions"), [("one", 0), ("one", 3), ("share", 0)])
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_questions_have_the_words_their_weights_and_the_exact_answers(name, masking):
+def test_questions_have_the_words_their_weights_and_the_exact_answers(name, masking, num_positions):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     tokens_SxT, lengths_S = map(np.asarray, (sentences.tokens_BxT, sentences.lengths_B))
     (S, T), hidden = tokens_SxT.shape, language.num_words + 1
-    asked = questions(language, jax.random.key(6), sentences, masking)
-    R, M = (T, 1) if masking == "one" else (EVALUATED_MASKS, 5)
+    asked = questions(language, jax.random.key(6), sentences, masking, num_positions)
+    R, M = (num_positions or T, 1) if masking == "one" else (EVALUATED_MASKS, 5)
     assert asked.inputs_SxRxT.shape == (S, R, T)
     assert asked.log_probs_SxRxMxV.shape == (S, R, M, language.num_words)
     assert asked.log_probs_SxRxMxV.dtype == asked.weights_SxRxM.dtype == np.float64
@@ -177,7 +177,8 @@ def test_questions_have_the_words_their_weights_and_the_exact_answers(name, mask
     np.testing.assert_array_equal(inputs_SxRxT, np.where(masked_SxRxT, hidden, tokens_SxT[:, None]))
     if masking == "one":
         np.testing.assert_allclose(weights_SxRxM.sum(axis=(1, 2)), 1)
-        np.testing.assert_array_equal(masked_SxRxT.sum(axis=1), np.arange(T) < lengths_S[:, None])
+        once_SxR = np.ones((S, R)) if num_positions else np.arange(T) < lengths_S[:, None]
+        np.testing.assert_array_equal(masked_SxRxT.sum(axis=2), once_SxR)
     else:
         assert set(np.unique(weights_SxRxM)) == {0.0, 1.0}
         number_S = number_masked(lengths_S)
@@ -191,7 +192,7 @@ def test_questions_have_the_words_their_weights_and_the_exact_answers(name, mask
         answer_V = np.exp(asked.log_probs_SxRxMxV[s, r, m])
         assert_exact(name, sentences, s, inputs_SxRxT[s, r], position, answer_V)
         asked_about += 1
-    assert asked_about == (lengths_S.sum() if masking == "one" else R * number_S.sum())
+    assert asked_about == (once_SxR.sum() if masking == "one" else R * number_S.sum())
 
     right = prediction_losses(asked.log_probs_SxRxMxV, asked.log_probs_SxRxMxV, words_SxRxM)
     assert (np.asarray(right["excess_loss"]) == 0).all()
@@ -216,3 +217,12 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
     np.testing.assert_array_equal(
         sampled.targets_BxMxV, np.eye(language.num_words, dtype=np.float32)[words_BxM]
     )
+
+
+def test_positions_asked_for_are_uniform_over_the_words():
+    language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
+    asked = questions(language, jax.random.key(8), sentences, "one", 2000)
+    for length, positions_Rx1 in zip(sentences.lengths_B, asked.positions_SxRxM, strict=True):
+        counts = np.bincount(np.asarray(positions_Rx1)[:, 0], minlength=int(length))
+        assert len(counts) == length
+        assert chisquare(counts).pvalue > 1e-3
