@@ -16,7 +16,8 @@ from jaxflat.config import Config
 from jaxflat.data.order import example_ids
 from jaxflat.data.reader import Dataset, open_dataset
 from jaxflat.data.records import Columns, Types, layout_of
-from jaxflat.data.shards import claim, finish, sha256, shard_path, write_shard
+from jaxflat.data.shards import claim, finish, is_finished, sha256, shard_path, write_shard
+from jaxflat.data.sources import file_digest
 from jaxflat.languages.sentences import Sentences
 from jaxflat.metrics import Display
 
@@ -129,7 +130,7 @@ def prepare(section: Config, display: Display) -> None:
     """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
     if section.name == "generated":
         text_language.prepare_teacher(section, display)
-    if section.stored_sentences:
+    if section.stored_sentences and not is_finished(_stored_folder(section)):
         made = 0
 
         def on_shard(size: int, _: bool) -> None:
@@ -169,6 +170,9 @@ def stored_sentences(
 def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
+    settings |= {"content": file_digest(str(settings.get("path", "")))}
+    if section.name == "generated":
+        settings |= {"teacher": text_language.teacher_folder(section).name}
     return text_language.folder_of(section, section.name, settings)
 
 

@@ -8,7 +8,7 @@ import jax
 from rich import box
 from rich.table import Column, Table
 
-from jaxflat import experiment
+from jaxflat import experiment, text_language
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
 
@@ -29,11 +29,10 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         row = [f"{number} {name}"]
         if config.phase_order:
             row += [f"{experiment.num_params(config):,}"]
-            try:
-                sizes = step_bytes(config)
-            except ValueError:  # of a teacher that is not there yet
+            if not text_language.is_ready(config.language):
                 made.add_row(*row)
                 continue
+            sizes = step_bytes(config)
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
             ]

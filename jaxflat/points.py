@@ -65,6 +65,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     base = validation.complete(config)
     trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(trains).to_json())
+    del trains["language"]["data_dir"]  # where it is, not what
     used = {point.config.language.name for point in points}
     try:
         stored = json.loads(path.read_text()) if path.exists() else None
@@ -152,6 +153,8 @@ def _check(config: Config) -> None:
 def _check_language(config: Config) -> None:
     section = config.language
     if section.name == "generated":
+        if config.model.name == "lookup_table":
+            raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
         probes = config.probes
         text_language.check(section, probes.num_test + probes.num_validation + max(probes.shots))
         return

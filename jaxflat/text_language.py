@@ -11,9 +11,8 @@ import numpy as np
 
 from jaxflat.config import Config
 from jaxflat.data import tokenizer as tokenizers
-from jaxflat.data.glue import load_glue
-from jaxflat.data.reviews import read_review_sentiments, read_reviews
-from jaxflat.data.text import Examples, manual_folder, read_sentences, read_table
+from jaxflat.data.sources import file_digest, flat, read_labelled, read_texts
+from jaxflat.data.text import manual_folder
 from jaxflat.languages.generated import Generated
 from jaxflat.languages.sentences import Sentences
 from jaxflat.metrics import Display
@@ -21,7 +20,6 @@ from jaxflat.models.causal import empty_cache
 from jaxflat.models.huggingface import load_causal
 from jaxflat.teacher import train_teacher
 
-GLUE = ("sst2", "qnli")
 MAX_CANDIDATES = 65_536  # completions of one sentence that its exact conditional may enumerate
 
 
@@ -44,17 +42,32 @@ def check(section: Config, num_labelled: int = 0) -> None:
             f"language.masking={section.masking!r} with language.name='generated': its exact "
             "conditionals are known for 'one' masked word"
         )
+    trained = generated.trained
+    if trained.width % trained.head_size:
+        raise ValueError(
+            f"language.generated.trained: width={trained.width} is not divisible by "
+            f"head_size={trained.head_size}"
+        )
+    if generated.min_length > generated.length:
+        raise ValueError(
+            f"language.generated.min_length={generated.min_length} must be in "
+            f"1..length={generated.length}"
+        )
+    stems = [Path(name).stem for name in generated.tasks]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"language.generated.tasks={generated.tasks}: two have the same name")
     if generated.teacher and not Path(generated.teacher).is_dir():
         raise ValueError(f"language.generated.teacher={generated.teacher}: no such folder")
-    if not generated.teacher and generated.num_words > generated.trained.vocabulary:
+    if not generated.teacher and generated.num_words > trained.vocabulary:
         raise ValueError(
             f"language.generated.num_words={generated.num_words} exceeds the teacher's "
-            f"language.generated.trained.vocabulary={generated.trained.vocabulary}"
+            f"language.generated.trained.vocabulary={trained.vocabulary}; or give a larger "
+            "teacher, language.generated.teacher=FOLDER"
         )
-    if not generated.teacher and generated.length > generated.trained.length:
+    if not generated.teacher and generated.length > trained.length:
         raise ValueError(
             f"language.generated.length={generated.length} exceeds the teacher's "
-            f"language.generated.trained.length={generated.trained.length}"
+            f"language.generated.trained.length={trained.length}"
         )
     read_texts(generated.text, section.data_dir)
     for name in generated.tasks:
@@ -83,7 +96,13 @@ def teacher_folder(section: Config) -> Path:
     if generated.teacher:
         return Path(generated.teacher)
     trained = {"text": generated.text, "seed": section.seed, **generated.trained.to_dict()}
+    trained["content"] = file_digest(generated.text)
     return folder_of(section, "teacher", trained)
+
+
+def is_ready(section: Config) -> bool:
+    """Say whether a language can be made now: the teacher of one may have to be trained first."""
+    return section.name != "generated" or teacher_folder(section).exists()
 
 
 def prepare_teacher(section: Config, display: Display) -> None:
@@ -91,7 +110,7 @@ def prepare_teacher(section: Config, display: Display) -> None:
     folder = teacher_folder(section)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        texts = _flat(read_texts(section.generated.text, section.data_dir))
+        texts = flat(read_texts(section.generated.text, section.data_dir))
         train_teacher(folder, texts, section.generated.trained, section.seed, display)
         display.line(f"teacher: {folder}")
 
@@ -152,32 +171,3 @@ def _teacher(section: Config) -> tuple[Any, np.ndarray]:
             f"language.generated.num_words={num_words} exceeds the teacher's {len(kept_V)} tokens"
         )
     return loaded, kept_V
-
-
-def read_texts(name: str, folder: str) -> Any:
-    """Return the sentences of a source: reviews, sst2, qnli, or a path to a .txt or .tsv file."""
-    if name == "reviews":
-        return read_reviews(folder or None).texts
-    if name.endswith(".txt"):
-        return read_sentences(Path(name)).texts
-    if name.endswith(".tsv"):
-        return read_table(Path(name), ("sentence",)).texts
-    return read_labelled(name, folder).texts
-
-
-def read_labelled(name: str, folder: str) -> Examples:
-    """Return labelled sentences: reviews, sst2, qnli, or a .tsv file with sentence and label."""
-    if name == "reviews":
-        return read_review_sentiments(folder or None)
-    if name in GLUE:
-        return load_glue(name, "train", folder or None)
-    if name.endswith(".tsv"):
-        return read_table(Path(name), ("sentence",), "label", ("0", "1"), ("0", "1"))
-    raise ValueError(
-        f"{name!r} is no source of labelled text: give reviews, {', '.join(GLUE)}, or a .tsv file "
-        "(unlabelled text may be a .txt file)"
-    )
-
-
-def _flat(texts: Any) -> list[str]:
-    return [part for text in texts for part in ((text,) if isinstance(text, str) else text)]

@@ -59,7 +59,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
     tables = results.group_cells([row for row in controls if row.is_lookup_table])
-    untrained = results.group_cells([row for row in controls if row.is_untrained])
+    untrained = results.group_cells([row for row in controls if row.is_untrained], trained)
     variants = results.group_cells(trained)
     obstacle = _obstacle(trained, variants)
     return Comparison(

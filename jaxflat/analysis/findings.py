@@ -5,7 +5,7 @@ from pathlib import Path
 from jaxflat.analysis import wording
 from jaxflat.analysis.comparison import Comparison, paired_difference, read_comparison
 from jaxflat.analysis.pairs import FLATNESS, MARGIN, Pair
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, trained_as
 
 MEASURES = {
     "hessian_trace@embedded": "Hessian trace",
@@ -109,7 +109,7 @@ def untrained_sentences(comparison: Comparison) -> list[str]:
     """What training adds to a model's representations, one sentence a size."""
     sentences = []
     for control in comparison.untrained:
-        cells = comparison.variants.get(control.variant.removesuffix(", untrained"), [])
+        cells = comparison.variants.get(trained_as(control.variant), [])
         difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
         if difference:
             sentences.append(

@@ -15,6 +15,7 @@ MAP_ACCURACY = "mean over tasks: map"
 LATENT_ACCURACY = "mean over tasks: latent"
 GIVEN_ACCURACY = "mean over tasks: given"
 PRIMARY_ACCURACY = "mean over tasks"
+EVERY_POINT, UNTRAINED = "every point", "untrained"
 LATENT_CEILING = "mean over tasks: latent ceiling"
 
 _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>\d+)")
@@ -109,9 +110,12 @@ def add_task_means(rows: Sequence[Row]) -> None:
                 row.values[name] = float(np.mean([row.values[column] for column in columns]))
 
 
-def group_cells(rows: Sequence[Row]) -> dict[str, list[Cell]]:
-    """Cells by variant, variants from small to large, steps ascending."""
-    varying = _distinguishing_keys(rows)
+def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
+    """Cells by variant, variants from small to large, steps ascending.
+
+    Names say what tells the rows of `named_as` apart, by default their own.
+    """
+    varying = _distinguishing_keys(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((variant_name(row, varying), row.step), {})[row.seed] = row
@@ -128,7 +132,14 @@ def variant_name(row: Row, keys: Iterable[str]) -> str:
         return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
     keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
     parts = [f"{key.rpartition('.')[2]} {row.swept[key]}" for key in keys if row.swept.get(key)]
-    return ", ".join([*parts, *(["untrained"] if row.is_untrained else [])]) or "every point"
+    if row.is_untrained:
+        return ", ".join([*parts, UNTRAINED])
+    return ", ".join(parts) or EVERY_POINT
+
+
+def trained_as(variant: str) -> str:
+    """The name of the trained models of an untrained variant's settings."""
+    return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
 
 
 def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:

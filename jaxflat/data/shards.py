@@ -31,6 +31,11 @@ class DatasetError(ValueError):
     """A directory that holds no usable data set; the message is one line that names the file."""
 
 
+def is_finished(directory: Path) -> bool:
+    """Say whether a data set was built to its end there."""
+    return (directory / SUMS).exists()
+
+
 def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
     """Return where a shard is, named as TensorFlow Datasets names it."""
     return directory / f"{name}-{SPLIT}.array_record-{shard:05}-of-{num_shards:05}"
