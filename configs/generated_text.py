@@ -27,7 +27,7 @@ def get_config(scale: str | None = None) -> Config:
     language.generated.trained.vocabulary = 800
     phase.update({"targets": "sampled", "steps": 2500, "checkpoint_steps": (2500,)})
     config.model.head_size = 16
-    config.probes.update({"pooling": "mean", "shots": (1000, 6000), "num_draws": 4})
+    config.probes.update({"pooling": "mean", "shots": (1000, 6000), "num_draws": 1})
     config.probes.update({"num_validation": 1500, "num_test": 3000})
     config.evaluation.update({"num_sentences": 256, "num_positions": 4, "batch_size": 128})
     # Sampled labels: as right on average as exact ones, which take 600 candidates a sentence.
@@ -39,7 +39,7 @@ def get_config(scale: str | None = None) -> Config:
         phase.update({"steps": 100, "anneal_steps": 20, "checkpoint_steps": (100,)})
         config.evaluation.update({"num_sentences": 64, "batch_size": 32})
         config.flatness.update({"num_microbatches": 2, "num_probes": 1})
-        config.probes.update({"shots": (200, 1000), "num_draws": 2, "iterations": 50})
+        config.probes.update({"shots": (200, 1000), "iterations": 50})
     if scale == "paper":  # needs an OPT-125m folder: --config.language.generated.teacher=DIR
         language.stored_sentences = 10_000_000
         language.generated.update({"num_words": 2000, "length": 24, "tasks": ("sst2", "qnli")})

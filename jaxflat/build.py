@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxflat import experiment, loading, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
-from jaxflat.data.shards import DatasetError
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(str(error)) from error
         preemption.install()
         show_build(flags, config)
-    except (InputError, DatasetError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:

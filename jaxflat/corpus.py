@@ -17,7 +17,6 @@ from jaxflat.data.order import example_ids
 from jaxflat.data.reader import Dataset, open_dataset
 from jaxflat.data.records import Columns, Types, layout_of
 from jaxflat.data.shards import claim, finish, is_finished, sha256, shard_path, write_shard
-from jaxflat.data.sources import file_digest
 from jaxflat.languages.sentences import Sentences
 from jaxflat.metrics import Display
 
@@ -78,6 +77,7 @@ def build_dataset(
     num_sentences: int,
     seed: int,
     shard_size: int = SHARD_SIZE,
+    purpose: str = "corpus",
     labelings: Sequence[str] = (),
     conditionals: bool = False,
     on_shard: Callable[[int, bool], None] = lambda size, made: None,
@@ -94,7 +94,8 @@ def build_dataset(
     lengths += [num_sentences % shard_size] if num_sentences % shard_size else []
     chosen = {"name": section.name, "seed": section.seed}
     settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
-    settings |= {"num_sentences": num_sentences, "shard_size": shard_size}
+    settings |= {"num_sentences": num_sentences, "shard_size": shard_size, "purpose": purpose}
+    settings |= {"content": text_language.content(section)}
     settings |= {"labelings": list(labelings), "conditionals": conditionals}
     language = experiment.make_language(section)
     types = column_types(language, labelings, conditionals)
@@ -110,7 +111,7 @@ def build_dataset(
             device, placed = free.get()
             try:
                 with jax.default_device(device):
-                    key = jax.random.fold_in(experiment.purpose_key(seed, "corpus"), shard)
+                    key = jax.random.fold_in(experiment.purpose_key(seed, purpose), shard)
                     columns = columns_of(placed, key, shard_size, labelings, conditionals)
             finally:
                 free.put((device, placed))
@@ -148,6 +149,7 @@ def prepare(section: Config, display: Display) -> None:
             num_sentences=section.stored_sentences,
             seed=section.seed,
             shard_size=shard_size,
+            purpose="stored",
             on_shard=on_shard,
         )
 
@@ -170,9 +172,7 @@ def stored_sentences(
 def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
-    settings |= {"content": file_digest(str(settings.get("path", "")))}
-    if section.name == "generated":
-        settings |= {"teacher": text_language.teacher_folder(section).name}
+    settings |= {"content": text_language.content(section)}
     return text_language.folder_of(section, section.name, settings)
 
 

@@ -127,6 +127,8 @@ def _common_width(configs: list[Config]) -> int:
 def _check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
     _check_language(config)
+    if config.language.masking == "share" and config.evaluation.num_positions:
+        raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
     num_data = experiment.make_mesh(config).shape["data"]
     for key, size in experiment.batch_sizes(config).items():
         if size % num_data:
@@ -156,7 +158,8 @@ def _check_language(config: Config) -> None:
         if config.model.name == "lookup_table":
             raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
         probes = config.probes
-        text_language.check(section, probes.num_test + probes.num_validation + max(probes.shots))
+        num_training = probes.num_draws * max(probes.shots)
+        text_language.check(section, probes.num_test + probes.num_validation + num_training)
         return
     language = experiment.make_language(section)
     for name, task in language.tasks.items():

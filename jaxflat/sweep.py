@@ -69,7 +69,7 @@ def run(
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         raise InputError(str(error)) from error
 
 

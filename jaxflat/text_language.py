@@ -31,6 +31,7 @@ class LabelledSentences(NamedTuple):
     num_classes: int
 
 
+@functools.cache
 def check(section: Config, num_labelled: int = 0) -> None:
     """Raise ValueError where a language of text cannot be made; reads files, trains nothing.
 
@@ -74,8 +75,8 @@ def check(section: Config, num_labelled: int = 0) -> None:
         labels_N = read_labelled(name, section.data_dir).labels_N
         if labels_N is not None and len(labels_N) < num_labelled:
             raise ValueError(
-                f"probes: num_test + num_validation + the most shots = {num_labelled}, but {name} "
-                f"has {len(labels_N)} labelled sentences"
+                f"probes: num_test + num_validation + num_draws * most shots = {num_labelled}; "
+                f"{name} has {len(labels_N)} labelled sentences"
             )
 
 
@@ -88,6 +89,17 @@ def folder_of(section: Config, kind: str, settings: dict[str, Any]) -> Path:
     """Return the folder of what is made from these settings: other settings, another folder."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return data_dir(section) / f"{kind}-{digest[:12]}"
+
+
+def content(section: Config) -> list[str]:
+    """Return hashes of the files of one's own that a language is made from."""
+    if section.name == "grammar_file":
+        return [file_digest(section.grammar_file.path)]
+    if section.name != "generated":
+        return []
+    folder = section.generated.teacher
+    files = sorted(Path(folder).glob("*.*")) if folder else []
+    return [file_digest(section.generated.text), *(file_digest(str(file)) for file in files)]
 
 
 def teacher_folder(section: Config) -> Path:
@@ -123,6 +135,11 @@ def make_generated(section: Config) -> Generated:
     for name, mark in marks.items():
         if mark is None:
             raise ValueError(f"{teacher_folder(section)}/config.json: {name} is missing")
+    if generated.length > loaded.model.max_length:
+        raise ValueError(
+            f"language.generated.length={generated.length} exceeds the {loaded.model.max_length} "
+            f"positions of the teacher in {teacher_folder(section)}"
+        )
     return Generated(
         params=loaded.params,
         kept_V=jnp.asarray(kept_V),

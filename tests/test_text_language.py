@@ -259,7 +259,7 @@ REFUSED = {
         "language.masking='share' with language.name='generated'"
     ),
     ("--config.probes.num_test=200",): (
-        r"num_test \+ num_validation \+ the most shots = 232, but .*has_f\.tsv has 200"
+        r"num_test \+ num_validation \+ num_draws \* most shots = \d+; .*has_f\.tsv has 200"
     ),
     ("--config.language.name=hmm", "--config.probes.labelings=('official',)"): (
         "probes.labelings: 'official' is none of task state_2's in language.name='hmm': "

@@ -89,8 +89,10 @@ def probe_columns(rows: Iterable[Row], labeling: str) -> list[str]:
 
 
 def primary_labeling(rows: Iterable[Row]) -> str:
-    """The labeling that comparisons look at: map, or where there is none, given."""
-    return "map" if probe_columns(rows, "map") else "given"
+    """The labeling that comparisons look at: the first of these that was measured."""
+    rows = list(rows)
+    order = ("map", "given", "official", "latent")
+    return next((labeling for labeling in order if probe_columns(rows, labeling)), "map")
 
 
 def add_task_means(rows: Sequence[Row]) -> None:

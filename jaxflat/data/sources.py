@@ -1,5 +1,6 @@
 """Where text comes from, by name: what ships with a package, GLUE, or a file of one's own."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,5 +45,12 @@ def flat(texts: Iterable[str | tuple[str, str]]) -> list[str]:
 
 def file_digest(path: str) -> str:
     """Return a hash of what a file of one's own holds, so that an edited one is another source."""
-    own = bool(path) and Path(path).is_file()
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if own else ""
+    if not path or not Path(path).is_file():
+        return ""
+    found = Path(path).stat()
+    return _digest(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(256)
+def _digest(path: str, changed: int, size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -29,7 +29,9 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
                 f"tasks must be () or spans 0 <= start < end <= length={length}; got {place}"
             )
     roots_are_on_top = not grammar.start_N[grammar.levels[0] :].any()
-    levelled = len(grammar.levels) > 1 and roots_are_on_top
+    # Nodes of all levels are sampled, there or not: of very many levels that would be too many.
+    deep = 2 ** (len(grammar.levels) - 1) > 4 * length
+    levelled = len(grammar.levels) > 1 and roots_are_on_top and not deep
     return Pcfg(
         start_N=jnp.asarray(grammar.start_N, jnp.float32),
         rules_NxNxN=jnp.asarray(grammar.rules_NxNxN, jnp.float32),

@@ -163,9 +163,10 @@ class Generated:
         self, ids_BxS: Array, cache: Any = None, start: int | Array = 0
     ) -> tuple[Array, Any]:
         """(logits_BxSxR, cache) of q at the positions from start on; position t follows t words."""
-        logits_BxSxR, cache = self.model.apply(
-            {"params": self.params}, ids_BxS, cache, start, self.ids_R
-        )
+        with jax.default_matmul_precision("highest"):  # one language, whoever asks for it
+            logits_BxSxR, cache = self.model.apply(
+                {"params": self.params}, ids_BxS, cache, start, self.ids_R
+            )
         num_words_S = start + jnp.arange(ids_BxS.shape[1], dtype=jnp.int32)
         is_stop_R = jnp.arange(len(self.ids_R), dtype=jnp.int32) == self.num_words
         excluded_SxR = (num_words_S < self.min_length)[:, None] & is_stop_R[None]

@@ -81,7 +81,10 @@ def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
 
 @functools.cache
 def _given_sets(name: str, language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return a keyed split: test sentences belong to the language, the rest is the seed's."""
+    """Return a keyed split: test sentences belong to the language, the rest is the seed's.
+
+    Draws of training sentences are disjoint; those of other seeds come from the same rest.
+    """
     found = labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(
@@ -89,15 +92,16 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
     )
     validation_key = experiment.purpose_key(seed, "probe_validation")
     rest_N = jax.random.permutation(validation_key, order_N[num_test:])
-    train_keys = jax.random.split(experiment.purpose_key(seed, "probe"), settings.num_draws)
-    draws = [jax.random.permutation(key, rest_N[num_validation:]) for key in train_keys]
+    pool_N = jax.random.permutation(experiment.purpose_key(seed, "probe"), rest_N[num_validation:])
+    num_shots = max(settings.shots)
+    draws = [pool_N[d * num_shots : (d + 1) * num_shots] for d in range(settings.num_draws)]
 
     def rows(ids_N: jax.Array) -> tuple[Sentences, jax.Array, jax.Array]:
         labels_1xN = jnp.asarray(found.labels_N)[ids_N][None]
         sentences = jax.tree.map(lambda x: x[ids_N], found.sentences)
         return sentences, labels_1xN, jnp.ones_like(labels_1xN, dtype=bool)
 
-    parts = [rows(draw[: max(settings.shots)]) for draw in draws]
+    parts = [rows(draw) for draw in draws]
     return ProbeSets(
         names=[f"{name}.{GIVEN}"],
         num_classes=found.num_classes,
