@@ -30,7 +30,7 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
             )
     roots_are_on_top = not grammar.start_N[grammar.levels[0] :].any()
     # Nodes of all levels are sampled, there or not: of very many levels that would be too many.
-    deep = 2 ** (len(grammar.levels) - 1) > 4 * length
+    deep = 2 ** (len(grammar.levels) - 1) > 16 * length
     levelled = len(grammar.levels) > 1 and roots_are_on_top and not deep
     return Pcfg(
         start_N=jnp.asarray(grammar.start_N, jnp.float32),
