@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import experiment, loading, preemption, text_language, validation
+from jaxflat import loading, points, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
 from jaxflat.metrics import Display
@@ -62,13 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded, _ = loading.load(flags.config)
         loaded = loading.override(loaded, loading.parse_overrides(rest))
         config: Config = FrozenConfigDict(validation.validate(loaded))
-        try:
-            if config.language.name == "generated":
-                text_language.check(config.language)
-            else:
-                experiment.make_language(config.language)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        points.check_language(config)
         preemption.install()
         show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:

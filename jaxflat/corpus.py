@@ -131,7 +131,7 @@ def prepare(section: Config, display: Display) -> None:
     """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
     if section.name == "generated":
         text_language.prepare_teacher(section, display)
-    if section.stored_sentences and not is_finished(_stored_folder(section)):
+    if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
 
         def on_shard(size: int, _: bool) -> None:
@@ -140,7 +140,6 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(made, "store sentences")
 
         display.start_stage("store sentences", section.stored_sentences)
-        folder = _stored_folder(section)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
         build_dataset(

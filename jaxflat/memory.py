@@ -29,9 +29,7 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         row = [f"{number} {name}"]
         if config.phase_order:
             row += [f"{experiment.num_params(config):,}"]
-            if not text_language.is_ready(config.language):
-                made.add_row(*row)
-                continue
+        if config.phase_order and text_language.is_ready(config.language):
             sizes = step_bytes(config)
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")

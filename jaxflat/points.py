@@ -126,7 +126,7 @@ def _common_width(configs: list[Config]) -> int:
 
 def _check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    _check_language(config)
+    check_language(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
     num_data = experiment.make_mesh(config).shape["data"]
@@ -152,7 +152,8 @@ def _check(config: Config) -> None:
         )
 
 
-def _check_language(config: Config) -> None:
+def check_language(config: Config) -> None:
+    """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
     section = config.language
     if section.name == "generated":
         if config.model.name == "lookup_table":

@@ -54,10 +54,11 @@ def run(
     record_sweep(config, expanded, workdir)
     failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
-        for section in dict.fromkeys(p.config.language for p in chosen if not is_done(p, stages)):
+        undone = {point.name: point for point in chosen if not is_done(point, stages)}
+        for section in dict.fromkeys(point.config.language for point in undone.values()):
             _prepare(section, display)
         for point in chosen:
-            reason = "" if is_done(point, stages) else _run_one(point, stages, display)
+            reason = _run_one(point, stages, display) if point.name in undone else ""
             gather(workdir)
             outcome = f"failed, {reason}" if reason else _summary(point.directory)
             display.finish_point(f"{point.name}: {outcome}")

@@ -32,12 +32,12 @@ ORDER = (
         "text_language",
         "experiment",
         "corpus",
-        "build",
         "memory",
         "stages",
         "run",
         "points",
         "sweep",
+        "build",
     ),
     *("benchmark", "main"),
 )

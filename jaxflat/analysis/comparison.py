@@ -54,12 +54,11 @@ def compare(rows: Sequence[Row]) -> Comparison:
     those are compared: a trunk's own checkpoints are at another learning rate.
     """
     results.add_task_means(rows)
-    controls = [row for row in rows if row.is_lookup_table or row.is_untrained]
-    trained = [row for row in rows if row not in controls and "excess_loss" in row.values]
+    trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
-    tables = results.group_cells([row for row in controls if row.is_lookup_table])
-    untrained = results.group_cells([row for row in controls if row.is_untrained], trained)
+    tables = results.group_cells([row for row in rows if row.is_lookup_table])
+    untrained = results.group_cells([row for row in rows if row.is_untrained], trained)
     variants = results.group_cells(trained)
     obstacle = _obstacle(trained, variants)
     return Comparison(

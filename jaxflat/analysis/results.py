@@ -37,6 +37,11 @@ class Row:
         return self.swept.get("model.name") == "lookup_table"
 
     @property
+    def is_control(self) -> bool:
+        """Made by no training."""
+        return self.is_lookup_table or self.is_untrained
+
+    @property
     def is_untrained(self) -> bool:
         """A model as it is initialised: no phases, but no lookup table either."""
         return self.swept.get("phase_order") in ("()", "[]") and not self.is_lookup_table

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxflat.languages.masking import is_word, mask_each, mask_id, mask_one, mask_share
+from jaxflat.languages.masking import mask_each, mask_id, mask_one, mask_share
 from jaxflat.languages.sentences import Sentences
 
 EVALUATED_MASKS = 4  # of each evaluation sentence, where several words are masked
@@ -107,49 +107,51 @@ def questions(
     With num_positions as many words of each sentence, drawn with replacement, stand for all. The
     weights of a sentence sum to 1 with one mask; else every hidden word counts 1.
     """
-    if masking == "one" and num_positions:
-        return _some_positions(language, key, sentences, num_positions)
-    tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
-    (S, T), hidden = tokens_SxT.shape, mask_id(language.num_words)
     if masking == "one":
-        inputs_SxRxT = mask_each(tokens_SxT, lengths_S, hidden)
-        positions_SxRxM = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :, None], (S, T, 1))
-        log_probs_SxRxMxV = language.conditional_log_probs(tokens_SxT, lengths_S)[:, :, None]
-        dtype = log_probs_SxRxMxV.dtype
-        weights_SxR = is_word(lengths_S, T).astype(dtype) / lengths_S[:, None].astype(dtype)
-        weights_SxRxM = weights_SxR[..., None]
-    else:
-        keys_R = jax.random.split(key, EVALUATED_MASKS)
-        masked = [mask_share(k, tokens_SxT, lengths_S, hidden) for k in keys_R]
-        inputs_SxRxT, positions_SxRxM, weights_SxRxM = (
-            jnp.stack(parts, axis=1) for parts in zip(*masked, strict=True)
-        )
-        log_probs = [
-            _conditionals_at(language, tokens_SxT, lengths_S, positions, inputs == hidden)
-            for inputs, positions, _ in masked
-        ]
-        log_probs_SxRxMxV = jnp.stack(log_probs, axis=1)
-        weights_SxRxM = weights_SxRxM.astype(log_probs_SxRxMxV.dtype)
-    words_SxRxM = jnp.take_along_axis(tokens_SxT[:, None], positions_SxRxM, axis=2)
+        return _one_mask(language, key, sentences, num_positions)
+    tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
+    hidden = mask_id(language.num_words)
+    keys_R = jax.random.split(key, EVALUATED_MASKS)
+    masked = [mask_share(k, tokens_SxT, lengths_S, hidden) for k in keys_R]
+    inputs_SxRxT, positions_SxRxM, chosen_SxRxM = (
+        jnp.stack(parts, axis=1) for parts in zip(*masked, strict=True)
+    )
+    log_probs = [
+        _conditionals_at(language, tokens_SxT, lengths_S, positions, inputs == hidden)
+        for inputs, positions, _ in masked
+    ]
+    log_probs_SxRxMxV = jnp.stack(log_probs, axis=1)
     return Questions(
-        *(inputs_SxRxT, lengths_S, positions_SxRxM, weights_SxRxM, words_SxRxM, log_probs_SxRxMxV)
+        inputs_SxRxT=inputs_SxRxT,
+        lengths_S=lengths_S,
+        positions_SxRxM=positions_SxRxM,
+        weights_SxRxM=chosen_SxRxM.astype(log_probs_SxRxMxV.dtype),
+        words_SxRxM=jnp.take_along_axis(tokens_SxT[:, None], positions_SxRxM, axis=2),
+        log_probs_SxRxMxV=log_probs_SxRxMxV,
     )
 
 
-def _some_positions(
-    language: Any, key: Array, sentences: Sentences, num_positions: int
-) -> Questions:
+def _one_mask(language: Any, key: Array, sentences: Sentences, num_positions: int) -> Questions:
+    """All T positions, those past the end of weight 0, or num_positions words of each sentence."""
     tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
-    shape, hidden = (len(lengths_S), num_positions), mask_id(language.num_words)
-    positions_SxR = jax.random.randint(key, shape, 0, lengths_S[:, None], jnp.int32)
-    at_T = jnp.arange(tokens_SxT.shape[1], dtype=jnp.int32)
-    masked_SxRxT = at_T[None, None] == positions_SxR[..., None]
-    log_probs_SxRxV = _conditionals_at(language, tokens_SxT, lengths_S, positions_SxR, None)
+    S, T = tokens_SxT.shape
+    inputs_SxRxT = mask_each(tokens_SxT, lengths_S, mask_id(language.num_words))
+    if num_positions:
+        shape, numbers_S = (S, num_positions), jnp.full_like(lengths_S, num_positions)
+        positions_SxR = jax.random.randint(key, shape, 0, lengths_S[:, None], jnp.int32)
+        inputs_SxRxT = jnp.take_along_axis(inputs_SxRxT, positions_SxR[..., None], axis=1)
+        log_probs_SxRxV = _conditionals_at(language, tokens_SxT, lengths_S, positions_SxR, None)
+    else:
+        numbers_S = lengths_S
+        positions_SxR = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (S, T))
+        log_probs_SxRxV = language.conditional_log_probs(tokens_SxT, lengths_S)
+    dtype = log_probs_SxRxV.dtype
+    counted_SxR = (positions_SxR < lengths_S[:, None]).astype(dtype)
     return Questions(
-        inputs_SxRxT=jnp.where(masked_SxRxT, hidden, tokens_SxT[:, None]),
+        inputs_SxRxT=inputs_SxRxT,
         lengths_S=lengths_S,
         positions_SxRxM=positions_SxR[..., None],
-        weights_SxRxM=jnp.full((*shape, 1), 1 / num_positions, log_probs_SxRxV.dtype),
+        weights_SxRxM=(counted_SxR / numbers_S[:, None].astype(dtype))[..., None],
         words_SxRxM=jnp.take_along_axis(tokens_SxT, positions_SxR, axis=1)[..., None],
         log_probs_SxRxMxV=log_probs_SxRxV[:, :, None],
     )

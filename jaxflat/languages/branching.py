@@ -5,7 +5,7 @@ symbol it is, and which symbol its sibling is: each a draw from a table made onc
 rejected or cut, whatever the limits on the length.
 """
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxflat.languages.alias import alias_table, draw_alias
 from jaxflat.languages.derivations import Tree
-from jaxflat.languages.grammar import Grammar
+from jaxflat.languages.grammar import Grammar, level_slices
 
 
 class Tables(NamedTuple):
@@ -67,11 +67,6 @@ def branching_tables(grammar: Grammar, min_length: int, max_length: int) -> Tabl
         rights=tuple(jnp.asarray(alias_table(table)) for table in rights),
         words=jnp.asarray(alias_table(grammar.emissions_NxV)),
     )
-
-
-def level_slices(levels: tuple[int, ...]) -> list[slice]:
-    """Where the symbols of each level are among all."""
-    return [slice(end - size, end) for end, size in zip(accumulate(levels), levels, strict=True)]
 
 
 def sample_levelled(

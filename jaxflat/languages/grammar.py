@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import jax
 import numpy as np
@@ -28,6 +29,12 @@ class Grammar:
     rules_NxNxN: np.ndarray
     emissions_NxV: np.ndarray
     levels: tuple[int, ...]
+
+
+def level_slices(levels: Sequence[int]) -> list[slice]:
+    """Where the symbols of each level are among all."""
+    ends = accumulate(levels)
+    return [slice(end - size, end) for end, size in zip(ends, levels, strict=True)]
 
 
 def level_order(grammar: Grammar) -> Grammar:
@@ -93,8 +100,8 @@ def sum_to_one(weights_C: np.ndarray) -> np.ndarray:
 def random_levelled_grammar(
     seed: int,
     *,
-    level_sizes: Sequence[int] = (9, 8, 8, 8, 8, 8),
-    num_words: int = 200,
+    level_sizes: Sequence[int],
+    num_words: int,
     emission_probability: float | Sequence[float],
     rule_concentration: float,
     emission_concentration: float,
@@ -123,21 +130,19 @@ def random_levelled_grammar(
             "rule_concentration and emission_concentration must be > 0; "
             f"got {rule_concentration}, {emission_concentration}"
         )
-    N = sum(sizes)
+    N, parts = sum(sizes), level_slices(sizes)
     rules_NxNxN, emissions_NxV = np.zeros((N, N, N)), np.zeros((N, num_words))
     keys_Lx2 = jax.random.split(jax.random.key(seed), (len(sizes), 2))
-    ends = np.cumsum(sizes).tolist()
     for level, chance in enumerate((0.0, *chances, 1.0)):
-        here = slice(ends[level] - sizes[level], ends[level])
+        here = parts[level]
         if chance < 1:
-            below, size = slice(ends[level], ends[level + 1]), sizes[level + 1]
+            below, size = parts[level + 1], sizes[level + 1]
             rows = random_rows(keys_Lx2[level, 0], rule_concentration, (sizes[level], size**2))
             rows = (1 - chance) * np.asarray(rows, np.float64)
             rules_NxNxN[here, below, below] = rows.reshape(-1, size, size)
         if chance > 0:
-            rows = random_rows(
-                keys_Lx2[level, 1], emission_concentration, (sizes[level], num_words)
-            )
+            shape = sizes[level], num_words
+            rows = random_rows(keys_Lx2[level, 1], emission_concentration, shape)
             emissions_NxV[here] = chance * np.asarray(rows, np.float64)
     table = np.concatenate([rules_NxNxN.reshape(N, N * N), emissions_NxV], axis=1)
     table = np.stack([sum_to_one(row) for row in np.where(table < RAREST, 0, table)])

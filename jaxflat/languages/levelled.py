@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.combine import Cells, Shape, combine, join
+from jaxflat.languages.grammar import level_slices
 
 
 def roots_inside(
@@ -48,8 +49,7 @@ def _inside(
     levels: tuple[int, ...], rules_NxNxN: Array, weights_BxTxN: Array, lengths_B: Array
 ) -> tuple[tuple[Array, Array], list[Cells]]:
     """The roots' inside probabilities with their log scales, and all prefixes from level 1 on."""
-    ends = list(accumulate(levels))
-    parts = [slice(end - size, end) for end, size in zip(ends, levels, strict=True)]
+    parts = level_slices(levels)
     rules = [rules_NxNxN[above, below, below] for above, below in pairwise(parts)]
     T = weights_BxTxN.shape[1]
     half = min(2 ** (len(levels) - 2), T)

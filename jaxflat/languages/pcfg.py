@@ -4,7 +4,6 @@ Outside probabilities are derivatives of the inside ones: Eisner, "Inside-outsid
 forward-backward algorithms are just backprop" (2016).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +19,6 @@ from jaxflat.languages.emissions import predict_words, word_weights
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import Task
 
-Places = Sequence[Sequence[int]]
 OFFICIAL_LENGTHS = range(5, 32)  # the sentences that the paper's code labels
 
 
@@ -30,8 +28,8 @@ class Pcfg:
     """Root A with start_N[A]; A -> B C with rules_NxNxN[A, B, C]; A -> word with emissions_NxV[A].
 
     For every A the rules and emissions sum to 1 together. Sentences are those of the grammar given
-    min_length <= length <= max_length. `levels` as in `Grammar`; with more than one, roots are of
-    level 0 and `tables` are there to sample by. Latents: a `derivations.Tree`.
+    min_length <= length <= max_length. `levels` as in `Grammar`. With `tables` to sample by, roots
+    are of level 0 and the levels are used; without, the chart is. Latents: a `derivations.Tree`.
     Tasks: `span_<start>_<end>`, the non-terminal above words [start, end), valid where the
     sentence's tree has such a node; `root`, place (), the one above the whole sentence.
     """

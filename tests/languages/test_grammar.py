@@ -147,16 +147,13 @@ def test_random_grammars_have_the_shape_asked_for():
     assert by_name(same) == by_name(grammar) != by_name(other)
 
 
-def test_random_grammars_by_default_and_from_json():
-    keywords = {"rule_concentration": 0.01, "emission_concentration": 0.01}
-    grammar = random_levelled_grammar(0, emission_probability=0.2, **keywords)
-    assert grammar.levels == (9, 8, 8, 8, 8, 8)
+def test_a_probability_for_each_level_and_sizes_from_json():
+    keywords = SMALL | {"num_words": 200, "emission_probability": 0.2}
+    grammar = random_levelled_grammar(0, **keywords)
     assert (grammar.words[0], grammar.words[-1]) == ("w000", "w199")
-    lists = random_levelled_grammar(
-        0, level_sizes=[9, *[8] * 5], emission_probability=[0.2] * 4, **keywords
-    )
-    assert by_name(lists) == by_name(grammar)
-    two = random_levelled_grammar(0, level_sizes=(2, 3), emission_probability=0.5, **keywords)
+    lists = {"level_sizes": list(SMALL["level_sizes"]), "emission_probability": [0.2, 0.2]}
+    assert by_name(random_levelled_grammar(0, **(keywords | lists))) == by_name(grammar)
+    two = random_levelled_grammar(0, **(keywords | {"level_sizes": (2, 3)}))
     np.testing.assert_allclose(two.emissions_NxV.sum(axis=1), [0, 0, 1, 1, 1])
 
 

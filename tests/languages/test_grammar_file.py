@@ -91,8 +91,14 @@ def test_writing_and_reading_changes_no_bit(tmp_path, content):
 
 
 def test_random_grammars_can_be_written(tmp_path):
-    keywords = {"emission_probability": 0.2, "emission_concentration": 0.1}
-    grammar = random_levelled_grammar(0, rule_concentration=0.1, **keywords)
+    grammar = random_levelled_grammar(
+        0,
+        level_sizes=(9, 8, 8, 8, 8, 8),
+        num_words=200,
+        emission_probability=0.2,
+        rule_concentration=0.1,
+        emission_concentration=0.1,
+    )
     write_grammar(tmp_path / "written.txt", grammar)
     again = read_grammar(tmp_path / "written.txt")
     for name, value in vars(grammar).items():
