@@ -85,13 +85,15 @@ class BalancedTree:
         states_B = sentences.latents[:, 2**level - 1 + index]
         return states_B, jnp.ones_like(states_B, dtype=bool)
 
-    @partial(jax.jit, static_argnames="place")
-    def symbol_posterior(self, sentences: Sentences, place: tuple[int, int]) -> Array:
-        """p(state of the node | x), BxK, prop. to inside * outside."""
-        level, index = _node(self.depth, place)
+    @partial(jax.jit, static_argnames="places")
+    def symbol_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, int], ...]
+    ) -> list[Array]:
+        """p(state of the node | x), BxK each, prop. to inside * outside."""
         insides = self._inside(word_weights(self.emissions_KxV, sentences.tokens_BxT, None))
         outsides = self._outside(insides)
-        return normalize(insides[level][:, index] * outsides[level][:, index])
+        nodes = [_node(self.depth, place) for place in places]
+        return [normalize(insides[level][:, i] * outsides[level][:, i]) for level, i in nodes]
 
     def _inside(self, weights_BxTxK: Array) -> list[Array]:
         """By level, root first: P(words below the node | its state), Bx2^lxK up to a factor."""

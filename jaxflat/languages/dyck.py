@@ -99,12 +99,18 @@ class ZeroSum:
         valid_B = sentences.lengths_B >= place[0]
         return jnp.where(valid_B, sums_B, 0), valid_B
 
-    def symbol_posterior(self, sentences: Sentences, place: tuple[int, ...]) -> Array:
-        """One-hot BxC of the sum; uniform where the sentence is too short."""
-        sums_B, valid_B = self.true_symbols(sentences, place)
-        num_classes = place[0] + 1
-        one_hot_BxC = jax.nn.one_hot(sums_B, num_classes)
-        return jnp.where(valid_B[:, None], one_hot_BxC, 1 / num_classes)
+    def symbol_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """One-hot BxC each of the sum; uniform where the sentence is too short."""
+
+        def one_hot(place: tuple[int, ...]) -> Array:
+            sums_B, valid_B = self.true_symbols(sentences, place)
+            num_classes = place[0] + 1
+            one_hot_BxC = jax.nn.one_hot(sums_B, num_classes)
+            return jnp.where(valid_B[:, None], one_hot_BxC, 1 / num_classes)
+
+        return [one_hot(place) for place in places]
 
 
 def random_dyck(seed: int, *, length: int, min_length: int, tasks: tuple[int, ...]) -> ZeroSum:

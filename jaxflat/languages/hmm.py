@@ -89,11 +89,14 @@ class Hmm:
         valid_B = sentences.lengths_B >= place[0]
         return jnp.where(valid_B, states_B, 0), valid_B
 
-    @partial(jax.jit, static_argnames="place")
-    def symbol_posterior(self, sentences: Sentences, place: tuple[int, ...]) -> Array:
-        """p(state at t | x), BxK, prop. to alpha_t beta_t = r_t B_{x_t} beta_t."""
+    @partial(jax.jit, static_argnames="places")
+    def symbol_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """p(state at t | x), BxK each, prop. to alpha_t beta_t = r_t B_{x_t} beta_t."""
         weights_BxTxK = self._weights(sentences.tokens_BxT, sentences.lengths_B, None)
-        return normalize((self._messages(weights_BxTxK) * weights_BxTxK)[:, place[0] - 1])
+        products_BxTxK = self._messages(weights_BxTxK) * weights_BxTxK
+        return [normalize(products_BxTxK[:, position - 1]) for (position,) in places]
 
     def _weights(self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None) -> Array:
         """P(x_t | state) at words, 1 past the end: what comes there says nothing."""

@@ -5,7 +5,9 @@ root joins a prefix of the sentence and a suffix, each below one symbol of level
 prefixes are ever needed, and a suffix is a prefix of the reversed sentence under mirrored rules.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,35 @@ from jax import Array
 from jaxflat.languages.combine import Cells, Shape, combine, join
 from jaxflat.languages.grammar import level_slices
 
+Factors = Mapping[tuple[int, ...], Array]  # by place: () or (start, end)
+
+
+class Mark(NamedTuple):
+    """Cells to multiply: those of `width` words at start_B, of each level from 1 by a KxB."""
+
+    width: int
+    start_B: Array
+    factors: list[Array]
+
 
 def roots_inside(
-    levels: tuple[int, ...], rules_NxNxN: Array, weights_BxTxN: Array, lengths_B: Array
+    levels: tuple[int, ...],
+    rules_NxNxN: Array,
+    weights_BxTxN: Array,
+    lengths_B: Array,
+    factors: Factors,
 ) -> Array:
     """P(A yields words 0 .. length - 1) for the symbols A of level 0, BxK, up to a factor of the
-    sentence's own; weights_BxTxN[b, t, A] is P(A yields the word at t)."""
-    return _inside(levels, rules_NxNxN, weights_BxTxN, lengths_B)[0][0]
+    sentence's own; weights_BxTxN[b, t, A] is P(A yields the word at t). factors[start, end] (BxN)
+    multiply P(A yields words start .. end - 1) wherever it is used; factors[()] the result."""
+    args = levels, rules_NxNxN, weights_BxTxN, lengths_B
+    (roots_BxK, _), _ = _inside(*args, factors)
+    for place, factor_BxN in factors.items():
+        if not place or place[0] == 0:
+            whole_B = lengths_B == (place[1] if place else lengths_B)
+            factor_BxK = jnp.where(whole_B[:, None], factor_BxN[:, : levels[0]], 1)
+            roots_BxK = roots_BxK * factor_BxK
+    return roots_BxK
 
 
 def inside(
@@ -28,7 +52,8 @@ def inside(
 ) -> Array:
     """P(A yields words 0 .. length - 1) for all symbols A, BxN, up to a factor of the sentence's
     own."""
-    (roots_BxK, root_scale_B), prefixes = _inside(levels, rules_NxNxN, weights_BxTxN, lengths_B)
+    args = levels, rules_NxNxN, weights_BxTxN, lengths_B
+    (roots_BxK, root_scale_B), prefixes = _inside(*args, factors={})
     parts, scales = [roots_BxK], [root_scale_B]
     for cells, scale in prefixes:
         width_1xB = lengths_B[None] - 1
@@ -46,7 +71,11 @@ def inside(
 
 
 def _inside(
-    levels: tuple[int, ...], rules_NxNxN: Array, weights_BxTxN: Array, lengths_B: Array
+    levels: tuple[int, ...],
+    rules_NxNxN: Array,
+    weights_BxTxN: Array,
+    lengths_B: Array,
+    factors: Factors,
 ) -> tuple[tuple[Array, Array], list[Cells]]:
     """The roots' inside probabilities with their log scales, and all prefixes from level 1 on."""
     parts = level_slices(levels)
@@ -64,9 +93,15 @@ def _inside(
         weights_NxHxB = weights_BxHxN.T
         return [weights_NxHxB[part] for part in parts[1:]]
 
-    prefixes = _prefixes(rules[1:], leaves(weights_BxTxN[:, :half]))
+    here, there = [], []
+    for (start, end), factor_BxN in ((p, f) for p, f in factors.items() if p):
+        by_level = [factor_BxN[:, part].T for part in parts[1:]]
+        here.append(Mark(end - start, jnp.full_like(lengths_B, start), by_level))
+        if start > 0:  # the first word is in no suffix
+            there.append(Mark(end - start, lengths_B - end, by_level))
+    prefixes = _prefixes(rules[1:], leaves(weights_BxTxN[:, :half]), here)
     mirrored = [rule.swapaxes(1, 2) for rule in rules[1:]]
-    suffixes = _prefixes(mirrored, leaves(reversed_BxHxN))[0]
+    suffixes = _prefixes(mirrored, leaves(reversed_BxHxN), there)[0]
     roots_KxB, scale_B = _whole(rules[0], prefixes[0], suffixes, lengths_B)
     one_word_1xB = lengths_B[None] == 1
     roots_KxB = jnp.where(one_word_1xB, weights_BxTxN[:, 0, parts[0]].T, roots_KxB)
@@ -92,7 +127,7 @@ def _whole(rules: Array, prefixes: Cells, suffixes: Cells, lengths_B: Array) -> 
     return join(rules, list(prefix_WxKxB), list(other_WxKxB)), shift_B
 
 
-def _prefixes(rules: list[Array], leaves: list[Array]) -> list[Cells]:
+def _prefixes(rules: list[Array], leaves: list[Array], marks: list[Mark]) -> list[Cells]:
     """The cells of levels 1, 2, ... from rules[0], rules[1], ... and leaves (KxHxB each).
 
     Level 1 has prefixes only. Below it, spans may start where a left sibling may end.
@@ -115,5 +150,16 @@ def _prefixes(rules: list[Array], leaves: list[Array]) -> list[Cells]:
             shape = Shape(starts_of, num_sentences, widths[level + 1])
             wider_cells: Cells = combine(shape, rules[level], *found[0])
             cells, scales = cells + wider_cells[0], scales + wider_cells[1]
+        for width, start_B, factors in marks:
+            if width <= len(cells):
+                marked = _multiply(cells[width - 1], start_B, factors[level])
+                cells = [*cells[: width - 1], marked, *cells[width:]]
         found.insert(0, (cells, scales))
     return found
+
+
+def _multiply(cells_KxR: Array, start_B: Array, factor_KxB: Array) -> Array:
+    """The cells of one width, with those at start_B multiplied by the factor."""
+    starts_S = jnp.arange(cells_KxR.shape[1] // len(start_B), dtype=start_B.dtype)
+    here_1xSxB = (starts_S[:, None] == start_B[None])[None]
+    return cells_KxR * jnp.where(here_1xSxB, factor_KxB[:, None], 1).reshape(cells_KxR.shape)

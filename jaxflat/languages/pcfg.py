@@ -79,7 +79,7 @@ class Pcfg:
         the sentence's probability by its leaf weights l_t(A) = P(A -> x_t), is free of x_t.
         """
         weights_BxTxN = word_weights(self.emissions_NxV, tokens_BxT, masked_BxT)
-        outside_BxTxN = self._outside(weights_BxTxN, lengths_B)
+        outside_BxTxN = jax.grad(self._total)(weights_BxTxN, lengths_B, factors={})
         return predict_words(outside_BxTxN, self.emissions_NxV, lengths_B)
 
     def true_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
@@ -89,25 +89,20 @@ class Pcfg:
         symbols_B = jnp.max(jnp.where(here_BxM, tree.symbol_BxM, 0), axis=1)
         return symbols_B, jnp.any(here_BxM, axis=1)
 
-    @partial(jax.jit, static_argnames="place")
-    def symbol_posterior(self, sentences: Sentences, place: tuple[int, ...]) -> Array:
-        """p(A above the place | x, there is one), BxN, prop. to inside * outside.
+    @partial(jax.jit, static_argnames="places")
+    def symbol_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """p(A above the place | x, there is one), BxN each, prop. to inside * outside.
 
-        Outside: that of a single word in the place's stead, which A emits with the probability of
-        yielding the place's words. Uniform where the sentence ends before the place does.
+        That is the derivative of the sentence's probability by the logarithm of the inside one:
+        one reverse pass finds those of all places. Uniform where there cannot be any.
         """
         weights_BxTxN = word_weights(self.emissions_NxV, sentences.tokens_BxT, None)
-        lengths_B = sentences.lengths_B
-        if not place:
-            return normalize(self._inside(weights_BxTxN, lengths_B) * self.start_N[None])
-        start, end = place
-        width_B = _widths(lengths_B, place)
-        inside_BxN = normalize(self._inside(weights_BxTxN[:, start:end], width_B))
-        parts = [weights_BxTxN[:, :start], inside_BxN[:, None], weights_BxTxN[:, end:]]
-        # Too short a sentence has no word at `start` of what is left, nor a derivative by it.
-        lengths_B = jnp.where(lengths_B < end, 0, lengths_B - width_B + 1)
-        outside_BxTxN = self._outside(jnp.concatenate(parts, axis=1), lengths_B)
-        return normalize(inside_BxN * outside_BxTxN[:, start])
+        ones_BxN = jnp.ones_like(weights_BxTxN[:, 0])
+        total = jax.grad(self._total, argnums=2)
+        products = total(weights_BxTxN, sentences.lengths_B, dict.fromkeys(places, ones_BxN))
+        return [normalize(products[place]) for place in places]
 
     def official_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
         """argmax_A P(A yields the place's words), without what stands around, as the code of Liu
@@ -137,22 +132,18 @@ class Pcfg:
 
     def _inside(self, weights_BxTxN: Array, lengths_B: Array) -> Array:
         if self.tables is None:
-            return chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B)
+            return chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
         return levelled.inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
 
-    def _outside(self, weights_BxTxN: Array, lengths_B: Array) -> Array:
-        """The derivative of each sentence's probability by its leaf weights, up to a factor."""
-
-        def total(weights_BxTxN: Array) -> Array:
-            if self.tables is None:
-                roots_BxK = chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B)
-            else:
-                sizes = (self.levels, self.rules_NxNxN)
-                roots_BxK = levelled.roots_inside(*sizes, weights_BxTxN, lengths_B)
-            start_K = self.start_N[: roots_BxK.shape[1]]
-            return jnp.matmul(roots_BxK, start_K, precision="highest").sum()
-
-        return jax.grad(total)(weights_BxTxN)
+    def _total(self, weights_BxTxN: Array, lengths_B: Array, factors: levelled.Factors) -> Array:
+        """The sentences' probabilities, up to a factor of each one's own, added up."""
+        tables = self.rules_NxNxN, weights_BxTxN, lengths_B
+        if self.tables is None:
+            roots_BxK = chart.inside(*tables, factors)
+        else:
+            roots_BxK = levelled.roots_inside(self.levels, *tables, factors)
+        start_K = self.start_N[: roots_BxK.shape[1]]
+        return jnp.matmul(roots_BxK, start_K, precision="highest").sum()
 
 
 def _in_float64(table: Array) -> Array:

@@ -1,5 +1,6 @@
 """Downstream tasks: name the hidden symbol at one place of a sentence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ class Task:
     """Classify the hidden symbol at `place`: (position,) of a state, (start, end) of a span.
 
     The language answers for it with `num_symbols`, `true_symbols(sentences, place)` and
-    `symbol_posterior(sentences, place)`.
+    `symbol_posteriors(sentences, places)`.
     """
 
     language: Any
@@ -33,12 +34,15 @@ class Task:
         """The labelings there are: 'official' where the language has `official_symbols`."""
         return LABELINGS if hasattr(self.language, "official_symbols") else LABELINGS[:2]
 
-    def labels(self, sentences: Sentences, labeling: str = "latent") -> tuple[Array, Array]:
+    def labels(
+        self, sentences: Sentences, labeling: str = "latent", posterior_BxC: Array | None = None
+    ) -> tuple[Array, Array]:
         """(labels_B int32, valid_B bool); invalid where the sentence has no symbol at this place.
 
         'latent': the symbol that made the sentence. 'map': the most probable one given the words,
         'official': as the paper's code labels. The last two are functions of the words: their Bayes
-        accuracy is 1. Raises ValueError where there is no such labeling.
+        accuracy is 1. posterior_BxC: that of `posterior`, where it is known already. Raises
+        ValueError where there is no such labeling.
         """
         if labeling not in self.labelings:
             choices = ", ".join(self.labelings)
@@ -47,7 +51,9 @@ class Task:
             return self.language.official_symbols(sentences, self.place)
         labels_B, valid_B = self.language.true_symbols(sentences, self.place)
         if labeling == "map":
-            labels_B = jnp.argmax(self.posterior(sentences), axis=1).astype(jnp.int32)
+            if posterior_BxC is None:
+                posterior_BxC = self.posterior(sentences)
+            labels_B = jnp.argmax(posterior_BxC, axis=1).astype(jnp.int32)
         return labels_B, valid_B
 
     def posterior(self, sentences: Sentences) -> Array:
@@ -55,4 +61,13 @@ class Task:
 
         The mean of its maximum over valid sentences is the latent Bayes accuracy.
         """
-        return self.language.symbol_posterior(sentences, self.place)
+        return self.language.symbol_posteriors(sentences, (self.place,))[0]
+
+
+def posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Array]:
+    """The `posterior` of each of a language's tasks, by name, for little more than that of one."""
+    if not tasks:
+        return {}
+    language = next(iter(tasks.values())).language
+    places = tuple(task.place for task in tasks.values())
+    return dict(zip(tasks, language.symbol_posteriors(sentences, places), strict=True))

@@ -9,6 +9,7 @@ from test_sampling import RANDOM
 from jaxflat.languages.balanced_tree import BalancedTree
 from jaxflat.languages.hmm import Hmm
 from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.tasks import posteriors
 
 
 def _true_nodes(language, latents, length: int) -> Nodes:
@@ -28,12 +29,16 @@ def _true_nodes(language, latents, length: int) -> Nodes:
 @pytest.mark.parametrize("name", SMALL)
 def test_posterior_equals_enumeration(name):
     language = SMALL[name]
-    tasks = list(language.tasks.values())
+    tasks = language.tasks
+    names = list(tasks)
     with jax.enable_x64(True):
         words_BxT, lengths_B = ragged_batch(language, seed=0)
         sentences = Sentences(words_BxT, lengths_B, latents=None)  # it sees the words alone
-        for task in (tasks[0], tasks[len(tasks) // 2], tasks[-1]):
+        together = posteriors(tasks, sentences)
+        for key in (names[0], names[len(names) // 2], names[-1]):
+            task = tasks[key]
             probs_BxC = np.asarray(task.posterior(sentences))
+            np.testing.assert_allclose(together[key], probs_BxC, rtol=1e-12)
             assert probs_BxC.shape == (len(lengths_B), task.num_classes)
             long_enough = np.flatnonzero(lengths_B >= max(task.place, default=0))
             assert len(long_enough) > 0
