@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         loaded, _ = loading.load(flags.config)
         loaded = loading.override(loaded, loading.parse_overrides(rest))
         config: Config = FrozenConfigDict(validation.validate(loaded))
+        if flags.labels and config.language.name == "generated":
+            raise InputError("--labels: sentences of language.name='generated' have none")
         points.check_language(config)
         preemption.install()
         show_build(flags, config)

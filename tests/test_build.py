@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,20 @@ def test_a_build_that_failed_goes_on_to_the_same_bytes(
     assert digests(tmp_path / "set") == digests(undisturbed)
 
 
+def test_a_damaged_shard_of_a_finished_data_set_is_named(section, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "set")
+    before = digests(tmp_path / "set")
+    shard = next((tmp_path / "set").glob("*00001-of*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match=rf"{shard} is not what SHA256SUMS says"):
+        build_dataset(section, tmp_path / "set", **SETTINGS)
+    shard.unlink()
+    build_dataset(section, tmp_path / "set", **SETTINGS)
+    assert digests(tmp_path / "set") == before
+
+
 def test_a_finished_data_set_is_left_alone_and_a_lost_shard_made_again(
     section, undisturbed, tmp_path
 ):
@@ -173,6 +188,7 @@ BAD_ARGUMENTS = {
     "--wordkir=x": "--wordkir=x: not an argument",
     "--config.language.name=latin": "language.name",
     "--config.language.hmm.tasks=(9,)": "tasks must be positions in 1..length=4; got 9",
+    "--config.language.name=generated": "--labels: sentences of language.name='generated' have",
     "--config.language.hmm.lenght=9": "nearest: language.hmm.length",
     f"--output={__file__}": "cannot be used: ",
     f"--output={Path(__file__).parent}": "is in the way",

@@ -88,7 +88,8 @@ def finish(
 ) -> None:
     """Write the metadata of a data set whose shards are there, and with it call the set done.
 
-    lengths, digests: each shard's number of records and its SHA-256.
+    lengths, digests: each shard's number of records and its SHA-256. Raises DatasetError where the
+    set was done before, of other shards: one of them is damaged.
     """
     import tensorflow_datasets as tfds
     from etils import epath
@@ -98,6 +99,11 @@ def finish(
     info = tfds.core.DatasetInfo(builder=identity, features=features_of(types))
     info.set_file_format("array_record")
     shards = [shard_path(directory, name, i, len(lengths)) for i in range(len(lengths))]
+    sums = [f"{digest}  {shard.name}\n" for digest, shard in zip(digests, shards, strict=True)]
+    recorded = (directory / SUMS).read_text() if is_finished(directory) else None
+    for shard, line in zip(shards, sums, strict=True):
+        if recorded is not None and line not in recorded:
+            raise DatasetError(f"{shard} is not what {SUMS} says; delete it to make it again")
     template = tfds.core.ShardedFileTemplate(
         data_dir=epath.Path(directory),
         dataset_name=name,
@@ -112,9 +118,8 @@ def finish(
         info.write_to_directory(scratch)
         for file in METADATA[1:]:
             _write_whole(directory / file, (Path(scratch) / file).read_bytes())
-    sums = [f"{sha256(directory / file)}  {file}\n" for file in METADATA]
-    sums += [f"{digest}  {shard.name}\n" for digest, shard in zip(digests, shards, strict=True)]
-    _write_whole(directory / SUMS, "".join(sums).encode())
+    metadata = [f"{sha256(directory / file)}  {file}\n" for file in METADATA]
+    _write_whole(directory / SUMS, "".join(metadata + sums).encode())
 
 
 def sha256(path: Path) -> str:
