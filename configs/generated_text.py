@@ -9,6 +9,10 @@ A causal teacher is trained on 10,605 sentences of movie reviews (Hutto and Gilb
 sentences it writes are stored on disk and pre-train masked language models, whose excess loss over
 the teacher's exact conditionals is measured. Probes then name the sentiment of the real sentences.
 The control is the same model as it is initialised.
+
+Ten minutes on two cores, the teacher included. Five seeds, 95% t intervals: excess loss 1.70 +- 0.06
+nats, trace 118 +- 10; a probe of 1000 real sentences names the sentiment of others in 56.7 +- 0.7%,
+3.3 (2.2 to 4.5) points more than in the control.
 """
 
 from jaxflat import config as base_config
@@ -40,7 +44,7 @@ def get_config(scale: str | None = None) -> Config:
         phase.update({"steps": 100, "anneal_steps": 20, "checkpoint_steps": (100,)})
         config.evaluation.update({"num_sentences": 64, "batch_size": 32})
         config.flatness.update({"num_microbatches": 2, "num_probes": 1})
-        config.probes.update({"shots": (200, 1000), "iterations": 50})
+        config.probes.update({"shots": (200, 1000), "num_draws": 2, "iterations": 50})
     if scale == "paper":  # needs an OPT-125m folder: --config.language.generated.teacher=DIR
         language.stored_sentences = 10_000_000
         language.generated.update({"num_words": 2000, "length": 24, "tasks": ("sst2", "qnli")})
