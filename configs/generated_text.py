@@ -10,9 +10,8 @@ sentences it writes are stored on disk and pre-train masked language models, who
 the teacher's exact conditionals is measured. Probes then name the sentiment of the real sentences.
 The control is the same model as it is initialised.
 
-Ten minutes on two cores, the teacher included. Five seeds, 95% t intervals: excess loss 1.70 +- 0.06
-nats, trace 118 +- 10; a probe of 1000 real sentences names the sentiment of others in 56.7 +- 0.7%,
-3.3 (2.2 to 4.5) points more than in the control.
+Ten minutes on two cores, with the teacher. Five seeds, 95% t intervals: excess loss 1.70 +- 0.06
+nats, trace 118 +- 10; sentiment 56.7 +- 0.7%, 3.3 (2.2 to 4.5) points more than in the control.
 """
 
 from jaxflat import config as base_config
