@@ -10,8 +10,8 @@ sentences it writes are stored on disk and pre-train masked language models, who
 the teacher's exact conditionals is measured. Probes then name the sentiment of the real sentences.
 The control is the same model as it is initialised.
 
-Ten minutes on two cores, with the teacher. Five seeds, 95% t intervals: excess loss 1.70 +- 0.06
-nats, trace 118 +- 10; sentiment 56.7 +- 0.7%, 3.3 (2.2 to 4.5) points more than in the control.
+Ten minutes on two cores, with the teacher. Over five seeds, on one test set: excess loss 1.70 +-
+0.06 nats, trace 118 +- 10, sentiment 56.7 +- 0.7%, 3.3 (2.2 to 4.5) points above the control.
 """
 
 from jaxflat import config as base_config
@@ -26,8 +26,7 @@ def get_config(scale: str | None = None) -> Config:
     scale, config = named_scale(scale), base_config.base()
     language, phase = config.language, config.phases.pretrain
     language.name, language.stored_sentences = "generated", 65_536
-    language.generated.update({"num_words": 3000, "length": 32})
-    language.generated.trained.vocabulary = 4000
+    language.generated.update({"num_words": 3000, "length": 32, "trained": {"vocabulary": 4000}})
     phase.update({"targets": "sampled", "steps": 6000, "checkpoint_steps": (6000,)})
     # Of one layer only the queries of the masked word are computed: two take three times as long.
     config.model.update({"num_layers": 1, "head_size": 16})
@@ -47,9 +46,10 @@ def get_config(scale: str | None = None) -> Config:
     if scale == "paper":  # needs an OPT-125m folder: --config.language.generated.teacher=DIR
         language.stored_sentences = 10_000_000
         language.generated.update({"num_words": 2000, "length": 24, "tasks": ("sst2", "qnli")})
-        config.model.update({"num_layers": 12, "head_size": 48})
+        language.generated.trained.vocabulary = 512  # none that is trained here will do
+        config.model.update({"width": 96, "num_layers": 12, "head_size": 48})
         phase.update({"batch_size": 4096, "steps": 60_000, "anneal_steps": 6000})
-        phase.update({"checkpoint_steps": (60_000,)})
+        phase.checkpoint_steps = (60_000,)
     return config
 
 

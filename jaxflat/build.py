@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import loading, points, preemption, text_language, validation
+from jaxflat import experiment, loading, points, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
 from jaxflat.metrics import Display
@@ -50,8 +50,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     flags, rest = parser.parse_known_args(arguments)
     for name, lowest in (("num_sentences", 1), ("shard_size", 1), ("seed", 0)):
         value = getattr(flags, name)
-        if value is not None and value < lowest:
-            raise InputError(f"--{name}={value} must be at least {lowest}")
+        if value is not None and not lowest <= value < 2**32:
+            raise InputError(f"--{name}={value} must be at least {lowest} and below 2^32")
     return flags, rest
 
 
@@ -62,9 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
         loaded, _ = loading.load(flags.config)
         loaded = loading.override(loaded, loading.parse_overrides(rest))
         config: Config = FrozenConfigDict(validation.validate(loaded))
-        if flags.labels and config.language.name == "generated":
-            raise InputError("--labels: sentences of language.name='generated' have none")
-        points.check_language(config)
+        if config.language.name == "generated":
+            if flags.labels:
+                raise InputError("--labels: sentences of language.name='generated' have none")
+            text_language.check(config.language)
+        elif flags.labels:
+            points.check_labelings(config)
+        else:
+            experiment.make_language(config.language)
         preemption.install()
         show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -87,7 +87,8 @@ def build_dataset(
     """Write sentences of the language of a config's section to a directory, or what is missing.
 
     A shard is a function of the section, the seed and its number; so a directory that was left
-    half-way ends up with the same bytes. Every device makes shards of its own. on_shard is called
+    half-way ends up with the same bytes. (Shards are checked once their SHA-256 is on record, when
+    all are there.) Every device makes shards of its own. on_shard is called
     with 0 when work starts, then with each shard's sentences and whether it had to be made. Raises
     DatasetError where the directory holds anything else, Preempted where a signal came.
     """

@@ -126,7 +126,7 @@ def _common_width(configs: list[Config]) -> int:
 
 def _check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    check_language(config)
+    _check_language(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
     num_data = experiment.make_mesh(config).shape["data"]
@@ -152,7 +152,7 @@ def _check(config: Config) -> None:
         )
 
 
-def check_language(config: Config) -> None:
+def _check_language(config: Config) -> None:
     """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
     section = config.language
     if section.name == "generated":
@@ -161,7 +161,13 @@ def check_language(config: Config) -> None:
         probes = config.probes
         num_training = probes.num_draws * max(probes.shots)
         text_language.check(section, probes.num_test + probes.num_validation + num_training)
-        return
+    else:
+        check_labelings(config)
+
+
+def check_labelings(config: Config) -> None:
+    """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
+    section = config.language
     language = experiment.make_language(section)
     for name, task in language.tasks.items():
         for labeling in config.probes.labelings:

@@ -18,7 +18,7 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.metrics import Display
 from jaxflat.models.causal import empty_cache
 from jaxflat.models.huggingface import load_causal
-from jaxflat.teacher import train_teacher
+from jaxflat.teacher import MIN_TEXTS, train_teacher
 
 MAX_CANDIDATES = 65_536  # completions of one sentence that its exact conditional may enumerate
 
@@ -70,9 +70,13 @@ def check(section: Config, num_labelled: int = 0) -> None:
             f"language.generated.length={generated.length} exceeds the teacher's "
             f"language.generated.trained.length={trained.length}"
         )
-    read_texts(generated.text, section.data_dir)
+    num_texts = len(flat(read_texts(generated.text, section.data_dir)))
+    if not generated.teacher and num_texts < MIN_TEXTS:
+        raise ValueError(f"{generated.text}: {num_texts} sentences; a teacher takes {MIN_TEXTS}")
     for name in generated.tasks:
         labels_N = read_labelled(name, section.data_dir).labels_N
+        if labels_N is not None and np.ptp(labels_N) == 0:
+            raise ValueError(f"{name}: all labels are {labels_N[0]}; a probe takes two of them")
         if labels_N is not None and len(labels_N) < num_labelled:
             raise ValueError(
                 f"probes: num_test + num_validation + num_draws * most shots = {num_labelled}; "

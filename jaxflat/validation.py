@@ -88,6 +88,8 @@ def _check_range(key: str, value: Any) -> None:
     for number in _numbers(value):
         if not math.isfinite(number):
             raise InputError(f"{key}={value!r} must be finite")
+        if isinstance(number, int) and number >= 2**32:
+            raise InputError(f"{key}={value!r} must be below 2^32")
         if key.endswith(BELOW_ONE) and number >= 1:
             raise InputError(f"{key}={value!r} must be below 1")
         if key.endswith(MAY_BE_ZERO):

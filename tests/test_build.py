@@ -180,10 +180,12 @@ def test_the_command_does_the_same_and_says_what_there_is(command, undisturbed, 
 
 
 BAD_ARGUMENTS = {
-    "--num_sentences=0": "--num_sentences=0 must be at least 1",
+    "--num_sentences=0": "--num_sentences=0 must be at least 1 and below 2^32",
     "--num_sentences=many": "invalid int value: 'many'",
     "--shard_size=0": "--shard_size=0 must be at least 1",
     "--seed=-1": "--seed=-1 must be at least 0",
+    "--seed=99999999999999999999999": "must be at least 0 and below 2^32",
+    "--config.seed=99999999999999999999999": "seed=99999999999999999999999 must be below 2^32",
     "--config=none.py": "none.py: no such config file",
     "--wordkir=x": "--wordkir=x: not an argument",
     "--config.language.name=latin": "language.name",

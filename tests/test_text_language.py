@@ -299,12 +299,14 @@ def test_the_config_of_generated_text_expands_at_every_scale(scale, tmp_path, mo
 
     def read(name: str, folder: str) -> Examples:
         asked.append(name)
-        return Examples(name, ("a b",) * 20_000, np.zeros(20_000, np.int32), ("0", "1"))
+        return Examples(name, ("a b",) * 20_000, np.arange(20_000, dtype=np.int32) % 2, ("0", "1"))
 
-    monkeypatch.setattr(text_language, "read_texts", read)
+    monkeypatch.setattr(text_language, "read_texts", lambda *args: read(*args).texts)
     monkeypatch.setattr(text_language, "read_labelled", read)
     config, listed = loading.load(f"{ROOT}/configs/generated_text.py:{scale}")
     if scale == "paper":  # its teacher is a folder that only the user has
+        with pytest.raises(InputError, match="or give a larger teacher"):
+            points.expand(config, listed, tmp_path)
         config.language.generated.teacher = str(tmp_path)
     expanded = points.expand(config, listed, tmp_path)
     assert len({point.name for point in expanded}) == len(listed)

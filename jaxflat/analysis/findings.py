@@ -113,10 +113,10 @@ def untrained_sentences(comparison: Comparison) -> list[str]:
         difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
         if difference:
             sentences.append(
-                f"A probe of {_name(cells[-1])} reaches "
-                f"{wording.plus_minus(cells[-1], PRIMARY_ACCURACY, '.1f', 100)}%, "
-                f"{wording.points(difference)} points more than of the same model as it is "
-                f"initialised, {wording.plus_minus(control, PRIMARY_ACCURACY, '.1f', 100)}%."
+                f"{_name(cells[-1]).capitalize()} against the same as it is initialised: a probe "
+                f"reaches {wording.plus_minus(cells[-1], PRIMARY_ACCURACY, '.1f', 100)}% against "
+                f"{wording.plus_minus(control, PRIMARY_ACCURACY, '.1f', 100)}%, difference "
+                f"{wording.points(difference)} points."
             )
     return sentences
 

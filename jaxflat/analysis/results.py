@@ -15,7 +15,7 @@ MAP_ACCURACY = "mean over tasks: map"
 LATENT_ACCURACY = "mean over tasks: latent"
 GIVEN_ACCURACY = "mean over tasks: given"
 PRIMARY_ACCURACY = "mean over tasks"
-EVERY_POINT, UNTRAINED = "every point", "untrained"
+EVERY_POINT, UNTRAINED = "trained model", "untrained"
 LATENT_CEILING = "mean over tasks: latent ceiling"
 
 _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>\d+)")

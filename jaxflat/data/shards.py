@@ -100,10 +100,13 @@ def finish(
     info.set_file_format("array_record")
     shards = [shard_path(directory, name, i, len(lengths)) for i in range(len(lengths))]
     sums = [f"{digest}  {shard.name}\n" for digest, shard in zip(digests, shards, strict=True)]
-    recorded = (directory / SUMS).read_text() if is_finished(directory) else None
+    recorded = (directory / SUMS).read_text() if is_finished(directory) else ""
     for shard, line in zip(shards, sums, strict=True):
-        if recorded is not None and line not in recorded:
-            raise DatasetError(f"{shard} is not what {SUMS} says; delete it to make it again")
+        if shard.name in recorded and line not in recorded:
+            raise DatasetError(
+                f"{shard} is not what {SUMS} says; delete it to make it again, "
+                f"or {SUMS} to take it as it is"
+            )
     template = tfds.core.ShardedFileTemplate(
         data_dir=epath.Path(directory),
         dataset_name=name,

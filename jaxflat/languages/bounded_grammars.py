@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxflat.languages.branching import branching_tables
+from jaxflat.languages.derivations import yield_tables
 from jaxflat.languages.grammar import Grammar, random_levelled_grammar, random_recursive_grammar
 from jaxflat.languages.grammar_file import read_grammar
 from jaxflat.languages.pcfg import Pcfg
@@ -18,7 +19,7 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
     """The language of a grammar's sentences of min_length..length words.
 
     Tasks are spans (start, end), or () for the whole sentence. Raises ValueError on bounds or
-    places that cannot be, and where a grammar with levels has no such sentence.
+    places that cannot be, and where the grammar has no such sentence.
     """
     if not 1 <= min_length <= length:
         raise ValueError(f"min_length must be in 1..length={length}; got {min_length}")
@@ -40,7 +41,7 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
         min_length=min_length,
         max_length=length,
         task_places=places,
-        tables=branching_tables(grammar, min_length, length) if levelled else None,
+        tables=(branching_tables if levelled else yield_tables)(grammar, min_length, length),
     )
 
 

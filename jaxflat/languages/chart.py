@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+Factors = Mapping[tuple[int, ...], Array]  # by place: () or (start, end)
+
 
 def inside(
     rules_NxNxN: Array,
     weights_BxTxN: Array,
     lengths_B: Array,
-    factors: Mapping[tuple[int, ...], Array],
+    factors: Factors,
 ) -> Array:
     """P(A yields words 0 .. length - 1), BxN, up to a factor of each sentence's own; 0 for none.
 

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxflat.languages.categorical import draw
+from jaxflat.languages.grammar import Grammar
 
 
 @jax.tree_util.register_dataclass
@@ -28,45 +30,58 @@ class Tree:
 
 
 class YieldTables(NamedTuple):
-    """Probabilities by numbers of words; row 0 is zero. S = T + 1.
+    """Weights by numbers of words, each up to a factor that no draw depends on. S = T + 1.
 
+    roots_SxN[n, A]: the sentence has n words, min_length or more, and the root is A.
+    splits_SxSxN[n, k, A]: of the n words of A the left child yields k.
     words_SxN[n, A]: A yields n words.
-    right_SxNxN[j, A, B]: A -> B C, and C yields j words, summed over C.
-    split_SxSxN[k, j, A]: A -> B C, and B yields k and C yields j words, summed over B, C.
+    rights_SxNxN[j, A, B]: A -> B C, and C yields j words, summed over C.
     """
 
+    roots_SxN: Array
+    splits_SxSxN: Array
     words_SxN: Array
-    right_SxNxN: Array
-    split_SxSxN: Array
+    rights_SxNxN: Array
 
 
-def yield_tables(rules_NxNxN: Array, emissions_NxV: Array, max_length: int) -> YieldTables:
-    """Y_1(A) = sum_v P(A -> v); Y_n(A) = sum_{k,B,C} P(A -> B C) Y_k(B) Y_{n-k}(C)."""
-    sizes_S = jnp.arange(max_length + 1, dtype=jnp.int32)
+def yield_tables(grammar: Grammar, min_length: int, max_length: int) -> YieldTables:
+    """Tables from Y_1(A) = sum_v P(A -> v), Y_n(A) = sum_{k,B,C} P(A -> B C) Y_k(B) Y_{n-k}(C).
 
-    def fill(n: Array, words_SxN: Array) -> Array:
-        others_SxN = words_SxN[jnp.maximum(n - sizes_S, 0)]
-        pairs_NxN = jnp.matmul(words_SxN.T, others_SxN, precision="highest")
-        return words_SxN.at[n].set(jnp.tensordot(rules_NxNxN, pairs_NxN, 2, precision="highest"))
-
-    words_SxN = jnp.zeros((max_length + 1, len(rules_NxNxN)), rules_NxNxN.dtype)
-    words_SxN = words_SxN.at[1].set(emissions_NxV.sum(axis=1))
-    words_SxN = jax.lax.fori_loop(2, max_length + 1, fill, words_SxN)
-    right = jnp.einsum("abc,jc->jab", rules_NxNxN, words_SxN, precision="highest")
-    split = jnp.einsum("kb,jab->kja", words_SxN, right, precision="highest")
-    return YieldTables(words_SxN, right, split)
+    Y_n may be too small for floating point numbers: it is kept as exp(scales_S[n]) words_SxN[n].
+    Raises ValueError where there is no sentence of min_length to max_length words.
+    """
+    S, N = max_length + 1, len(grammar.nonterminals)
+    words_SxN, scales_S = np.zeros((S, N)), np.full(S, -np.inf)
+    splits_SxSxN, rights_SxNxN = np.zeros((S, S, N)), np.zeros((S, N, N))
+    for n in range(1, S):
+        if n == 1:
+            scale, yields_N = 0.0, grammar.emissions_NxV.sum(axis=1)
+        else:
+            k = np.arange(1, n)
+            logs_k = scales_S[k] + scales_S[n - k]
+            scale = max(logs_k.max(), np.finfo(float).min)
+            terms_kxN = np.einsum("kab,kb->ka", rights_SxNxN[n - k], words_SxN[k])
+            terms_kxN *= np.exp(logs_k - scale)[:, None]
+            yields_N = terms_kxN.sum(axis=0)
+            splits_SxSxN[n, k] = terms_kxN / np.where(yields_N > 0, yields_N, 1)
+        if peak := yields_N.max():
+            words_SxN[n], scales_S[n] = yields_N / peak, scale + np.log(peak)
+        rights_SxNxN[n] = grammar.rules_NxNxN @ words_SxN[n]
+    scales_S[:min_length] = -np.inf
+    roots_SxN = grammar.start_N * words_SxN
+    scales_S[roots_SxN.sum(axis=1) == 0] = -np.inf
+    if np.isneginf(scales_S).all():
+        raise ValueError(f"the grammar has no sentence of {min_length}..{max_length} words")
+    roots_SxN *= np.exp(scales_S - scales_S.max())[:, None]
+    tables = roots_SxN / roots_SxN.sum(), splits_SxSxN, words_SxN, rights_SxNxN
+    return YieldTables(*(jnp.asarray(table, jnp.float32) for table in tables))
 
 
 def sample_sentence(
-    tables: YieldTables,
-    start_N: Array,
-    rules_NxNxN: Array,
-    emissions_NxV: Array,
-    min_length: int,
-    key: Array,
+    tables: YieldTables, rules_NxNxN: Array, emissions_NxV: Array, key: Array
 ) -> tuple[Array, Array, Tree]:
-    """(tokens_T, length, tree with M nodes) of one sentence, given min_length <= length <= T."""
-    T, dtype = len(tables.words_SxN) - 1, start_N.dtype
+    """(tokens_T, length, tree with M nodes) of one sentence of at most T words."""
+    T, dtype = len(tables.words_SxN) - 1, tables.words_SxN.dtype
     root_key, split_key, word_key = jax.random.split(key, 3)
     uniforms_Mx3 = jax.random.uniform(split_key, (2 * T - 1, 3), dtype)
     sizes_S = jnp.arange(T + 1, dtype=jnp.int32)
@@ -74,10 +89,9 @@ def sample_sentence(
     def expand(slot: Array, nodes_Mx3: Array) -> Array:
         """Writes the children of node `slot`: a node of width w takes 2w - 1 slots, depth first."""
         symbol, start, width = nodes_Mx3[slot]
-        rest_S = jnp.maximum(width - sizes_S, 0)
-        k = draw(uniforms_Mx3[slot, 0], jnp.cumsum(tables.split_SxSxN[sizes_S, rest_S, symbol]))
+        k = draw(uniforms_Mx3[slot, 0], jnp.cumsum(tables.splits_SxSxN[width, :, symbol]))
         rest = width - k
-        weights_N = tables.words_SxN[k] * tables.right_SxNxN[rest, symbol]
+        weights_N = tables.words_SxN[k] * tables.rights_SxNxN[rest, symbol]
         left = draw(uniforms_Mx3[slot, 1], jnp.cumsum(weights_N))
         weights_N = rules_NxNxN[symbol, left] * tables.words_SxN[rest]
         right = draw(uniforms_Mx3[slot, 2], jnp.cumsum(weights_N))
@@ -87,9 +101,8 @@ def sample_sentence(
 
     # The length first, then the root given the length.
     u_length, u_root = jax.random.uniform(root_key, (2,), dtype)
-    roots_SxN = jnp.where(sizes_S[:, None] >= min_length, start_N[None] * tables.words_SxN, 0)
-    length = draw(u_length, jnp.cumsum(roots_SxN.sum(axis=1)))
-    root = draw(u_root, jnp.cumsum(roots_SxN[length]))
+    length = draw(u_length, jnp.cumsum(tables.roots_SxN.sum(axis=1)))
+    root = draw(u_root, jnp.cumsum(tables.roots_SxN[length]))
     nodes_Mx3 = jnp.full((2 * T - 1, 3), -1, jnp.int32).at[0].set(jnp.array([root, 0, length]))
     nodes_Mx3 = jax.lax.fori_loop(0, 2 * T - 1, expand, nodes_Mx3)
     symbols_M, starts_M, widths_M = nodes_Mx3.T

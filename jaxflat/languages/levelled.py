@@ -5,7 +5,6 @@ root joins a prefix of the sentence and a suffix, each below one symbol of level
 prefixes are ever needed, and a suffix is a prefix of the reversed sentence under mirrored rules.
 """
 
-from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -13,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxflat.languages.chart import Factors
 from jaxflat.languages.combine import Cells, Shape, combine, join
 from jaxflat.languages.grammar import level_slices
-
-Factors = Mapping[tuple[int, ...], Array]  # by place: () or (start, end)
 
 
 class Mark(NamedTuple):
@@ -40,10 +38,10 @@ def roots_inside(
     args = levels, rules_NxNxN, weights_BxTxN, lengths_B
     (roots_BxK, _), _ = _inside(*args, factors)
     for place, factor_BxN in factors.items():
-        if not place or place[0] == 0:
-            whole_B = lengths_B == (place[1] if place else lengths_B)
-            factor_BxK = jnp.where(whole_B[:, None], factor_BxN[:, : levels[0]], 1)
-            roots_BxK = roots_BxK * factor_BxK
+        start, end = place if place else (0, lengths_B)
+        if start == 0:
+            factor_BxK = factor_BxN[:, : levels[0]]
+            roots_BxK *= jnp.where((lengths_B == end)[:, None], factor_BxK, 1)
     return roots_BxK
 
 
@@ -93,15 +91,15 @@ def _inside(
         weights_NxHxB = weights_BxHxN.T
         return [weights_NxHxB[part] for part in parts[1:]]
 
-    here, there = [], []
+    in_prefixes, in_suffixes = [], []
     for (start, end), factor_BxN in ((p, f) for p, f in factors.items() if p):
         by_level = [factor_BxN[:, part].T for part in parts[1:]]
-        here.append(Mark(end - start, jnp.full_like(lengths_B, start), by_level))
+        in_prefixes.append(Mark(end - start, jnp.full_like(lengths_B, start), by_level))
         if start > 0:  # the first word is in no suffix
-            there.append(Mark(end - start, lengths_B - end, by_level))
-    prefixes = _prefixes(rules[1:], leaves(weights_BxTxN[:, :half]), here)
+            in_suffixes.append(Mark(end - start, lengths_B - end, by_level))
+    prefixes = _prefixes(rules[1:], leaves(weights_BxTxN[:, :half]), in_prefixes)
     mirrored = [rule.swapaxes(1, 2) for rule in rules[1:]]
-    suffixes = _prefixes(mirrored, leaves(reversed_BxHxN), there)[0]
+    suffixes = _prefixes(mirrored, leaves(reversed_BxHxN), in_suffixes)[0]
     roots_KxB, scale_B = _whole(rules[0], prefixes[0], suffixes, lengths_B)
     one_word_1xB = lengths_B[None] == 1
     roots_KxB = jnp.where(one_word_1xB, weights_BxTxN[:, 0, parts[0]].T, roots_KxB)

@@ -14,7 +14,8 @@ from jax import Array
 from jaxflat.languages import chart, levelled
 from jaxflat.languages.branching import Tables, sample_levelled
 from jaxflat.languages.categorical import normalize
-from jaxflat.languages.derivations import sample_sentence, yield_tables
+from jaxflat.languages.chart import Factors
+from jaxflat.languages.derivations import YieldTables, sample_sentence
 from jaxflat.languages.emissions import predict_words, word_weights
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import Task
@@ -41,7 +42,7 @@ class Pcfg:
     min_length: int = field(metadata={"static": True})
     max_length: int = field(metadata={"static": True})
     task_places: tuple[tuple[int, ...], ...] = field(metadata={"static": True})
-    tables: Tables | None = None
+    tables: Tables | YieldTables
 
     @property
     def num_words(self) -> int:
@@ -61,12 +62,14 @@ class Pcfg:
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
         """Exact, without rejection or truncation; sentence b is a function of (key, b) alone."""
-        if self.tables is not None:
+        if isinstance(self.tables, Tables):
             sizes = (self.levels, self.num_words, self.max_length)
             return Sentences(*sample_levelled(self.tables, *sizes, key, batch_size))
-        tables = yield_tables(self.rules_NxNxN, self.emissions_NxV, self.max_length)
-        one = partial(sample_sentence, tables, self.start_N, self.rules_NxNxN, self.emissions_NxV)
-        one = partial(one, self.min_length)
+        dtype = self.tables.words_SxN.dtype
+        rules_NxNxN, emissions_NxV = (
+            x.astype(dtype) for x in (self.rules_NxNxN, self.emissions_NxV)
+        )
+        one = partial(sample_sentence, self.tables, rules_NxNxN, emissions_NxV)
         return Sentences(*jax.vmap(one)(jax.random.split(key, batch_size)))
 
     @jax.jit
@@ -96,7 +99,8 @@ class Pcfg:
         """p(A above the place | x, there is one), BxN each, prop. to inside * outside.
 
         That is the derivative of the sentence's probability by the logarithm of the inside one:
-        one reverse pass finds those of all places. Uniform where there cannot be any.
+        one reverse pass finds those of all places. Uniform where there cannot be any, or float32
+        cannot hold how improbable one is.
         """
         weights_BxTxN = word_weights(self.emissions_NxV, sentences.tokens_BxT, None)
         ones_BxN = jnp.ones_like(weights_BxTxN[:, 0])
@@ -131,17 +135,17 @@ class Pcfg:
         return jnp.where(valid_B, jnp.argmax(inside_BxN, axis=1), 0).astype(jnp.int32), valid_B
 
     def _inside(self, weights_BxTxN: Array, lengths_B: Array) -> Array:
-        if self.tables is None:
-            return chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
-        return levelled.inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
+        if isinstance(self.tables, Tables):
+            return levelled.inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
+        return chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
 
-    def _total(self, weights_BxTxN: Array, lengths_B: Array, factors: levelled.Factors) -> Array:
+    def _total(self, weights_BxTxN: Array, lengths_B: Array, factors: Factors) -> Array:
         """The sentences' probabilities, up to a factor of each one's own, added up."""
         tables = self.rules_NxNxN, weights_BxTxN, lengths_B
-        if self.tables is None:
-            roots_BxK = chart.inside(*tables, factors)
-        else:
+        if isinstance(self.tables, Tables):
             roots_BxK = levelled.roots_inside(self.levels, *tables, factors)
+        else:
+            roots_BxK = chart.inside(*tables, factors)
         start_K = self.start_N[: roots_BxK.shape[1]]
         return jnp.matmul(roots_BxK, start_K, precision="highest").sum()
 

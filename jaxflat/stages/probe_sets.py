@@ -1,7 +1,7 @@
 """The labelled sentences that probes are trained, tuned and tested on."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxflat import experiment
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.tasks import posteriors
 from jaxflat.text_language import labelled_sentences
 
 GIVEN = "given"  # the labeling of sentences that people labelled
@@ -45,13 +46,15 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
 
     def labelled(key: jax.Array, num_sentences: int) -> tuple[Sentences, jax.Array, jax.Array]:
         sentences = made.sample(key, num_sentences)
-        labels = [made.tasks[name].labels(sentences, labeling) for name, labeling in pairs]
+        known = posteriors(made.tasks, sentences)
+        labels = [made.tasks[n].labels(sentences, labeling, known[n]) for n, labeling in pairs]
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
         return sentences, labels_KxN, valid_KxN
 
     train_keys = jax.random.split(experiment.purpose_key(seed, "probe"), settings.num_draws)
     draws = [labelled(key, max(settings.shots)) for key in train_keys]
     test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
+    known = posteriors(made.tasks, test[0])
     return ProbeSets(
         names=[f"{name}.{labeling}" for name, labeling in pairs],
         num_classes=max(task.num_classes for task in made.tasks.values()),
@@ -61,20 +64,18 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
         ),
         test=test,
         bayes={
-            f"{name}.{labeling}": bayes_accuracy(made.tasks[name], labeling, test[0])
-            for name, labeling in pairs
+            f"{name}.{labeling}": bayes_accuracy(labeling, known[name], valid_N)
+            for (name, labeling), valid_N in zip(pairs, test[2], strict=True)
         },
     )
 
 
-def bayes_accuracy(task: Any, labeling: str, sentences: Sentences) -> Estimate:
+def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) -> Estimate:
     """Return the best accuracy any function of the words can have: E[max_c p(c | x)] for latents.
 
     The other labels are functions of the words: their ceiling is 1.
     """
-    _, valid_N = task.labels(sentences, labeling)
-    best_N = task.posterior(sentences).max(1)
-    best_N = best_N if labeling == "latent" else jnp.ones_like(best_N)
+    best_N = posterior_NxC.max(1) if labeling == "latent" else jnp.ones(len(valid_N))
     weights_N = valid_N.astype(best_N.dtype)
     return ratio_estimate(best_N * weights_N, weights_N, over="sentences")
 

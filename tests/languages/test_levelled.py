@@ -9,6 +9,8 @@ import pytest
 from enumeration import derivations, small_levelled
 
 from jaxflat.languages.bounded_grammars import make_pcfg
+from jaxflat.languages.branching import Tables
+from jaxflat.languages.derivations import YieldTables
 from jaxflat.languages.grammar import Grammar, random_levelled_grammar
 from jaxflat.languages.pcfg import Pcfg
 from jaxflat.languages.sentences import Sentences
@@ -70,7 +72,7 @@ LEVELLED = {
 def languages(name: str) -> tuple[Pcfg, Pcfg]:
     """By levels, and the same one as if it had none."""
     language = LEVELLED[name]()
-    assert language.tables is not None
+    assert isinstance(language.tables, Tables)
     return language, dataclasses.replace(language, tables=None, levels=(language.num_symbols,))
 
 
@@ -151,7 +153,7 @@ def test_all_labels_equal_those_of_the_dense_chart(name):
 def test_roots_below_the_top_have_the_dense_chart():
     """Inference by levels knows roots of level 0 only; against all derivations, one by one."""
     language = of_hand(by_hand(8, (2, 2), roots=[1, 2]), 3)
-    assert language.tables is None
+    assert isinstance(language.tables, YieldTables)
     assert language.levels == (2, 2)
     tokens_BxT = np.array([[0, 1, 5], [2, 5, 5], [3, 4, 5]], np.int32)
     lengths_B = np.array([2, 1, 2], np.int32)

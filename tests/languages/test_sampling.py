@@ -19,6 +19,7 @@ from scipy.stats import chisquare
 
 from jaxflat.languages import (
     masking,
+    pcfg_from_file,
     random_balanced_tree,
     random_hmm,
     random_pcfg,
@@ -209,3 +210,37 @@ def test_sharded_sampling_equals_one_device(name):
     sharded_BxT = sample(RANDOM[name], key)
     assert len(sharded_BxT.sharding.device_set) == 8
     np.testing.assert_array_equal(sharded_BxT, RANDOM[name].sample(key, 32).tokens_BxT)
+
+
+def test_no_sentence_of_the_lengths_asked_for_is_an_error():
+    with pytest.raises(ValueError, match=r"the grammar has no sentence of 3\.\.4 words"):
+        small_levelled(0, (2, 2), num_words=4, length=4, min_length=3)
+
+
+def test_a_grammar_of_odd_lengths_has_no_sentence_of_two_words(tmp_path):
+    path = tmp_path / "odd.txt"
+    path.write_text("A x 0.5\nA B A 0.5\nB A A 1\n")
+    options = {"path": str(path), "tasks": ((),)}
+    with pytest.raises(ValueError, match=r"the grammar has no sentence of 2\.\.2 words"):
+        pcfg_from_file(0, length=2, min_length=2, **options)
+    sentences = pcfg_from_file(0, length=5, min_length=2, **options).sample(jax.random.key(0), 100)
+    assert set(sentences.lengths_B.tolist()) == {3, 5}
+
+
+def test_sentences_far_rarer_than_float32_can_tell_are_whole_trees():
+    """32 words have a probability of 1e-39 here, yet every draw is one given its length."""
+    language = random_recursive_pcfg(
+        0,
+        num_nonterminals=5,
+        num_words=4,
+        length=32,
+        min_length=32,
+        emission_probability=0.02,
+        rule_concentration=1.0,
+        emission_concentration=1.0,
+        tasks=((),),
+    )
+    tree = language.sample(jax.random.key(0), 50).latents
+    np.testing.assert_array_equal((tree.width_BxM == 1).sum(axis=1), 32)
+    np.testing.assert_array_equal((tree.width_BxM > 1).sum(axis=1), 31)
+    assert len(set(tree.width_BxM[:, 1].tolist())) > 3
