@@ -1,7 +1,20 @@
 """How flat a loss is around given parameters; sees only functions and pytrees of arrays."""
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import gauss_newton_quadratic_form, hessian_vector_product
+from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
+from jaxflat.flatness.products import (
+    fisher_vector_product,
+    gauss_newton_quadratic_form,
+    gauss_newton_vector_product,
+    hessian_vector_product,
+)
+from jaxflat.flatness.sharpness import average_sharpness, critical_sharpness, worst_sharpness
+from jaxflat.flatness.spectrum import (
+    SpectralDensity,
+    gauss_newton_extremes,
+    hessian_density,
+    hessian_extremes,
+)
 from jaxflat.flatness.terms import TraceTerms
 from jaxflat.flatness.trace import (
     fisher_trace,
@@ -13,13 +26,24 @@ from jaxflat.flatness.trace import (
 
 __all__ = [
     "Estimate",
+    "GradientNoise",
+    "SpectralDensity",
     "TraceTerms",
+    "average_sharpness",
+    "critical_sharpness",
     "fisher_trace",
     "fisher_trace_terms",
+    "fisher_vector_product",
+    "gauss_newton_extremes",
     "gauss_newton_quadratic_form",
     "gauss_newton_trace",
+    "gauss_newton_vector_product",
+    "gradient_noise",
+    "hessian_density",
+    "hessian_extremes",
     "hessian_trace",
     "hessian_trace_terms",
     "hessian_vector_product",
     "ratio_estimate",
+    "worst_sharpness",
 ]

@@ -1,4 +1,4 @@
-"""Products of the Hessian and the Gauss-Newton matrix with vectors, never forming the matrix.
+"""Products of the Hessian, Gauss-Newton and Fisher matrices with vectors; no matrix is formed.
 
 A loss is `loss_fn(params, batch) -> (loss_sum, weight)`, summed over predictions; log-probabilities
 are `log_probs_fn(params, batch) -> (log_probs_...xV, weights_...)`. Either is measured over
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 PyTree = Any
 LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 LogProbsFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
+Product = Callable[[PyTree], PyTree]
 
 
 def at_least_float32(tree: PyTree) -> PyTree:
@@ -24,9 +25,7 @@ def at_least_float32(tree: PyTree) -> PyTree:
     )
 
 
-def linearized_hessian(
-    loss_fn: LossFn, params: PyTree, batch: PyTree
-) -> tuple[Callable[[PyTree], PyTree], jax.Array]:
+def linearized_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
     """`v -> H v` of one microbatch's loss sum, and its weight.
 
     The gradient is linearised once, so every further vector only pays for the linear part
@@ -60,19 +59,98 @@ def linearized_gauss_newton(
     return quadratic_form, weights.sum()
 
 
+def linearized_gauss_newton_product(
+    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
+) -> tuple[Product, jax.Array]:
+    """`v -> G v` of one microbatch's loss sum, and its weight: one forward, one backward pass.
+
+    G v = J' w (diag(p) - p p') J v, G as in `linearized_gauss_newton`.
+    """
+    log_probs, jvp_fn, weights = jax.linearize(
+        lambda p: log_probs_fn(p, batch), params, has_aux=True
+    )
+    probs, transposed_fn = jnp.exp(log_probs), jax.linear_transpose(jvp_fn, params)
+    scales = weights.astype(probs.dtype)[..., None]
+
+    def product(vector: PyTree) -> PyTree:
+        tangents = jvp_fn(vector)
+        means = jnp.sum(probs * tangents, axis=-1, keepdims=True)
+        (result,) = transposed_fn(scales * probs * (tangents - means))
+        return result
+
+    return product, weights.sum()
+
+
+def linearized_fisher(
+    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree, labels: jax.Array
+) -> tuple[Product, jax.Array]:
+    """`v -> sum_i w_i g_i (g_i . v)` of one microbatch, g_i = grad log p(labels_i); its weight.
+
+    With labels that the model drew its mean is G v; with the data's labels it is the empirical
+    Fisher matrix, another one (Kunstner, Balles & Hennig, 2019).
+    """
+
+    def of_labels(params: PyTree) -> tuple[jax.Array, jax.Array]:
+        log_probs, weights = log_probs_fn(params, batch)
+        return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], weights
+
+    _, jvp_fn, weights = jax.linearize(of_labels, params, has_aux=True)
+    transposed_fn = jax.linear_transpose(jvp_fn, params)
+
+    def product(vector: PyTree) -> PyTree:
+        (result,) = transposed_fn(weights.astype(jnp.result_type(float)) * jvp_fn(vector))
+        return result
+
+    return product, weights.sum()
+
+
+def mean_product(
+    linearized: Callable[[PyTree], tuple[Product, jax.Array]], batches: PyTree, vector: PyTree
+) -> PyTree:
+    """M v of the mean loss over microbatches; `linearized(batch)` gives one's v -> M v and weight.
+
+    Microbatches are linearised one after the other, so that memory is that of one.
+    """
+
+    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
+        product_fn, weight = linearized(batch)
+        return jax.tree.map(jnp.add, total, product_fn(vector)), weight
+
+    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, vector), batches)
+    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
+
+
 @partial(jax.jit, static_argnames="loss_fn")
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
     """H v, shaped like params, of the mean loss sum(loss_sum) / sum(weight) over microbatches."""
     params, vector = at_least_float32(params), at_least_float32(vector)
+    return mean_product(partial(linearized_hessian, loss_fn, params), batches, vector)
 
-    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
-        product_fn, weight = linearized_hessian(loss_fn, params, batch)
-        return jax.tree.map(jnp.add, total, product_fn(vector)), weight
 
-    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)
-    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
+@partial(jax.jit, static_argnames="log_probs_fn")
+def gauss_newton_vector_product(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
+) -> PyTree:
+    """G v, shaped like params, of the mean loss over microbatches."""
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    linearized = partial(linearized_gauss_newton_product, log_probs_fn, params)
+    return mean_product(linearized, batches, vector)
+
+
+@partial(jax.jit, static_argnames="log_probs_fn")
+def fisher_vector_product(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
+) -> PyTree:
+    """F v of the mean loss, F from one label a prediction: labels have a leading axis as batches.
+
+    Labels: the data's (the empirical Fisher matrix), or drawn from the model (unbiased for G v).
+    """
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    return mean_product(
+        lambda both: linearized_fisher(log_probs_fn, params, *both), (batches, labels), vector
+    )
 
 
 @partial(jax.jit, static_argnames="log_probs_fn")

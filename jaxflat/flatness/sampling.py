@@ -26,6 +26,14 @@ def rademacher_like(key: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, probes)
 
 
+def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """Independent standard normal numbers in the shapes and dtypes of the tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    normals = [jax.random.normal(keys[i], x.shape, x.dtype) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, normals)
+
+
 def draw_labels(key: jax.Array, log_probs: jax.Array, first_example: jax.Array) -> jax.Array:
     """Labels Bx... from log-probabilities Bx...xV, keyed by each example's global index."""
     examples_B = first_example + jnp.arange(log_probs.shape[0])
@@ -65,6 +73,17 @@ def draw_probe(
     key: jax.Array, over: Over, microbatch: jax.Array, draw: jax.Array, params: PyTree
 ) -> PyTree:
     """The draw's random signs: shared by all microbatches if the data are fixed, else fresh."""
+    return rademacher_like(_draw_key(key, over, microbatch, draw), params)
+
+
+def draw_normal(
+    key: jax.Array, over: Over, microbatch: jax.Array, draw: jax.Array, params: PyTree
+) -> PyTree:
+    """The draw's standard normal numbers, shared as those of `draw_probe` are."""
+    return normal_like(_draw_key(key, over, microbatch, draw), params)
+
+
+def _draw_key(key: jax.Array, over: Over, microbatch: jax.Array, draw: jax.Array) -> jax.Array:
     if over == "probes+sentences":
         key = jax.random.fold_in(key, microbatch)
-    return rademacher_like(jax.random.fold_in(key, draw), params)
+    return jax.random.fold_in(key, draw)

@@ -1,0 +1,74 @@
+"""The noise of stochastic gradients, from triples of independent microbatches.
+
+Sigma is the covariance of one prediction's gradient, so the mean gradient g_m over w_m predictions
+has covariance Sigma / w_m. Two microbatches give (g_i - g_j)(g_i - g_j)' / (1/w_i + 1/w_j), whose
+mean is Sigma, and g_i . g_j, whose mean is |E g|^2; the Hessian H_k of a third one is independent
+of both. Every triple averages its three pairs and is one sample.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.flatness.estimate import Estimate, ratio_estimate
+from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, linearized_hessian
+from jaxflat.flatness.trees import inner
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GradientNoise:
+    """Unbiased over sentences but for `noise_scale`, a ratio of two that are.
+
+    covariance_trace: tr Sigma. squared_gradient: |E g|^2. noise_scale: tr Sigma / |E g|^2, the
+    number of predictions at which noise and gradient are equally long (McCandlish et al., 2018).
+    alignment: tr(Sigma H), which is tr(H^2) where Sigma = H, as at an optimum by Bartlett's
+    identity.
+    """
+
+    covariance_trace: Estimate
+    squared_gradient: Estimate
+    noise_scale: Estimate
+    alignment: Estimate
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> GradientNoise:
+    """The noise at `params`; the leading axis of batches is cut into triples, at least two."""
+    params = at_least_float32(params)
+    num_triples = jax.tree.leaves(batches)[0].shape[0] // 3
+    if num_triples < 2:
+        raise ValueError("gradient_noise needs at least 6 microbatches")
+    triples = jax.tree.map(
+        lambda x: x[: 3 * num_triples].reshape(num_triples, 3, *x.shape[1:]), batches
+    )
+
+    def triple(batches_3: PyTree) -> tuple[jax.Array, ...]:
+        parts = [jax.tree.map(lambda x, i=i: x[i], batches_3) for i in range(3)]
+        gradients, weights, products = [], [], []
+        for part in parts:
+            gradient, weight = jax.grad(loss_fn, has_aux=True)(params, part)
+            weight = weight.astype(jnp.result_type(float))
+            gradients.append(jax.tree.map(lambda g, w=weight: g / w, gradient))
+            weights.append(weight)
+            products.append(linearized_hessian(loss_fn, params, part)[0])
+        samples = []
+        for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+            difference = jax.tree.map(jnp.subtract, gradients[i], gradients[j])
+            spread = 1 / weights[i] + 1 / weights[j]
+            covariance = inner(difference, difference) / spread
+            curved = jax.tree.map(lambda h, k=k: h / weights[k], products[k](difference))
+            alignment = inner(difference, curved) / spread
+            samples.append((covariance, inner(gradients[i], gradients[j]), alignment))
+        return tuple(jnp.stack(column).mean() for column in zip(*samples, strict=True))
+
+    covariance_n, squared_n, alignment_n = jax.lax.map(triple, triples)
+    ones_n = jnp.ones_like(covariance_n)
+    return GradientNoise(
+        covariance_trace=ratio_estimate(covariance_n, ones_n, over="sentences"),
+        squared_gradient=ratio_estimate(squared_n, ones_n, over="sentences"),
+        noise_scale=ratio_estimate(covariance_n, squared_n, over="sentences"),
+        alignment=ratio_estimate(alignment_n, ones_n, over="sentences"),
+    )

@@ -1,0 +1,117 @@
+"""Extreme eigenvalues and spectral densities against dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import softmax_table
+import tiny_masked_lm as lm
+from jax.flatten_util import ravel_pytree
+
+from jaxflat.flatness import spectrum
+
+KEY = jax.random.key(4)
+
+
+def dense(matrix: str, problem, params, batches) -> np.ndarray:
+    make = problem.dense_hessian if matrix == "hessian" else problem.dense_gauss_newton
+    return np.asarray(make(params, batches))
+
+
+def extremes(matrix: str, problem, params, batches, **options):
+    if matrix == "hessian":
+        return spectrum.hessian_extremes(problem.loss_fn, params, batches, KEY, **options)
+    return spectrum.gauss_newton_extremes(problem.log_probs_fn, params, batches, KEY, **options)
+
+
+@pytest.mark.parametrize(
+    "matrix", ["hessian", pytest.param("gauss_newton", marks=pytest.mark.slow)]
+)
+def test_extreme_eigenpairs_equal_the_dense_ones(matrix):
+    params, batches = lm.make_params(), lm.make_batches(3, 4)
+    matrix_PxP = dense(matrix, lm, params, batches)
+    values_P = np.linalg.eigvalsh(matrix_PxP)
+    options = {"num_largest": 5, "num_smallest": 2, "num_steps": 80}
+    found = extremes(matrix, lm, params, batches, **options)
+    np.testing.assert_allclose(found.largest.values_k, values_P[::-1][:5], rtol=1e-8)
+    if matrix == "hessian":
+        assert values_P[0] < -1e-3
+        np.testing.assert_allclose(found.smallest.values_k, values_P[:2], rtol=1e-8)
+    for k in range(5):
+        vector_P = ravel_pytree(jax.tree.map(lambda x, k=k: x[k], found.largest.vectors))[0]
+        np.testing.assert_allclose(jnp.linalg.norm(vector_P), 1, rtol=1e-10)
+        residual = np.linalg.norm(matrix_PxP @ vector_P - found.largest.values_k[k] * vector_P)
+        assert residual < 1e-6
+
+
+def test_residuals_are_those_of_the_pairs_and_bound_the_error():
+    """Stopped far too early: the bound must still hold, and be the true residual."""
+    params, batches = lm.make_params(), lm.make_batches(3, 4)
+    hessian_PxP = dense("hessian", lm, params, batches)
+    values_P = np.linalg.eigvalsh(hessian_PxP)
+    options = {"num_largest": 4, "num_smallest": 1, "num_steps": 9}
+    found = extremes("hessian", lm, params, batches, **options)
+    assert found.largest.residuals_k.max() > 0.01
+    for pairs in found:
+        for k, value in enumerate(np.asarray(pairs.values_k)):
+            vector_P = ravel_pytree(jax.tree.map(lambda x, k=k: x[k], pairs.vectors))[0]
+            residual = np.linalg.norm(hessian_PxP @ vector_P - value * vector_P)
+            np.testing.assert_allclose(pairs.residuals_k[k], residual, rtol=1e-6)
+            assert np.abs(values_P - value).min() <= residual
+
+
+def test_a_basis_that_is_complete_early_gives_every_eigenvalue_once():
+    """Rank three of twelve: beyond the fourth step there is nothing left to find."""
+    scales = jnp.asarray([3.0, -2.0, 1.0, *[0.0] * 9])
+
+    def loss_fn(params, batch):
+        return batch * jnp.sum(scales * params**2) / 2, jnp.asarray(1.0)
+
+    options = {"num_largest": 2, "num_smallest": 2, "num_steps": 12}
+    args = loss_fn, jnp.ones(12), jnp.ones(1), KEY
+    found = spectrum.hessian_extremes(*args, **options)
+    np.testing.assert_allclose(found.largest.values_k, [3, 1], atol=1e-8)
+    np.testing.assert_allclose(found.smallest.values_k, [-2, 0], atol=1e-8)
+    with pytest.raises(ValueError, match="more than 3 steps"):
+        spectrum.hessian_extremes(*args, **(options | {"num_steps": 3}))
+
+
+@pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+def test_density_moments_are_those_of_the_dense_matrix(problem):
+    params, batches = problem.make_params(), problem.make_batches(3, 4)
+    hessian_PxP = dense("hessian", problem, params, batches)
+    values_P = np.linalg.eigvalsh(hessian_PxP)
+    density = spectrum.hessian_density(
+        problem.loss_fn, params, batches, KEY, num_probes=200, num_steps=12
+    )
+    np.testing.assert_allclose(density.weights_nxm.sum(axis=1), 1, rtol=1e-10)
+    for power in (1, 2, 3, 4):
+        estimate = density.mean_of(lambda x, power=power: x**power)
+        truth = (values_P**power).mean()
+        assert abs(estimate.mean - truth) < 3 * estimate.sem
+        assert estimate.sem < 0.2 * (np.abs(values_P) ** power).mean()
+    rank, truth = density.effective_rank(), values_P.sum() ** 2 / (values_P**2).sum()
+    assert abs(rank.mean - truth) < 3 * rank.sem
+    grid_g = jnp.linspace(values_P[0] - 1, values_P[-1] + 1, 4001)
+    curve_g = density.smoothed(grid_g, width=0.05)
+    np.testing.assert_allclose(jnp.trapezoid(curve_g, grid_g), 1, atol=1e-6)
+
+
+def test_each_draw_is_the_quadratic_form_of_its_probe():
+    """v' M^k v exactly, for every power that m steps can tell."""
+    scales = jnp.asarray([3.0, -2.0, 1.0, 0.5, 0.1, -0.3])
+
+    def loss_fn(params, batch):
+        mixed = jnp.cos(jnp.outer(jnp.arange(6.0), jnp.arange(6.0))) @ params
+        return batch * jnp.sum(scales * mixed**2) / 2, jnp.asarray(1.0)
+
+    hessian = jax.hessian(lambda p: loss_fn(p, 1.0)[0])(jnp.ones(6))
+    density = spectrum.hessian_density(
+        loss_fn, jnp.ones(6), jnp.ones(1), KEY, num_probes=5, num_steps=3
+    )
+    for i, key in enumerate(jax.random.split(KEY, 5)):
+        probe = spectrum.rademacher_like(key, jnp.ones(6))
+        for power in range(6):
+            form = probe @ jnp.linalg.matrix_power(hessian, power) @ probe / 6
+            found = (density.weights_nxm[i] * density.nodes_nxm[i] ** power).sum()
+            np.testing.assert_allclose(found, form, rtol=1e-8)
