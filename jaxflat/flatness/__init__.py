@@ -2,6 +2,7 @@
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
 from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
+from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.products import (
     fisher_vector_product,
     gauss_newton_quadratic_form,
@@ -31,6 +32,7 @@ __all__ = [
     "TraceTerms",
     "average_sharpness",
     "critical_sharpness",
+    "filter_normalized",
     "fisher_trace",
     "fisher_trace_terms",
     "fisher_vector_product",
@@ -44,6 +46,8 @@ __all__ = [
     "hessian_trace",
     "hessian_trace_terms",
     "hessian_vector_product",
+    "loss_barrier",
+    "loss_rises",
     "ratio_estimate",
     "worst_sharpness",
 ]

@@ -1,0 +1,89 @@
+"""Slices through the loss: along directions, over a plane, and from one checkpoint to another.
+
+Every value is the rise over a reference at the same sentences, so that its error is that of a
+paired difference: over microbatches, in nats.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.flatness.estimate import Estimate, ratio_estimate
+from jaxflat.flatness.products import LossFn, PyTree, at_least_float32
+from jaxflat.flatness.sampling import normal_like
+from jaxflat.flatness.terms import path_name
+from jaxflat.flatness.trees import add_scaled
+
+
+@partial(jax.jit, static_argnames="stacked")
+def filter_normalized(
+    key: jax.Array, params: PyTree, stacked: Callable[[str], bool] | None = None
+) -> PyTree:
+    """A random direction with filters as long as those of params (Li et al., 2018).
+
+    A filter is what one unit reads: all entries along a leaf's first axis. Vectors, such as biases
+    and the gains of norms, are one filter each. `stacked(path)` marks leaves whose axis 0 is a
+    stack of layers; the rest of each layer counts.
+    """
+
+    def scale(path: tuple, direction: jax.Array, leaf: jax.Array) -> jax.Array:
+        first = 1 if stacked is not None and stacked(path_name(path)) else 0
+        axis = first if leaf.ndim > first else None
+        lengths = [jnp.sqrt(jnp.sum(x**2, axis, keepdims=True)) for x in (leaf, direction)]
+        return direction * (lengths[0] / lengths[1])
+
+    params = at_least_float32(params)
+    return jax.tree_util.tree_map_with_path(scale, normal_like(key, params), params)
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def loss_rises(
+    loss_fn: LossFn, params: PyTree, batches: PyTree, directions: list[PyTree], steps_GxD: jax.Array
+) -> Estimate:
+    """L(theta + sum_d steps[g, d] direction_d) - L(theta) at G points: mean and sem of shape (G,).
+
+    One direction makes a slice, two a plane.
+    """
+    params = at_least_float32(params)
+
+    def moved(steps_D: jax.Array) -> PyTree:
+        point = params
+        for step, direction in zip(steps_D, directions, strict=True):
+            point = add_scaled(point, step, direction)
+        return point
+
+    def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        center, weight = loss_fn(params, batch)
+        return jax.lax.map(lambda s: loss_fn(moved(s), batch)[0], steps_GxD) - center, weight
+
+    return _by_point(*jax.lax.map(microbatch, batches))
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "num_points"))
+def loss_barrier(
+    loss_fn: LossFn, start: PyTree, end: PyTree, batches: PyTree, *, num_points: int
+) -> Estimate:
+    """L((1-t) start + t end) - (1-t) L(start) - t L(end) at num_points even t, both ends included.
+
+    The barrier is its maximum (Frankle et al., 2020); the error of a maximum that is chosen from
+    the same sentences is a little larger than that of the point.
+    """
+    start, end = at_least_float32(start), at_least_float32(end)
+    difference = jax.tree.map(jnp.subtract, end, start)
+    steps_G = jnp.linspace(0, 1, num_points, dtype=jax.tree.leaves(start)[0].dtype)
+
+    def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        losses_G = jax.lax.map(
+            lambda t: loss_fn(add_scaled(start, t, difference), batch)[0], steps_G
+        )
+        chord_G = (1 - steps_G) * losses_G[0] + steps_G * losses_G[-1]
+        return losses_G - chord_G, loss_fn(start, batch)[1]
+
+    return _by_point(*jax.lax.map(microbatch, batches))
+
+
+def _by_point(sums_MxG: jax.Array, weights_M: jax.Array) -> Estimate:
+    estimate = partial(ratio_estimate, over="sentences")
+    return jax.vmap(estimate, in_axes=(1, None))(sums_MxG, weights_M)

@@ -1,0 +1,77 @@
+"""Slices through losses that are known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import softmax_table as table
+import tiny_masked_lm as lm
+
+from jaxflat.flatness import filter_normalized, loss_barrier, loss_rises
+
+CURVATURE_P = np.asarray([4.0, 1.0, 0.5])
+WEIGHTS_M = np.asarray([1.0, 2.0, 5.0])
+
+
+def quadratic(params, batch):
+    """Of mean params' A params / 2 over microbatches of 1, 2 and 5 predictions."""
+    return batch * jnp.sum(CURVATURE_P * params**2) / 2, batch
+
+
+def double_well(params, batch):
+    return batch * jnp.sum((params**2 - 1) ** 2), batch
+
+
+def test_a_plane_through_a_quadratic():
+    params, directions = np.asarray([1.0, -2.0, 0.0]), list(np.eye(3)[[0, 2]])
+    steps_GxD = np.asarray([[0.0, 0.0], [1.0, 0.0], [-0.5, 2.0], [0.0, -3.0]])
+    found = loss_rises(quadratic, params, WEIGHTS_M, directions, steps_GxD)
+    points_GxP = params + steps_GxD @ np.stack(directions)
+    expected_G = (points_GxP**2 - params**2) @ CURVATURE_P / 2
+    np.testing.assert_allclose(found.mean, expected_G, atol=1e-12)
+    np.testing.assert_allclose(found.sem, 0, atol=1e-12)
+
+
+def test_errors_are_those_of_paired_differences():
+    """The same rise of every sentence has no error, however much their losses differ."""
+
+    def loss_fn(params, batch):
+        return jnp.sum(params) + batch, jnp.asarray(1.0)
+
+    args = loss_fn, np.zeros(2), np.asarray([0.0, 100.0, -30.0]), [np.ones(2)]
+    found = loss_rises(*args, np.asarray([[0.5]]))
+    np.testing.assert_allclose([found.mean[0], found.sem[0]], [1, 0], atol=1e-12)
+    batches = table.make_batches(9, 6)
+    params = table.make_params()
+    direction = jax.tree.map(jnp.ones_like, params) | {"bias": jnp.arange(5.0)}
+    found = loss_rises(table.loss_fn, params, batches, [direction], np.asarray([[0.7]]))
+    moved = jax.tree.map(lambda p, d: p + 0.7 * d, params, direction)
+    sums_M, weights_M = jax.vmap(lambda b: table.loss_fn(moved, b))(batches)
+    sums_M -= jax.vmap(lambda b: table.loss_fn(params, b)[0])(batches)
+    rise = sums_M.sum() / weights_M.sum()
+    sem = np.sqrt(9 / 8 * np.sum((sums_M - rise * weights_M) ** 2)) / weights_M.sum()
+    np.testing.assert_allclose([found.mean[0], found.sem[0]], [rise, sem], rtol=1e-10)
+    assert found.num_samples == 9
+
+
+def test_barriers():
+    ends = np.asarray([-1.0]), np.asarray([1.0])
+    t_G = np.linspace(0, 1, 5)
+    found = loss_barrier(double_well, *ends, WEIGHTS_M, num_points=5)
+    np.testing.assert_allclose(found.mean, ((2 * t_G - 1) ** 2 - 1) ** 2, atol=1e-12)
+    ends = np.asarray([1.0, 0.0, 0.0]), np.asarray([3.0, 0.0, 0.0])
+    found = loss_barrier(quadratic, *ends, WEIGHTS_M, num_points=5)
+    np.testing.assert_allclose(found.mean, -4 * 4 * t_G * (1 - t_G) / 2, atol=1e-12)
+
+
+def test_filters_are_as_long_as_those_of_the_parameters():
+    params = lm.make_params()
+    direction = filter_normalized(jax.random.key(0), params, lm.is_stacked)
+    for (path, leaf), found in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(direction), strict=True
+    ):
+        stacked = lm.is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
+        layers = zip(leaf, found, strict=True) if stacked else [(leaf, found)]
+        for x, y in layers:
+            for a, b in zip(x.reshape(len(x), -1).T, y.reshape(len(y), -1).T, strict=True):
+                np.testing.assert_allclose(np.linalg.norm(a), np.linalg.norm(b), rtol=1e-10)
+            assert np.abs(x - y).max() > 1e-3
