@@ -54,7 +54,7 @@ def test_fisher_vector_product_equals_a_sum_over_predictions():
         log_probs = lm.log_probs_fn(unravel(flat), batch)[0]
         return jnp.take_along_axis(log_probs, labels_BxM[..., None], axis=-1).ravel()
 
-    scores_NxP, weights_N = jax.jacfwd(of_labels)(flat), batch["weights"].ravel()
+    scores_NxP, weights_N = jax.jit(jax.jacrev(of_labels))(flat), batch["weights"].ravel()
     fisher = jnp.einsum("n,ni,nj->ij", weights_N, scores_NxP, scores_NxP) / weights_N.sum()
     product = fisher_vector_product(lm.log_probs_fn, params, batches, labels, vector)
     expected = fisher @ ravel_pytree(vector)[0]

@@ -170,7 +170,7 @@ def test_cross_entropy_is_the_stated_optimum(name):
 
     def predictions(seed: int):
         sample_key, mask_key = jax.random.split(jax.random.key(seed))
-        sentences = language.sample(sample_key, 100_000)
+        sentences = language.sample(sample_key, 50_000)
         inputs_BxT, positions_Bx1 = masking.mask_one(
             mask_key, sentences.tokens_BxT, sentences.lengths_B, language.num_words + 1
         )
