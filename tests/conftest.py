@@ -13,7 +13,15 @@ if jaxlib.version.__version_info__[:2] == (0, 10):
 os.environ["MPLBACKEND"] = "agg"
 
 import jax
+import pytest
 
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_more_compiled_code_than_one_module_needs():
+    """Every compiled function takes memory maps, of which Linux lets a process have 65,530."""
+    yield
+    jax.clear_caches()
