@@ -18,7 +18,7 @@ from jaxflat.data.reader import Dataset, open_dataset
 from jaxflat.data.records import Columns, Types, layout_of
 from jaxflat.data.shards import claim, finish, is_finished, sha256, shard_path, write_shard
 from jaxflat.languages.sentences import Sentences
-from jaxflat.languages.tasks import posteriors
+from jaxflat.languages.tasks import all_labels
 from jaxflat.metrics import Display
 
 SHARD_SIZE = 65_536
@@ -53,11 +53,8 @@ def columns_of(
         preemption.check()
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
-        known = posteriors(language.tasks, some) if "map" in labelings else {}
-        for name, task in language.tasks.items():
-            for labeling in labelings:
-                labels_B, valid_B = task.labels(some, labeling, known.get(name))
-                columns[f"{name}.{labeling}"] = jnp.where(valid_B, labels_B, -1)
+        for name, (labels_B, valid_B) in all_labels(language.tasks, some, labelings).items():
+            columns[name] = jnp.where(valid_B, labels_B, -1)
         if conditionals:
             args = some.tokens_BxT, some.lengths_B
             columns["conditionals"] = language.conditional_log_probs(*args)

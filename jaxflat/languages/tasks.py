@@ -1,6 +1,6 @@
 """Downstream tasks: name the hidden symbol at one place of a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,3 +71,15 @@ def posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Arr
     language = next(iter(tasks.values())).language
     places = tuple(task.place for task in tasks.values())
     return dict(zip(tasks, language.symbol_posteriors(sentences, places), strict=True))
+
+
+def all_labels(
+    tasks: Mapping[str, Task], sentences: Sentences, labelings: Sequence[str]
+) -> dict[str, tuple[Array, Array]]:
+    """The `labels` of each of a language's tasks in each labeling, by `<task>.<labeling>`."""
+    known = posteriors(tasks, sentences) if "map" in labelings else {}
+    return {
+        f"{name}.{labeling}": task.labels(sentences, labeling, known.get(name))
+        for name, task in tasks.items()
+        for labeling in labelings
+    }

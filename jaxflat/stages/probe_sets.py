@@ -10,7 +10,7 @@ from jaxflat import experiment
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
-from jaxflat.languages.tasks import posteriors
+from jaxflat.languages.tasks import all_labels, posteriors
 from jaxflat.text_language import labelled_sentences
 
 GIVEN = "given"  # the labeling of sentences that people labelled
@@ -46,8 +46,7 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
 
     def labelled(key: jax.Array, num_sentences: int) -> tuple[Sentences, jax.Array, jax.Array]:
         sentences = made.sample(key, num_sentences)
-        known = posteriors(made.tasks, sentences)
-        labels = [made.tasks[n].labels(sentences, labeling, known[n]) for n, labeling in pairs]
+        labels = all_labels(made.tasks, sentences, settings.labelings).values()
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
         return sentences, labels_KxN, valid_KxN
 
