@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, linearized_hessian
+from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, linearized_gradient
 from jaxflat.flatness.trees import inner
 
 
@@ -49,11 +49,11 @@ def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Gradient
         parts = [jax.tree.map(lambda x, i=i: x[i], batches_3) for i in range(3)]
         gradients, weights, products = [], [], []
         for part in parts:
-            gradient, weight = jax.grad(loss_fn, has_aux=True)(params, part)
+            gradient, product, weight = linearized_gradient(loss_fn, params, part)
             weight = weight.astype(jnp.result_type(float))
             gradients.append(jax.tree.map(lambda g, w=weight: g / w, gradient))
             weights.append(weight)
-            products.append(linearized_hessian(loss_fn, params, part)[0])
+            products.append(product)
         samples = []
         for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
             difference = jax.tree.map(jnp.subtract, gradients[i], gradients[j])

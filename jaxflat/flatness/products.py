@@ -31,9 +31,16 @@ def linearized_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[
     The gradient is linearised once, so every further vector only pays for the linear part
     (forward over reverse; Pearlmutter, 1994), not for another evaluation of the gradient.
     """
-    gradient_fn = jax.grad(loss_fn, has_aux=True)
-    _, product_fn, weight = jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
+    _, product_fn, weight = linearized_gradient(loss_fn, params, batch)
     return product_fn, weight
+
+
+def linearized_gradient(
+    loss_fn: LossFn, params: PyTree, batch: PyTree
+) -> tuple[PyTree, Product, jax.Array]:
+    """The gradient of one microbatch's loss sum, its derivative `v -> H v`, and the weight."""
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 
 def linearized_gauss_newton(
