@@ -1,4 +1,8 @@
-"""How the transformer's parameters group into blocks, for traces block by block."""
+"""How a model's parameters group into blocks and kinds, for traces of each.
+
+The paths are those of Transformer, CausalTransformer and Bert; layer i of a stacked parameter has
+its path with "/i" behind.
+"""
 
 KIND_OF_MODULE = {
     "attention": "attention",
@@ -17,10 +21,29 @@ def is_stacked(path: str) -> bool:
 def block_of(path: str) -> str:
     """Name the block of a parameter, e.g. "layer_0.attention" for "stack/attention/out/bias/0".
 
-    The scanned layers are layer_0, layer_1, ...; the one after them is layer_last. Outside the
-    layers each parameter is its own block: "token_embedding", "final_norm", "decoder_bias", ...
+    The scanned layers are layer_0, layer_1, ...; the one after them, if any, is layer_last.
+    Outside the layers each parameter or module is its own block: "token_embedding",
+    "embedding_norm", "final_norm", "head", "decoder_bias", ...
     """
     group, *modules = path.split("/")
     if group == "stack":
         return f"layer_{modules[-1]}.{KIND_OF_MODULE[modules[0]]}"
     return f"layer_last.{KIND_OF_MODULE[modules[0]]}" if group == "last" else group
+
+
+def kind_of(path: str) -> str:
+    """Name the kind of a parameter: "embedding", "attention", "mlp", "norm", "bias" or "head".
+
+    Every bias is a "bias", whatever its module; "norm" is the gains of layer norms, "attention"
+    and "mlp" the kernels in layers. "head" is what follows the layers: an untied decoder, BERT's
+    dense kernel; a tied decoder is an "embedding".
+    """
+    names = path.split("/")
+    parameter = names[-2] if is_stacked(path) and names[-1].isdigit() else names[-1]
+    if parameter in ("bias", "decoder_bias"):
+        return "bias"
+    if parameter == "scale":
+        return "norm"
+    if parameter.endswith("_embedding"):
+        return "embedding"
+    return "head" if names[0] in ("head", "decoder") else KIND_OF_MODULE[names[1]]

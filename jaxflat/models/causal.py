@@ -1,5 +1,6 @@
 """A decoder-only pre-layer-norm transformer with the parametrisation of GPT-2 and OPT."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,11 @@ from jax.core import Tracer
 
 from jaxflat.models.transformer import Projections
 
-ACTIVATIONS = {"gelu": nn.gelu, "relu": nn.relu}  # gelu by its tanh approximation
+ACTIVATIONS = {
+    "gelu": nn.gelu,  # by its tanh approximation
+    "exact_gelu": partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+}
 
 
 class Cache(NamedTuple):
@@ -26,11 +31,11 @@ def empty_cache(model: "CausalTransformer", batch_size: int, length: int, dtype:
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def layer_norm(name: str, x: jax.Array) -> jax.Array:
+def layer_norm(name: str, x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     """Normalise the last axis in x's own precision, the variance taken around the mean."""
     return nn.LayerNorm(
         name=name,
-        epsilon=1e-5,
+        epsilon=epsilon,
         param_dtype=x.dtype,
         use_fast_variance=False,
         force_float32_reductions=False,

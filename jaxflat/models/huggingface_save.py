@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxflat.models.causal import CausalTransformer
-from jaxflat.models.huggingface_layout import ACTIVATIONS, GPT2, places
+from jaxflat.models.huggingface_config import ACTIVATIONS
+from jaxflat.models.huggingface_layout import GPT2, places
 
 
 def save_causal(

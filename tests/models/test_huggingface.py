@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxflat.models.huggingface import load_causal
-from jaxflat.models.huggingface_layout import causal_shapes, read_config
+from jaxflat.models.huggingface_config import read_config, stored_shapes
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -36,7 +36,7 @@ TOKENS_BxT = np.random.default_rng(0).integers(0, 13, (3, 7)).astype(np.int32)
 
 def tensors_of(config: dict, dtype=np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    return {k: rng.normal(0.2, 0.5, s).astype(dtype) for k, s in causal_shapes(config).items()}
+    return {k: rng.normal(0.2, 0.5, s).astype(dtype) for k, s in stored_shapes(config).items()}
 
 
 def save(folder: Path, config: dict, tensors: dict[str, np.ndarray], num_shards: int = 1) -> Path:
@@ -186,7 +186,7 @@ REAL_OPT |= {"word_embed_proj_dim": 768}
     ("config", "stored", "unused"), [(REAL_GPT2, 124_439_808, 0), (REAL_OPT, 125_239_296, 2 * 768)]
 )
 def test_real_layouts_have_their_known_number_of_parameters(config, stored, unused):
-    assert sum(math.prod(shape) for shape in causal_shapes(config).values()) == stored
+    assert sum(math.prod(shape) for shape in stored_shapes(config).values()) == stored
     model, _ = read_config(config)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == stored - unused
@@ -217,7 +217,7 @@ def refusal(folder: Path) -> str:
         (GPT2, {"n_layer": 1}, "tensor 'h.1.attn.c_attn.bias' is no part of the model"),
         (GPT2, {"n_positions": 6}, "'wpe.weight' is of shape (7, 8), by config.json (6, 8)"),
         (GPT2, {"n_inner": None}, "'h.0.mlp.c_fc.bias' is of shape (12,), by config.json (32,)"),
-        (GPT2, {"activation_function": "gelu"}, 'activation_function="gelu" has to be one of'),
+        (GPT2, {"activation_function": "silu"}, 'activation_function="silu" has to be one of'),
         (GPT2, {"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),
         (GPT2, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not supported"),
         (GPT2, {"scale_attn_weights": False}, "it has to be true"),
