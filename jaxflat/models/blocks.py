@@ -39,7 +39,7 @@ def kind_of(path: str) -> str:
     dense kernel; a tied decoder is an "embedding".
     """
     names = path.split("/")
-    parameter = names[-2] if is_stacked(path) and names[-1].isdigit() else names[-1]
+    parameter = names[-2] if names[-1].isdigit() else names[-1]
     if parameter in ("bias", "decoder_bias"):
         return "bias"
     if parameter == "scale":

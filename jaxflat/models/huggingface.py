@@ -109,8 +109,9 @@ def _empty_leaves(model: CausalTransformer | Bert) -> dict[str, Any]:
     """Return an array for each parameter, by its path."""
     tokens_1x1, lengths_1 = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
     inputs = (tokens_1x1, lengths_1) if isinstance(model, Bert) else (tokens_1x1,)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    return {k: np.empty(x.shape, np.float32) for k, x in flatten_dict(shapes, sep="/").items()}
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    shapes: dict[str, Any] = flatten_dict(params, sep="/")
+    return {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
 
 def _put(leaves: dict[str, np.ndarray], place: Place, value: np.ndarray, layout: Layout) -> None:

@@ -14,46 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_checkpoints import (
+    BERT,
+    GPT2,
+    OPT,
+    TOKENS_BxT,
+    one_line,
+    refusal,
+    safetensors,
+    save,
+    tensors_of,
+)
 
-from jaxflat.models.huggingface import load_causal
+from jaxflat.models.huggingface import load_causal, load_model
 from jaxflat.models.huggingface_config import read_config, stored_shapes
-
-safetensors = pytest.importorskip("safetensors.numpy")
-
-GPT2 = {
-    "model_type": "gpt2",
-    **{"vocab_size": 13, "n_positions": 7, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 12},
-    **{"bos_token_id": 3, "eos_token_id": 12, "activation_function": "gelu_new"},
-}
-OPT = {
-    "model_type": "opt",
-    **{"vocab_size": 13, "max_position_embeddings": 7, "hidden_size": 8, "num_hidden_layers": 2},
-    **{"num_attention_heads": 2, "ffn_dim": 12, "word_embed_proj_dim": 8},
-    **{"do_layer_norm_before": True, "bos_token_id": 3, "eos_token_id": 12},
-}
-TOKENS_BxT = np.random.default_rng(0).integers(0, 13, (3, 7)).astype(np.int32)
-
-
-def tensors_of(config: dict, dtype=np.float32) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return {k: rng.normal(0.2, 0.5, s).astype(dtype) for k, s in stored_shapes(config).items()}
-
-
-def save(folder: Path, config: dict, tensors: dict[str, np.ndarray], num_shards: int = 1) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if num_shards == 1:
-        safetensors.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
-    weight_map = {}
-    for shard in range(num_shards):
-        file = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
-        part = dict(list(tensors.items())[shard::num_shards])
-        safetensors.save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    index = json.dumps({"metadata": {}, "weight_map": weight_map})
-    (folder / "model.safetensors.index.json").write_text(index)
-    return folder
 
 
 def our_logits(folder: Path) -> np.ndarray:
@@ -143,6 +117,7 @@ def test_logits_are_the_published_ones(tmp_path, config, prefix, head, dtype, nu
     np.testing.assert_allclose(logits_BxTxV, expected_BxTxV, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize(
     ("config", "activation"),
@@ -152,25 +127,38 @@ def test_logits_are_the_published_ones(tmp_path, config, prefix, head, dtype, nu
         (GPT2, "gelu_pytorch_tanh"),
         (OPT, "relu"),
         (OPT, "gelu_new"),
+        (OPT, "gelu"),
+        (BERT, "gelu"),
+        (BERT, "gelu_new"),
+        (BERT, "relu"),
     ],
 )
 def test_logits_are_those_of_transformers(tmp_path, config, activation, num_shards):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    keywords = {**config, "activation_function": activation}
+    activation_key = "hidden_act" if config is BERT else "activation_function"
+    keywords = {**config, activation_key: activation}
     config_class, model_class = {
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM),
+        "bert": (transformers.BertConfig, transformers.BertForMaskedLM),
     }[keywords.pop("model_type")]
+    lengths_B = np.array([7, 4, 1] if config is BERT else [7, 7, 7], np.int32)
+    real_BxT = np.arange(7)[None] < lengths_B[:, None]
     torch.manual_seed(0)
     theirs = model_class(config_class(**keywords)).eval()
+    tokens_BxT = torch.tensor(TOKENS_BxT.astype(np.int64))
+    mask_BxT = torch.tensor(real_BxT.astype(np.int64))
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += 0.4 * torch.randn_like(parameter)
-        expected_BxTxV = theirs(torch.tensor(TOKENS_BxT.astype(np.int64))).logits.numpy()
+        expected_BxTxV = theirs(tokens_BxT, attention_mask=mask_BxT).logits.numpy()
     theirs.save_pretrained(tmp_path, max_shard_size="5GB" if num_shards == 1 else "3KB")
     assert (tmp_path / "model.safetensors").exists() == (num_shards == 1)
-    difference = np.abs(our_logits(tmp_path) - expected_BxTxV).max()
+    model, params, *_ = load_model(tmp_path)
+    inputs = (TOKENS_BxT, lengths_B) if config is BERT else (TOKENS_BxT,)
+    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, *inputs)
+    difference = np.abs(np.asarray(logits_BxTxV) - expected_BxTxV)[real_BxT].max()
     print(f"largest difference from transformers: {difference:.1e}")
     assert difference < 1e-4
 
@@ -180,37 +168,34 @@ REAL_GPT2 |= {"n_head": 12, "n_inner": None}
 REAL_OPT = {**OPT, "vocab_size": 50272, "max_position_embeddings": 2048, "hidden_size": 768}
 REAL_OPT |= {"num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}
 REAL_OPT |= {"word_embed_proj_dim": 768}
+REAL_BERT = {**BERT, "vocab_size": 30522, "max_position_embeddings": 512, "hidden_size": 768}
+REAL_BERT |= {"num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
 @pytest.mark.parametrize(
-    ("config", "stored", "unused"), [(REAL_GPT2, 124_439_808, 0), (REAL_OPT, 125_239_296, 2 * 768)]
+    ("config", "stored", "unused"),
+    [
+        (REAL_GPT2, 124_439_808, 0),
+        (REAL_OPT, 125_239_296, 2 * 768),
+        (REAL_BERT, 109_514_298, 0),  # of BertForMaskedLM
+    ],
 )
 def test_real_layouts_have_their_known_number_of_parameters(config, stored, unused):
     assert sum(math.prod(shape) for shape in stored_shapes(config).values()) == stored
     model, _ = read_config(config)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    inputs = (
+        jnp.zeros((1, 1), jnp.int32),
+        *([jnp.ones(1, jnp.int32)] if config is REAL_BERT else []),
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == stored - unused
-
-
-def one_line(error: ValueError, folder: Path) -> str:
-    """Return the error's only line, from its file's name on."""
-    assert type(error) is ValueError
-    assert str(error).isprintable()
-    assert str(error).startswith(f"{folder}/")
-    return str(error).removeprefix(f"{folder}/")
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(ValueError, match=r".") as caught:
-        load_causal(folder)
-    return one_line(caught.value, folder)
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "reason"),
     [
-        (GPT2, {"model_type": "llama"}, 'model_type="llama" has to be one of gpt2, opt'),
-        (GPT2, {"model_type": ["gpt2"]}, 'model_type=["gpt2"] has to be one of gpt2, opt'),
+        (GPT2, {"model_type": "llama"}, 'model_type="llama" has to be one of gpt2, opt, bert'),
+        (GPT2, {"model_type": ["gpt2"]}, 'model_type=["gpt2"] has to be one of gpt2, opt, bert'),
         (GPT2, {"n_head": 3}, "n_embd=8 is not divisible by n_head=3"),
         (GPT2, {"n_layer": 2.0}, "n_layer=2.0 has to be a positive integer"),
         (GPT2, {"n_layer": 10**9}, "tensor 'h.2.ln_1.weight' of shape (8,) is missing"),
@@ -226,6 +211,19 @@ def refusal(folder: Path) -> str:
         (OPT, {"word_embed_proj_dim": 4}, "word_embed_proj_dim=4 is not supported; it has to be 8"),
         (OPT, {"enable_bias": False}, "enable_bias=false is not supported; it has to be true"),
         (OPT, {"max_position_embeddings": 9}, "is of shape (9, 8), by config.json (11, 8)"),
+        (BERT, {"is_decoder": True}, "is_decoder=true is not supported; it has to be false"),
+        (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),
+        (
+            BERT,
+            {"position_embedding_type": "relative_key"},
+            'position_embedding_type="relative_key" is not supported; it has to be "absolute"',
+        ),
+        (BERT, {"hidden_act": "silu"}, 'hidden_act="silu" has to be one of gelu_new'),
+        (BERT, {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 has to be a positive number"),
+        (BERT, {"type_vocab_size": None}, "type_vocab_size=null has to be a positive integer"),
+        (BERT, {"type_vocab_size": 1}, "is of shape (2, 8), by config.json (1, 8)"),
+        (BERT, {"intermediate_size": 8}, "dense.bias' is of shape (12,), by config.json (8,)"),
+        (BERT, {"num_hidden_layers": 1}, "is no part of the model"),
     ],
 )
 def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reason):
@@ -236,6 +234,11 @@ def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reaso
     # What the weights deny is told of their file, the rest of the config's.
     file = "model.safetensors" if "tensor " in message else "config.json"
     assert message.startswith(f"{file}: ")
+
+
+def test_a_next_token_model_is_none_of_bert(tmp_path):
+    message = refusal(save(tmp_path, BERT, tensors_of(BERT)), load_causal)
+    assert message == 'config.json: model_type="bert" has to be one of gpt2, opt'
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
@@ -267,7 +270,17 @@ def test_doubtful_tensors_are_refused(tmp_path):
     assert "is here besides" in refusal(save(tmp_path, GPT2, twice))
     untied = tensors | {"lm_head.weight": tensors["wte.weight"] + 1}
     assert "'lm_head.weight' differs from" in refusal(save(tmp_path, GPT2, untied))
-    file = save(tmp_path, GPT2, tensors) / "model.safetensors"
+    tensors = tensors_of(BERT)
+    bias = tensors["cls.predictions.bias"]
+    untied = tensors | {"cls.predictions.decoder.bias": bias + 1}
+    line = "'cls.predictions.decoder.bias' differs from 'cls.predictions.bias', to which it is tied"
+    assert refusal(save(tmp_path, BERT, untied)) == f"model.safetensors: {line}"
+    twice = tensors | {"bert.embeddings.LayerNorm.gamma": tensors["embeddings.LayerNorm.weight"]}
+    assert "is here besides" in refusal(save(tmp_path, BERT, twice))
+    encoder = {k: x for k, x in tensors.items() if not k.startswith("cls.")}
+    missing = "tensor 'cls.predictions.bias' of shape (13,) is missing"
+    assert refusal(save(tmp_path, BERT, encoder)) == f"model.safetensors: {missing}"
+    file = save(tmp_path, GPT2, tensors_of(GPT2)) / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F\x7f2"', 1))
     assert "F?2" in refusal(tmp_path)
 
@@ -306,7 +319,7 @@ OF_FILES = ("truncate", "header", "weights", "drop key", "wrong type", "config")
 @st.composite
 def damaged_checkpoints(draw, kind: str) -> tuple[dict, bytes, bytes]:
     """Draw (undamaged config, contents of config.json, contents of model.safetensors)."""
-    config = draw(st.sampled_from([GPT2, OPT]))
+    config = draw(st.sampled_from([GPT2, OPT, BERT]))
     tensors = tensors_of(config)
     text, weights = json.dumps(config).encode(), safetensors.save(tensors)
     header_size = 8 + int.from_bytes(weights[:8], "little")
@@ -331,9 +344,9 @@ def damaged_checkpoints(draw, kind: str) -> tuple[dict, bytes, bytes]:
 
 @cache
 def undamaged(model_type: str):
-    config = {"gpt2": GPT2, "opt": OPT}[model_type]
+    config = {"gpt2": GPT2, "opt": OPT, "bert": BERT}[model_type]
     with tempfile.TemporaryDirectory() as folder:
-        return load_causal(save(Path(folder), config, tensors_of(config)))
+        return load_model(save(Path(folder), config, tensors_of(config)))
 
 
 @pytest.mark.parametrize("kind", [*OF_TENSORS, *OF_FILES])
@@ -346,14 +359,16 @@ def test_a_damaged_checkpoint_gives_one_line_or_the_same_model(kind, data):
         (folder / "config.json").write_bytes(text)
         (folder / "model.safetensors").write_bytes(weights)
         try:
-            model, params, _, _ = load_causal(folder)
+            model, params, _, _ = load_model(folder)
         except ValueError as error:
             line = one_line(error, folder)
             assert line.startswith(("config.json: ", "model.safetensors: "))
             return
     assert kind not in ("truncate", *OF_TENSORS)
     expected = undamaged(config["model_type"])
-    assert model.clone(num_heads=2) == expected.model  # no tensor shows the number of heads
+    # No tensor shows these.
+    unseen = {"num_heads": 2} | ({"epsilon": 1e-12} if config is BERT else {})
+    assert model.clone(**unseen) == expected.model
     changed = jax.tree.map(lambda x, y: int((x != y).sum()), params, expected.params)
     assert sum(jax.tree.leaves(changed)) <= (kind == "weights")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))

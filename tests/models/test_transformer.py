@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxflat.models.blocks import block_of, is_stacked
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.models.transformer import Transformer
 
@@ -114,17 +113,3 @@ def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(tied, fl
     total = sum(jax.tree.leaves(predicted))
     residual = raw_hessian - sum(jax.tree.leaves(raw))
     assert abs(total + residual - embedded_hessian) > 1e-3 * abs(embedded_hessian)
-
-
-def test_blocks_name_every_leaf():
-    model = Transformer(V, T, width=4, num_layers=3, num_heads=2, tied_decoder=False)
-    params = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
-    names = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        layers = range(leaf.shape[0]) if is_stacked(name) else [None]
-        names |= {block_of(name if i is None else f"{name}/{i}") for i in layers}
-    kinds = {"attention", "mlp", "norm"}
-    layers = {f"layer_{i}.{kind}" for i in (0, 1, "last") for kind in kinds}
-    outside = {"token_embedding", "position_embedding", "final_norm", "decoder", "decoder_bias"}
-    assert names == layers | outside

@@ -1,0 +1,90 @@
+"""Every parameter of every model has its block and its kind."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxflat.models.bert import Bert
+from jaxflat.models.blocks import block_of, is_stacked, kind_of
+from jaxflat.models.causal import CausalTransformer
+from jaxflat.models.transformer import Transformer
+
+V, P, D, F, L = 5, 4, 6, 10, 3
+TOKENS_BxT, LENGTHS_B = np.zeros((2, P), np.int32), np.full(2, P, np.int32)
+EMBEDDINGS = {"token_embedding", "position_embedding"}
+MODELS = {
+    "Transformer": (
+        Transformer(V, P, D, L, num_heads=2, tied_decoder=False),
+        {0: "layer_0", 1: "layer_1", None: "layer_last"},
+        EMBEDDINGS | {"final_norm", "decoder", "decoder_bias"},
+    ),
+    "CausalTransformer": (
+        CausalTransformer(V, P, D, L, 2, F, "gelu"),
+        {0: "layer_0", 1: "layer_1", 2: "layer_2"},
+        EMBEDDINGS | {"final_norm"},
+    ),
+    "Bert": (
+        Bert(V, P, D, L, 2, F, "exact_gelu", num_types=2, epsilon=1e-12),
+        {0: "layer_0", 1: "layer_1", 2: "layer_2"},
+        EMBEDDINGS | {"type_embedding", "embedding_norm", "head", "head_norm", "decoder_bias"},
+    ),
+}
+
+
+def leaves_of(model) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its path, those of stacked layers one by one."""
+    inputs = (TOKENS_BxT,) if isinstance(model, CausalTransformer) else (TOKENS_BxT, LENGTHS_B)
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if is_stacked(name):
+            leaves |= {f"{name}/{i}": leaf.shape[1:] for i in range(leaf.shape[0])}
+        else:
+            leaves[name] = leaf.shape
+    return leaves
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_are_the_parts_of_layers_and_what_is_outside_of_them(name):
+    model, layers, outside = MODELS[name]
+    parts = {
+        f"{layer}.{part}" for layer in layers.values() for part in ("attention", "mlp", "norm")
+    }
+    assert {block_of(path) for path in leaves_of(model)} == parts | outside
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kinds_have_the_sizes_of_their_parts(name):
+    model, layers, _ = MODELS[name]
+    mlp_width = 4 * D if name == "Transformer" else F
+    num_norms = 2 * len(layers) + (2 if name == "Bert" else 1)
+    found: dict[str, int] = {}
+    for path, shape in leaves_of(model).items():
+        found[kind_of(path)] = found.get(kind_of(path), 0) + int(np.prod(shape))
+    assert found == {
+        "attention": L * 4 * D * D,
+        "mlp": L * 2 * D * mlp_width,
+        "norm": num_norms * D,
+        **{
+            "Transformer": {
+                "embedding": (V + 3 + P) * D,  # pad, mask, CLS
+                "bias": L * (4 * D + mlp_width + D) + num_norms * D + V,
+                "head": D * V,
+            },
+            "CausalTransformer": {
+                "embedding": (V + P) * D,
+                "bias": L * (4 * D + mlp_width + D) + num_norms * D,
+            },
+            "Bert": {
+                "embedding": (V + P + 2) * D,
+                "bias": L * (4 * D + mlp_width + D) + num_norms * D + D + V,
+                "head": D * D,
+            },
+        }[name],
+    }
+
+
+def test_a_stacked_parameter_is_of_the_kind_of_its_layers():
+    paths = {path: path.rpartition("/")[0] for path in leaves_of(MODELS["Bert"][0])}
+    assert all(kind_of(path) == kind_of(whole) for path, whole in paths.items() if is_stacked(path))
