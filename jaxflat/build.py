@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import experiment, loading, points, preemption, text_language, validation
+from jaxflat import checks, experiment, loading, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
 from jaxflat.metrics import Display
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise InputError("--labels: sentences of language.name='generated' have none")
             text_language.check(config.language)
         elif flags.labels:
-            points.check_labelings(config)
+            checks.check_labelings(config)
         else:
             experiment.make_language(config.language)
         preemption.install()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat import experiment, loading, text_language, validation
+from jaxflat import checks, loading, validation
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
@@ -36,7 +36,7 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
             point_config.flatness.embedded_width = widest
         frozen = FrozenConfigDict(point_config)
         try:
-            _check(frozen)
+            checks.check(frozen)
         except ValueError as error:
             raise InputError(str(error)) from error
         expanded.append(Point(name, meant, frozen, workdir / name))
@@ -122,60 +122,6 @@ def _common_width(configs: list[Config]) -> int:
     shapes = {(m.num_layers, m.head_size, m.tied_decoder) for m in models}
     embeds = len(shapes) == 1 and all(widest % model.width == 0 for model in models)
     return widest if embeds else 0
-
-
-def _check(config: Config) -> None:
-    """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    _check_language(config)
-    if config.language.masking == "share" and config.evaluation.num_positions:
-        raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
-    num_data = experiment.make_mesh(config).shape["data"]
-    for key, size in experiment.batch_sizes(config).items():
-        if size % num_data:
-            raise ValueError(
-                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
-            )
-    if config.evaluation.num_sentences % config.evaluation.batch_size:
-        raise ValueError(
-            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
-            f"evaluation.num_sentences={config.evaluation.num_sentences}"
-        )
-    width = config.flatness.embedded_width
-    if config.phase_order and width % config.model.width:
-        raise ValueError(
-            f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
-        )
-    steps = experiment.measured_steps(config)
-    if len(set(steps)) < len(steps):
-        raise ValueError(
-            f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
-        )
-
-
-def _check_language(config: Config) -> None:
-    """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
-    section = config.language
-    if section.name == "generated":
-        if config.model.name == "lookup_table":
-            raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
-        probes = config.probes
-        num_training = probes.num_draws * max(probes.shots)
-        text_language.check(section, probes.num_test + probes.num_validation + num_training)
-    else:
-        check_labelings(config)
-
-
-def check_labelings(config: Config) -> None:
-    """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
-    section = config.language
-    language = experiment.make_language(section)
-    for name, task in language.tasks.items():
-        for labeling in config.probes.labelings:
-            if labeling not in task.labelings:
-                raise ValueError(
-                    f"probes.labelings: {labeling!r} is none of task {name}'s in language.name="
-                    f"{section.name!r}: {', '.join(task.labelings)}"
-                )
 
 
 def _sections(language: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ ORDER = (
         "memory",
         "stages",
         "run",
+        "checks",
         "points",
         "sweep",
         "build",

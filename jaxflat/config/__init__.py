@@ -6,6 +6,7 @@ points of a sweep; command-line overrides (`--config.model.width=32`) win over b
 
 from jaxflat.config.base import base as base
 from jaxflat.config.base import phase as phase
+from jaxflat.config.flatness import MEASURES as MEASURES
 from jaxflat.config.languages import Config as Config
 from jaxflat.config.sweeps import SCALES as SCALES
 from jaxflat.config.sweeps import Sweep as Sweep

@@ -1,8 +1,9 @@
-"""The base configuration but for its languages: every key once, with its default and meaning."""
+"""The base configuration but for languages and curvature: every key, its default and meaning."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from jaxflat.config.flatness import flatness
 from jaxflat.config.languages import Config, language
 
 
@@ -72,25 +73,6 @@ def phase() -> Config:
             # annealed: the same training for anneal_steps more, decaying linearly to 0.
             "checkpoint_steps": (2000,),
             "anneal_steps": 500,
-        }
-    )
-
-
-def flatness() -> Config:
-    """Return the keys of the curvature measurements."""
-    return ConfigDict(
-        {
-            "measures": ("hessian_trace", "fisher_trace"),
-            # Whose labels the Hessian's loss has: exact conditionals, the model's own
-            # distribution, or sampled words (data).
-            "labels": "exact",
-            "num_microbatches": 32,  # independent; each draws its own probes
-            "microbatch_size": 128,  # sentences
-            "num_probes": 4,  # Rademacher vectors (Hessian) or label draws (Fisher) each
-            "probes_per_pass": 4,  # of these at once; costs memory
-            # The common width that @embedded values refer to. A sweep sets the largest of its
-            # models here; 0: none.
-            "embedded_width": 0,
         }
     )
 

@@ -1,13 +1,20 @@
 """How flat a loss is around given parameters; sees only functions and pytrees of arrays."""
 
+from jaxflat.flatness.diagonal import fisher_diagonal, hessian_diagonal
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
 from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
+from jaxflat.flatness.measures import MEASURES
+from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import (
     fisher_vector_product,
-    gauss_newton_quadratic_form,
     gauss_newton_vector_product,
     hessian_vector_product,
+)
+from jaxflat.flatness.quadratic_forms import (
+    curvature_along,
+    gauss_newton_quadratic_form,
+    hessian_quadratic_form,
 )
 from jaxflat.flatness.sharpness import average_sharpness, critical_sharpness, worst_sharpness
 from jaxflat.flatness.spectrum import (
@@ -16,38 +23,51 @@ from jaxflat.flatness.spectrum import (
     hessian_density,
     hessian_extremes,
 )
+from jaxflat.flatness.stopping import sample_until
 from jaxflat.flatness.terms import TraceTerms
 from jaxflat.flatness.trace import (
     fisher_trace,
     fisher_trace_terms,
     gauss_newton_trace,
+    gauss_newton_trace_samples,
     hessian_trace,
+    hessian_trace_samples,
     hessian_trace_terms,
 )
 
 __all__ = [
+    "MEASURES",
     "Estimate",
     "GradientNoise",
+    "Measured",
+    "Problem",
     "SpectralDensity",
     "TraceTerms",
     "average_sharpness",
     "critical_sharpness",
+    "curvature_along",
     "filter_normalized",
+    "fisher_diagonal",
     "fisher_trace",
     "fisher_trace_terms",
     "fisher_vector_product",
     "gauss_newton_extremes",
     "gauss_newton_quadratic_form",
     "gauss_newton_trace",
+    "gauss_newton_trace_samples",
     "gauss_newton_vector_product",
     "gradient_noise",
     "hessian_density",
+    "hessian_diagonal",
     "hessian_extremes",
+    "hessian_quadratic_form",
     "hessian_trace",
+    "hessian_trace_samples",
     "hessian_trace_terms",
     "hessian_vector_product",
     "loss_barrier",
     "loss_rises",
     "ratio_estimate",
+    "sample_until",
     "worst_sharpness",
 ]

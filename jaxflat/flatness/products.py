@@ -43,35 +43,14 @@ def linearized_gradient(
     return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 
-def linearized_gauss_newton(
-    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
-) -> tuple[Callable[[PyTree], jax.Array], jax.Array]:
-    """`v -> v' G v` of one microbatch's loss sum, and its weight; no backward pass.
-
-    G = sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i with J_i the Jacobian of prediction i's logits,
-    so v' G v = sum_i w_i Var_{p_i}(J_i v)   (Schraudolph, 2002). The variance ignores constants
-    over the vocabulary, so log-probabilities serve as logits.
-    """
-    log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: log_probs_fn(p, batch), params, has_aux=True
-    )
-    probs = jnp.exp(log_probs)
-
-    def quadratic_form(vector: PyTree) -> jax.Array:
-        tangents = jvp_fn(vector)
-        means = jnp.sum(probs * tangents, axis=-1, keepdims=True)
-        variances = jnp.sum(probs * (tangents - means) ** 2, axis=-1)
-        return jnp.sum(weights.astype(variances.dtype) * variances)
-
-    return quadratic_form, weights.sum()
-
-
 def linearized_gauss_newton_product(
     log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
 ) -> tuple[Product, jax.Array]:
     """`v -> G v` of one microbatch's loss sum, and its weight: one forward, one backward pass.
 
-    G v = J' w (diag(p) - p p') J v, G as in `linearized_gauss_newton`.
+    G = sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i with J_i the Jacobian of prediction i's logits
+    (Schraudolph, 2002). It ignores constants over the vocabulary, so log-probabilities serve as
+    logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
         lambda p: log_probs_fn(p, batch), params, has_aux=True
@@ -128,6 +107,19 @@ def mean_product(
 
 
 @partial(jax.jit, static_argnames="loss_fn")
+def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
+    """The gradient, shaped like params, of the mean loss over microbatches."""
+    params = at_least_float32(params)
+
+    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
+        gradient, weight = jax.grad(loss_fn, has_aux=True)(params, batch)
+        return jax.tree.map(jnp.add, total, gradient), weight
+
+    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)
+    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
+
+
+@partial(jax.jit, static_argnames="loss_fn")
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
@@ -158,18 +150,3 @@ def fisher_vector_product(
     return mean_product(
         lambda both: linearized_fisher(log_probs_fn, params, *both), (batches, labels), vector
     )
-
-
-@partial(jax.jit, static_argnames="log_probs_fn")
-def gauss_newton_quadratic_form(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
-) -> jax.Array:
-    """v' G v of the mean loss: the mean over predictions of Var_p(J v), in nats, forward only."""
-    params, vector = at_least_float32(params), at_least_float32(vector)
-
-    def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
-        quadratic_form, weight = linearized_gauss_newton(log_probs_fn, params, batch)
-        return quadratic_form(vector), weight
-
-    forms_M, weights_M = jax.lax.map(microbatch, batches)
-    return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Over
-from jaxflat.flatness.products import PyTree
+from jaxflat.flatness.products import LogProbsFn, PyTree
 from jaxflat.flatness.terms import TraceTerms
 
 SampleFn = Callable[[jax.Array], PyTree]  # index of the draw -> its terms, summed over predictions
@@ -39,6 +39,28 @@ def draw_labels(key: jax.Array, log_probs: jax.Array, first_example: jax.Array) 
     examples_B = first_example + jnp.arange(log_probs.shape[0])
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(examples_B)
     return jax.vmap(jax.random.categorical)(keys_B, log_probs)
+
+
+def score_sampler(
+    log_probs_fn: LogProbsFn, params: PyTree, index: jax.Array, batch: PyTree
+) -> tuple[Callable[[jax.Array], PyTree], jax.Array]:
+    """`key -> g` of the index-th microbatch, and its weight; one backward pass a draw.
+
+    g = sum_i sqrt(w_i) grad log p(y_i) with labels y_i ~ p_i that the model draws. Scores are
+    independent with mean zero, so E[g g'] = sum_i w_i F_i. Labels depend on the key and the
+    example's global index only, not on microbatches or devices.
+    """
+    log_probs, pullback, weights = jax.vjp(lambda p: log_probs_fn(p, batch), params, has_aux=True)
+    batch_size, vocabulary = log_probs.shape[0], log_probs.shape[-1]
+    scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None]
+
+    def score(key: jax.Array) -> PyTree:
+        labels = draw_labels(key, log_probs, index * batch_size)
+        one_hot = jax.nn.one_hot(labels, vocabulary, dtype=log_probs.dtype)
+        (gradient,) = pullback(scales * one_hot)
+        return gradient
+
+    return score, weights.sum()
 
 
 def collect_terms(

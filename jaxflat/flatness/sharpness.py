@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
+from jaxflat.flatness.landscape import loss_rises
 from jaxflat.flatness.products import LossFn, PyTree, at_least_float32
 from jaxflat.flatness.sampling import SampleFn, collect_terms, draw_normal
 from jaxflat.flatness.trees import add_scaled, inner
@@ -99,13 +100,14 @@ def critical_sharpness(
     first: float = 1.0,
     max_doublings: int = 40,
     tolerance: float = 1e-3,
-) -> float:
+) -> Estimate:
     """2 / eta, with eta the step from which on L(theta + eta update) > L(theta).
 
     For a quadratic loss and update = -gradient it is the curvature g'Hg / g'g along the gradient
     (critical sharpness: Kalra et al., arXiv:2601.16979). eta is bracketed by doubling or halving
-    `first` and then bisected to a relative `tolerance`. Raises ValueError where no step within a
-    factor 2^max_doublings of `first` brackets it.
+    `first` and then bisected to a relative `tolerance`. The error is over microbatches, the update
+    taken as given: that of the rise at eta over its slope there. Raises ValueError where no step
+    within a factor 2^max_doublings of `first` brackets it.
     """
     params = at_least_float32(params)
     center = mean_loss(loss_fn, params, batches)
@@ -127,7 +129,13 @@ def critical_sharpness(
     while high / low > 1 + tolerance:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if rise(middle) <= 0 else (low, middle)
-    return 2 / (low * high) ** 0.5
+    eta = (low * high) ** 0.5
+    width = 10 * tolerance * eta
+    steps_GxD = jnp.asarray([[eta - width], [eta], [eta + width]], center.dtype)
+    rises = loss_rises(loss_fn, params, batches, [update], steps_GxD)
+    slope = (rises.mean[2] - rises.mean[0]) / (2 * width)
+    sem = 2 / eta**2 * rises.sem[1] / jnp.abs(slope)
+    return Estimate(jnp.asarray(2 / eta, center.dtype), sem, rises.num_samples, rises.over)
 
 
 @partial(jax.jit, static_argnames="loss_fn")

@@ -4,7 +4,7 @@ One probe or draw gives every leaf its own unbiased term, so any grouping or wei
 leaves is again a mean over samples and has an exact standard error, correlations included.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,13 @@ class TraceTerms:
             for layer_name, term_n in layers.items():
                 blocks.setdefault(block_of(layer_name), []).append(term_n)
         return {block: self._estimate(terms) for block, terms in blocks.items()}
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TraceTerms"]) -> "TraceTerms":
+        """All samples of several independent collections of the same parameters."""
+        terms = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[p.terms for p in parts])
+        weights_n = jnp.concatenate([part.weights_n for part in parts])
+        return cls(terms, weights_n, parts[0].over)
 
     def _estimate(self, terms: list[jax.Array]) -> Estimate:
         return ratio_estimate(sum(terms[1:], start=terms[0]), self.weights_n, self.over)

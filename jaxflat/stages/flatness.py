@@ -9,65 +9,66 @@ import jax
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
-from jaxflat.flatness import TraceTerms, fisher_trace_terms, hessian_trace_terms
+from jaxflat.flatness import MEASURES, Estimate, Problem
+from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
-from jaxflat.models.blocks import block_of, is_stacked
+from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.stages.records import Record, load_params, record
 
 
 def flatness(config: Config, directory: Path, step: int) -> list[Record]:
-    """Measure each configured trace: raw, by block, and as seen in the sweep's largest model.
-
-    The value after embedding is, for the Fisher trace, a weighted sum of the raw terms; the
-    Hessian's second-derivative part has no such rule, so it is measured on the embedded model.
-    """
-    model, params = experiment.make_model(config), load_params(config, directory, step)
-    factor = config.flatness.embedded_width // model.width
-    key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), step)
-    records = []
+    """Take each configured measure: raw, and as seen in the sweep's largest model."""
+    params, records = load_params(config, directory, step), []
     for measure in config.flatness.measures:
-        terms = trace_terms(config, model, params, measure, key)
-        estimates = {measure: terms.total()}
-        estimates |= {f"{measure}/{b}": e for b, e in terms.by_block(block_of).items()}
-        if measure == "fisher_trace" and factor:
-            estimates[f"{measure}@embedded"] = terms.weighted(gauss_newton_factors(params, factor))
-        elif factor == 1:
-            estimates[f"{measure}@embedded"] = estimates[measure]
-        elif factor:
-            large = model.clone(width=model.width * factor, num_heads=model.num_heads * factor)
-            terms = trace_terms(config, large, enlarge(params, factor), measure, key)
-            estimates[f"{measure}@embedded"] = terms.total()
+        estimates = measure_both(config, params, measure, step)
         records += [record(step, name, estimate) for name, estimate in estimates.items()]
     return records
 
 
-def trace_terms(
-    config: Config, model: Any, params: Any, measure: str, key: jax.Array
-) -> TraceTerms:
-    """Return the samples of one trace at `params`, on sentences and probes drawn from `key`."""
+def measure_both(config: Config, params: Any, measure: str, step: int) -> dict[str, Estimate]:
+    """Return a measure's estimates, and their "@embedded" values where models have a common width.
+
+    Embedded is, for the Fisher trace, a weighted sum of the raw terms; other measures have no such
+    rule, so they are taken again on the embedded model.
+    """
+    settings, model = config.flatness, experiment.make_model(config)
+    problem = make_problem(config, model, params, step)
+    factor = settings.embedded_width // model.width
+    if measure == "fisher_trace":
+        terms = fisher_terms(problem, settings)
+        estimates = trace_estimates(measure, terms, problem).estimates
+        embedded = {measure: terms.weighted(gauss_newton_factors(params, factor))} if factor else {}
+    else:
+        embedded = estimates = MEASURES[measure](problem, settings).estimates
+        if factor > 1:
+            large = model.clone(width=model.width * factor, num_heads=model.num_heads * factor)
+            problem = make_problem(config, large, enlarge(params, factor), step)
+            embedded = MEASURES[measure](problem._replace(groupings=()), settings).estimates
+    seen = embedded if factor else {}
+    # Groups of parameters are of the model itself.
+    whole = [name for name in seen if name == measure or not measure.endswith("_trace")]
+    return estimates | {f"{name}@embedded": seen[name] for name in whole}
+
+
+def make_problem(config: Config, model: Any, params: Any, step: int) -> Problem:
+    """Return what is measured at `params`: the model's loss on the language's own sentences."""
     settings = config.flatness
+    key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), step)
     data_key, key = jax.random.split(key)
-    batches = sample_microbatches(config, data_key)
-    loss_fn, log_probs_fn = labelled_losses(model, settings.labels)
-    passes = min(settings.probes_per_pass, settings.num_probes)
-    if measure == "hessian_trace":
-        return hessian_trace_terms(
-            loss_fn,
-            params,
-            batches,
-            key,
-            num_probes=settings.num_probes,
-            probes_per_pass=passes,
-            stacked=is_stacked,
-        )
-    return fisher_trace_terms(
+    loss_fn, log_probs_fn = labelled_losses(model, settings.labels, settings.remat)
+
+    def sample(i: int) -> MaskedBatch:
+        return sample_microbatches(config, jax.random.fold_in(data_key, i))
+
+    return Problem(
+        loss_fn,
         log_probs_fn,
         params,
-        batches,
+        sample,
         key,
-        num_samples=settings.num_probes,
-        samples_per_pass=passes,
+        experiment.sentences_seen(config, step),
+        groupings=(block_of, kind_of) if settings.by_block else (),
         stacked=is_stacked,
     )
 
@@ -94,14 +95,18 @@ def _microbatches(
 
 
 @functools.cache
-def labelled_losses(model: Any, labels: str) -> tuple[Any, Any]:
-    """Return (loss_fn, log_probs_fn); with labels "model" the targets are the model's own."""
+def labelled_losses(model: Any, labels: str, remat: bool = False) -> tuple[Any, Any]:
+    """Return (loss_fn, log_probs_fn); with labels "model" the targets are the model's own.
+
+    With remat a product computes activations again instead of keeping them.
+    """
     loss_fn, log_probs_fn = experiment.loss_functions(model)
-    if labels != "model":
-        return loss_fn, log_probs_fn
 
     def model_labelled(params: Any, batch: MaskedBatch) -> tuple[jax.Array, jax.Array]:
         log_probs_BxMxV, _ = log_probs_fn(jax.lax.stop_gradient(params), batch)
         return loss_fn(params, replace(batch, targets_BxMxV=jax.numpy.exp(log_probs_BxMxV)))
 
-    return model_labelled, log_probs_fn
+    chosen = model_labelled if labels == "model" else loss_fn
+    return (
+        (jax.checkpoint(chosen), jax.checkpoint(log_probs_fn)) if remat else (chosen, log_probs_fn)
+    )

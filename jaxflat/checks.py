@@ -1,0 +1,78 @@
+"""Whether a valid config can run here: what only the objects it describes can tell.
+
+All raise ValueError, one line that names the key, and train nothing.
+"""
+
+from jaxflat import experiment, text_language
+from jaxflat.config import Config
+
+
+def check(config: Config) -> None:
+    """Raise ValueError where a valid config still cannot run here; trains nothing."""
+    _check_language(config)
+    if config.language.masking == "share" and config.evaluation.num_positions:
+        raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
+    num_data = experiment.make_mesh(config).shape["data"]
+    for key, size in experiment.batch_sizes(config).items():
+        if size % num_data:
+            raise ValueError(
+                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
+            )
+    if config.evaluation.num_sentences % config.evaluation.batch_size:
+        raise ValueError(
+            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
+            f"evaluation.num_sentences={config.evaluation.num_sentences}"
+        )
+    _check_flatness(config.flatness)
+    width = config.flatness.embedded_width
+    if config.phase_order and width % config.model.width:
+        raise ValueError(
+            f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
+        )
+    steps = experiment.measured_steps(config)
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def _check_flatness(settings: Config) -> None:
+    """Raise ValueError where a measure that is asked for cannot be taken with these settings."""
+    chosen = settings.eigenvalues
+    num_pairs = chosen.num_largest + chosen.num_smallest
+    if "hessian_eigenvalues" in settings.measures and num_pairs > chosen.num_steps:
+        raise ValueError(
+            f"flatness.eigenvalues.num_steps={chosen.num_steps} is less than num_largest + "
+            f"num_smallest = {num_pairs}"
+        )
+    if "gradient_noise" in settings.measures and settings.num_microbatches < 6:
+        raise ValueError(
+            f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "
+            "gradient_noise: two triples"
+        )
+
+
+def _check_language(config: Config) -> None:
+    """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
+    section = config.language
+    if section.name == "generated":
+        if config.model.name == "lookup_table":
+            raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
+        probes = config.probes
+        num_training = probes.num_draws * max(probes.shots)
+        text_language.check(section, probes.num_test + probes.num_validation + num_training)
+    else:
+        check_labelings(config)
+
+
+def check_labelings(config: Config) -> None:
+    """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
+    section = config.language
+    language = experiment.make_language(section)
+    for name, task in language.tasks.items():
+        for labeling in config.probes.labelings:
+            if labeling not in task.labelings:
+                raise ValueError(
+                    f"probes.labelings: {labeling!r} is none of task {name}'s in language.name="
+                    f"{section.name!r}: {', '.join(task.labelings)}"
+                )

@@ -1,0 +1,112 @@
+"""The diagonals of the Hessian and of the Fisher information, entry by entry with error bars.
+
+Every microbatch draws its own probes or labels and is one sample, so that the errors cover these
+and the sentences. Samples are added up as they come: memory is a few times the parameters'.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.flatness.estimate import Estimate
+from jaxflat.flatness.products import (
+    LogProbsFn,
+    LossFn,
+    PyTree,
+    at_least_float32,
+    linearized_hessian,
+)
+from jaxflat.flatness.sampling import SampleFn, draw_probe, score_sampler
+
+Sampler = Callable[[jax.Array, PyTree], tuple[SampleFn, jax.Array]]
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "num_probes"))
+def hessian_diagonal(
+    loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_probes: int
+) -> Estimate:
+    """diag H = E[v * H v] for random signs v (Bekas, Kokiopoulou & Saad, 2007).
+
+    Mean and sem are shaped like params. An entry's variance over probes is the sum of the squares
+    of the other entries of its row, so small entries of large rows drown.
+    """
+    params = at_least_float32(params)
+
+    def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
+        product_fn, weight = linearized_hessian(loss_fn, params, batch)
+
+        def sample(draw: jax.Array) -> PyTree:
+            probe = draw_probe(key, "probes+sentences", index, draw, params)
+            return jax.tree.map(jnp.multiply, probe, product_fn(probe))
+
+        return sample, weight
+
+    return _entrywise(sampler, params, batches, num_probes)
+
+
+@partial(jax.jit, static_argnames=("log_probs_fn", "num_samples"))
+def fisher_diagonal(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_samples: int
+) -> Estimate:
+    """diag F = E[g * g], g a gradient with labels that the model drew, as in `fisher_trace_terms`.
+
+    Mean and sem are shaped like params; no entry is negative. It is also the diagonal of G.
+    """
+    params = at_least_float32(params)
+
+    def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
+        score_fn, weight = score_sampler(log_probs_fn, params, index, batch)
+
+        def sample(draw: jax.Array) -> PyTree:
+            return jax.tree.map(jnp.square, score_fn(jax.random.fold_in(key, draw)))
+
+        return sample, weight
+
+    return _entrywise(sampler, params, batches, num_samples)
+
+
+def _entrywise(sampler: Sampler, params: PyTree, batches: PyTree, num_draws: int) -> Estimate:
+    """sum(s) / sum(w) over microbatches and its standard error (see `ratio_estimate`), entrywise.
+
+    Sums are of s_i - R w_i with R the first microbatch's ratio: near 0, so nothing cancels.
+    """
+    num_samples = jax.tree.leaves(batches)[0].shape[0]
+    if num_samples < 2:
+        raise ValueError("a diagonal's error needs at least 2 microbatches")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def of_microbatch(index: jax.Array, batch: PyTree) -> tuple[PyTree, jax.Array]:
+        sample_fn, weight = sampler(index, batch)
+
+        def add(draw: jax.Array, total: PyTree) -> PyTree:
+            return jax.tree.map(lambda t, s: t + s / num_draws, total, sample_fn(draw))
+
+        return jax.lax.fori_loop(0, num_draws, add, zeros), weight.astype(jnp.result_type(float))
+
+    first, first_weight = of_microbatch(jnp.asarray(0), jax.tree.map(lambda x: x[0], batches))
+    reference = jax.tree.map(lambda s: s / first_weight, first)
+
+    def add_microbatch(carry: tuple, index_and_batch: tuple) -> tuple[tuple, None]:
+        sums, squares, crosses, weights = carry
+        sample, weight = of_microbatch(*index_and_batch)
+        offset = jax.tree.map(lambda s, r: s - r * weight, sample, reference)
+        sums = jax.tree.map(jnp.add, sums, offset)
+        squares = jax.tree.map(lambda t, d: t + d**2, squares, offset)
+        crosses = jax.tree.map(lambda t, d: t + d * weight, crosses, offset)
+        return (sums, squares, crosses, weights + jnp.stack([weight, weight**2])), None
+
+    start = (zeros, zeros, zeros, jnp.zeros(2, first_weight.dtype))
+    indices = jnp.arange(num_samples)
+    (sums, squares, crosses, weights), _ = jax.lax.scan(add_microbatch, start, (indices, batches))
+    weight, squared_weight = weights[0], weights[1]
+    shift = jax.tree.map(lambda s: s / weight, sums)
+
+    def standard_error(square: jax.Array, cross: jax.Array, shift: jax.Array) -> jax.Array:
+        residual = square - 2 * shift * cross + shift**2 * squared_weight
+        return jnp.sqrt(num_samples / (num_samples - 1) * jnp.maximum(residual, 0)) / weight
+
+    sem = jax.tree.map(standard_error, squares, crosses, shift)
+    mean = jax.tree.map(jnp.add, reference, shift)
+    return Estimate(mean, sem, num_samples, "probes+sentences")

@@ -1,0 +1,122 @@
+"""Every measure by its name: what a config or a command can ask for.
+
+A measure turns a `Problem` and the settings into named estimates; most have one, named as the
+measure. The settings are the `flatness` section of a config, or any object with these attributes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.flatness.estimate import Estimate
+from jaxflat.flatness.gradient_noise import gradient_noise
+from jaxflat.flatness.landscape import filter_normalized, loss_rises
+from jaxflat.flatness.problem import Measured, Problem
+from jaxflat.flatness.products import mean_gradient
+from jaxflat.flatness.quadratic_forms import curvature_along
+from jaxflat.flatness.sharpness import average_sharpness, critical_sharpness, worst_sharpness
+from jaxflat.flatness.spectrum import hessian_density, hessian_extremes
+from jaxflat.flatness.trace_measures import (
+    fisher_trace_measure,
+    gauss_newton_trace_measure,
+    hessian_trace_measure,
+    side_by_side,
+)
+
+
+def _hessian_eigenvalues(problem: Problem, settings: Any) -> Measured:
+    """The extreme eigenvalues, with errors over sentences and the residuals of Lanczos."""
+    loss_fn, params, batches = problem.loss_fn, problem.params, problem.sample(0)
+    extremes = hessian_extremes(loss_fn, params, batches, problem.key, **settings.eigenvalues)
+    estimates = {}
+    for side, pairs in (("largest", extremes.largest), ("smallest", extremes.smallest)):
+        if not len(pairs.values_k):
+            continue
+        along = curvature_along(loss_fn, params, batches, pairs.vectors)
+        for k, value in enumerate(pairs.values_k):
+            name = f"hessian_eigenvalue/{side}_{k + 1}"
+            estimates[name] = Estimate(value, along.sem[k], along.num_samples, along.over)
+            nothing = jnp.full_like(value, jnp.nan)
+            residual = Estimate(pairs.residuals_k[k], nothing, along.num_samples, "sentences")
+            estimates[f"{name}_residual"] = residual
+    return Measured(estimates)
+
+
+def _hessian_density(problem: Problem, settings: Any) -> Measured:
+    args = problem.loss_fn, problem.params, problem.sample(0), problem.key
+    density = hessian_density(*args, **settings.density)
+    curves = {"nodes_nxm": density.nodes_nxm, "weights_nxm": density.weights_nxm}
+    return Measured({"hessian_effective_rank": density.effective_rank()}, curves)
+
+
+def _average_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measured:
+    prefix, chosen = "adaptive_" if adaptive else "", settings.sharpness
+    estimate = average_sharpness(
+        problem.loss_fn,
+        problem.params,
+        problem.sample(0),
+        problem.key,
+        sigma=chosen[f"{prefix}sigma"],
+        num_probes=settings.num_probes,
+        adaptive=adaptive,
+        probes_per_pass=side_by_side(settings),
+    )
+    return Measured({f"{prefix}average_sharpness": estimate})
+
+
+def _worst_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measured:
+    prefix, chosen = "adaptive_" if adaptive else "", settings.sharpness
+    estimate = worst_sharpness(
+        problem.loss_fn,
+        problem.params,
+        problem.sample(0),
+        radius=chosen[f"{prefix}radius"],
+        num_steps=chosen.ascent_steps,
+        adaptive=adaptive,
+    )
+    return Measured({f"{prefix}worst_sharpness": estimate})
+
+
+def _critical_sharpness(problem: Problem, settings: Any) -> Measured:
+    """Along minus the gradient of the same sentences."""
+    args = problem.loss_fn, problem.params, problem.sample(0)
+    update = jax.tree.map(jnp.negative, mean_gradient(*args))
+    return Measured({"critical_sharpness": critical_sharpness(*args, update)})
+
+
+def _gradient_noise(problem: Problem, settings: Any) -> Measured:
+    noise = gradient_noise(problem.loss_fn, problem.params, problem.sample(0))
+    return Measured({f"gradient_noise/{name}": value for name, value in vars(noise).items()})
+
+
+def _loss_slices(problem: Problem, settings: Any) -> Measured:
+    """The rise of the loss along random filter-normalised directions: pictures, no estimates."""
+    steps_G = jnp.linspace(-1, 1, settings.slices.num_points)
+    args = problem.loss_fn, problem.params, problem.sample(0)
+    rises = []
+    for key in jax.random.split(problem.key, settings.slices.num_directions):
+        direction = filter_normalized(key, problem.params, problem.stacked)
+        rises.append(loss_rises(*args, [direction], settings.slices.extent * steps_G[:, None]))
+    means, sems = (jnp.stack([getattr(r, name) for r in rises]) for name in ("mean", "sem"))
+    return Measured(
+        {}, {"steps_G": settings.slices.extent * steps_G, "rises_DxG": means, "sems_DxG": sems}
+    )
+
+
+MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
+    "hessian_trace": hessian_trace_measure,
+    "gauss_newton_trace": gauss_newton_trace_measure,
+    "fisher_trace": fisher_trace_measure,
+    "hessian_eigenvalues": _hessian_eigenvalues,
+    "hessian_density": _hessian_density,
+    "average_sharpness": partial(_average_sharpness, False),
+    "adaptive_average_sharpness": partial(_average_sharpness, True),
+    "worst_sharpness": partial(_worst_sharpness, False),
+    "adaptive_worst_sharpness": partial(_worst_sharpness, True),
+    "critical_sharpness": _critical_sharpness,
+    "gradient_noise": _gradient_noise,
+    "loss_slices": _loss_slices,
+}

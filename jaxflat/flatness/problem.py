@@ -1,0 +1,35 @@
+"""What a measure is given and what it gives."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from jaxflat.flatness.estimate import Estimate
+from jaxflat.flatness.products import LogProbsFn, LossFn, PyTree
+
+
+class Problem(NamedTuple):
+    """What is measured, and on what.
+
+    sample(i) gives round i's microbatches, independent of other rounds' and of one shape; measures
+    other than traces use round 0. num_examples: how many sentences the parameters were fitted to.
+    Traces also come in groups of parameters: each of `groupings` names the group of a path.
+    `stacked` marks leaves whose axis 0 is a stack of layers.
+    """
+
+    loss_fn: LossFn
+    log_probs_fn: LogProbsFn
+    params: PyTree
+    sample: Callable[[int], PyTree]
+    key: jax.Array
+    num_examples: int
+    groupings: Sequence[Callable[[str], str]] = ()
+    stacked: Callable[[str], bool] | None = None
+
+
+class Measured(NamedTuple):
+    """Named estimates, and the arrays behind them that are worth a picture."""
+
+    estimates: dict[str, Estimate]
+    curves: dict[str, jax.Array] = {}  # noqa: RUF012
