@@ -23,7 +23,7 @@ ACTIVATIONS = {
 
 
 def published_logits(config: dict, tensors: dict[str, np.ndarray], tokens_T) -> np.ndarray:
-    """Return logits_TxV in float64, from the paper and its equations' names in checkpoints."""
+    """Return logits_TxV in float64 by the equations of the paper and the head of its code."""
     p = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     activation = ACTIVATIONS[config["hidden_act"]]
 
@@ -118,7 +118,7 @@ def test_logits_are_the_published_ones_whatever_stands_at_padding(
 
 @pytest.fixture
 def float64_bert(tmp_path):
-    """Give the model, and a function from tensors to its parameters in float64."""
+    """Give the model, and a function from the seed of tensors to its parameters in float64."""
 
     def params(seed):
         loaded = load_model(save(tmp_path, BERT, tensors_of(BERT, seed=seed)))
@@ -159,13 +159,9 @@ def test_second_derivatives_of_the_masked_lm_loss_are_those_of_plain_numpy(float
     @jax.jit
     def derivatives(p):
         """The loss, its slope and its curvature along the direction, by reverse over reverse."""
-        slope = lambda q: sum(  # noqa: E731
-            jnp.vdot(g, d)
-            for g, d in zip(*map(jax.tree.leaves, (jax.grad(loss)(q), direction)), strict=True)
-        )
-        _, curvature = jax.value_and_grad(slope)(p)
-        dotted = jax.tree.map(jnp.vdot, curvature, direction)
-        return loss(p), slope(p), sum(jax.tree.leaves(dotted))
+        along = lambda tree: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, tree, direction)))  # noqa: E731
+        slope = lambda p: along(jax.grad(loss)(p))  # noqa: E731
+        return loss(p), slope(p), along(jax.grad(slope)(p))
 
     tensors, directions = tensors_of(BERT, seed=1), tensors_of(BERT, seed=2)
 
