@@ -3,6 +3,11 @@
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
 from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
+from jaxflat.flatness.learning_coefficient import (
+    LearningCoefficient,
+    local_learning_coefficient,
+    split_r_hat,
+)
 from jaxflat.flatness.products import (
     fisher_vector_product,
     gauss_newton_quadratic_form,
@@ -28,6 +33,7 @@ from jaxflat.flatness.trace import (
 __all__ = [
     "Estimate",
     "GradientNoise",
+    "LearningCoefficient",
     "SpectralDensity",
     "TraceTerms",
     "average_sharpness",
@@ -46,8 +52,10 @@ __all__ = [
     "hessian_trace",
     "hessian_trace_terms",
     "hessian_vector_product",
+    "local_learning_coefficient",
     "loss_barrier",
     "loss_rises",
     "ratio_estimate",
+    "split_r_hat",
     "worst_sharpness",
 ]
