@@ -11,7 +11,7 @@ from jaxflat.flatness import local_learning_coefficient, split_r_hat
 CENTER_P = np.asarray([0.5, -1.0, 2.0])
 
 
-def repeated(loss_fn, params, batches, num_repeats=64, **options):
+def repeated(loss_fn, params, batches, num_repeats=32, **options):
     """The mean of independent estimates of two chains each, and its standard error."""
 
     @jax.jit
@@ -22,19 +22,18 @@ def repeated(loss_fn, params, batches, num_repeats=64, **options):
         )
         return found.mean
 
-    means_R = np.asarray(estimate(jax.random.split(jax.random.key(3), num_repeats)))
+    means_R = np.asarray(estimate(jax.random.split(jax.random.key(0), num_repeats)))
     return means_R.mean(), means_R.std(ddof=1) / num_repeats**0.5
 
 
 @pytest.mark.parametrize("beta", [None, 0.5])
 def test_a_regular_model_has_half_its_parameters(beta):
-    """n beta E[u'Au / 2] = 1/2 sum_i n beta a_i / (n beta a_i + gamma), for a Gaussian posterior.
+    """n beta E[u'Au / 2] = 1/2 sum_i n beta a_i / h_i, h_i = n beta a_i + gamma, at step 0.
 
-    The step is so small that its own error, a factor 1 / (1 - step h / 4) in a direction of
-    curvature h, is at most half a percent.
+    With u <- (1 - e h_i / 2) u + N(0, e) a step e multiplies the variance by 1 / (1 - e h_i / 4).
     """
     root_PxP = np.random.default_rng(0).normal(size=(3, 3))
-    curvature_PxP = np.eye(3) + root_PxP @ root_PxP.T
+    curvature_PxP = np.eye(3) + root_PxP @ root_PxP.T / 3
 
     def loss_fn(params, batch):
         offset_P = params - CENTER_P
@@ -42,14 +41,17 @@ def test_a_regular_model_has_half_its_parameters(beta):
 
     scale, gamma = 1000 * (1 / np.log(1000) if beta is None else beta), 60.0
     values_P = scale * np.linalg.eigvalsh(curvature_PxP)
-    truth = (values_P / (values_P + gamma)).sum() / 2
+    step = 0.4 / (values_P[-1] + gamma)
+    shares_P = values_P / (values_P + gamma)
+    truth = (shares_P / (1 - step * (values_P + gamma) / 4)).sum() / 2
     mean, sem = repeated(
-        loss_fn, CENTER_P, np.ones(1), num_examples=1000, num_draws=1500, localization=gamma,
-        inverse_temperature=beta, step_size=0.02 / (values_P[-1] + gamma),
+        loss_fn, CENTER_P, np.ones(1),
+        num_examples=1000, num_draws=1000, localization=gamma,
+        inverse_temperature=beta, step_size=step,
     )  # fmt: skip
-    print(f"lambda {truth:.4f}, found {mean:.4f} +- {sem:.4f}")
-    assert sem < 0.005 * truth
-    assert abs(mean - truth) < 0.005 * truth + 3 * sem
+    print(f"at step 0 {shares_P.sum() / 2:.4f}, at this {truth:.4f}, found {mean:.4f} +- {sem:.4f}")
+    assert sem < 0.01 * truth
+    assert abs(mean - truth) < 3 * sem
 
 
 def test_unequal_microbatches_and_large_steps_have_the_variance_they_should():
@@ -79,7 +81,7 @@ def test_unequal_microbatches_and_large_steps_have_the_variance_they_should():
     truth = scale / 2 * (share_Mx1 * batches["curvature"]).mean(axis=0) @ variances_P
     mean, sem = repeated(
         loss_fn, CENTER_P, batches,
-        num_examples=100, num_draws=2000, localization=gamma, step_size=step,
+        num_examples=100, num_draws=1500, localization=gamma, step_size=step,
     )  # fmt: skip
     print(f"stationary {truth:.4f}, found {mean:.4f} +- {sem:.4f}")
     assert sem < 0.01 * truth
@@ -92,11 +94,11 @@ def reduced_rank_coefficient(M, N, H, r):
     Aoyagi & Watanabe, Stochastic complexities of reduced rank regression in Bayesian estimation,
     Neural Networks 18, 2005, main theorem.
     """
-    if M + H < N + r:
+    if N + r > M + H:
         return (H * M - H * r + N * r) / 2
-    if N + H < M + r:
+    if M + r > N + H:
         return (H * N - H * r + M * r) / 2
-    if M + N < H + r:
+    if H + r > M + N:
         return M * N / 2
     odd = (M + H + N + r) % 2
     return (2 * (H + r) * (M + N) - (M - N) ** 2 - (H + r) ** 2 + odd) / 8
@@ -105,11 +107,12 @@ def reduced_rank_coefficient(M, N, H, r):
 def reduced_rank(M, N, H, r):
     """The population's loss, less a constant, and the most singular of the true parameters.
 
-    For x and noise ~ N(0, I) it is |BA - T|^2 / 2. Of a sample, n beta (E[L_n] - L_n(w*)) is
-    lambda + O(sqrt(lambda / (2 log n))) at the true w* (Watanabe, WBIC, 2013, theorem 4), off by
-    more than 10% for any n there is; the population's loss leaves theory and sampler. Local
-    coefficients differ along the fibre BA = T. The theorem's is the smallest one, and where the
-    ranks of A and B are no more than r, at the deepest singularity, the local one is equal to it.
+    For x and noise ~ N(0, I) it is |BA - T|^2 / 2. On a sample, n beta (E[L_n] - L_n(w*)) at the
+    true w* spreads around lambda by sqrt(lambda / (2 log n)) (Watanabe, A widely applicable
+    Bayesian information criterion, 2013), a quarter of a lambda of 1/2 at n = 10^8; of the
+    population's loss only the sampler's errors are left. Local coefficients differ along the fibre
+    BA = T. The theorem's is the smallest of them, that of the deepest singularity: here, where A
+    and B have no more than rank r.
     """
     eye_HxR = np.eye(H, r)
     target_NxM = np.eye(N, r) @ np.eye(M, r).T
@@ -120,7 +123,7 @@ def reduced_rank(M, N, H, r):
     return loss_fn, {"A": eye_HxR @ np.eye(M, r).T, "B": np.eye(N, r) @ eye_HxR.T}
 
 
-def reduced_rank_estimate(config, n, num_draws, step=0.03):
+def reduced_rank_estimate(config, n, num_draws, step=0.05):
     """Step sizes in units of 1 / (n beta), the largest curvature there is at distance 1."""
     loss_fn, params = reduced_rank(*config)
     options = {"num_examples": n, "num_draws": num_draws, "step_size": step * np.log(n) / n}
@@ -130,18 +133,18 @@ def reduced_rank_estimate(config, n, num_draws, step=0.03):
 @pytest.mark.parametrize(
     ("config", "truth", "n", "num_draws"),
     [
-        ((1, 1, 3, 0), 1 / 2, 1000, 4000),  # of 6 parameters
-        ((1, 4, 1, 0), 1 / 2, 1000, 4000),  # of 5
-        pytest.param((2, 2, 2, 0), 3 / 2, 3000, 20_000, marks=pytest.mark.slow),  # of 8
-        pytest.param((3, 2, 2, 1), 5 / 2, 3000, 20_000, marks=pytest.mark.slow),  # of 10
-        pytest.param((2, 6, 2, 1), 4, 3000, 20_000, marks=pytest.mark.slow),  # of 16
+        ((1, 1, 3, 0), 1 / 2, 1000, 2500),  # of 6 parameters
+        ((1, 4, 1, 0), 1 / 2, 1000, 2500),  # of 5
+        pytest.param((2, 2, 2, 0), 3 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 8
+        pytest.param((3, 2, 2, 1), 5 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 10
+        pytest.param((2, 6, 2, 1), 4, 3000, 15_000, marks=pytest.mark.slow),  # of 16
     ],
 )
 def test_reduced_rank_regression_has_its_known_coefficient(config, truth, n, num_draws):
     assert reduced_rank_coefficient(*config) == truth
     mean, sem = reduced_rank_estimate(config, n, num_draws)
     print(f"{config}: lambda {truth}, found {mean:.4f} +- {sem:.4f}")
-    assert sem < 0.025 * truth
+    assert sem < 0.03 * truth
     assert abs(mean - truth) < 0.1 * truth
 
 
@@ -154,7 +157,7 @@ def test_it_is_local():
         num_examples=100_000, num_draws=1000, localization=100.0, step_size=1e-5,
     )  # fmt: skip
     print(f"found {mean:.4f} +- {sem:.4f}")
-    assert sem < 0.01 * 2
+    assert sem < 0.02 * 2
     assert abs(mean - 2) < 0.1 * 2
 
 
@@ -175,7 +178,7 @@ def test_what_is_left_of_a_singular_posterior_is_the_step():
 
     truth = integrate.quad(moment, 0, 20)[0] / integrate.quad(density, 0, 20)[0]
     (one, sem_one), (half, sem_half) = (
-        reduced_rank_estimate((1, 1, 3, 0), n, 40_000, step) for step in (0.1, 0.05)
+        reduced_rank_estimate((1, 1, 3, 0), n, 30_000, step) for step in (0.1, 0.05)
     )
     line, sem = 2 * half - one, np.hypot(2 * sem_half, sem_one)
     print(f"exact {truth:.4f}, steps {one:.4f}, {half:.4f}, at step 0 {line:.4f} +- {sem:.4f}")
