@@ -71,9 +71,9 @@ def local_learning_coefficient(
     for name, value in (("step_size", step_size), ("inverse_temperature", inverse_temperature)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, not {value}")
-    scale = num_examples * inverse_temperature
-    counts = num_chains, num_burnin, num_draws
-    rises_CxT = _rises(loss_fn, params, batches, key, scale, step_size, localization, *counts)
+    scale = float(num_examples * inverse_temperature)
+    numbers = scale, float(step_size), float(localization), num_chains, num_burnin, num_draws
+    rises_CxT = _rises(loss_fn, params, batches, key, *numbers)
     per_chain_C = scale * rises_CxT.mean(axis=1)
     return LearningCoefficient(rises_CxT, per_chain_C, per_chain_C.mean(), split_r_hat(rises_CxT))
 

@@ -134,9 +134,8 @@ def reduced_rank_estimate(config, n, num_draws, step=0.05):
     ("config", "truth", "n", "num_draws"),
     [
         ((1, 1, 3, 0), 1 / 2, 1000, 2500),  # of 6 parameters
-        ((1, 4, 1, 0), 1 / 2, 1000, 2500),  # of 5
+        ((3, 2, 2, 1), 5 / 2, 1000, 2500),  # of 10
         pytest.param((2, 2, 2, 0), 3 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 8
-        pytest.param((3, 2, 2, 1), 5 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 10
         pytest.param((2, 6, 2, 1), 4, 3000, 15_000, marks=pytest.mark.slow),  # of 16
     ],
 )
