@@ -23,7 +23,7 @@ def check(config: Config) -> None:
             f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
-    _check_flatness(config.flatness)
+    check_flatness(config.flatness)
     width = config.flatness.embedded_width
     if config.phase_order and width % config.model.width:
         raise ValueError(
@@ -36,7 +36,7 @@ def check(config: Config) -> None:
         )
 
 
-def _check_flatness(settings: Config) -> None:
+def check_flatness(settings: Config) -> None:
     """Raise ValueError where a measure that is asked for cannot be taken with these settings."""
     chosen = settings.eigenvalues
     num_pairs = chosen.num_largest + chosen.num_smallest
@@ -44,6 +44,11 @@ def _check_flatness(settings: Config) -> None:
         raise ValueError(
             f"flatness.eigenvalues.num_steps={chosen.num_steps} is less than num_largest + "
             f"num_smallest = {num_pairs}"
+        )
+    num_draws = settings.learning_coefficient.num_draws
+    if "local_learning_coefficient" in settings.measures and num_draws < 4:
+        raise ValueError(
+            f"flatness.learning_coefficient.num_draws={num_draws} must be at least 4 for R-hat"
         )
     if "gradient_noise" in settings.measures and settings.num_microbatches < 6:
         raise ValueError(

@@ -73,7 +73,7 @@ MAY_BE_ZERO = (
     *("num_largest", "num_smallest", "num_burnin", "localization"),
 )
 MAY_BE_EMPTY, BELOW_ONE = ("phase_order", "checkpoint_steps"), ("b1", "b2", "momentum")
-AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation")
+AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation", "num_chains")
 
 
 def _check_range(key: str, value: Any) -> None:

@@ -39,6 +39,8 @@ ORDER = (
         "points",
         "sweep",
         "build",
+        "subjects",
+        "measure",
     ),
     *("benchmark", "main"),
 )

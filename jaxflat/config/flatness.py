@@ -9,7 +9,7 @@ MEASURES = (
     *("hessian_eigenvalues", "hessian_density"),
     *("average_sharpness", "adaptive_average_sharpness"),
     *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
-    *("gradient_noise",),
+    *("gradient_noise", "local_learning_coefficient"),
 )
 
 
@@ -45,6 +45,13 @@ def flatness() -> Config:
                 "adaptive_sigma": 0.05,  # the same, relative to each parameter's size
                 "adaptive_radius": 0.5,
                 "ascent_steps": 1,  # gradient steps to the worst perturbation; 1: SAM's
+            },
+            "learning_coefficient": {
+                "num_chains": 4,
+                "num_burnin": 200,  # steps of each chain before those that count
+                "num_draws": 500,
+                "step_size": 0.01,  # in units of 1 / (n beta), n the sentences trained on
+                "localization": 100.0,  # strength of the spring to the checkpoint
             },
             "slices": {"num_directions": 5, "num_points": 41, "extent": 1.0},
         }

@@ -4,6 +4,11 @@ from jaxflat.flatness.diagonal import fisher_diagonal, hessian_diagonal
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
 from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
+from jaxflat.flatness.learning_coefficient import (
+    LearningCoefficient,
+    local_learning_coefficient,
+    split_r_hat,
+)
 from jaxflat.flatness.measures import MEASURES
 from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import (
@@ -16,7 +21,12 @@ from jaxflat.flatness.quadratic_forms import (
     gauss_newton_quadratic_form,
     hessian_quadratic_form,
 )
-from jaxflat.flatness.sharpness import average_sharpness, critical_sharpness, worst_sharpness
+from jaxflat.flatness.sharpness import (
+    average_sharpness,
+    critical_sharpness,
+    mean_loss,
+    worst_sharpness,
+)
 from jaxflat.flatness.spectrum import (
     SpectralDensity,
     gauss_newton_extremes,
@@ -39,6 +49,7 @@ __all__ = [
     "MEASURES",
     "Estimate",
     "GradientNoise",
+    "LearningCoefficient",
     "Measured",
     "Problem",
     "SpectralDensity",
@@ -65,9 +76,12 @@ __all__ = [
     "hessian_trace_samples",
     "hessian_trace_terms",
     "hessian_vector_product",
+    "local_learning_coefficient",
     "loss_barrier",
     "loss_rises",
+    "mean_loss",
     "ratio_estimate",
     "sample_until",
+    "split_r_hat",
     "worst_sharpness",
 ]

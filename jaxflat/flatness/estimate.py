@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from scipy import stats
 
-Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "seeds"]
+Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "chains", "seeds"]
 
 
 @jax.tree_util.register_dataclass

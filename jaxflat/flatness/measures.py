@@ -4,6 +4,7 @@ A measure turns a `Problem` and the settings into named estimates; most have one
 measure. The settings are the `flatness` section of a config, or any object with these attributes.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxflat.flatness.estimate import Estimate
 from jaxflat.flatness.gradient_noise import gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_rises
+from jaxflat.flatness.learning_coefficient import local_learning_coefficient
 from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import mean_gradient
 from jaxflat.flatness.quadratic_forms import curvature_along
@@ -92,6 +94,23 @@ def _gradient_noise(problem: Problem, settings: Any) -> Measured:
     return Measured({f"gradient_noise/{name}": value for name, value in vars(noise).items()})
 
 
+def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
+    """No standard errors: R-hat and the chains. step_size is in units of 1 / (n beta)."""
+    how, n = settings.learning_coefficient.to_dict(), problem.num_examples
+    how["step_size"] *= math.log(max(n, 2)) / max(n, 2)
+    args = problem.loss_fn, problem.params, problem.sample(0), problem.key
+    found = local_learning_coefficient(*args, num_examples=n, **how)
+    nothing = jnp.full_like(found.mean, jnp.nan)
+    estimates = {
+        name: Estimate(value, nothing, how["num_chains"], "chains")
+        for name, value in (("", found.mean), ("/r_hat", found.r_hat))
+    }
+    return Measured(
+        {f"local_learning_coefficient{name}": estimate for name, estimate in estimates.items()},
+        {"rises_CxT": found.rises_CxT},
+    )
+
+
 def _loss_slices(problem: Problem, settings: Any) -> Measured:
     """The rise of the loss along random filter-normalised directions: pictures, no estimates."""
     steps_G = jnp.linspace(-1, 1, settings.slices.num_points)
@@ -118,5 +137,6 @@ MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
     "adaptive_worst_sharpness": partial(_worst_sharpness, True),
     "critical_sharpness": _critical_sharpness,
     "gradient_noise": _gradient_noise,
+    "local_learning_coefficient": _local_learning_coefficient,
     "loss_slices": _loss_slices,
 }

@@ -110,11 +110,12 @@ def critical_sharpness(
     within a factor 2^max_doublings of `first` brackets it.
     """
     params = at_least_float32(params)
-    center = mean_loss(loss_fn, params, batches)
+    center = mean_loss(loss_fn, params, batches).mean
     rounding = 8 * float(jnp.finfo(center.dtype).eps * abs(center))
 
     def rise(eta: float) -> float:
-        return float(mean_loss(loss_fn, add_scaled(params, eta, update), batches) - center)
+        moved = add_scaled(params, eta, update)
+        return float(mean_loss(loss_fn, moved, batches).mean - center)
 
     # Rises are asked for as "not <=": a loss that is not a number has risen.
     halving = not rise(first) <= 0
@@ -139,10 +140,11 @@ def critical_sharpness(
 
 
 @partial(jax.jit, static_argnames="loss_fn")
-def mean_loss(loss_fn: LossFn, params: PyTree, batches: PyTree) -> jax.Array:
-    """sum(loss_sum) / sum(weight) over microbatches."""
-    sums_M, weights_M = jax.lax.map(lambda batch: loss_fn(params, batch), batches)
-    return sums_M.sum() / weights_M.sum().astype(sums_M.dtype)
+def mean_loss(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Estimate:
+    """sum(loss_sum) / sum(weight) over microbatches, in nats."""
+    return ratio_estimate(
+        *jax.lax.map(lambda batch: loss_fn(params, batch), batches), over="sentences"
+    )
 
 
 def _scales(params: PyTree, adaptive: bool) -> PyTree:

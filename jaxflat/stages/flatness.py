@@ -1,7 +1,6 @@
 """How flat the loss is around a checkpoint."""
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.stages.records import Record, load_params, record
+from jaxflat.training.objectives import self_labelled_loss
 
 
 def flatness(config: Config, directory: Path, step: int) -> list[Record]:
@@ -101,12 +101,10 @@ def labelled_losses(model: Any, labels: str, remat: bool = False) -> tuple[Any, 
     With remat a product computes activations again instead of keeping them.
     """
     loss_fn, log_probs_fn = experiment.loss_functions(model)
-
-    def model_labelled(params: Any, batch: MaskedBatch) -> tuple[jax.Array, jax.Array]:
-        log_probs_BxMxV, _ = log_probs_fn(jax.lax.stop_gradient(params), batch)
-        return loss_fn(params, replace(batch, targets_BxMxV=jax.numpy.exp(log_probs_BxMxV)))
-
-    chosen = model_labelled if labels == "model" else loss_fn
+    if labels == "model":
+        loss_fn = self_labelled_loss(log_probs_fn)
     return (
-        (jax.checkpoint(chosen), jax.checkpoint(log_probs_fn)) if remat else (chosen, log_probs_fn)
+        (jax.checkpoint(loss_fn), jax.checkpoint(log_probs_fn))
+        if remat
+        else (loss_fn, log_probs_fn)
     )

@@ -9,6 +9,7 @@ import optax
 
 ApplyFn = Callable[..., Any]  # (variables, tokens, lengths, positions) -> (logits, intermediates)
 LossFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+LogProbsFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
 def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
@@ -57,7 +58,7 @@ def causal_lm_loss(apply_fn: ApplyFn) -> LossFn:
     return loss_fn
 
 
-def masked_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+def masked_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
     """Return log_probs_fn(params, batch) -> (log_probs_BxMxV, weights_BxM) at masked positions."""
 
     def log_probs_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -68,6 +69,32 @@ def masked_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[jax.Array,
         return log_probs_BxMxV, batch.weights_BxM.astype(logits_BxMxV.dtype)
 
     return log_probs_fn
+
+
+def causal_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
+    """Return log_probs_fn(params, batch) -> (log_probs_BxSxV of the next tokens, weights_BxS)."""
+
+    def log_probs_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        logits_BxSxV, _ = apply_fn({"params": params}, batch.tokens_BxT[:, :-1])
+        real_BxS = jnp.arange(1, batch.tokens_BxT.shape[1])[None, :] < batch.lengths_B[:, None]
+        return jax.nn.log_softmax(logits_BxSxV), real_BxS.astype(logits_BxSxV.dtype)
+
+    return log_probs_fn
+
+
+def self_labelled_loss(log_probs_fn: LogProbsFn) -> LossFn:
+    """Return the loss whose targets are the model's own predictions, held fixed: its entropy.
+
+    Its gradient is 0 and its Hessian the Gauss-Newton matrix.
+    """
+
+    def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        log_probs_xV, weights_x = log_probs_fn(params, batch)
+        probs_xV = jnp.exp(jax.lax.stop_gradient(log_probs_xV))
+        losses_x = -(probs_xV * log_probs_xV).sum(-1)
+        return (losses_x * weights_x).sum(), weights_x.sum()
+
+    return loss_fn
 
 
 def prediction_losses(

@@ -1,0 +1,75 @@
+"""Pictures of single checkpoints: spectral density, slices of the loss, sampling chains."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxflat.analysis.drawing import COLORS
+from jaxflat.analysis.figures import PANEL_INCHES, render
+
+Curves = Mapping[str, Any]
+
+
+def density(ax: Axes, curves: Curves) -> None:
+    """The eigenvalues' density, blurred by 1% of their range; mean over the draws."""
+    nodes_nxm, weights_nxm = (np.asarray(curves[name]) for name in ("nodes_nxm", "weights_nxm"))
+    low, high = nodes_nxm.min(), nodes_nxm.max()
+    width = 0.01 * max(high - low, np.finfo(float).tiny)
+    grid_g = np.linspace(low - 5 * width, high + 5 * width, 1000)
+    z_nxmxg = (grid_g - nodes_nxm[..., None]) / width
+    bumps_nxmxg = np.exp(-0.5 * z_nxmxg**2) / (width * np.sqrt(2 * np.pi))
+    ax.plot(grid_g, (weights_nxm[..., None] * bumps_nxmxg).sum(1).mean(0), color=COLORS[0])
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=1e-6 / width)
+    ax.set_xlabel("Eigenvalue of the Hessian")
+    ax.set_ylabel("Density")
+
+
+def slices(ax: Axes, curves: Curves) -> None:
+    """The loss's rise along each direction, with 95% normal bands over microbatches."""
+    steps_G = np.asarray(curves["steps_G"])
+    for d, (rise_G, sem_G) in enumerate(
+        zip(np.asarray(curves["rises_DxG"]), np.asarray(curves["sems_DxG"]), strict=True)
+    ):
+        color = COLORS[d % len(COLORS)]
+        ax.plot(steps_G, rise_G, color=color, linewidth=1)
+        ax.fill_between(
+            steps_G, rise_G - 1.96 * sem_G, rise_G + 1.96 * sem_G, color=color, alpha=0.2
+        )
+    ax.set_xlabel("Step along a filter-normalised direction")
+    ax.set_ylabel("Loss above the centre (nats)")
+
+
+def chains(ax: Axes, curves: Curves) -> None:
+    """Every chain's rise of the loss, draw by draw."""
+    for c, rises_T in enumerate(np.asarray(curves["rises_CxT"])):
+        ax.plot(rises_T, color=COLORS[c % len(COLORS)], linewidth=0.6)
+    ax.set_xlabel("Draw")
+    ax.set_ylabel("Loss above the centre (nats)")
+
+
+PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
+    "hessian_density": ("Eigenvalues of the Hessian", density),
+    "loss_slices": ("Slices of the loss", slices),
+    "local_learning_coefficient": ("SGLD chains", chains),
+}
+
+
+def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
+    """Draw each measure's arrays as <measure>.png and .svg; return the files."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, arrays in curves.items():
+        title, panel = PANELS[name]
+        figure = Figure(figsize=(1.5 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")
+        ax = figure.subplots()
+        panel(ax, arrays)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        for kind in ("png", "svg"):
+            paths.append(folder / f"{name}.{kind}")
+            paths[-1].write_bytes(render(figure, kind, transparent=False))
+    return paths

@@ -1,0 +1,170 @@
+"""What `measure` measures: a checkpoint of a run, or a Hugging Face folder with texts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxflat import checks, experiment, loading, validation
+from jaxflat import config as base_config
+from jaxflat.config import Config
+from jaxflat.data.token_files import TokenTexts, read_token_texts
+from jaxflat.data.tokenizer import load_tokenizer
+from jaxflat.flatness import Problem
+from jaxflat.languages.batches import MaskedBatch
+from jaxflat.models.bert import Bert
+from jaxflat.models.blocks import block_of, is_stacked, kind_of
+from jaxflat.models.huggingface import load_model
+from jaxflat.stages.flatness import make_problem
+from jaxflat.stages.records import load_params
+from jaxflat.teacher import TextBatch
+from jaxflat.training.objectives import (
+    causal_lm_loss,
+    causal_log_probs,
+    masked_lm_loss,
+    masked_log_probs,
+    self_labelled_loss,
+)
+from jaxflat.validation import InputError
+
+
+class Subject(NamedTuple):
+    """A problem, the config whose `flatness` section says how to measure it, and what it is."""
+
+    problem: Problem
+    config: Config
+    about: str
+
+
+class MaskedTexts(NamedTuple):
+    """Texts with one hidden token each, at positions_Bx1, where words_Bx1 stood."""
+
+    inputs_BxT: Any
+    lengths_B: Any
+    positions_Bx1: Any
+    words_Bx1: Any
+
+
+def is_run(checkpoint: Path) -> bool:
+    """Say whether a path looks like POINT/checkpoints/STEP of a run."""
+    return checkpoint.name.isdigit() and checkpoint.parent.name == "checkpoints"
+
+
+def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
+    """Return what a run's checkpoint is measured by: its own language and settings, overridden.
+
+    Raises InputError where there is no such checkpoint or an override does not fit.
+    """
+    directory, step = checkpoint.absolute().parents[1], int(checkpoint.name)
+    try:
+        stored = json.loads((directory / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{directory / 'config.json'}: no config of a run: {error}") from None
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: no such checkpoint")
+    config = base_config.base()
+    config.phases = ConfigDict()  # those of the run alone
+    with config.unlocked():
+        config.update(ConfigDict(stored))
+    frozen = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
+    checks.check(frozen)
+    model = experiment.make_model(frozen)
+    problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
+    about = f"{directory.name}, step {step:,}, labels {frozen.flatness.labels}"
+    return Subject(problem, frozen, about)
+
+
+def text_subject(
+    folder: Path, data: Path, max_length: int, seed: int, overrides: dict[str, Any]
+) -> Subject:
+    """Return what a Hugging Face folder is measured by: its own loss on the texts of a file.
+
+    A GPT-2 or OPT predicts every token but the first, a BERT one hidden token a text, uniform over
+    its ordinary ones. Texts come in an order drawn from the seed. Labels are those of the texts,
+    or with flatness.labels="model" the model's own.
+    """
+    config = loading.override(base_config.base(), overrides)
+    config.flatness.labels = "model" if config.flatness.labels == "model" else "data"
+    model, params, *_ = load_model(folder)
+    texts = read_token_texts(data, folder, model.num_tokens, min(max_length, model.max_length))
+    key = experiment.purpose_key(seed, "measure")
+    if isinstance(model, Bert):
+        examples: Any = mask_texts(key, texts, mask_token(folder, data))
+        loss_fn, log_probs_fn = _masked_losses(model)
+    else:
+        if (texts.lengths_N < 2).any():
+            raise InputError(f"{data}: text {np.argmin(texts.lengths_N) + 1} has a single token")
+        examples = TextBatch(texts.tokens_NxT, texts.lengths_N)
+        loss_fn, log_probs_fn = causal_lm_loss(model.apply), causal_log_probs(model.apply)
+    if config.flatness.labels == "model":
+        loss_fn = self_labelled_loss(log_probs_fn)
+    if config.flatness.remat:
+        loss_fn, log_probs_fn = jax.checkpoint(loss_fn), jax.checkpoint(log_probs_fn)
+    sample = _microbatches(key, examples, config.flatness, data)
+    frozen = FrozenConfigDict(validation.validate(config))
+    checks.check_flatness(frozen.flatness)
+    problem = Problem(
+        loss_fn,
+        log_probs_fn,
+        params,
+        sample,
+        jax.random.fold_in(key, 1),
+        len(texts.lengths_N),
+        groupings=(block_of, kind_of) if frozen.flatness.by_block else (),
+        stacked=is_stacked,
+    )
+    size = frozen.flatness.microbatch_size
+    about = (
+        f"{len(texts.lengths_N):,} texts, microbatches of {size}, labels {config.flatness.labels}"
+    )
+    return Subject(problem, frozen, f"{folder.name}, {about}")
+
+
+def mask_token(folder: Path, data: Path) -> int:
+    """Return the tokenizer's [MASK]; InputError where the folder has none."""
+    token = load_tokenizer(folder).token_to_id("[MASK]")
+    if token is None:
+        raise InputError(f"{folder / 'tokenizer.json'}: has no token [MASK]")
+    return token
+
+
+def mask_texts(key: jax.Array, texts: TokenTexts, mask_token: int) -> MaskedTexts:
+    """Hide one ordinary token of each text."""
+    scores_NxT = np.asarray(jax.random.uniform(key, texts.tokens_NxT.shape))
+    positions_N = np.argmax(np.where(texts.ordinary_NxT, scores_NxT, -1), axis=1).astype(np.int32)
+    rows_N = np.arange(len(positions_N))
+    inputs_NxT = texts.tokens_NxT.copy()
+    inputs_NxT[rows_N, positions_N] = mask_token
+    words_N = texts.tokens_NxT[rows_N, positions_N]
+    return MaskedTexts(inputs_NxT, texts.lengths_N, positions_N[:, None], words_N[:, None])
+
+
+def _masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    loss_fn, log_probs_fn = masked_lm_loss(model.apply), masked_log_probs(model.apply)
+
+    def batch(texts: MaskedTexts) -> MaskedBatch:
+        targets_Bx1xV = jax.nn.one_hot(texts.words_Bx1, model.num_tokens)
+        weights_Bx1 = jax.numpy.ones(texts.words_Bx1.shape)
+        return MaskedBatch(*texts[:3], targets_Bx1xV, weights_Bx1)
+
+    return lambda p, b: loss_fn(p, batch(b)), lambda p, b: log_probs_fn(p, batch(b))
+
+
+def _microbatches(
+    key: jax.Array, examples: Any, settings: Config, data: Path
+) -> Callable[[int], Any]:
+    """Return rounds of microbatches, each text in at most one; sets the sizes in `settings`."""
+    num_texts = len(examples[0])
+    num_microbatches = min(settings.num_microbatches, num_texts)
+    if num_microbatches < 2:
+        raise InputError(f"{data}: one text; errors need two or more")
+    size = min(settings.microbatch_size, num_texts // num_microbatches)
+    num_rounds = min(settings.max_rounds, num_texts // (num_microbatches * size))
+    settings.update(num_microbatches=num_microbatches, microbatch_size=size, max_rounds=num_rounds)
+    order_N = np.asarray(jax.random.permutation(key, num_texts))
+    used = order_N[: num_rounds * num_microbatches * size].reshape(num_rounds, -1, size)
+    return lambda i: jax.tree.map(lambda x: jax.numpy.asarray(x[used[i]]), examples)
