@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         preemption.install()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
+        if not console.is_terminal:  # a file has room for the whole table
+            console = Console(width=120)
         console.print(subject.about, highlight=False, markup=False)
         with jax.default_matmul_precision("highest"):
             estimates, curves = measure(subject, flags.measures.split(","), console)
