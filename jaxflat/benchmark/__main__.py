@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
     parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
+    parser.add_argument(
+        "--torch", metavar="PYTHON", help="interpreter with torch, transformers and "
+        "curvlinops-for-pytorch, to time curvature there beside ours",
+    )  # fmt: skip
     flags = parser.parse_args(arguments)
     for group in flags.groups:
         if group not in GROUPS:
@@ -82,7 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, Any]]:
     """Yield each figure with its name, as groups get done."""
-    from jaxflat.benchmark import flatness, languages, machine, peers, training, workload
+    from jaxflat.benchmark import (
+        flatness,
+        flatness_peers,
+        languages,
+        machine,
+        peers,
+        training,
+        workload,
+    )
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
     shape = workload.Shape(*sizes)
@@ -101,7 +114,13 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
     if "flatness" in flags.groups:
         console.print("flatness: probes and gradients in turn")
-        yield from flatness.measure_flatness(shape, flags.repeats, flags.seconds).items()
+        probes = flatness.Probes(shape, flags.seconds)
+        yield from flatness.measure_flatness(probes, flags.repeats).items()
+        if flags.torch:
+            console.print("flatness: probes and PyTorch in turn")
+            hvp_seconds = partial(probes.seconds, "hvp_probe")
+            compared = (shape, flags.torch, MIN_PEER_ROUNDS, hvp_seconds, probes.draw_trace)
+            yield from flatness_peers.compare_with_torch(*compared).items()
     if "languages" in flags.groups:
         console.print("languages: sentences, conditionals and labels")
         if not languages.has_nltk():
@@ -148,8 +167,11 @@ def _check(flags: argparse.Namespace) -> None:
         raise InputError("--peers and --peer_script need each other")
     if flags.peers and "training" not in flags.groups:
         raise InputError("--peers compares training; name that group too")
-    if flags.peers and not shutil.which(flags.peers):
-        raise InputError(f"--peers={flags.peers} is not a program")
+    if flags.torch and "flatness" not in flags.groups:
+        raise InputError("--torch compares flatness; name that group too")
+    for name in ("peers", "torch"):
+        if (program := getattr(flags, name)) and not shutil.which(program):
+            raise InputError(f"--{name}={program} is not a program")
     if flags.peer_script and not flags.peer_script.is_file():
         raise InputError(f"--peer_script={flags.peer_script} is not a file")
     if flags.json and not flags.json.parent.is_dir():

@@ -13,13 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
 
+from jaxflat import config as base_config
 from jaxflat import experiment, sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, repeated, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config
 from jaxflat.flatness import (
+    TraceTerms,
     fisher_trace_terms,
-    gauss_newton_trace,
+    gauss_newton_trace_samples,
+    hessian_quadratic_form,
+    hessian_trace_samples,
     hessian_trace_terms,
     hessian_vector_product,
 )
@@ -30,45 +35,79 @@ from jaxflat.training.step import mean_gradient
 MORE_PASSES = 2
 
 
-def measure_flatness(shape: Shape, repeats: int, seconds: float) -> dict[str, Figure]:
-    """Return each probe's cost, and the memory of a Hessian-vector product, in gradients.
+class Probes:
+    """A model of some shape, its microbatches, and a stopwatch for each kind of probe."""
+
+    def __init__(self, shape: Shape, seconds: float):
+        config = resolved_config(shape)
+        self._mesh, settings = experiment.make_mesh(config), config.flatness
+        self.loss_fn, self.log_probs_fn = labelled_losses(
+            experiment.make_model(config), settings.labels
+        )
+        self.params = sharding.replicate(self._mesh, experiment.init_params(config))
+        self._config, self.batches = config, sample_microbatches(config, jax.random.key(0))
+        num_shards = self._mesh.shape["data"] if jax.default_backend() == "cpu" else 1
+        gradient_fn = jax.jit(partial(mean_gradients, self.loss_fn, num_shards))
+        self.gradient = gradient_fn.lower(self.params, self.batches).compile()
+        self._num_first = settings.probes_per_pass
+        self._num_more = MORE_PASSES * self._num_first
+
+        def stopwatch(function: Callable[[], Any]) -> Stopwatch:
+            return Stopwatch(partial(repeated, function), seconds)
+
+        self._gradient_watch = stopwatch(lambda: self.gradient(self.params, self.batches))
+        measures = _measures(self, settings.probes_per_pass)
+        counts = self._num_first, self._num_first + self._num_more
+        self._watches = {
+            name: [stopwatch(partial(measure, count)) for count in counts]
+            for name, measure in measures.items()
+        }
+        self.names = tuple(measures)
+
+    def gradient_seconds(self) -> float:
+        """Return the seconds of a gradient of one microbatch."""
+        return self._gradient_watch.seconds() / len(self.batches.lengths_B)
+
+    def seconds(self, name: str) -> float:
+        """Return the seconds of one more probe of a kind on one microbatch."""
+        first, more = self._watches[name]
+        difference = more.seconds() - first.seconds()
+        return difference / self._num_more / len(self.batches.lengths_B)
+
+    def draw_trace(self) -> TraceTerms:
+        """Return samples of tr G, of as many microbatches and probes as a run takes by default."""
+        settings = base_config.base().flatness
+        with_more = self._config.copy_and_resolve_references()
+        with_more.flatness.num_microbatches = settings.num_microbatches
+        return gauss_newton_trace_samples(
+            self.log_probs_fn,
+            self.params,
+            sample_microbatches(FrozenConfigDict(with_more), jax.random.key(2)),
+            jax.random.key(3),
+            num_probes=settings.num_probes,
+            probes_per_pass=settings.probes_per_pass,
+        )
+
+
+def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
+    """Return each probe's cost, and the memory of H v and of v' H v, in gradients.
 
     Times are taken side by side: every repeat times all functions in turn and gives one ratio.
     """
-    config = resolved_config(shape)
-    mesh, settings = experiment.make_mesh(config), config.flatness
-    loss_fn, log_probs_fn = labelled_losses(experiment.make_model(config), settings.labels)
-    params = sharding.replicate(mesh, experiment.init_params(config))
-    batches = sample_microbatches(config, jax.random.key(0))
-    num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
-    gradient_fn = jax.jit(partial(mean_gradients, loss_fn, num_shards))
-    gradient = gradient_fn.lower(params, batches).compile()
-    measures = _measures(loss_fn, log_probs_fn, params, batches, settings.probes_per_pass)
-    num_first = settings.probes_per_pass
-    num_more = MORE_PASSES * num_first
-
-    def stopwatch(function: Callable[[], Any]) -> Stopwatch:
-        return Stopwatch(partial(repeated, function), seconds)
-
-    gradient_watch = stopwatch(lambda: gradient(params, batches))
-    watches = {
-        name: [stopwatch(partial(measure, count)) for count in (num_first, num_first + num_more)]
-        for name, measure in measures.items()
-    }
-    costs: dict[str, list[float]] = {name: [] for name in measures}
+    gradients, costs = [], {name: [] for name in probes.names}
     for _ in range(repeats):
-        gradient_seconds = gradient_watch.seconds()
-        for name, (first, more) in watches.items():
-            more_seconds = (more.seconds() - first.seconds()) / num_more
-            costs[name].append(more_seconds / gradient_seconds)
-    figures = {
-        f"flatness/{name}_in_gradients": summarize(ratios, "gradients")
-        for name, ratios in costs.items()
-    }
-    memory = probe_memory(loss_fn, gradient, params, batches)
-    if memory is not None:
-        name = "flatness/probe_memory_in_gradients"
-        figures[name] = summarize([memory], "gradients")
+        gradients.append(probes.gradient_seconds())
+        for name, ratios in costs.items():
+            ratios.append(probes.seconds(name) / gradients[-1])
+    figures = {"flatness/gradient_ms": summarize([1e3 * s for s in gradients], "ms")}
+    for name, ratios in costs.items():
+        figures[f"flatness/{name}_in_gradients"] = summarize(ratios, "gradients")
+    products = {"probe": hessian_vector_product, "hessian_form": hessian_quadratic_form}
+    for name, product in products.items():
+        args = probes.loss_fn, probes.params, probes.batches, probes.params
+        memory = memory_ratio(product.lower(*args).compile(), probes.gradient)
+        if memory is not None:
+            figures[f"flatness/{name}_memory_in_gradients"] = summarize([memory], "gradients")
     return figures
 
 
@@ -83,28 +122,21 @@ def mean_gradients(loss_fn: Callable[..., Any], num_shards: int, params: Any, ba
     return total
 
 
-def probe_memory(
-    loss_fn: Callable[..., Any], gradient: jax.stages.Compiled, params: Any, batches: Any
-) -> float | None:
-    """Return the working memory of one Hessian-vector product over that of one gradient.
+def memory_ratio(compiled: jax.stages.Compiled, gradient: jax.stages.Compiled) -> float | None:
+    """Return the working memory of one compiled function over that of a gradient.
 
     Working memory is what the compiler plans beyond arguments and results, on one device
     (`memory_analysis().temp_size_in_bytes`); None where the backend does not tell.
     """
-    product = hessian_vector_product.lower(loss_fn, params, batches, params).compile()
-    planned = [product.memory_analysis(), gradient.memory_analysis()]
+    planned = [compiled.memory_analysis(), gradient.memory_analysis()]
     sizes = [getattr(plan, "temp_size_in_bytes", 0) for plan in planned]
     return sizes[0] / sizes[1] if all(sizes) else None
 
 
-def _measures(
-    loss_fn: Callable[..., Any],
-    log_probs_fn: Callable[..., Any],
-    params: Any,
-    batches: Any,
-    per_pass: int,
-) -> dict[str, Callable[[int], Any]]:
+def _measures(probes: Probes, per_pass: int) -> dict[str, Callable[[int], Any]]:
     """Return each measure as a function of its number of probes (for Fisher: label draws)."""
+    loss_fn, log_probs_fn = probes.loss_fn, probes.log_probs_fn
+    params, batches = probes.params, probes.batches
     key = jax.random.key(1)
 
     def hvp(count: int) -> Any:
@@ -113,8 +145,13 @@ def _measures(
             num_probes=count, probes_per_pass=per_pass, stacked=is_stacked,
         )  # fmt: skip
 
+    def form(count: int) -> Any:
+        return hessian_trace_samples(
+            loss_fn, params, batches, key, num_probes=count, probes_per_pass=per_pass
+        )
+
     def ggn(count: int) -> Any:
-        return gauss_newton_trace(
+        return gauss_newton_trace_samples(
             log_probs_fn, params, batches, key,
             num_probes=count, probes_per_pass=per_pass,
         )  # fmt: skip
@@ -125,4 +162,4 @@ def _measures(
             num_samples=count, samples_per_pass=per_pass, stacked=is_stacked,
         )  # fmt: skip
 
-    return {"hvp_probe": hvp, "ggn_probe": ggn, "fisher_sample": fisher}
+    return {"hvp_probe": hvp, "hessian_form": form, "ggn_probe": ggn, "fisher_sample": fisher}
