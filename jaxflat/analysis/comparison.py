@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxflat.analysis import results
-from jaxflat.analysis.pairs import FLATNESS, MARGINS, Pair
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.pairs import MARGINS, Pair
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row
 from jaxflat.analysis.statistics import (
     Equivalence,
@@ -142,7 +143,7 @@ def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
         excess=paired_t_interval(*losses),
         equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
         accuracy=paired_difference(smaller, larger, PRIMARY_ACCURACY),
-        flatness={name: found for name in FLATNESS if (found := ratio(name))},
+        flatness={name: found for name in EMBEDDED if (found := ratio(name))},
         secondary={
             name: found for name in secondary if (found := paired_difference(smaller, larger, name))
         },

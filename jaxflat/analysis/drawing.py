@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from jaxflat.analysis import wording
 from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY, Cell
 from jaxflat.analysis.statistics import Interval
@@ -15,10 +16,6 @@ from jaxflat.analysis.statistics import Interval
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 MARKERS = "osD^vP"
 GREY = "#777777"
-TRACES = (
-    ("hessian_trace@embedded", "hessian_trace", "Hessian trace"),
-    ("fisher_trace@embedded", "fisher_trace", "Fisher trace"),
-)
 
 
 def excess_against_size(ax: Axes, comparison: Comparison) -> None:
@@ -74,13 +71,13 @@ def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
 
 def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
     """(column to compare, column as trained, name); to compare, the embedded one if it exists."""
-    for embedded, raw, name in TRACES:
-        if any(cell.interval(embedded) for cell in comparison.cells):
-            return embedded, raw, f"{name} (nats), embedded"
-    for _, raw, name in TRACES:
+    for raw, name in SHARPNESS.items():
+        if any(cell.interval(f"{raw}@embedded") for cell in comparison.cells):
+            return f"{raw}@embedded", raw, f"{name}, embedded"
+    for raw, name in SHARPNESS.items():
         if any(cell.interval(raw) for cell in comparison.cells):
-            return raw, raw, f"{name} (nats)"
-    return TRACES[0]
+            return raw, raw, name
+    return "hessian_trace", "hessian_trace", "Hessian trace (nats)"
 
 
 def _over_sizes(

@@ -4,13 +4,10 @@ from pathlib import Path
 
 from jaxflat.analysis import wording
 from jaxflat.analysis.comparison import Comparison, paired_difference, read_comparison
-from jaxflat.analysis.pairs import FLATNESS, MARGIN, Pair
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.pairs import MARGIN, Pair
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, trained_as
 
-MEASURES = {
-    "hessian_trace@embedded": "Hessian trace",
-    "fisher_trace@embedded": "Fisher trace",
-}
 ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
 FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}
 INTERVALS = "Brackets and ± are 95% t intervals over seeds, paired by seed for differences."
@@ -138,8 +135,8 @@ def _accuracy_words(pair: Pair) -> str:
 
 def _flatness_words(pair: Pair) -> str:
     if pair.trace_ratio is None:
-        return "no trace was measured in both in the common parametrisation"
-    measure = MEASURES[next(name for name in FLATNESS if name in pair.flatness)]
+        return "no flatness was measured in both in the common parametrisation"
+    measure = EMBEDDED[next(iter(pair.flatness))]
     interval = f"{measure} {wording.ratio(pair.trace_ratio)} the smaller's"
     if pair.flatness_side == 0:
         return f"its flatness is undecided, {interval}, the interval includes 1"

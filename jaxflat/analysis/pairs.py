@@ -7,7 +7,6 @@ from jaxflat.analysis.statistics import Equivalence, Interval
 
 MARGIN = 0.002  # nats
 MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
-FLATNESS = ("hessian_trace@embedded", "fisher_trace@embedded")  # the first that exists decides
 
 
 @dataclass(frozen=True)

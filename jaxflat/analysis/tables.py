@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxflat.analysis import findings, wording
 from jaxflat.analysis.comparison import Comparison, is_accuracy, read_comparison
-from jaxflat.analysis.pairs import FLATNESS, Pair
+from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS
+from jaxflat.analysis.pairs import Pair
 from jaxflat.analysis.results import (
     GIVEN_ACCURACY,
     LATENT_ACCURACY,
@@ -18,12 +19,19 @@ from jaxflat.analysis.results import (
 from jaxflat.analysis.statistics import standard_error
 
 Table = list[list[str]]
+
+
+def _digits(column: str) -> str:
+    return ".1f" if column.endswith("_trace") else ".3g"
+
+
 COLUMNS = (
     ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
-    ("Hessian trace, embedded", "hessian_trace@embedded", ".1f", 1.0),
-    ("Hessian trace", "hessian_trace", ".1f", 1.0),
-    ("Fisher trace, embedded", "fisher_trace@embedded", ".1f", 1.0),
-    ("Fisher trace", "fisher_trace", ".1f", 1.0),
+    *(
+        (f"{name}{suffix}", f"{column}{at}", _digits(column), 1.0)
+        for column, name in SHARPNESS.items()
+        for suffix, at in ((", embedded", "@embedded"), ("", ""))
+    ),
     ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
     ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
     ("Accuracy, given (%)", GIVEN_ACCURACY, ".1f", 100.0),
@@ -34,9 +42,9 @@ COLUMNS = (
 SUMMARY = {
     "Excess loss\n(nats)": COLUMNS[0],
     "Trace,\nembedded": COLUMNS[1],
-    "Accuracy,\nmap (%)": COLUMNS[5],
-    "Accuracy,\nlatent (%)": COLUMNS[6],
-    "Accuracy,\ngiven (%)": COLUMNS[7],
+    "Accuracy,\nmap (%)": COLUMNS[-4],
+    "Accuracy,\nlatent (%)": COLUMNS[-3],
+    "Accuracy,\ngiven (%)": COLUMNS[-2],
 }
 
 
@@ -92,9 +100,9 @@ def pairs_table(pairs: list[Pair]) -> Table:
     add("Candidate pairs, in p", [f"× {pair.candidates}" for pair in pairs])
     add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
-    for column in FLATNESS:
-        name = f"{findings.MEASURES[column]} ratio"
-        add(name, [wording.ratio(pair.flatness.get(column)) for pair in pairs])
+    for column, name in EMBEDDED.items():
+        if any(column in pair.flatness for pair in pairs):
+            add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
     add("Larger model's accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
     add("Larger model's flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
     add("Flatness and accuracy", [findings.relation_words(pair) for pair in pairs])
