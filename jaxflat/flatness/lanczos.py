@@ -47,8 +47,8 @@ def lanczos(product: Product, start: PyTree, num_steps: int) -> Tridiagonal:
         return jax.tree.map(rest, basis, vector)
 
     def step(i: jax.Array, carry: tuple) -> tuple:
-        alphas_m, betas_m, basis, vector = carry
-        basis = jax.tree.map(lambda q, v: q.at[i].set(v), basis, vector)
+        alphas_m, betas_m, basis = carry
+        vector = jax.tree.map(lambda q: q[i], basis)
         following = product(vector)
         alpha = inner(vector, following)
         # Twice is enough (Kahan and Parlett).
@@ -58,14 +58,14 @@ def lanczos(product: Product, start: PyTree, num_steps: int) -> Tridiagonal:
         scale = jnp.maximum(scale, jnp.abs(alpha))
         beta = jnp.where(beta > 100 * jnp.finfo(beta.dtype).eps * scale, beta, 0)
         inverse = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1), 0)
-        following = jax.tree.map(lambda x: x * inverse, following)
-        return alphas_m.at[i].set(alpha), betas_m.at[i].set(beta), basis, following
+        # Written last, after every read of the basis, so that it need not be copied; the vector
+        # after the m-th has no place and is dropped.
+        basis = jax.tree.map(lambda q, w: q.at[i + 1].set(w * inverse), basis, following)
+        return alphas_m.at[i].set(alpha), betas_m.at[i].set(beta), basis
 
     norm = jnp.sqrt(inner(start, start))
     zeros_m = jnp.zeros(num_steps, norm.dtype)
-    basis = jax.tree.map(lambda v: jnp.zeros((num_steps, *v.shape), v.dtype), start)
-    first = jax.tree.map(lambda v: v / norm, start)
-    alphas_m, betas_m, basis, _ = jax.lax.fori_loop(
-        0, num_steps, step, (zeros_m, zeros_m, basis, first)
+    basis = jax.tree.map(
+        lambda v: jnp.zeros((num_steps, *v.shape), v.dtype).at[0].set(v / norm), start
     )
-    return Tridiagonal(alphas_m, betas_m, basis)
+    return Tridiagonal(*jax.lax.fori_loop(0, num_steps, step, (zeros_m, zeros_m, basis)))
