@@ -9,8 +9,12 @@ NUM_SPECIAL_TOKENS = 3
 
 
 def layer_norm(name: str, x: jax.Array) -> jax.Array:
-    """Normalise the last axis in x's own precision; Linen's default cannot take float64 here."""
-    return nn.LayerNorm(name=name, param_dtype=x.dtype, force_float32_reductions=False)(x)
+    """Normalise the last axis in x's own precision; Linen's default cannot take float64 here.
+
+    Derivatives recompute it, and the GELU below, from its input: less to store, and quicker.
+    """
+    recomputed = nn.remat(nn.LayerNorm, prevent_cse=False)
+    return recomputed(name=name, param_dtype=x.dtype, force_float32_reductions=False)(x)
 
 
 class Projections(nn.Module):
@@ -89,7 +93,8 @@ class Block(nn.Module):
         attention = Attention(self.num_heads, name="attention")
         hidden_BxMxD += attention(queries_BxMxD, normed_BxTxD, padding_BxT)
         inner_BxMxF = nn.Dense(4 * width, name="mlp_in")(layer_norm("mlp_norm", hidden_BxMxD))
-        return hidden_BxMxD + nn.Dense(width, name="mlp_out")(nn.gelu(inner_BxMxF))
+        outer_BxMxF = jax.checkpoint(nn.gelu, prevent_cse=False)(inner_BxMxF)
+        return hidden_BxMxD + nn.Dense(width, name="mlp_out")(outer_BxMxF)
 
 
 class Transformer(nn.Module):
