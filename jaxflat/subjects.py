@@ -67,11 +67,12 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
 
     Raises InputError where there is no such checkpoint or an override does not fit.
     """
-    directory, step = checkpoint.absolute().parents[1], int(checkpoint.name)
+    checkpoint = checkpoint.absolute()
+    directory, step = checkpoint.parents[1], int(checkpoint.name)
     config = stored_config(directory / "config.json")
     if not checkpoint.is_dir():
         raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
-    frozen = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
+    frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)
     problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
@@ -126,7 +127,7 @@ def text_subject(
     if config.flatness.remat:
         loss_fn, log_probs_fn = jax.checkpoint(loss_fn), jax.checkpoint(log_probs_fn)
     sample = _microbatches(order_key, examples, config.flatness, data)
-    frozen = FrozenConfigDict(config)
+    frozen: Config = FrozenConfigDict(config)
     checks.check_flatness(frozen.flatness)
     problem = Problem(
         loss_fn,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxflat.data.text import read_sentences
+from jaxflat.data.text import numbered_lines, read_bytes, read_sentences
 from jaxflat.data.tokenizer import load_tokenizer
 
 
@@ -64,11 +64,7 @@ def read_token_texts(
 
 def _token_lists(path: Path, num_tokens: int) -> list[list[int]]:
     texts = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(read_bytes(path), path):
         try:
             text = json.loads(line)
         except (ValueError, RecursionError):
@@ -78,6 +74,4 @@ def _token_lists(path: Path, num_tokens: int) -> list[list[int]]:
             wanted = f"a list of token ids in 0..{num_tokens - 1}, such as [5, 17, 3]"
             raise ValueError(f"{path}: line {number} must be {wanted}")
         texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}: has no lines")
     return texts
