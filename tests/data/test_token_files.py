@@ -4,28 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from tiny_checkpoints import CLS, SEP, write_tokenizer
 
 from jaxflat.data.token_files import read_token_texts
-
-tokenizers = pytest.importorskip("tokenizers")
-
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on"]
-CLS, SEP = 1, 2
-
-
-def write_tokenizer(folder, words=WORDS, marks=True):
-    """Words between spaces, "~" nothing; with marks [CLS] before a text and [SEP] after it."""
-    vocabulary = {word: token for token, word in enumerate(words)}
-    model = tokenizers.models.WordLevel(vocabulary, unk_token="the")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.Replace("~", "")
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    if marks:
-        tokenizer.post_processor = tokenizers.processors.BertProcessing(
-            ("[SEP]", SEP), ("[CLS]", CLS)
-        )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def test_lists_of_tokens_are_read_as_they_are_and_cut(tmp_path):
