@@ -18,11 +18,15 @@ def save(directory: Path, step: int, tree: Any) -> None:
 def restore(directory: Path, step: int, template: Any) -> Any:
     """Return the tree of directory/<step>, with the structure and placement of `template`.
 
-    Raises ValueError naming the leaf whose shape or dtype differs: orbax would cast in silence.
+    Raises ValueError naming the leaf whose shape or dtype differs: orbax would cast in silence;
+    or the folder, where it holds no checkpoint.
     """
     path = directory.absolute() / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = jax.tree.leaves(checkpointer.metadata(path).item_metadata.tree)
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError(f"{path}: holds no checkpoint, or a damaged one")
+        stored = jax.tree.leaves(metadata.tree)
         found = {leaf.name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in stored}
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(template):
             name = ".".join(str(_key(key)) for key in leaf_path)

@@ -3,8 +3,17 @@
 All raise ValueError, one line that names the key, and train nothing.
 """
 
+from collections.abc import Iterable
+
 from jaxflat import experiment, text_language
 from jaxflat.config import Config
+
+OF_GIVEN_LABELS = (
+    *("average_sharpness", "adaptive_average_sharpness"),
+    *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
+    *("gradient_noise", "local_learning_coefficient", "loss_slices"),
+)
+"""Measures of more than second derivatives: of the loss elsewhere, or of its gradient."""
 
 
 def check(config: Config) -> None:
@@ -38,6 +47,7 @@ def check(config: Config) -> None:
 
 def check_flatness(settings: Config) -> None:
     """Raise ValueError where a measure that is asked for cannot be taken with these settings."""
+    check_labels(settings.labels, settings.measures)
     chosen = settings.eigenvalues
     num_pairs = chosen.num_largest + chosen.num_smallest
     if "hessian_eigenvalues" in settings.measures and num_pairs > chosen.num_steps:
@@ -55,6 +65,19 @@ def check_flatness(settings: Config) -> None:
             f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "
             "gradient_noise: two triples"
         )
+
+
+def check_labels(labels: str, measures: Iterable[str]) -> None:
+    """Raise ValueError where labels that follow the model leave a measure without meaning.
+
+    Their gradient is 0, and away from the checkpoint they are not those of the checkpoint.
+    """
+    for measure in measures:
+        if labels == "model" and measure in OF_GIVEN_LABELS:
+            raise ValueError(
+                f"flatness.labels='model' leaves {measure} without meaning: it is for traces, "
+                "eigenvalues and the density"
+            )
 
 
 def _check_language(config: Config) -> None:

@@ -1,26 +1,24 @@
 """The command: python -m jaxflat.measure --checkpoint=RUN_STEP_DIR|HF_FOLDER --measures=NAME,..."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from jaxflat import checks, loading, preemption, subjects, validation
 from jaxflat import config as base_config
-from jaxflat import loading, preemption, subjects, validation
 from jaxflat.analysis.curves import save_curves
+from jaxflat.estimates import as_json, plain, table
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.metrics import write_json
 from jaxflat.subjects import Subject
 from jaxflat.validation import InputError
 
-EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
+EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,12 +54,20 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw what has a picture there")
     flags, rest = parser.parse_known_args(arguments)
     validation.check_choices("--measures", flags.measures.split(","), MEASURES)
-    if flags.length < 2 or not 0 <= flags.seed < 2**32:
-        raise InputError(f"--length={flags.length} --seed={flags.seed}: at least 2 and 0")
+    if flags.length < 2:
+        raise InputError(f"--length={flags.length} must be at least 2")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed={flags.seed} must be at least 0 and below 2^32")
     for name in ("json", "figures"):
         path = getattr(flags, name)
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"--{name}={path}: there is no folder {path.absolute().parent}")
+    if flags.json and flags.json.is_dir():
+        raise InputError(f"--json={flags.json} is a folder; it must be a file")
+    if flags.figures and flags.figures.is_file():
+        raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
+    if flags.measures == "loss_slices" and not (flags.json or flags.figures):
+        raise InputError("--measures=loss_slices makes pictures: set --figures or --json")
     return flags, rest
 
 
@@ -76,102 +82,80 @@ def main(arguments: list[str] | None = None) -> int:
             console = Console(width=120)
         console.print(subject.about, highlight=False, markup=False)
         with jax.default_matmul_precision("highest"):
-            estimates, curves = measure(subject, flags.measures.split(","), console)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            estimates, curves, failures = measure(subject, flags.measures.split(","), console)
+        console.print(table(estimates))
+        if flags.json:
+            measured = {name: as_json(estimate) for name, estimate in estimates.items()}
+            listed = {name: jax.tree.map(plain, curve) for name, curve in curves.items()}
+            write_json(flags.json, {"about": subject.about, "measured": measured, "curves": listed})
+        for path in save_curves(curves, flags.figures) if flags.figures else []:
+            console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+        print(f"error: {_first_line(error)}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}", file=sys.stderr)
         return EXIT_PREEMPTED
-    console.print(table(estimates))
-    if flags.json:
-        measured = {name: as_json(estimate) for name, estimate in estimates.items()}
-        listed = {name: jax.tree.map(_plain, curve) for name, curve in curves.items()}
-        write_json(flags.json, {"about": subject.about, "measured": measured, "curves": listed})
-    for path in save_curves(curves, flags.figures) if flags.figures else []:
-        console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failures else 0
 
 
 def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subject:
     """Return what to measure; InputError, or ValueError of one line, where there is none."""
-    measures = tuple(m for m in flags.measures.split(",") if m in base_config.MEASURES)
+    checkpoint, asked = flags.checkpoint, flags.measures.split(",")
+    measures = tuple(m for m in asked if m in base_config.MEASURES)
     for key in overrides:
         if not key.startswith("flatness.") or key == "flatness.measures":
             raise InputError(f"--config.{key}: only keys of flatness other than measures count")
     if measures:  # those with settings to check; pictures have none
         overrides = {**overrides, "flatness.measures": measures}
-    if subjects.is_run(flags.checkpoint):
+    if subjects.is_run(checkpoint):
         if flags.data:
             raise InputError("--data is for Hugging Face folders; a run has its own language")
-        return subjects.run_subject(flags.checkpoint, overrides)
-    if not (flags.checkpoint / "config.json").is_file():
+        subject = subjects.run_subject(checkpoint, overrides)
+    elif (checkpoint / "checkpoints").is_dir():
+        raise InputError(f"--checkpoint={checkpoint} is a run: {subjects.listed(checkpoint)}")
+    elif not (checkpoint / "config.json").is_file():
         raise InputError(
-            f"--checkpoint={flags.checkpoint} is neither POINT/checkpoints/STEP of a run nor a "
+            f"--checkpoint={checkpoint} is neither POINT/checkpoints/STEP of a run nor a "
             "folder with a config.json"
         )
-    if flags.data is None:
+    elif flags.data is None:
         raise InputError("--data=FILE is missing: the texts to measure a Hugging Face model on")
-    return subjects.text_subject(flags.checkpoint, flags.data, flags.length, flags.seed, overrides)
+    else:
+        subject = subjects.text_subject(checkpoint, flags.data, flags.length, flags.seed, overrides)
+    checks.check_labels(subject.config.flatness.labels, asked)  # of pictures too
+    return subject
 
 
 def measure(
     subject: Subject, measures: list[str], console: Console
-) -> tuple[dict[str, Estimate], dict[str, dict[str, Any]]]:
-    """Return the mean loss and all estimates by name, and the curves by measure."""
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the mean loss and all estimates by name, the curves by measure, and what failed."""
     problem, settings = subject.problem, subject.config.flatness
     estimates = {"loss": mean_loss(problem.loss_fn, problem.params, problem.sample(0))}
-    curves = {}
+    curves, failures = {}, {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("loss", total=len(measures))
         for name in measures:
             preemption.check()
             progress.update(bar, description=name)
-            measured = MEASURES[name](problem, settings)
-            estimates |= jax.block_until_ready(measured.estimates)
+            try:
+                measured = jax.block_until_ready(MEASURES[name](problem, settings))
+            except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as: no memory left
+                failures[name] = _first_line(error)
+                continue
+            estimates |= measured.estimates
             if measured.curves:
                 curves[name] = measured.curves
             progress.advance(bar)
-    return estimates, curves
+    return estimates, curves, failures
 
 
-def table(estimates: dict[str, Estimate]) -> Table:
-    """Return the estimates with their 95% intervals, groups of parameters indented."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column("measure", no_wrap=True)
-    for column in ("mean", "± SEM", "95% interval", "samples"):
-        made.add_column(column, justify="right", no_wrap=True)
-    made.add_column("error over", no_wrap=True)
-    for name, estimate in estimates.items():
-        first, slash, last = name.partition("/")
-        shown = f"  {last}" if slash and first in estimates else name
-        fields = as_json(estimate)
-        numbers = [_text(fields[key]) for key in ("mean", "sem")]
-        interval = f"{_text(fields['low'])} to {_text(fields['high'])}" if fields["sem"] else "–"
-        count = str(estimate.num_samples) if fields["sem"] else "–"
-        made.add_row(shown, *numbers, interval, count, estimate.over if fields["sem"] else "–")
-    return made
-
-
-def as_json(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate with its 95% interval as JSON has it: null where there is no number."""
-    low, high = estimate.interval()
-    numbers = {"mean": estimate.mean, "sem": estimate.sem, "low": low, "high": high}
-    finite = {key: _plain(value) for key, value in numbers.items()}
-    return {**finite, "num_samples": estimate.num_samples, "over": estimate.over}
-
-
-def _plain(value: Any) -> Any:
-    """Return an array as nested lists of numbers, null where one is not finite."""
-    listed = value.tolist()
-    return jax.tree.map(lambda x: x if math.isfinite(x) else None, listed)
-
-
-def _text(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from jaxflat import checkpoint as stored_params
 from jaxflat import checks, experiment, loading, validation
 from jaxflat import config as base_config
 from jaxflat.config import Config
@@ -18,7 +19,7 @@ from jaxflat.flatness import Problem
 from jaxflat.languages.batches import MaskedBatch
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
-from jaxflat.models.huggingface import load_model
+from jaxflat.models.huggingface import load_model, read_model
 from jaxflat.stages.flatness import make_problem
 from jaxflat.stages.records import load_params
 from jaxflat.teacher import TextBatch
@@ -51,7 +52,14 @@ class MaskedTexts(NamedTuple):
 
 def is_run(checkpoint: Path) -> bool:
     """Say whether a path looks like POINT/checkpoints/STEP of a run."""
-    return checkpoint.name.isdigit() and checkpoint.parent.name == "checkpoints"
+    checkpoint = checkpoint.absolute()
+    return checkpoint.name.isdecimal() and checkpoint.parent.name == "checkpoints"
+
+
+def listed(directory: Path) -> str:
+    """Return what to say of the checkpoints that a run has."""
+    steps = stored_params.steps(directory / "checkpoints")
+    return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
 def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
@@ -59,23 +67,34 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
 
     Raises InputError where there is no such checkpoint or an override does not fit.
     """
-    directory, step = checkpoint.absolute().parents[1], int(checkpoint.name)
-    try:
-        stored = json.loads((directory / "config.json").read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{directory / 'config.json'}: no config of a run: {error}") from None
+    checkpoint = checkpoint.absolute()
+    directory, step = checkpoint.parents[1], int(checkpoint.name)
+    config = stored_config(directory / "config.json")
     if not checkpoint.is_dir():
-        raise InputError(f"{checkpoint}: no such checkpoint")
-    config = base_config.base()
-    config.phases = ConfigDict()  # those of the run alone
-    with config.unlocked():
-        config.update(ConfigDict(stored))
-    frozen = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
+        raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
+    frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)
     problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
     about = f"{directory.name}, step {step:,}, labels {frozen.flatness.labels}"
     return Subject(problem, frozen, about)
+
+
+def stored_config(path: Path) -> Config:
+    """Return the config of a run's config.json; keys that are newer than the run have defaults.
+
+    Raises InputError where the file holds none.
+    """
+    config = base_config.base()
+    config.phases = ConfigDict()  # those of the run alone
+    try:
+        stored = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        with config.unlocked():
+            config.update(stored)
+        return validation.validate(config)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: not the config.json that a run writes: {reason}") from None
 
 
 def text_subject(
@@ -85,50 +104,61 @@ def text_subject(
 
     A GPT-2 or OPT predicts every token but the first, a BERT one hidden token a text, uniform over
     its ordinary ones. Texts come in an order drawn from the seed. Labels are those of the texts,
-    or with flatness.labels="model" the model's own.
+    or with flatness.labels="model" the model's own. Raises ValueError of one line that names the
+    file or the key that is wrong, before it reads the parameters.
     """
-    config = loading.override(base_config.base(), overrides)
-    config.flatness.labels = "model" if config.flatness.labels == "model" else "data"
-    model, params, *_ = load_model(folder)
+    config = validation.validate(loading.override(_texts_config(), overrides))
+    if config.flatness.labels == "exact":
+        raise InputError("flatness.labels='exact' is for a run's language; here: data, model")
+    model = read_model(folder)
     texts = read_token_texts(data, folder, model.num_tokens, min(max_length, model.max_length))
-    key = experiment.purpose_key(seed, "measure")
+    order_key, mask_key, key = jax.random.split(experiment.purpose_key(seed, "measure"), 3)
     if isinstance(model, Bert):
-        examples: Any = mask_texts(key, texts, mask_token(folder, data))
+        examples: Any = mask_texts(mask_key, texts, mask_token(folder, model.num_tokens))
         loss_fn, log_probs_fn = _masked_losses(model)
     else:
         if (texts.lengths_N < 2).any():
-            raise InputError(f"{data}: text {np.argmin(texts.lengths_N) + 1} has a single token")
+            line = np.argmin(texts.lengths_N) + 1
+            raise InputError(f"{data}: line {line} has a single token; a prediction takes two")
         examples = TextBatch(texts.tokens_NxT, texts.lengths_N)
         loss_fn, log_probs_fn = causal_lm_loss(model.apply), causal_log_probs(model.apply)
     if config.flatness.labels == "model":
         loss_fn = self_labelled_loss(log_probs_fn)
     if config.flatness.remat:
         loss_fn, log_probs_fn = jax.checkpoint(loss_fn), jax.checkpoint(log_probs_fn)
-    sample = _microbatches(key, examples, config.flatness, data)
-    frozen = FrozenConfigDict(validation.validate(config))
+    sample = _microbatches(order_key, examples, config.flatness, data)
+    frozen: Config = FrozenConfigDict(config)
     checks.check_flatness(frozen.flatness)
     problem = Problem(
         loss_fn,
         log_probs_fn,
-        params,
+        load_model(folder).params,
         sample,
-        jax.random.fold_in(key, 1),
+        key,
         len(texts.lengths_N),
         groupings=(block_of, kind_of) if frozen.flatness.by_block else (),
         stacked=is_stacked,
     )
-    size = frozen.flatness.microbatch_size
-    about = (
-        f"{len(texts.lengths_N):,} texts, microbatches of {size}, labels {config.flatness.labels}"
-    )
-    return Subject(problem, frozen, f"{folder.name}, {about}")
+    chosen = frozen.flatness
+    sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
+    about = f"{sizes} of {len(texts.lengths_N):,} texts, labels {chosen.labels}"
+    return Subject(problem, frozen, f"{folder.absolute().name}, {about}")
 
 
-def mask_token(folder: Path, data: Path) -> int:
-    """Return the tokenizer's [MASK]; InputError where the folder has none."""
+def _texts_config() -> Config:
+    config = base_config.base()
+    config.flatness.labels = "data"
+    return config
+
+
+def mask_token(folder: Path, num_tokens: int) -> int:
+    """Return the tokenizer's [MASK]; InputError where the folder has none that the model knows."""
     token = load_tokenizer(folder).token_to_id("[MASK]")
     if token is None:
         raise InputError(f"{folder / 'tokenizer.json'}: has no token [MASK]")
+    if token >= num_tokens:
+        where = f"{folder / 'tokenizer.json'}: [MASK] is token {token}"
+        raise InputError(f"{where}; the model has 0..{num_tokens - 1}")
     return token
 
 

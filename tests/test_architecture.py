@@ -39,6 +39,7 @@ ORDER = (
         "points",
         "sweep",
         "build",
+        "estimates",
         "subjects",
         "measure",
     ),

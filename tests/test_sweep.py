@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from sweeps import tiny_config, tiny_sweep
 
-from jaxflat import preemption, sweep
+from jaxflat import measure, preemption, sweep
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 
@@ -73,6 +73,23 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
     table = dict(zip(header, rows[-1], strict=True))
     assert table["excess_loss"] == "0.0"
     assert table["hessian_trace"] == ""
+
+
+def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
+    step = max(int(path.name) for path in (point / "checkpoints").iterdir())
+    file = tmp_path / "measured.json"
+    assert measure.main([f"--checkpoint={point}/checkpoints/{step}", f"--json={file}"]) == 0
+    measured = json.loads(file.read_text())["measured"]
+    lines = [json.loads(line) for line in (point / "flatness.jsonl").read_text().splitlines()]
+    lines = [r for r in lines if r["step"] == step and not r["measure"].endswith("@embedded")]
+    assert {line["measure"] for line in lines} == measured.keys() - {"loss"}
+    assert "fisher_trace/layer_0.mlp" in measured
+    for line in lines:
+        found = measured[line["measure"]]
+        for name in ("mean", "sem", "num_samples", "over"):
+            assert found[name] == line[name], line["measure"]
 
 
 @pytest.mark.parametrize("seed", range(3))

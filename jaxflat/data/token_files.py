@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxflat.data.text import read_sentences
+from jaxflat.data.text import numbered_lines, read_bytes, read_sentences
 from jaxflat.data.tokenizer import load_tokenizer
 
 
@@ -24,7 +24,8 @@ def read_token_texts(
     """Return the texts of a file, each cut to max_length tokens.
 
     A .jsonl file has a list of token ids on each line, all of them ordinary; any other is UTF-8
-    with a text on each line, for the tokenizer.json of a folder, which also adds special tokens.
+    with a text on each line, for the tokenizer.json of a folder, which also adds special tokens
+    and keeps them when it cuts.
     Raises ValueError of one line that names the file, and the line where there is one.
     """
     if path.suffix == ".jsonl":
@@ -32,7 +33,15 @@ def read_token_texts(
         ordinary = [[True] * len(text) for text in texts]
     else:
         sentences = list(read_sentences(path).texts)
-        encodings = load_tokenizer(tokenizer_folder).encode_batch(sentences)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if num_special >= max_length:
+            raise ValueError(
+                f"{tokenizer_folder / 'tokenizer.json'}: adds {num_special} special tokens to a "
+                f"text of at most {max_length}"
+            )
+        tokenizer.enable_truncation(max_length)
+        encodings = tokenizer.encode_batch(sentences)
         texts = [encoding.ids for encoding in encodings]
         ordinary = [[not special for special in e.special_tokens_mask] for e in encodings]
         largest = max((max(text, default=0) for text in texts), default=0)
@@ -55,11 +64,7 @@ def read_token_texts(
 
 def _token_lists(path: Path, num_tokens: int) -> list[list[int]]:
     texts = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(read_bytes(path), path):
         try:
             text = json.loads(line)
         except (ValueError, RecursionError):
@@ -69,6 +74,4 @@ def _token_lists(path: Path, num_tokens: int) -> list[list[int]]:
             wanted = f"a list of token ids in 0..{num_tokens - 1}, such as [5, 17, 3]"
             raise ValueError(f"{path}: line {number} must be {wanted}")
         texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}: has no lines")
     return texts

@@ -19,7 +19,12 @@ from jaxflat.flatness.learning_coefficient import local_learning_coefficient
 from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import mean_gradient
 from jaxflat.flatness.quadratic_forms import curvature_along
-from jaxflat.flatness.sharpness import average_sharpness, critical_sharpness, worst_sharpness
+from jaxflat.flatness.sharpness import (
+    average_sharpness,
+    critical_sharpness,
+    mean_loss,
+    worst_sharpness,
+)
 from jaxflat.flatness.spectrum import hessian_density, hessian_extremes
 from jaxflat.flatness.trace_measures import (
     fisher_trace_measure,
@@ -83,10 +88,16 @@ def _worst_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measure
 
 
 def _critical_sharpness(problem: Problem, settings: Any) -> Measured:
-    """Along minus the gradient of the same sentences."""
-    args = problem.loss_fn, problem.params, problem.sample(0)
+    """Along minus the gradient of the same sentences; not a number where no step brackets it."""
+    args = loss_fn, params, batches = problem.loss_fn, problem.params, problem.sample(0)
     update = jax.tree.map(jnp.negative, mean_gradient(*args))
-    return Measured({"critical_sharpness": critical_sharpness(*args, update)})
+    try:
+        estimate = critical_sharpness(*args, update)
+    except ValueError:
+        loss = mean_loss(loss_fn, params, batches)
+        nothing = jnp.full_like(loss.mean, jnp.nan)
+        estimate = Estimate(nothing, nothing, loss.num_samples, loss.over)
+    return Measured({"critical_sharpness": estimate})
 
 
 def _gradient_noise(problem: Problem, settings: Any) -> Measured:

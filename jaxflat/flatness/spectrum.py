@@ -153,14 +153,16 @@ def hessian_density(
     num_probes: int,
     num_steps: int,
 ) -> SpectralDensity:
-    """The density of H's eigenvalues, from num_probes runs of num_steps products each."""
+    """The density of H's eigenvalues, from num_probes runs of num_steps products each.
+
+    No more steps than parameters are taken: m is then the number of these.
+    """
     params = at_least_float32(params)
     product = partial(mean_product, partial(linearized_hessian, loss_fn, params), batches)
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values_m, vectors_mxm = lanczos(
-            product, rademacher_like(key, params), num_steps
-        ).eigenpairs()
+        start = rademacher_like(key, params)
+        values_m, vectors_mxm = lanczos(product, start, min(num_steps, num_params)).eigenpairs()
         return values_m, vectors_mxm[0] ** 2
 
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))

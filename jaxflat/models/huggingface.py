@@ -43,19 +43,32 @@ def load_model(folder: Path, families: Mapping[str, Layout] = FAMILIES) -> Pretr
     pairs are left out. Raises ValueError, one line, where a file is missing or damaged, or
     describes or holds anything but a model of these families.
     """
-    with naming(folder / "config.json"):
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        model, layout = read_config(config, families)
-        tokens = [special_token(config, f"{k}_token_id", model.num_tokens) for k in ("bos", "eos")]
+    model, layout, tokens = _read_description(folder, families)
     weights, files = weight_files(folder)
     stored = read_headers(files, layout)
     expected = _match(weights, stored, model, layout)
     return Pretrained(model, _read_tensors(stored, expected, model, layout), *tokens)
 
 
+def read_model(folder: Path) -> CausalTransformer | Bert:
+    """Return the model that a folder's config.json describes, as load_model does; reads no more."""
+    return _read_description(folder, FAMILIES)[0]
+
+
 def load_causal(folder: Path) -> Pretrained:
     """Read a checkpoint as load_model does, of a family that predicts the next token."""
     return load_model(folder, CAUSAL)
+
+
+def _read_description(
+    folder: Path, families: Mapping[str, Layout]
+) -> tuple[CausalTransformer | Bert, Layout, list[int | None]]:
+    """Return what config.json says: the model, its layout, the tokens that begin and end a text."""
+    with naming(folder / "config.json"):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        model, layout = read_config(config, families)
+        tokens = [special_token(config, f"{k}_token_id", model.num_tokens) for k in ("bos", "eos")]
+    return model, layout, tokens
 
 
 def _match(

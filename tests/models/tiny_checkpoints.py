@@ -29,6 +29,8 @@ BERT = {
     **{"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute"},
     **{"is_decoder": False, "tie_word_embeddings": True, "pad_token_id": 0},
 }
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on"]
+CLS, SEP = 1, 2
 TOKENS_BxT = np.random.default_rng(0).integers(0, 13, (3, 7)).astype(np.int32)
 
 
@@ -51,6 +53,19 @@ def save(folder: Path, config: dict, tensors: dict[str, np.ndarray], num_shards:
         weight_map |= dict.fromkeys(part, file)
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
+    return folder
+
+
+def write_tokenizer(folder: Path, words=WORDS) -> Path:
+    """Write a tokenizer.json: words between spaces, "~" nothing, marks around every text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: token for token, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="the"))
+    tokenizer.normalizer = tokenizers.normalizers.Replace("~", "")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    marks = ("[SEP]", SEP), ("[CLS]", CLS)
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(*marks)
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 

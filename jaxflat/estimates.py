@@ -1,0 +1,51 @@
+"""Estimates as a table for people, and as strict JSON."""
+
+import math
+from typing import Any
+
+import jax
+from rich import box
+from rich.table import Table
+
+from jaxflat.flatness import Estimate
+
+
+def table(estimates: dict[str, Estimate]) -> Table:
+    """Return the estimates with their 95% intervals, groups of parameters indented."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("measure", no_wrap=True)
+    for column in ("mean", "± SEM", "95% interval", "samples"):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_column("error over", no_wrap=True)
+    for name, estimate in estimates.items():
+        first, slash, last = name.partition("/")
+        shown = f"  {last}" if slash and first in estimates else name
+        fields = as_json(estimate)
+        cells = [_text(fields[key]) for key in ("mean", "sem")]
+        if fields["sem"] is None:
+            cells += ["–"] * 3
+        else:
+            interval = f"{_text(fields['low'])} to {_text(fields['high'])}"
+            cells += [interval, str(estimate.num_samples), estimate.over]
+        made.add_row(shown, *cells)
+    return made
+
+
+def as_json(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate with its 95% interval as JSON has it: null where there is no number."""
+    low, high = estimate.interval()
+    numbers = {"mean": estimate.mean, "sem": estimate.sem, "low": low, "high": high}
+    finite = {key: plain(value) for key, value in numbers.items()}
+    return {**finite, "num_samples": estimate.num_samples, "over": estimate.over}
+
+
+def plain(value: Any) -> Any:
+    """Return an array as nested lists of numbers, null where one is not finite."""
+    listed = value.tolist()
+    return jax.tree.map(lambda x: x if math.isfinite(x) else None, listed)
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
