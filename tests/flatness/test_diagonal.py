@@ -76,7 +76,9 @@ def test_unbiased_and_with_the_error_of_its_samples(problem, estimate, samples_f
     params, batches = problem
     found = jax.jit(lambda keys: jax.lax.map(lambda k: estimate(params, batches, k), keys))(KEYS)
     assert (found.num_samples, found.over) == (5, "probes+sentences")
-    means_SxP, sems_SxP = (jax.vmap(lambda x: ravel_pytree(x)[0])(x) for x in (found.mean, found.sem))
+    means_SxP, sems_SxP = (
+        jax.vmap(lambda x: ravel_pytree(x)[0])(x) for x in (found.mean, found.sem)
+    )
     # Some entries are the same with every probe, but for rounding.
     errors_P = np.maximum(means_SxP.std(axis=0) / len(KEYS) ** 0.5, 1e-12)
     z_P = (means_SxP.mean(axis=0) - jnp.diag(dense(params, batches))) / errors_P

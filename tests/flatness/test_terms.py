@@ -145,7 +145,10 @@ def test_terms_add_up_to_the_forward_only_samples(problem, over):
 def test_terms_concatenated_are_those_of_one_collection():
     """Cut anywhere, by leaf and with the weights."""
     rng = np.random.default_rng(0)
-    leaves = {"plain": jnp.asarray(rng.normal(size=9)), "stack": jnp.asarray(rng.normal(size=(9, 2)))}
+    leaves = {
+        "plain": jnp.asarray(rng.normal(size=9)),
+        "stack": jnp.asarray(rng.normal(size=(9, 2))),
+    }
     whole = TraceTerms(leaves, jnp.asarray(rng.integers(1, 9, size=9)), "probes+sentences")
     parts = [jax.tree.map(lambda x, s=s: x[s], whole) for s in np.split(np.arange(9), [2, 3])]
     again = TraceTerms.concatenate(parts)
