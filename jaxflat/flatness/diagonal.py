@@ -70,7 +70,7 @@ def fisher_diagonal(
 def _entrywise(sampler: Sampler, params: PyTree, batches: PyTree, num_draws: int) -> Estimate:
     """sum(s) / sum(w) over microbatches and its standard error (see `ratio_estimate`), entrywise.
 
-    Sums are of s_i - R w_i with R the first microbatch's ratio: near 0, so nothing cancels.
+    Sums are of s_i - R w_i with R the first microbatch's ratio: near 0, so that little cancels.
     """
     num_samples = jax.tree.leaves(batches)[0].shape[0]
     if num_samples < 2:
@@ -85,21 +85,24 @@ def _entrywise(sampler: Sampler, params: PyTree, batches: PyTree, num_draws: int
 
         return jax.lax.fori_loop(0, num_draws, add, zeros), weight.astype(jnp.result_type(float))
 
-    first, first_weight = of_microbatch(jnp.asarray(0), jax.tree.map(lambda x: x[0], batches))
-    reference = jax.tree.map(lambda s: s / first_weight, first)
-
     def add_microbatch(carry: tuple, index_and_batch: tuple) -> tuple[tuple, None]:
-        sums, squares, crosses, weights = carry
+        reference, sums, squares, crosses, weights = carry
         sample, weight = of_microbatch(*index_and_batch)
+        is_first, divisor = index_and_batch[0] == 0, jnp.where(weight > 0, weight, 1)
+        reference = jax.tree.map(
+            lambda r, s: jnp.where(is_first, s / divisor, r), reference, sample
+        )
         offset = jax.tree.map(lambda s, r: s - r * weight, sample, reference)
         sums = jax.tree.map(jnp.add, sums, offset)
         squares = jax.tree.map(lambda t, d: t + d**2, squares, offset)
         crosses = jax.tree.map(lambda t, d: t + d * weight, crosses, offset)
-        return (sums, squares, crosses, weights + jnp.stack([weight, weight**2])), None
+        weights += jnp.stack([weight, weight**2])
+        return (reference, sums, squares, crosses, weights), None
 
-    start = (zeros, zeros, zeros, jnp.zeros(2, first_weight.dtype))
+    start = (zeros, zeros, zeros, zeros, jnp.zeros(2))
     indices = jnp.arange(num_samples)
-    (sums, squares, crosses, weights), _ = jax.lax.scan(add_microbatch, start, (indices, batches))
+    carry, _ = jax.lax.scan(add_microbatch, start, (indices, batches))
+    reference, sums, squares, crosses, weights = carry
     weight, squared_weight = weights[0], weights[1]
     shift = jax.tree.map(lambda s: s / weight, sums)
 

@@ -1,5 +1,7 @@
 """A lookup table of logits per context, plus a bias: cheap enough for thousands of estimates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -7,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 CONTEXTS, V = 7, 5
 
 
+@jax.jit
 def make_params(seed=0):
     keys = jax.random.split(jax.random.key(seed), 2)
     return {
@@ -15,6 +18,7 @@ def make_params(seed=0):
     }
 
 
+@partial(jax.jit, static_argnames=("num_microbatches", "batch_size"))
 def make_batches(num_microbatches, batch_size, seed=1):
     shape = (num_microbatches, batch_size)
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -40,6 +44,7 @@ def loss_fn(params, batch):
     return jnp.sum(weights * losses), weights.sum()
 
 
+@jax.jit
 def dense_hessian(params, batches):
     flat, unravel = ravel_pytree(params)
     batch = jax.tree.map(lambda x: x.reshape(-1), batches)
@@ -51,6 +56,7 @@ def dense_hessian(params, batches):
     return jax.hessian(mean_loss)(flat)
 
 
+@jax.jit
 def dense_gauss_newton(params, batches):
     flat, unravel = ravel_pytree(params)
     batch = jax.tree.map(lambda x: x.reshape(-1), batches)

@@ -1,6 +1,7 @@
-"""How the work is divided, into microbatches, passes or devices, does not change an estimate."""
+"""How the work is divided or padded, over microbatches, passes or devices, changes no estimate."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +9,21 @@ import numpy as np
 import pytest
 import softmax_table
 import tiny_masked_lm as lm
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_labels
 
 KEY = jax.random.key(3)
+PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]
 
 
 def test_labels_do_not_depend_on_microbatches():
-    params, batches = lm.make_params(), lm.make_batches(2, 4)
-
-    @jax.jit
-    def labels(batch, first_example):
-        return draw_labels(KEY, lm.log_probs_fn(params, batch)[0], first_example)
-
-    whole = labels(lm.merge(batches), 0)
-    halves = [labels(jax.tree.map(lambda x, m=m: x[m], batches), 4 * m) for m in range(2)]
+    log_probs_BxMxV = jax.nn.log_softmax(jax.random.normal(KEY, (8, 2, 6)))
+    labels = partial(draw_labels, KEY)
+    halves = [labels(log_probs_BxMxV[i : i + 4], i) for i in (0, 4)]
+    whole = labels(log_probs_BxMxV, 0)
     np.testing.assert_array_equal(whole, jnp.concatenate(halves))
     assert len(set(whole.ravel().tolist())) > 1
 
@@ -37,37 +36,150 @@ def test_labels_follow_the_predictions():
     )
 
 
-@pytest.mark.parametrize("over", ["probes", "probes+sentences"])
-def test_probes_per_pass_changes_nothing(over):
+def sampled(problem, params, batches, over, per_pass):
+    """Everything that is estimated from draws, 6 of them, per_pass at once."""
+    args, how = (params, batches, KEY), {"over": over}
+    probes = how | {"num_probes": 6, "probes_per_pass": per_pass}
+    draws = how | {"num_samples": 6, "samples_per_pass": per_pass}
+    return {
+        "H": flatness.hessian_trace(problem.loss_fn, *args, **probes),
+        "G": flatness.gauss_newton_trace(problem.log_probs_fn, *args, **probes),
+        "F": flatness.fisher_trace(problem.log_probs_fn, *args, **draws),
+        "sharpness": flatness.average_sharpness(problem.loss_fn, *args, sigma=0.5, **probes),
+    }
+
+
+def exact(problem, params, batches):
+    """What is a mean over predictions."""
+    args = params, batches, params
+    return {
+        "loss": flatness.mean_loss(problem.loss_fn, params, batches).mean,
+        "Hv": ravel_pytree(flatness.hessian_vector_product(problem.loss_fn, *args))[0],
+        "Gv": ravel_pytree(flatness.gauss_newton_vector_product(problem.log_probs_fn, *args))[0],
+    }
+
+
+def eigenvalues(problem, params, batches):
+    args, how = (params, batches, KEY), {"num_largest": 2, "num_smallest": 1, "num_steps": 12}
+    found = [
+        *flatness.hessian_extremes(problem.loss_fn, *args, **how),
+        *flatness.gauss_newton_extremes(problem.log_probs_fn, *args, **how),
+    ]
+    return [pairs.values_k for pairs in found]
+
+
+def assert_same(found, expected):
+    """To 1e-10, in float64."""
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("measure", [exact, pytest.param(eigenvalues, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_microbatches_change_no_mean(problem, measure):
+    check_microbatches(problem, lambda params, batches, _: measure(problem, params, batches))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_microbatches_change_no_sample(problem):
+    """But the Fisher trace's: gradients are squared a microbatch at a time, of the same labels."""
+
+    def measure(params, batches, per_pass):
+        estimates = sampled(problem, params, batches, "probes", per_pass)
+        del estimates["F"]
+        return estimates
+
+    check_microbatches(problem, measure)
+
+
+def check_microbatches(problem, measure):
+    """Twelve sentences as one microbatch, two or three, of unequal weight each."""
+    params, batches = problem.make_params(), problem.make_batches(3, 4)
+    weights_3 = batches["weights"].reshape(3, -1).sum(axis=1)
+    assert len(set(weights_3.tolist())) > 1
+    measure = jax.jit(measure, static_argnums=2)
+    expected = measure(params, batches, 1)
+    for shape in (1, 12), (2, 6):
+        cut = jax.tree.map(lambda x, s=shape: x.reshape(*s, *x.shape[2:]), batches)
+        assert_same(measure(params, cut, 4), expected)
+
+
+def test_probes_per_pass_changes_nothing():
+    measure = jax.jit(partial(sampled, softmax_table), static_argnums=(2, 3))
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 4)
-    one, four = (
-        flatness.hessian_trace(
-            softmax_table.loss_fn, params, batches, KEY, num_probes=6, over=over, probes_per_pass=k
+    args = params, batches, "probes+sentences"
+    assert_same(measure(*args, 4), measure(*args, 1))
+
+
+def padding_problem(num_layers):
+    """The tiny model with fewer layers and room for three words more."""
+    model = lm.MODEL.clone(num_layers=num_layers, max_length=lm.T + 3)
+
+    def log_probs_fn(params, batch):
+        inputs = batch["tokens"], batch["lengths"], batch["positions"]
+        return jax.nn.log_softmax(model.apply({"params": params}, *inputs)[0]), batch["weights"]
+
+    def loss_fn(params, batch):
+        log_probs, weights = log_probs_fn(params, batch)
+        return -jnp.sum(weights[..., None] * batch["targets"] * log_probs), weights.sum()
+
+    batches = lm.make_batches(2, 4)
+    first = jax.tree.map(lambda x: x[0], batches)
+    inputs = first["tokens"], first["lengths"], first["positions"]
+    shapes = jax.eval_shape(model.init, KEY, *inputs)["params"]
+    params = jax.tree.map(lambda x: 0.5 * np.random.default_rng(0).normal(size=x.shape), shapes)
+    padded = jnp.pad(batches["tokens"], ((0, 0), (0, 0), (0, 3)), constant_values=lm.V)
+    problem = SimpleNamespace(loss_fn=loss_fn, log_probs_fn=log_probs_fn)
+    return problem, params, batches, batches | {"tokens": padded}
+
+
+def test_padding_changes_no_form():
+    problem, params, batches, padded = padding_problem(num_layers=1)
+
+    @jax.jit
+    def forms(batches):
+        args = params, batches, params
+        return (
+            flatness.hessian_quadratic_form(problem.loss_fn, *args),
+            flatness.gauss_newton_quadratic_form(problem.log_probs_fn, *args),
         )
-        for k in (1, 4)
-    )
-    np.testing.assert_allclose(one.mean, four.mean, rtol=1e-10)
-    np.testing.assert_allclose(one.sem, four.sem, rtol=1e-10)
+
+    assert_same(forms(padded), forms(batches))
 
 
-@pytest.mark.parametrize("trace", ["hessian", "fisher"])
-@pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_padding_changes_nothing():
+    problem, params, batches, padded = padding_problem(num_layers=3)
+
+    @jax.jit
+    def measure(batches):
+        args = problem, params, batches
+        return sampled(*args, "probes", 6), exact(*args)
+
+    assert_same(measure(padded), measure(batches))
+
+
+TRACES = {
+    "hessian": (flatness.hessian_trace_samples, "loss_fn", {"num_probes": 4}),
+    "hessian by leaf": (flatness.hessian_trace_terms, "loss_fn", {"num_probes": 4}),
+    "gauss_newton": (flatness.gauss_newton_trace_samples, "log_probs_fn", {"num_probes": 4}),
+    "fisher": (flatness.fisher_trace_terms, "log_probs_fn", {"num_samples": 4}),
+}
+
+
+@pytest.mark.parametrize("trace", TRACES)
+@pytest.mark.parametrize("problem", PROBLEMS)
 def test_eight_devices_give_what_one_gives(problem, trace):
     single = partial(jax.tree.map, lambda x: x.astype(jnp.float32) if x.dtype == float else x)
     params, batches = single(problem.make_params()), single(problem.make_batches(2, 8))
-    if trace == "hessian":
-        estimate_fn, function = flatness.hessian_trace, problem.loss_fn
-        options = {"num_probes": 4}
-    else:
-        estimate_fn, function = flatness.fisher_trace, problem.log_probs_fn
-        options = {"num_samples": 4}
-    one = estimate_fn(function, params, batches, KEY, **options)
+    terms_fn, function, options = TRACES[trace]
+    function = getattr(problem, function)
+    one = terms_fn(function, params, batches, KEY, **options).total()
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     batches = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(None, "data")))
-    compiled = estimate_fn.lower(function, params, batches, KEY, **options).compile()
-    eight = compiled(params, batches, KEY)
+    compiled = terms_fn.lower(function, params, batches, KEY, **options).compile()
+    eight = compiled(params, batches, KEY).total()
     assert "all-reduce" in compiled.as_text()
     assert eight.mean.dtype == jnp.float32
     np.testing.assert_allclose(eight.mean, one.mean, rtol=1e-4)

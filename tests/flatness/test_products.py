@@ -1,65 +1,123 @@
+"""Products and quadratic forms against dense matrices of a real model, in float64."""
+
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import softmax_table
 import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import (
+    curvature_along,
     fisher_vector_product,
     gauss_newton_quadratic_form,
     gauss_newton_vector_product,
+    hessian_quadratic_form,
+    hessian_trace,
+    hessian_trace_terms,
     hessian_vector_product,
+    ratio_estimate,
 )
+from jaxflat.flatness.products import mean_gradient
 
 
+@pytest.fixture(scope="module")
 def problem():
+    """With ragged sentences and unequal microbatches."""
     params, batches = lm.make_params(), lm.make_batches(3, 4)
-    assert len(set(batches["weights"].sum((1, 2)).tolist())) > 1  # unequal microbatches
-    assert len(set(batches["lengths"].ravel().tolist())) > 2  # ragged sentences
+    assert len(set(batches["weights"].sum((1, 2)).tolist())) > 1
+    assert len(set(batches["lengths"].ravel().tolist())) > 2
     flat, unravel = ravel_pytree(params)
-    return params, batches, unravel(jax.random.normal(jax.random.key(5), flat.shape, flat.dtype))
+    flat_vector = jax.random.normal(jax.random.key(5), flat.shape, flat.dtype)
+    return SimpleNamespace(
+        args=(params, batches, unravel(flat_vector)),
+        flat_vector=flat_vector,
+        hessian=lm.dense_hessian(params, batches),
+        gauss_newton=lm.dense_gauss_newton(params, batches),
+    )
 
 
-def test_hessian_vector_product_equals_the_dense_one():
-    params, batches, vector = problem()
-    expected = lm.dense_hessian(params, batches) @ ravel_pytree(vector)[0]
-    product = ravel_pytree(hessian_vector_product(lm.loss_fn, params, batches, vector))[0]
-    np.testing.assert_allclose(product, expected, atol=1e-8 * float(jnp.abs(expected).max()))
-
-
-def test_gauss_newton_quadratic_form_equals_the_dense_one():
-    params, batches, vector = problem()
-    flat = ravel_pytree(vector)[0]
-    expected = flat @ lm.dense_gauss_newton(params, batches) @ flat
-    form = gauss_newton_quadratic_form(lm.log_probs_fn, params, batches, vector)
-    np.testing.assert_allclose(form, expected, rtol=1e-8)
-
-
-def test_gauss_newton_vector_product_equals_the_dense_one():
-    params, batches, vector = problem()
-    expected = lm.dense_gauss_newton(params, batches) @ ravel_pytree(vector)[0]
-    product = gauss_newton_vector_product(lm.log_probs_fn, params, batches, vector)
+def assert_equal(product, expected):
     atol = 1e-8 * float(jnp.abs(expected).max())
-    np.testing.assert_allclose(ravel_pytree(product)[0], expected, atol=atol)
+    np.testing.assert_allclose(ravel_pytree(product)[0], expected, rtol=0, atol=atol)
 
 
-def test_fisher_vector_product_equals_a_sum_over_predictions():
-    """By one gradient for every prediction, with the labels given."""
-    params, batches, vector = problem()
+def test_vector_products_equal_the_dense_ones(problem):
+    product = hessian_vector_product(lm.loss_fn, *problem.args)
+    assert_equal(product, problem.hessian @ problem.flat_vector)
+    product = gauss_newton_vector_product(lm.log_probs_fn, *problem.args)
+    assert_equal(product, problem.gauss_newton @ problem.flat_vector)
+
+
+def test_quadratic_forms_equal_the_dense_ones(problem):
+    form = hessian_quadratic_form(lm.loss_fn, *problem.args)
+    assert_equal(form, problem.flat_vector @ problem.hessian @ problem.flat_vector)
+    form = gauss_newton_quadratic_form(lm.log_probs_fn, *problem.args)
+    assert_equal(form, problem.flat_vector @ problem.gauss_newton @ problem.flat_vector)
+
+
+def test_fisher_vector_product_equals_the_dense_one(problem):
+    """From J' (e_y - p), the gradient of every prediction, with the labels y given."""
+    params, batches, vector = problem.args
     labels = jax.random.randint(jax.random.key(6), batches["weights"].shape, 0, lm.V)
-    flat, unravel = ravel_pytree(params)
     batch, labels_BxM = lm.merge(batches), labels.reshape(-1, labels.shape[-1])
-
-    def of_labels(flat):
-        log_probs = lm.log_probs_fn(unravel(flat), batch)[0]
-        return jnp.take_along_axis(log_probs, labels_BxM[..., None], axis=-1).ravel()
-
-    scores_NxP, weights_N = jax.jit(jax.jacrev(of_labels))(flat), batch["weights"].ravel()
-    fisher = jnp.einsum("n,ni,nj->ij", weights_N, scores_NxP, scores_NxP) / weights_N.sum()
+    probs = jnp.exp(jax.jit(lm.log_probs_fn)(params, batch)[0])
+    errors = jax.nn.one_hot(labels_BxM, lm.V) - probs
+    scores = jnp.einsum("bmv,bmvp->bmp", errors, lm.logits_jacobian(params, batch))
+    weights = batch["weights"] / batch["weights"].sum()
+    fisher = jnp.einsum("bm,bmi,bmj->ij", weights, scores, scores)
     product = fisher_vector_product(lm.log_probs_fn, params, batches, labels, vector)
-    expected = fisher @ ravel_pytree(vector)[0]
-    atol = 1e-8 * float(jnp.abs(expected).max())
-    np.testing.assert_allclose(ravel_pytree(product)[0], expected, atol=atol)
+    assert_equal(product, fisher @ problem.flat_vector)
+
+
+def test_mean_gradient_is_that_of_all_predictions_together():
+    params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 4)
+    assert len(set(batches["weights"].sum(1).tolist())) > 1
+    gradient = mean_gradient(softmax_table.loss_fn, params, batches)
+    merged = jax.tree.map(lambda x: x.reshape(-1), batches)
+    expected = jax.jit(jax.grad(lambda p: softmax_table.loss_fn(p, merged)[0]))(params)
+    assert_equal(gradient, ravel_pytree(expected)[0] / merged["weights"].sum())
+
+
+def test_curvature_along_directions_is_the_dense_one_of_every_microbatch():
+    """v_k' H_m v_k of microbatch m as its own sample, and their spread."""
+    params, batches = softmax_table.make_params(), softmax_table.make_batches(5, 4)
+    flat, unravel = ravel_pytree(params)
+    vectors_KxP = jax.random.normal(jax.random.key(2), (3, flat.size), flat.dtype)
+    directions = jax.vmap(unravel)(vectors_KxP)
+    found = curvature_along(softmax_table.loss_fn, params, batches, directions)
+    one_each = jax.tree.map(lambda x: x[:, None], batches)
+    hessians_MxPxP = jax.lax.map(lambda b: softmax_table.dense_hessian(params, b), one_each)
+    weights_M = batches["weights"].sum(axis=1)
+    for k, vector_P in enumerate(vectors_KxP):
+        forms_M = weights_M * jnp.einsum("i,mij,j->m", vector_P, hessians_MxPxP, vector_P)
+        expected = ratio_estimate(forms_M, weights_M, "sentences")
+        np.testing.assert_allclose(found.mean[k], expected.mean, rtol=1e-8)
+        np.testing.assert_allclose(found.sem[k], expected.sem, rtol=1e-8)
+    assert (found.num_samples, found.over) == (5, "sentences")
+
+
+@jax.custom_vjp
+def half_square(x):
+    return x**2 / 2
+
+
+half_square.defvjp(lambda x: (x**2 / 2, x), lambda x, slope: (slope * x,))
+
+
+def test_a_loss_with_its_own_reverse_rule_has_no_forward_only_form():
+    def loss_fn(params, batch):
+        return jnp.sum(batch * half_square(params)), jnp.asarray(1.0)
+
+    scales = jnp.asarray([[1.0, 2.0, 4.0], [0.5, 0.0, -1.5]])
+    args = loss_fn, jnp.ones(3), scales, jax.random.key(0)
+    terms = hessian_trace_terms(*args, num_probes=1)
+    np.testing.assert_allclose(terms.total().mean, scales.sum() / 2, rtol=1e-12)
+    with pytest.raises(NotImplementedError, match="custom_lin"):
+        hessian_trace(*args, num_probes=1)
 
 
 def test_sixteen_bit_parameters_get_products_in_float32():

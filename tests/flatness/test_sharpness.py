@@ -13,6 +13,7 @@ from jaxflat.flatness import (
     average_sharpness,
     critical_sharpness,
     fisher_trace_terms,
+    mean_loss,
     worst_sharpness,
 )
 
@@ -102,7 +103,38 @@ def test_critical_sharpness_of_a_quadratic_is_its_curvature_along_the_update():
     truth = gradient_P @ CURVATURE_PxP @ gradient_P / (gradient_P @ gradient_P)
     for first in (1e-4, 1.0, 1e4):
         found = critical_sharpness(quadratic, PARAMS_P, BATCHES_M, -gradient_P, first=first)
-        np.testing.assert_allclose(found, truth, rtol=1e-3)
+        np.testing.assert_allclose(found.mean, truth, rtol=1e-3)
+
+
+def test_the_error_of_critical_sharpness_is_the_spread_over_resampled_microbatches():
+    """Rises eta b_m + eta^2 a_m / 2 of weight w_m give 2 / eta = -sum(w a) / sum(w b)."""
+    rng = np.random.default_rng(2)
+    weights_M = rng.integers(1, 5, size=400).astype(float)
+    slopes_M, curvatures_M = -2 + rng.normal(size=400), 3 + rng.normal(size=400)
+    batches = {"weight": weights_M, "slope": slopes_M, "curvature": curvatures_M}
+
+    def loss_fn(params, batch):
+        rise = batch["slope"] * params + batch["curvature"] * params**2 / 2
+        return batch["weight"] * (7 + rise), batch["weight"]
+
+    found = critical_sharpness(loss_fn, jnp.asarray(0.0), batches, jnp.asarray(1.0))
+    truth = -(weights_M @ curvatures_M) / (weights_M @ slopes_M)
+    np.testing.assert_allclose(found.mean, truth, rtol=1e-3)
+    assert (found.num_samples, found.over) == (400, "sentences")
+    counts_RxM = rng.multinomial(400, np.full(400, 1 / 400), size=20_000)
+    repeated_R = -(counts_RxM @ (weights_M * curvatures_M)) / (counts_RxM @ (weights_M * slopes_M))
+    spread = repeated_R.std(ddof=1)
+    # A standard deviation of 20,000 numbers is known to 0.5%.
+    np.testing.assert_allclose(found.sem, spread, rtol=0.02)
+
+
+def test_the_mean_loss_has_the_error_of_its_microbatches():
+    batches = {"loss_sum": np.asarray([3.0, 1.0, 8.0]), "weight": np.asarray([2.0, 1.0, 3.0])}
+    found = mean_loss(lambda p, b: (p * b["loss_sum"], b["weight"]), np.asarray(2.0), batches)
+    residuals_M = 2 * batches["loss_sum"] - 4 * batches["weight"]  # the mean loss is 2 * 12 / 6
+    sem = np.sqrt(3 / 2 * np.sum(residuals_M**2)) / 6
+    np.testing.assert_allclose([found.mean, found.sem], [4, sem], rtol=1e-12)
+    assert (found.num_samples, found.over) == (3, "sentences")
 
 
 @pytest.mark.parametrize(("sign", "message"), [(1, "falls however small"), (0, "rises however")])

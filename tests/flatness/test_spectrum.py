@@ -108,13 +108,19 @@ def test_each_draw_is_the_quadratic_form_of_its_probe():
         mixed = jnp.cos(jnp.outer(jnp.arange(6.0), jnp.arange(6.0))) @ params
         return batch * jnp.sum(scales * mixed**2) / 2, jnp.asarray(1.0)
 
-    hessian = jax.hessian(lambda p: loss_fn(p, 1.0)[0])(jnp.ones(6))
+    hessian = np.asarray(jax.jit(jax.hessian(lambda p: loss_fn(p, 1.0)[0]))(jnp.ones(6)))
     density = spectrum.hessian_density(
         loss_fn, jnp.ones(6), jnp.ones(1), KEY, num_probes=5, num_steps=3
     )
-    for i, key in enumerate(jax.random.split(KEY, 5)):
-        probe = spectrum.rademacher_like(key, jnp.ones(6))
-        for power in range(6):
-            form = probe @ jnp.linalg.matrix_power(hessian, power) @ probe / 6
-            found = (density.weights_nxm[i] * density.nodes_nxm[i] ** power).sum()
-            np.testing.assert_allclose(found, form, rtol=1e-8)
+    probes_5xP = jax.vmap(lambda key: spectrum.rademacher_like(key, jnp.ones(6)))(
+        jax.random.split(KEY, 5)
+    )
+    for power in range(6):
+        power_PxP = np.linalg.matrix_power(hessian, power)
+        forms_5 = jnp.einsum("ni,ij,nj->n", probes_5xP, power_PxP, probes_5xP) / 6
+        moments_5 = (density.weights_nxm * density.nodes_nxm**power).sum(axis=1)
+        np.testing.assert_allclose(moments_5, forms_5, rtol=1e-8)
+        found = density.mean_of(lambda x, power=power: x**power)
+        np.testing.assert_allclose(found.mean, forms_5.mean(), rtol=1e-8)
+        sem = np.std(forms_5, ddof=1) / 5**0.5
+        np.testing.assert_allclose(found.sem, sem, rtol=1e-6, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Traces by block against the blocks of the dense matrix."""
+"""Traces of a real model, whole and by block, against its dense matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import softmax_table
 import tiny_masked_lm as lm
+from scipy import stats
 
-from jaxflat.flatness import fisher_trace_terms, hessian_trace, hessian_trace_terms
+from jaxflat.flatness import (
+    TraceTerms,
+    fisher_trace_terms,
+    gauss_newton_trace,
+    hessian_trace_samples,
+    hessian_trace_terms,
+    sample_until,
+)
 from jaxflat.flatness.terms import path_name
+
+KEY = jax.random.key(4)
 
 
 def layer_of(path):
@@ -17,18 +27,49 @@ def layer_of(path):
     return f"layer_{names[-1]}" if names[0] == "stack" else names[0]
 
 
-@pytest.fixture(scope="module", params=["hessian", "fisher"])
-def terms_and_diagonal(request):
-    params, batches, key = lm.make_params(), lm.make_batches(3, 4), jax.random.key(4)
-    if request.param == "hessian":
-        terms = hessian_trace_terms(
-            lm.loss_fn, params, batches, key, num_probes=256, over="probes", stacked=lm.is_stacked
-        )
-        return terms, lm.diagonal_like(params, lm.dense_hessian(params, batches))
-    terms = fisher_trace_terms(
-        lm.log_probs_fn, params, batches, key, num_samples=256, over="probes", stacked=lm.is_stacked
-    )
-    return terms, lm.diagonal_like(params, lm.dense_gauss_newton(params, batches))
+def hessian_and_fisher_terms(params, batches):
+    args, how = (params, batches, KEY), {"over": "probes", "stacked": lm.is_stacked}
+    hessian = hessian_trace_terms(lm.loss_fn, *args, num_probes=256, **how)
+    return hessian, fisher_trace_terms(lm.log_probs_fn, *args, num_samples=256, **how)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    params, batches = lm.make_params(), lm.make_batches(3, 4)
+    dense = lm.dense_hessian(params, batches), lm.dense_gauss_newton(params, batches)
+    return params, batches, dense, hessian_and_fisher_terms(params, batches)
+
+
+@pytest.fixture(params=["hessian", "fisher"])
+def terms_and_diagonal(request, problem):
+    params, _, dense, terms = problem
+    which = ["hessian", "fisher"].index(request.param)
+    return terms[which], lm.diagonal_like(params, dense[which])
+
+
+def assert_within(estimate, truth, num_sems=3):
+    assert abs(estimate.mean - truth) < num_sems * estimate.sem
+
+
+def test_the_traces_agree_at_saturation_and_only_there(problem):
+    params, batches, (hessian, gauss_newton), terms = problem
+
+    def traces(batches, hessian_and_fisher):
+        args = lm.log_probs_fn, params, batches, KEY
+        found = gauss_newton_trace(*args, num_probes=256, over="probes")
+        return [*(terms.total() for terms in hessian_and_fisher), found]
+
+    optimal = lm.saturated(params, batches)
+    np.testing.assert_allclose(lm.dense_hessian(params, optimal), gauss_newton, atol=1e-10)
+    for estimate in traces(optimal, hessian_and_fisher_terms(params, optimal)):
+        assert_within(estimate, jnp.trace(gauss_newton))
+
+    of_hessian, *of_others = traces(batches, terms)
+    assert_within(of_hessian, jnp.trace(hessian))
+    for estimate in of_others:
+        assert_within(estimate, jnp.trace(gauss_newton))
+    with pytest.raises(AssertionError):
+        assert_within(of_hessian, jnp.trace(gauss_newton))
 
 
 def dense_blocks(diagonal):
@@ -82,11 +123,56 @@ def test_weighted_equals_the_dense_weighted_sum(terms_and_diagonal):
     np.testing.assert_allclose(estimate.mean, from_leaves, rtol=1e-10)
 
 
-def test_terms_need_not_know_of_stacking():
-    args = softmax_table.loss_fn, softmax_table.make_params(), softmax_table.make_batches(3, 4)
-    terms = hessian_trace_terms(*args, jax.random.key(4), num_probes=2)
-    assert {leaf.shape for leaf in jax.tree.leaves(terms.terms)} == {(3,)}
-    total = hessian_trace(*args, jax.random.key(4), num_probes=2)
-    np.testing.assert_allclose(terms.total().mean, total.mean, rtol=1e-12)
-    assert total.num_samples == 3
-    assert total.over == "probes+sentences"
+@pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("over", ["probes", "probes+sentences"])
+def test_terms_add_up_to_the_forward_only_samples(problem, over):
+    """Sample by sample, with terms that know of no stacking."""
+    args = problem.loss_fn, problem.make_params(), problem.make_batches(3, 4), KEY
+    terms, samples = (
+        trace(*args, num_probes=5, over=over, probes_per_pass=5)
+        for trace in (hessian_trace_terms, hessian_trace_samples)
+    )
+    assert {leaf.shape for leaf in jax.tree.leaves(terms.terms)} == {samples.terms.shape}
+    added_n = sum(jax.tree.leaves(terms.terms))
+    np.testing.assert_allclose(samples.terms, added_n, rtol=1e-10)
+    np.testing.assert_array_equal(samples.weights_n, terms.weights_n)
+    found, expected = samples.total(), terms.total()
+    np.testing.assert_allclose([found.mean, found.sem], [expected.mean, expected.sem], rtol=1e-10)
+    assert (found.num_samples, found.over) == (expected.num_samples, expected.over)
+    assert (found.num_samples, found.over) == (5 if over == "probes" else 3, over)
+
+
+def test_terms_concatenated_are_those_of_one_collection():
+    """Cut anywhere, by leaf and with the weights."""
+    rng = np.random.default_rng(0)
+    leaves = {
+        "plain": jnp.asarray(rng.normal(size=9)),
+        "stack": jnp.asarray(rng.normal(size=(9, 2))),
+    }
+    whole = TraceTerms(leaves, jnp.asarray(rng.integers(1, 9, size=9)), "probes+sentences")
+    parts = [jax.tree.map(lambda x, s=s: x[s], whole) for s in np.split(np.arange(9), [2, 3])]
+    again = TraceTerms.concatenate(parts)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert (again.total().num_samples, again.over) == (9, "probes+sentences")
+
+
+def test_sampling_stops_at_the_first_look_that_is_precise():
+    samples_RxN = 3 + np.random.default_rng(1).normal(size=(11, 4))
+    looks = set()
+    for relative_error in (0.5, 0.2, 0.14, 0.0):
+        drawn = []
+
+        def draw_round(i, drawn=drawn):
+            drawn.append(i)
+            return TraceTerms(jnp.asarray(samples_RxN[i]), jnp.ones(4), "probes")
+
+        found = sample_until(draw_round, relative_error, max_rounds=11)
+        for look in (1, 2, 4, 8, 11):
+            seen_N = samples_RxN[:look].ravel()
+            low, high = stats.t.interval(0.95, len(seen_N) - 1, seen_N.mean(), stats.sem(seen_N))
+            if (high - low) / 2 <= relative_error * seen_N.mean():
+                break
+        looks.add(look)
+        assert drawn == list(range(look))
+        np.testing.assert_array_equal(found.terms, seen_N)
+    assert looks == {1, 2, 4, 11}

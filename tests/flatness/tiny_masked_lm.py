@@ -92,11 +92,17 @@ def dense_hessian(params, batches):
 
 
 @jax.jit
+def logits_jacobian(params, batch):
+    """BxMxVxP, of one batch."""
+    flat, unravel = ravel_pytree(params)
+    return jax.jacfwd(lambda flat: logits_fn(unravel(flat), batch))(flat)
+
+
+@jax.jit
 def dense_gauss_newton(params, batches):
     """From the Jacobian of the logits and diag(p) - pp', each written out."""
-    flat, unravel = ravel_pytree(params)
     batch = merge(batches)
-    jacobian = jax.jacfwd(lambda flat: logits_fn(unravel(flat), batch))(flat)
+    jacobian = logits_jacobian(params, batch)
     probs = jnp.exp(log_probs_fn(params, batch)[0])
     weights = batch["weights"] / batch["weights"].sum()
     middle = jnp.eye(V)[None, None] * probs[..., None] - probs[..., None] * probs[..., None, :]
