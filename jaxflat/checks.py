@@ -12,6 +12,7 @@ OF_GIVEN_LABELS = (
     *("average_sharpness", "adaptive_average_sharpness"),
     *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
     *("gradient_noise", "local_learning_coefficient", "loss_slices"),
+    "loss_plane",
 )
 """Measures of more than second derivatives: of the loss elsewhere, or of its gradient."""
 

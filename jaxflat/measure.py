@@ -66,8 +66,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         raise InputError(f"--json={flags.json} is a folder; it must be a file")
     if flags.figures and flags.figures.is_file():
         raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
-    if flags.measures == "loss_slices" and not (flags.json or flags.figures):
-        raise InputError("--measures=loss_slices makes pictures: set --figures or --json")
+    pictures = set(flags.measures.split(",")) - set(base_config.MEASURES)
+    if pictures and not (flags.json or flags.figures):
+        raise InputError(f"{sorted(pictures)[0]} makes pictures: set --figures or --json")
     return flags, rest
 
 

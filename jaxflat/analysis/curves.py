@@ -44,6 +44,16 @@ def slices(ax: Axes, curves: Curves) -> None:
     ax.set_ylabel("Loss above the centre (nats)")
 
 
+def plane(ax: Axes, curves: Curves) -> None:
+    """Level lines of the loss's rise over the plane of two directions."""
+    steps_G, rises_GxG = np.asarray(curves["steps_G"]), np.asarray(curves["rises_GxG"])
+    filled = ax.contourf(steps_G, steps_G, rises_GxG.T, levels=20)
+    ax.figure.colorbar(filled, ax=ax, label="Loss above the centre (nats)")
+    ax.plot(0, 0, "+", color="white")
+    ax.set_xlabel("Step along the first direction")
+    ax.set_ylabel("Step along the second")
+
+
 def chains(ax: Axes, curves: Curves) -> None:
     """Every chain's rise of the loss, draw by draw."""
     for c, rises_T in enumerate(np.asarray(curves["rises_CxT"])):
@@ -55,6 +65,7 @@ def chains(ax: Axes, curves: Curves) -> None:
 PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
     "hessian_density": ("Eigenvalues of the Hessian", density),
     "loss_slices": ("Slices of the loss", slices),
+    "loss_plane": ("A plane through the loss", plane),
     "local_learning_coefficient": ("SGLD chains", chains),
 }
 

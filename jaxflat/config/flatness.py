@@ -53,6 +53,7 @@ def flatness() -> Config:
                 "step_size": 0.01,  # in units of 1 / (n beta), n the sentences trained on
                 "localization": 100.0,  # strength of the spring to the checkpoint
             },
-            "slices": {"num_directions": 5, "num_points": 41, "extent": 1.0},
+            # Pictures that `python -m jaxflat.measure` draws; extent 1: as long as the filters.
+            "slices": {"num_directions": 5, "num_points": 41, "plane_points": 21, "extent": 1.0},
         }
     )

@@ -136,6 +136,20 @@ def _loss_slices(problem: Problem, settings: Any) -> Measured:
     )
 
 
+def _loss_plane(problem: Problem, settings: Any) -> Measured:
+    """The rise over the plane of two such directions, the slices' extent each way."""
+    chosen, params = settings.slices, problem.params
+    directions = [
+        filter_normalized(k, params, problem.stacked) for k in jax.random.split(problem.key)
+    ]
+    steps_G = chosen.extent * jnp.linspace(-1, 1, chosen.plane_points)
+    steps_Gx2 = jnp.stack(jnp.meshgrid(steps_G, steps_G, indexing="ij"), axis=-1).reshape(-1, 2)
+    rises = loss_rises(problem.loss_fn, params, problem.sample(0), directions, steps_Gx2)
+    square = (chosen.plane_points, chosen.plane_points)
+    rises_GxG, sems_GxG = (x.reshape(square) for x in (rises.mean, rises.sem))
+    return Measured({}, {"steps_G": steps_G, "rises_GxG": rises_GxG, "sems_GxG": sems_GxG})
+
+
 MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
     "hessian_trace": hessian_trace_measure,
     "gauss_newton_trace": gauss_newton_trace_measure,
@@ -150,4 +164,5 @@ MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
     "gradient_noise": _gradient_noise,
     "local_learning_coefficient": _local_learning_coefficient,
     "loss_slices": _loss_slices,
+    "loss_plane": _loss_plane,
 }
