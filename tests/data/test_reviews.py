@@ -101,6 +101,7 @@ def test_absent_it_says_how_to_get_it(tmp_path):
         (nested(imitation(LINES[1:])), "is damaged or of another version"),
         (nested(b""), "is damaged or of another version"),
     ],
+    ids=lambda value: "archive" if isinstance(value, bytes) else value,  # these hold the time
 )
 def test_another_archive_is_refused(put, archive, message):
     with pytest.raises(ValueError, match=message) as error:
