@@ -31,6 +31,12 @@ def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
     return loss_fn
 
 
+def _is_real(batch: Any) -> jax.Array:
+    """Return real_BxS: which of the S = T - 1 tokens that a text predicts are no padding."""
+    steps_S = jnp.arange(1, batch.tokens_BxT.shape[1], dtype=batch.lengths_B.dtype)
+    return steps_S[None, :] < batch.lengths_B[:, None]
+
+
 def causal_losses(apply_fn: ApplyFn, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Return (losses_B, weights_B): each text's next-token cross-entropies in nats, summed.
 
@@ -41,7 +47,7 @@ def causal_losses(apply_fn: ApplyFn, params: Any, batch: Any) -> tuple[jax.Array
     losses_BxS = optax.softmax_cross_entropy_with_integer_labels(
         logits_BxSxV, batch.tokens_BxT[:, 1:]
     )
-    real_BxS = jnp.arange(1, batch.tokens_BxT.shape[1])[None, :] < batch.lengths_B[:, None]
+    real_BxS = _is_real(batch)
     return jnp.where(real_BxS, losses_BxS, 0).sum(1), real_BxS.sum(1).astype(losses_BxS.dtype)
 
 
@@ -76,7 +82,7 @@ def causal_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
 
     def log_probs_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         logits_BxSxV, _ = apply_fn({"params": params}, batch.tokens_BxT[:, :-1])
-        real_BxS = jnp.arange(1, batch.tokens_BxT.shape[1])[None, :] < batch.lengths_B[:, None]
+        real_BxS = _is_real(batch)
         return jax.nn.log_softmax(logits_BxSxV), real_BxS.astype(logits_BxSxV.dtype)
 
     return log_probs_fn

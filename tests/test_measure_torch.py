@@ -1,0 +1,135 @@
+"""Loss and Hessian of downloaded models, by transformers and PyTorch's automatic derivatives."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from tiny_checkpoints import BERT, GPT2, OPT, write_tokenizer
+
+from jaxflat import measure, preemption, subjects
+from jaxflat.flatness import mean_loss
+
+SMALL = {
+    "gpt2": {**GPT2, "n_embd": 4, "n_inner": 6},
+    "opt": {**OPT, "hidden_size": 4, "ffn_dim": 6, "word_embed_proj_dim": 4},
+    "bert": {**BERT, "hidden_size": 4, "intermediate_size": 6},
+}
+SETTINGS = {"num_microbatches": 12, "microbatch_size": 2, "num_probes": 16}
+
+
+def build(torch, transformers, name, folder):
+    """Save a model of transformers with random parameters, and texts for it."""
+    config_class, model_class = {
+        "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
+        "opt": (transformers.OPTConfig, transformers.OPTForCausalLM),
+        "bert": (transformers.BertConfig, transformers.BertForMaskedLM),
+    }[name]
+    keywords = {key: value for key, value in SMALL[name].items() if key != "model_type"}
+    torch.manual_seed(0)
+    # Not the fused attention, which has no second derivatives.
+    theirs = model_class(config_class(**keywords, attn_implementation="eager")).eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # it would drop part of the gradient of one token
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.4 * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    write_tokenizer(folder)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 13, rng.integers(2, 8)).tolist() for _ in range(24)]
+    (folder / "texts.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+    return theirs
+
+
+def their_inputs(torch, name, batches):
+    """Return what transformers takes: tokens, which of them are there, and labels or -100."""
+    flat = [np.asarray(x, np.int64).reshape(-1, x.shape[-1]) for x in batches]
+    tokens_NxT, lengths_N = flat[0], flat[1].ravel()
+    real_NxT = np.arange(tokens_NxT.shape[1])[None] < lengths_N[:, None]
+    labels_NxT = np.where(real_NxT, tokens_NxT, -100)
+    if name == "bert":
+        labels_NxT[:] = -100
+        np.put_along_axis(labels_NxT, flat[2], flat[3], axis=1)
+    named = {"input_ids": tokens_NxT, "attention_mask": real_NxT, "labels": labels_NxT}
+    return {key: torch.tensor(value.astype(np.int64)) for key, value in named.items()}
+
+
+def their_hessian(torch, theirs, name, inputs):
+    """Return the dense Hessian over all parameters, row by row by double backward."""
+    parameters = list(theirs.parameters())  # a tied one is there once
+
+    def flat(gradients):
+        pairs = zip(gradients, parameters, strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).ravel() for g, p in pairs])
+
+    # Not the model's own loss, which is of logits rounded to float32.
+    labels_NxT = inputs["labels"]
+    logits_NxTxV = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    if name != "bert":
+        labels_NxT, logits_NxTxV = labels_NxT[:, 1:], logits_NxTxV[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits_NxTxV.flatten(0, 1), labels_NxT.flatten())
+    how = {"allow_unused": True, "retain_graph": True}
+    slopes_P = flat(torch.autograd.grad(loss, parameters, create_graph=True, **how))
+    rows = [flat(torch.autograd.grad(slope, parameters, **how)) for slope in slopes_P]
+    return torch.stack(rows).numpy()
+
+
+@jax.enable_x64(True)
+def our_hessian(problem):
+    batches = problem.sample(0)
+    flat_P, unravel = ravel_pytree(
+        jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), problem.params)
+    )
+
+    @jax.jit
+    def dense(flat_P):
+        return jax.hessian(lambda p: mean_loss(problem.loss_fn, unravel(p), batches).mean)(flat_P)
+
+    hessian_PxP = dense(flat_P)
+    assert hessian_PxP.dtype == np.float64
+    return np.asarray(hessian_PxP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_loss_and_curvature_are_those_of_transformers(tmp_path, name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = build(torch, transformers, name, tmp_path)
+    overrides = {f"flatness.{key}": value for key, value in SETTINGS.items()}
+    problem = subjects.text_subject(tmp_path, tmp_path / "texts.jsonl", 64, 0, overrides).problem
+    batches = problem.sample(0)
+    inputs = their_inputs(torch, name, batches)
+    assert len(inputs["input_ids"]) == 24
+
+    with torch.no_grad():
+        expected = float(theirs(**inputs).loss)
+    loss = mean_loss(problem.loss_fn, problem.params, batches).mean
+    assert abs(float(loss) - expected) < 1e-4
+
+    theirs_PxP, ours_PxP = their_hessian(torch, theirs.double(), name, inputs), our_hessian(problem)
+    trace = np.trace(theirs_PxP)
+    assert np.trace(ours_PxP) == pytest.approx(trace, rel=1e-9)
+    # Entries stand in another order here; these two sums do not ask for any.
+    assert (ours_PxP**2).sum() == pytest.approx((theirs_PxP**2).sum(), rel=1e-9)
+    assert (np.diag(ours_PxP) ** 2).sum() == pytest.approx(
+        (np.diag(theirs_PxP) ** 2).sum(), rel=1e-9
+    )
+
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    flags = [f"--config.flatness.{key}={value}" for key, value in SETTINGS.items()]
+    where = [f"--checkpoint={tmp_path}", f"--data={tmp_path / 'texts.jsonl'}"]
+    out = tmp_path / "out.json"
+    assert measure.main([*where, *flags, "--measures=hessian_trace", f"--json={out}"]) == 0
+    estimate = json.loads(out.read_text())["measured"]["hessian_trace"]
+    print(
+        f"{name}: {len(ours_PxP)} parameters here, {len(theirs_PxP)} there, loss {expected:.6f} "
+        f"(ours {float(loss):.6f}), trace {trace:.9f} (ours {np.trace(ours_PxP):.9f}), "
+        f"estimate {estimate['mean']:.3f} ± {estimate['sem']:.3f}"
+    )
+    assert abs(estimate["mean"] - trace) < 4 * estimate["sem"]
+    assert estimate["sem"] < 0.5 * abs(trace)
