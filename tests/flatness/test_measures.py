@@ -1,0 +1,254 @@
+"""Measures by name: what each stands for, groups that add up, and sampling until precise."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import softmax_table as table
+from ml_collections import ConfigDict
+
+from jaxflat import flatness
+from jaxflat.config import MEASURES, base
+from jaxflat.flatness import Estimate, Problem, TraceTerms
+
+KEY = jax.random.key(3)
+CHANGES = {
+    "num_probes": 3,
+    "probes_per_pass": 8,  # more than there are
+    "eigenvalues.num_largest": 2,
+    "eigenvalues.num_steps": 12,
+    "density.num_probes": 2,
+    "density.num_steps": 5,
+    "sharpness.ascent_steps": 2,
+    "learning_coefficient.num_burnin": 5,
+    "learning_coefficient.num_draws": 8,
+    "slices.num_directions": 2,
+    "slices.num_points": 5,
+    "slices.extent": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Rounds of six microbatches of a lookup table with 40 parameters."""
+    return Problem(
+        table.loss_fn,
+        table.log_probs_fn,
+        table.make_params(),
+        lambda i: table.make_batches(6, 4, seed=i),
+        KEY,
+        num_examples=1000,
+    )
+
+
+def settings_with(**changes) -> ConfigDict:
+    settings = base().flatness
+    settings.update_from_flattened_dict({**CHANGES, **changes})
+    return settings
+
+
+def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
+    """Return a function of no arguments for each measure: its estimates by direct calls."""
+    data = problem.params, problem.sample(0)
+    loss, log_probs = (table.loss_fn, *data), (table.log_probs_fn, *data)
+    round_key = jax.random.fold_in(KEY, 0)  # traces have a key for each round
+    sigma, radius = settings.sharpness.sigma, settings.sharpness.radius
+    adaptive_sigma, adaptive_radius = (
+        settings.sharpness[f"adaptive_{k}"] for k in ("sigma", "radius")
+    )
+    gradient = jax.grad(lambda p: flatness.mean_loss(table.loss_fn, p, problem.sample(0)).mean)
+
+    def average(**how):
+        how |= {"num_probes": 3, "probes_per_pass": 3}
+        return flatness.average_sharpness(*loss, KEY, **how)
+
+    def worst(**how):
+        return flatness.worst_sharpness(*loss, num_steps=2, **how)
+
+    def eigenvalues():
+        largest, smallest = flatness.hessian_extremes(
+            *loss, KEY, num_largest=2, num_smallest=1, num_steps=12
+        )
+        named = {}
+        for side, pairs in (("largest", largest), ("smallest", smallest)):
+            along = flatness.curvature_along(*loss, pairs.vectors)
+            for k, value in enumerate(pairs.values_k):
+                name = f"hessian_eigenvalue/{side}_{k + 1}"
+                named[name] = Estimate(value, along.sem[k], 6, "sentences")
+                nothing = jnp.full_like(value, jnp.nan)
+                named[f"{name}_residual"] = Estimate(pairs.residuals_k[k], nothing, 6, "sentences")
+        return named
+
+    def learning_coefficient():
+        how = settings.learning_coefficient.to_dict()
+        how["step_size"] *= math.log(1000) / 1000
+        found = flatness.local_learning_coefficient(*loss, KEY, num_examples=1000, **how)
+        nothing = jnp.full_like(found.mean, jnp.nan)
+        names = {"": found.mean, "/r_hat": found.r_hat}
+        return {
+            f"local_learning_coefficient{name}": Estimate(value, nothing, 4, "chains")
+            for name, value in names.items()
+        }
+
+    traces = {"num_probes": 3, "probes_per_pass": 3}
+    labels = {"num_samples": 3, "samples_per_pass": 3}
+    density = {"num_probes": 2, "num_steps": 5}
+    return {
+        "hessian_trace": lambda: flatness.hessian_trace(*loss, round_key, **traces),
+        "gauss_newton_trace": lambda: flatness.gauss_newton_trace(*log_probs, round_key, **traces),
+        "fisher_trace": lambda: flatness.fisher_trace(*log_probs, round_key, **labels),
+        "hessian_eigenvalues": eigenvalues,
+        "hessian_density": lambda: {
+            "hessian_effective_rank": flatness.hessian_density(
+                *loss, KEY, **density
+            ).effective_rank()
+        },
+        "average_sharpness": lambda: average(sigma=sigma),
+        "adaptive_average_sharpness": lambda: average(sigma=adaptive_sigma, adaptive=True),
+        "worst_sharpness": lambda: worst(radius=radius),
+        "adaptive_worst_sharpness": lambda: worst(radius=adaptive_radius, adaptive=True),
+        "critical_sharpness": lambda: flatness.critical_sharpness(
+            *loss, jax.tree.map(jnp.negative, gradient(problem.params))
+        ),
+        "gradient_noise": lambda: {
+            f"gradient_noise/{name}": value
+            for name, value in vars(flatness.gradient_noise(*loss)).items()
+        },
+        "local_learning_coefficient": learning_coefficient,
+    }
+
+
+def test_configs_can_ask_for_every_measure_with_an_estimate():
+    assert set(MEASURES) == flatness.MEASURES.keys() - {"loss_slices"}
+    assert len(set(MEASURES)) == len(MEASURES)
+
+
+SLOW = [name for name in MEASURES if name.startswith("adaptive")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MEASURES]
+)
+def test_a_measure_is_its_function_with_the_settings(problem, name):
+    settings = settings_with()
+    measured = flatness.MEASURES[name](problem, settings).estimates
+    expected = direct(problem, settings)[name]()
+    expected = expected if isinstance(expected, dict) else {name: expected}
+    assert measured.keys() == expected.keys()
+    for key, estimate in measured.items():
+        right = expected[key]
+        assert (estimate.num_samples, estimate.over) == (right.num_samples, right.over), key
+        numbers = (estimate.mean, estimate.sem), (right.mean, right.sem)
+        # The gradient of critical_sharpness is summed up in another order here.
+        np.testing.assert_allclose(*numbers, rtol=1e-12, err_msg=key)
+        assert estimate.mean.dtype == np.float64
+
+
+def test_slices_are_rises_along_the_drawn_directions(problem):
+    measured = flatness.MEASURES["loss_slices"](problem, settings_with())
+    assert measured.estimates == {}
+    curves = measured.curves
+    np.testing.assert_allclose(curves["steps_G"], [-0.5, -0.25, 0, 0.25, 0.5])
+    center = flatness.mean_loss(table.loss_fn, problem.params, problem.sample(0)).mean
+    for d, key in enumerate(jax.random.split(KEY, 2)):
+        direction = flatness.filter_normalized(key, problem.params)
+        for g in (0, 2, 3):
+            step = curves["steps_G"][g]
+            moved = jax.tree.map(lambda p, u, s=step: p + s * u, problem.params, direction)
+            loss = flatness.mean_loss(table.loss_fn, moved, problem.sample(0)).mean
+            np.testing.assert_allclose(curves["rises_DxG"][d, g], loss - center, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["hessian_trace", "fisher_trace"])
+def test_groups_of_a_grouping_add_up_to_the_trace(problem, name):
+    groupings = (lambda path: f"of {path}", lambda path: "all")
+    grouped = problem._replace(groupings=groupings)
+    estimates = flatness.MEASURES[name](grouped, settings_with()).estimates
+    assert set(estimates) == {name, *(f"{name}/{g}" for g in ("of bias", "of table", "all"))}
+    total = estimates[name]
+    parts = [estimates[f"{name}/of {leaf}"].mean for leaf in ("bias", "table")]
+    np.testing.assert_allclose(sum(parts), total.mean, rtol=1e-12)
+    whole = estimates[f"{name}/all"]
+    np.testing.assert_allclose((whole.mean, whole.sem), (total.mean, total.sem), rtol=1e-12)
+    alone = flatness.MEASURES[name](problem, settings_with()).estimates[name]
+    np.testing.assert_allclose((alone.mean, alone.sem), (total.mean, total.sem), rtol=1e-9)
+
+
+def test_a_trace_takes_rounds_of_new_sentences_until_it_is_precise(problem):
+    seen = []
+
+    def sample(i):
+        seen.append(i)
+        return problem.sample(i)
+
+    counted = problem._replace(sample=sample)
+    measure = flatness.MEASURES["gauss_newton_trace"]
+    settings = settings_with(relative_error=0.2, max_rounds=16)
+    estimate = measure(counted, settings).estimates["gauss_newton_trace"]
+    num_rounds = len(seen)
+    assert seen == list(range(num_rounds))
+    assert num_rounds in (2, 4, 8)
+    assert estimate.num_samples == 6 * num_rounds
+    assert estimate.interval()[1] - estimate.mean <= 0.2 * estimate.mean
+    seen.clear()
+    measure(counted, settings_with(relative_error=0.2, max_rounds=1))
+    measure(counted, settings_with(relative_error=0.0, max_rounds=16))
+    assert seen == [0, 0]
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3, 8, 21, 64])
+@pytest.mark.parametrize("seed", range(4))
+def test_sampling_stops_at_the_first_of_few_looks_that_is_precise(seed, max_rounds):
+    samples_RxN = np.random.default_rng(seed).normal(1, 1.5, (64, 4))
+    drawn = []
+
+    def draw_round(i):
+        drawn.append(i)
+        return TraceTerms(jnp.asarray(samples_RxN[i]), jnp.ones(4), "probes+sentences")
+
+    looks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < max_rounds] + [max_rounds]
+    for num_rounds in looks:
+        total = TraceTerms(
+            jnp.asarray(samples_RxN[:num_rounds].ravel()), jnp.ones(4 * num_rounds), "probes"
+        ).total()
+        if total.interval()[1] - total.mean <= 0.4 * abs(total.mean):
+            break
+    terms = flatness.sample_until(draw_round, 0.4, max_rounds)
+    assert drawn == list(range(num_rounds))
+    np.testing.assert_array_equal(terms.terms, samples_RxN[:num_rounds].ravel())
+
+
+def test_what_is_not_a_number_is_not_sampled_again():
+    drawn = []
+
+    def draw_round(i):
+        drawn.append(i)
+        return TraceTerms(jnp.full(4, jnp.nan), jnp.ones(4), "probes+sentences")
+
+    flatness.sample_until(draw_round, 0.1, 16)
+    assert drawn == [0]
+
+
+def test_a_step_that_nothing_brackets_is_not_a_number(problem):
+    """A loss that is flat never rises along its gradient, which is 0."""
+
+    def flat_loss(params, batch):
+        loss_sum, weight = table.loss_fn(params, batch)
+        return 0 * loss_sum, weight
+
+    measured = flatness.MEASURES["critical_sharpness"](
+        problem._replace(loss_fn=flat_loss), settings_with()
+    )
+    (estimate,) = measured.estimates.values()
+    assert math.isnan(estimate.mean)
+    assert math.isnan(estimate.sem)
+    assert estimate.num_samples == 6
+
+
+def test_a_density_takes_no_more_steps_than_there_are_parameters(problem):
+    args = table.loss_fn, problem.params, problem.sample(0), KEY
+    many, enough = (flatness.hessian_density(*args, num_probes=2, num_steps=m) for m in (10**9, 40))
+    assert many.nodes_nxm.shape == many.weights_nxm.shape == (2, 40)
+    np.testing.assert_array_equal(many.nodes_nxm, enough.nodes_nxm)
