@@ -82,7 +82,9 @@ def collect_terms(
 
     def microbatch(index_and_batch: tuple[jax.Array, PyTree]) -> tuple[PyTree, jax.Array]:
         sample_fn, weight = sampler(*index_and_batch)
-        return jax.lax.map(sample_fn, jnp.arange(num_draws), batch_size=draws_per_pass), weight
+        # A batch of one is slower than none.
+        batch_size = draws_per_pass if draws_per_pass > 1 else None
+        return jax.lax.map(sample_fn, jnp.arange(num_draws), batch_size=batch_size), weight
 
     terms_MxK, weights_M = jax.lax.map(microbatch, (jnp.arange(num_microbatches), batches))
     if over == "probes+sentences":
