@@ -121,7 +121,7 @@ def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
 
 
 def test_configs_can_ask_for_every_measure_with_an_estimate():
-    assert set(MEASURES) == flatness.MEASURES.keys() - {"loss_slices"}
+    assert set(MEASURES) == flatness.MEASURES.keys() - {"loss_slices", "loss_plane"}
     assert len(set(MEASURES)) == len(MEASURES)
 
 
@@ -252,3 +252,20 @@ def test_a_density_takes_no_more_steps_than_there_are_parameters(problem):
     many, enough = (flatness.hessian_density(*args, num_probes=2, num_steps=m) for m in (10**9, 40))
     assert many.nodes_nxm.shape == many.weights_nxm.shape == (2, 40)
     np.testing.assert_array_equal(many.nodes_nxm, enough.nodes_nxm)
+
+
+def test_a_plane_holds_the_slices_along_its_axes(problem):
+    """Its middle row and column are the rises along each direction alone; its centre is 0."""
+    chosen = settings_with()
+    curves = flatness.MEASURES["loss_plane"](problem, chosen).curves
+    rises_GxG, steps_G = curves["rises_GxG"], curves["steps_G"]
+    middle = len(steps_G) // 2
+    assert rises_GxG[middle, middle] == 0
+    first, second = (
+        flatness.filter_normalized(key, problem.params, problem.stacked)
+        for key in jax.random.split(problem.key)
+    )
+    args = problem.loss_fn, problem.params, problem.sample(0)
+    for along_G, direction in ((rises_GxG[:, middle], first), (rises_GxG[middle], second)):
+        found = flatness.loss_rises(*args, [direction], steps_G[:, None])
+        np.testing.assert_allclose(along_G, found.mean, rtol=1e-9, atol=1e-12)
