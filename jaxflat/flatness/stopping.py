@@ -14,8 +14,8 @@ def sample_until(
     `draw_round(i)` gives round i's samples: the same number in each round, independent of those of
     other rounds in all that the error covers. The error is looked at after 1, 2, 4, ... rounds and
     sampling stops at the first look where it is at most relative_error |mean|, at the latest
-    after `max_rounds`. Few looks, fixed beforehand, cost an interval little of its coverage
-    (docs/flatness.md has figures). Whether the aim was reached is read off the estimate itself.
+    after `max_rounds`. Few looks, fixed beforehand, cost an interval less of its coverage
+    than looking all the time. Whether the aim was reached is read off the estimate itself.
     """
     rounds: list[TraceTerms] = []
     look = 1
