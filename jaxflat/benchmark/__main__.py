@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.benchmark [training|flatness|languages ...]"""
+"""The command: python -m jaxflat.benchmark [training|flatness|languages|calibration ...]"""
 
 import argparse
 import dataclasses
@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 GROUPS = ("training", "flatness", "languages")
+LONG_GROUPS = ("calibration",)  # minutes each, and only where they are named
 EXIT_UNUSABLE_INPUT = 2
 MIN_PEER_ROUNDS = 3
+AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 PEER_HELP = """
 --peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
@@ -32,12 +34,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jaxflat.benchmark",
         description="Measure this machine's peak, how near training and flatness come to it, "
-        "and the speed of languages: these have sizes of their own.",
+        "and the speed of languages: these have sizes of their own. Or, where it is named, how "
+        "often the error bars of flatness hold the truth: calibration.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of: {', '.join(GROUPS)} (all)")
+    groups = (*GROUPS, *LONG_GROUPS)
+    some = f"of: {', '.join(groups)} (all but {', '.join(LONG_GROUPS)})"
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=some)
     sizes = {"width": 64, "layers": 2, "head_size": 16, "batch": 64, "length": 16, "words": 200}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=_positive, default=default, help="(%(default)s)")
@@ -47,13 +52,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="least length of a timed call (%(default)s)"
     )
+    parser.add_argument(
+        "--seeds", type=_positive, default=2000, help="estimates of a calibration (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
     parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
     flags = parser.parse_args(arguments)
     for group in flags.groups:
-        if group not in GROUPS:
-            parser.error(f"GROUP {group!r} is not one of {', '.join(GROUPS)}")
+        if group not in groups:
+            parser.error(f"GROUP {group!r} is not one of {', '.join(groups)}")
     flags.groups = flags.groups or list(GROUPS)
     return flags
 
@@ -73,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
-    console.print(device_line(load), highlight=False, markup=False, soft_wrap=True)
-    _print(figures, console)
+    console.print(device_line(load), **AS_IT_IS)
+    _print({n: f for n, f in figures.items() if not n.startswith("calibration/")}, console)
     if flags.json:
         write_json(flags.json, {n: dataclasses.asdict(figure) for n, figure in figures.items()})
     return 0
@@ -107,6 +115,22 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         if not languages.has_nltk():
             console.print("languages: 'pip install nltk' adds a comparison with its chart parser")
         yield from languages.measure_languages(flags.repeats, flags.seconds)
+    if "calibration" in flags.groups:
+        yield from _calibrate(flags.seeds, console)
+
+
+def _calibrate(num_seeds: int, console: Console) -> Iterator[tuple[str, Any]]:
+    """Yield the figures of each row; print rows as they get done, and then all of them in order."""
+    from jaxflat.benchmark import calibration, calibration_table
+
+    if not calibration.has_matfree():
+        console.print("calibration: 'pip install matfree' adds rows of its estimators")
+    rows = []
+    for row in calibration.measure_calibration(num_seeds):
+        console.print(f"{row.problem}: {row.line()}", **AS_IT_IS)
+        rows.append(row)
+        yield from row.figures().items()
+    console.print(calibration_table.tables(rows), **AS_IT_IS)
 
 
 def device_line(load: float) -> str:
@@ -148,6 +172,8 @@ def _check(flags: argparse.Namespace) -> None:
         raise InputError("--peers and --peer_script need each other")
     if flags.peers and "training" not in flags.groups:
         raise InputError("--peers compares training; name that group too")
+    if "calibration" in flags.groups and flags.seeds < 2:
+        raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
     if flags.peers and not shutil.which(flags.peers):
         raise InputError(f"--peers={flags.peers} is not a program")
     if flags.peer_script and not flags.peer_script.is_file():

@@ -34,8 +34,9 @@ def measure_calibration(num_seeds: int) -> Iterator[Row]:
             matrices = dense_matrices(problem, problem.batches(over))
             truths = known_truths(problem, over, matrices, SIGMA)
             yield from fixed_size_rows(problem, over, truths, num_seeds)
-            yield from stopped_rows(problem, over, truths, num_seeds)
-            if over == "probes" and has_matfree():
+            if over == "probes+sentences":
+                yield from stopped_rows(problem, over, truths, num_seeds)
+            elif has_matfree():
                 yield from matfree_rows(problem, matrices, num_seeds)
 
 
@@ -44,13 +45,14 @@ def traces(problem: Problem, over: Over) -> dict[str, Draw]:
     draws, per_pass = (NUM_SAMPLES, 16) if over == "probes" else (1, 1)
     probes: dict[str, Any] = {"num_probes": draws, "probes_per_pass": per_pass, "over": over}
     labels: dict[str, Any] = {"num_samples": draws, "samples_per_pass": per_pass, "over": over}
-    of_loss, of_log_probs = (problem.loss_fn, problem.params), (problem.log_probs_fn, problem.params)
+    of_loss, of_log_probs = (
+        (problem.loss_fn, problem.params),
+        (problem.log_probs_fn, problem.params),
+    )
     return {
         "hessian_trace": partial(flatness.hessian_trace_samples, *of_loss, **probes),
         "hessian_trace_terms": partial(flatness.hessian_trace_terms, *of_loss, **probes),
-        "gauss_newton_trace": partial(
-            flatness.gauss_newton_trace_samples, *of_log_probs, **probes
-        ),
+        "gauss_newton_trace": partial(flatness.gauss_newton_trace_samples, *of_log_probs, **probes),
         "fisher_trace": partial(flatness.fisher_trace_terms, *of_log_probs, **labels),
     }
 
@@ -142,9 +144,7 @@ def matfree_rows(
             low_S, high_S = mean_S - 1.96 * sem_S, mean_S + 1.96 * sem_S
             truth = Truth.of_matrix(matrix)
             title = f"matfree {name}, {trace}"
-            yield make_row(
-                problem.name, title, "probes", truth, mean_S, low_S, high_S, num_vectors
-            )
+            yield make_row(problem.name, title, "probes", truth, mean_S, low_S, high_S, num_vectors)
 
 
 def has_matfree() -> bool:

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from jaxflat.benchmark.calibration_truth import Truth
@@ -39,12 +36,18 @@ class Row:
         return {f"{name}/{quantity}": getattr(self, quantity) for quantity in QUANTITIES}
 
     def line(self) -> str:
-        """The row as a line of text."""
-        return (
-            f"{self.problem}, {self.estimator}, over {self.over}, n = {self.num_samples:.0f}: "
-            f"coverage {_coverage(self.coverage)}%, bias {self.bias.median:+.3f} standard errors, "
-            f"half-width {self.half_width.median:.3g}%"
+        """The row of a Markdown table."""
+        coverage = self.coverage
+        cells = (
+            self.estimator,
+            self.over,
+            f"{self.rank:.1f}",
+            f"{self.num_samples:.0f}",
+            f"{coverage.median:.1f} ({coverage.min:.1f} to {coverage.max:.1f})",
+            f"{self.bias.median:+.2f}",
+            f"{self.half_width.median:.2g}",
         )
+        return f"| {' | '.join(cells)} |"
 
 
 def make_row(
@@ -71,35 +74,22 @@ def make_row(
         over,
         truth.rank,
         float(np.mean(num_samples)),
-        Figure(100 * hits / num_seeds, 100 * ends.low, 100 * ends.high, f"% of {num_seeds:,} seeds"),
+        Figure(
+            100 * hits / num_seeds, 100 * ends.low, 100 * ends.high, f"% of {num_seeds:,} seeds"
+        ),
         Figure(bias, bias - bias_error, bias + bias_error, "standard errors"),
         Figure(*map(float, np.quantile(widths_S, (0.5, 0, 1))), "% of the truth"),
     )
 
 
-def print_tables(rows: Sequence[Row], console: Console) -> None:
-    """Print a Markdown table for each problem; a row is an estimator, with both kinds of error."""
+def tables(rows: Sequence[Row]) -> str:
+    """A Markdown table for each problem."""
+    lines = []
     for problem in dict.fromkeys(row.problem for row in rows):
-        table = Table(title=problem, title_justify="left", box=box.MARKDOWN)
-        table.add_column("over probes: estimator", no_wrap=True)
-        for column in ("effective rank", "n", "coverage, %", "bias, SE", "half-width, %"):
-            table.add_column(column, justify="right", no_wrap=True)
+        lines += ["", f"| {problem} | error over | effective rank | n | coverage, % | bias, SE |"]
+        lines[-1] += " half-width, % |"
+        lines.append("|---|---|--:|--:|--:|--:|--:|")
         for row in rows:
             if row.problem == problem:
-                table.add_row(*_cells(row))
-        console.print(table)
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        f"{row.estimator}, {row.over}",
-        f"{row.rank:.1f}",
-        f"{row.num_samples:.0f}",
-        _coverage(row.coverage),
-        f"{row.bias.median:+.2f}",
-        f"{row.half_width.median:.3g}",
-    ]
-
-
-def _coverage(figure: Figure) -> str:
-    return f"{figure.median:.1f} ({figure.min:.1f} to {figure.max:.1f})"
+                lines.append(row.line())
+    return "\n".join(lines)
