@@ -102,7 +102,8 @@ def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> Problem:
         logits = model.apply({"params": params}, *inputs(batch))[0]
         return jax.nn.log_softmax(logits), batch["weights"]
 
-    params = model.init(keys[4], *inputs(jax.tree.map(lambda x: x[0], pool)))["params"]
+    first_batch = jax.tree.map(lambda x: x[0], pool)
+    params: Any = dict(model.init(keys[4], *inputs(first_batch))["params"])
     # At initialisation a layer norm blows up the few smallest of these: a handful of eigenvalues.
     params |= {name: 3 * x for name, x in params.items() if name.endswith("_embedding")}
     pool["targets"] = _near_targets(log_probs_fn, params, pool, keys[5])

@@ -67,7 +67,7 @@ def make_row(
     mean_S, spread = mean_S.astype(np.float64), np.std(mean_S, ddof=1, dtype=np.float64)
     bias = float((mean_S.mean() - truth.value) / spread)
     bias_error = 1.96 / num_seeds**0.5
-    widths_S = 50 * (high_S - low_S) / abs(truth.value)
+    middle, least, greatest = np.quantile(50 * (high_S - low_S) / abs(truth.value), (0.5, 0, 1))
     return Row(
         problem,
         estimator,
@@ -78,7 +78,7 @@ def make_row(
             100 * hits / num_seeds, 100 * ends.low, 100 * ends.high, f"% of {num_seeds:,} seeds"
         ),
         Figure(bias, bias - bias_error, bias + bias_error, "standard errors"),
-        Figure(*map(float, np.quantile(widths_S, (0.5, 0, 1))), "% of the truth"),
+        Figure(float(middle), float(least), float(greatest), "% of the truth"),
     )
 
 
