@@ -38,19 +38,20 @@ def test_a_row_counts_intervals_that_hold_the_truth():
 
 
 def test_truths_of_logistic_regression_are_those_of_the_formula():
-    """H = G = 4 E p (1 - p) x x', for logits l and -l; a rise is a sum over sentences."""
+    """G = E x x' / cosh(l)^2 for logits l and -l; H has the sums of targets, in float32 near 1."""
     problem = logistic_regression(num_features=6, size=3)
     matrices = dense_matrices(problem, problem.pool)
     features_NxF = np.asarray(problem.pool["features"], np.float64).reshape(-1, 6)
     logits_N = features_NxF @ np.asarray(problem.params["weights"], np.float64)
-    shares_N = 1 / np.cosh(logits_N) ** 2 / len(logits_N)
-    expected = (shares_N[:, None] * features_NxF).T @ features_NxF
-    for matrix in matrices.values():
-        np.testing.assert_allclose(matrix, expected, rtol=1e-10, atol=1e-14)
+    sums_N = np.asarray(problem.pool["targets"], np.float64).sum(axis=-1).reshape(-1)
+    for name, factors_N in {"G": np.ones_like(sums_N), "H": sums_N}.items():
+        shares_N = factors_N / np.cosh(logits_N) ** 2 / len(logits_N)
+        expected = (shares_N[:, None] * features_NxF).T @ features_NxF
+        np.testing.assert_allclose(matrices[name], expected, rtol=1e-10, atol=1e-14)
     truths = known_truths(problem, "probes+sentences", matrices, 0.01)
     eigenvalues = np.linalg.eigvalsh(expected)
     rank = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    np.testing.assert_allclose(truths["fisher_trace"].rank, rank, rtol=1e-8)
+    np.testing.assert_allclose(truths["hessian_trace"].rank, rank, rtol=1e-8)
     half_trace = 0.01**2 / 2 * eigenvalues.sum()
     np.testing.assert_allclose(truths["average_sharpness"].value, half_trace, rtol=1e-3)
 
