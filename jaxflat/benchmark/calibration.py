@@ -22,6 +22,7 @@ from jaxflat.flatness.terms import TraceTerms
 OVERS: tuple[Over, ...] = ("probes", "probes+sentences")
 STOPPED = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
 MAX_ROUNDS = 8
+HALF_STOP_AFTER = (1, 2)  # rounds
 SIGMA = 0.1  # of average-case sharpness
 Draw = Callable[[PyTree, jax.Array], TraceTerms]  # from microbatches and a key
 Estimator = Callable[[PyTree, jax.Array], dict[str, Estimate]]
@@ -37,7 +38,7 @@ def measure_calibration(num_seeds: int) -> Iterator[Row]:
                 yield from rows_of(problem, over, estimator, truths, num_seeds)
             if over == "probes+sentences":
                 for name in STOPPED:
-                    yield stopped_row(problem, over, name, truths, num_seeds)
+                    yield from stopped_rows(problem, over, name, truths, num_seeds)
             elif has_matfree():
                 yield from matfree_rows(problem, matrices, num_seeds)
 
@@ -90,31 +91,36 @@ def rows_of(
         yield make_row(problem.name, name, over, truths[name], *spread(estimate))
 
 
-def stopped_row(
+def stopped_rows(
     problem: Problem, over: Over, name: str, truths: dict[str, Truth], num_seeds: int
-) -> Row:
-    """The row of a trace with `sample_until`, of 1 to MAX_ROUNDS rounds of NUM_SAMPLES samples."""
+) -> Iterator[Row]:
+    """Yield the rows of a trace with `sample_until`, for each of HALF_STOP_AFTER."""
     run = on_each_seed(problem, over, partial(_total_terms, traces(problem, over)[name]))
-    columns = stopped(lambda i: run(seed_keys(num_seeds, 1 + i)), num_seeds)
-    return make_row(problem.name, f"{name}, stopped", over, truths[name], *columns)
+    round_of_all = cache(lambda i: run(seed_keys(num_seeds, 1 + i)))
+    for num_rounds in HALF_STOP_AFTER:
+        columns = stopped(round_of_all, num_seeds, num_rounds)
+        title = f"{name}, half stop by {num_rounds * NUM_SAMPLES}"
+        yield make_row(problem.name, title, over, truths[name], *columns)
 
 
-def stopped(draw_round: Callable[[int], TraceTerms], num_seeds: int) -> Iterator[np.ndarray]:
+def stopped(
+    round_of_all: Callable[[int], TraceTerms], num_seeds: int, num_rounds: int
+) -> Iterator[np.ndarray]:
     """Return mean, both ends and number of samples where each seed stops.
 
-    `draw_round(i)` gives round i of all seeds. relative_error is the median half-width after one
-    round, so that about half of the seeds stop there: the more of them the first look decides, the
-    more it can bias.
+    `round_of_all(i)` gives round i of all seeds. relative_error is the median half-width after one
+    round, over sqrt(num_rounds): about half of the seeds stop after num_rounds. The more of them
+    one look divides, the more it can bias, so this is near the worst that a setting can do.
     """
-    round_of_all = cache(draw_round)
     _, low_S, high_S, _ = spread(jax.vmap(TraceTerms.total)(round_of_all(0)))
-    relative_error = float(np.median((high_S - low_S) / np.abs(high_S + low_S)))
+    median = float(np.median((high_S - low_S) / np.abs(high_S + low_S)))
 
     def of_seed(seed: int) -> tuple[Any, ...]:
         def draw(i: int) -> TraceTerms:
             return jax.tree.map(lambda x: x[seed], round_of_all(i))
 
-        return spread(flatness.sample_until(draw, relative_error, MAX_ROUNDS).total())
+        terms = flatness.sample_until(draw, median / num_rounds**0.5, MAX_ROUNDS)
+        return spread(terms.total())
 
     return map(np.asarray, zip(*map(of_seed, range(num_seeds)), strict=True))
 

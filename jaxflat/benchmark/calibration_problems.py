@@ -15,7 +15,7 @@ from jaxflat.languages.masking import is_word, mask_id
 from jaxflat.models.transformer import Transformer
 
 PyTree = Any
-POOL, FIXED = 32, 2  # microbatches that are drawn from with replacement; those that stay
+POOL, FIXED = 32, 4  # microbatches that are drawn from with replacement; those that stay
 
 
 @dataclass(frozen=True, eq=False)
