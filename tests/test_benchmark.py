@@ -7,14 +7,17 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxflat import experiment
-from jaxflat.benchmark import languages, machine
+from jaxflat.benchmark import calibration, languages, machine
 from jaxflat.benchmark.__main__ import main
+from jaxflat.benchmark.calibration_problems import logistic_regression
+from jaxflat.benchmark.calibration_table import QUANTITIES
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
-from jaxflat.flatness import TraceTerms
+from jaxflat.flatness import TraceTerms, ratio_estimate
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import masked_batch
 
@@ -140,6 +143,54 @@ def test_figures_of_languages(installed, tmp_path, capsys, monkeypatch):
     assert ("pip install nltk" in capsys.readouterr().out) != installed
 
 
+CALIBRATED = {
+    "hessian_trace",
+    "hessian_trace_terms",
+    "gauss_newton_trace",
+    "fisher_trace",
+    "average_sharpness",
+    *(f"{trace}, half stop by {n}" for trace in calibration.STOPPED for n in (64, 128)),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
+    problem = logistic_regression(num_features=4, size=2)
+    monkeypatch.setattr(calibration, "make_problems", lambda: [problem])
+    monkeypatch.setattr(calibration, "OVERS", ("probes+sentences",))
+    monkeypatch.setitem(sys.modules, "matfree", None)
+    file = tmp_path / "figures.json"
+    short = ["--seconds=0.01", "--repeats=2", "--seeds=20"]
+    assert main(["calibration", f"--json={file}", *short]) == 0
+    figures = json.loads(file.read_text())
+    start, end = "calibration/logistic_regression", "probes+sentences"
+    expected = {f"{start}/{row}/{end}/{q}" for row in CALIBRATED for q in QUANTITIES}
+    assert set(figures) == {"machine/matmul_gflops"} | expected
+    for name, figure in figures.items():
+        assert figure["min"] <= figure["median"] <= figure["max"], name
+        if name.endswith("coverage"):
+            assert figure["unit"] == "% of 20 seeds"
+            assert figure["median"] > 60, name  # of 20 calibrated intervals, once in 1e8
+    printed = capsys.readouterr().out
+    assert "pip install matfree" in printed
+    assert printed.count("| fisher_trace, half stop by 64 | probes+sentences |") == 2
+
+
+def test_matfree_and_we_agree_on_the_error_of_the_same_samples():
+    """Its standard error has the sample's size where ours has one less."""
+    peer = pytest.importorskip("jaxflat.benchmark.matfree_peer", exc_type=ImportError)
+    diagonal, P = np.float32(np.arange(1, 9)), 8
+    matrix = np.diag(diagonal) + np.float32(0.1)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        estimator, num_vectors = peer.hutchinson(matrix, 16)
+        mean, sem = jax.jit(estimator)(jax.random.key(0))
+    signs_NxP = jax.random.rademacher(jax.random.key(0), (num_vectors, P), jnp.float32)
+    samples_N = diagonal.sum() + 0.1 * np.sum(np.asarray(signs_NxP), axis=1) ** 2
+    ours = ratio_estimate(jnp.asarray(samples_N), jnp.ones(16), "probes")
+    np.testing.assert_allclose(mean, ours.mean, rtol=1e-5)
+    np.testing.assert_allclose(sem, ours.sem * np.sqrt(15 / 16), rtol=1e-4)
+
+
 def test_each_device_labels_its_part_as_one_would(monkeypatch):
     monkeypatch.setattr(languages, "BATCH", 10)
     language = LANGUAGES["pcfg"](1, **languages.SPARSE | TINY_GRAMMAR)
@@ -181,6 +232,7 @@ BAD = {
     ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",
     ("languages", "--torch=python"): "--torch compares flatness",
     ("--torch=no-such-python",): "--torch=no-such-python is not a program",
+    ("calibration", "--seeds=1"): "--seeds=1: a coverage takes at least 2",
     ("--json=no/such/folder.json",): "there is no folder no/such",
 }
 

@@ -1,0 +1,86 @@
+"""The flags of the benchmark, and what of them does not go together."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from jaxflat.validation import InputError
+
+GROUPS = ("training", "flatness", "languages")
+LONG_GROUPS = ("calibration",)  # minutes each, and only where they are named
+
+PEER_HELP = """
+--peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
+  PYTHON FILE width layers heads batch length
+and takes training steps of that shape, one masked word a sentence, on the same device. The last
+line that it prints must hold its rate as "N sentences/s". Our steps and the script take turns.
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Return the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxflat.benchmark",
+        description="Measure this machine's peak, how near training and flatness come to it, "
+        "and the speed of languages: these have sizes of their own. Or, where it is named, how "
+        "often the error bars of flatness hold the truth: calibration.",
+        epilog=PEER_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    groups = (*GROUPS, *LONG_GROUPS)
+    some = f"of: {', '.join(groups)} (all but {', '.join(LONG_GROUPS)})"
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=some)
+    sizes = {"width": 64, "layers": 2, "head_size": 16, "batch": 64, "length": 16, "words": 200}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=_positive, default=default, help="(%(default)s)")
+    parser.add_argument(
+        "--repeats", type=_positive, default=7, help="timed calls of each kind (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="least length of a timed call (%(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, default=2000, help="estimates of a calibration (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
+    parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
+    parser.add_argument(
+        "--torch", metavar="PYTHON", help="interpreter with torch, transformers and "
+        "curvlinops-for-pytorch, to time curvature there beside ours",
+    )  # fmt: skip
+    flags = parser.parse_args(arguments)
+    for group in flags.groups:
+        if group not in groups:
+            parser.error(f"GROUP {group!r} is not one of {', '.join(groups)}")
+    flags.groups = flags.groups or list(GROUPS)
+    return flags
+
+
+def check_arguments(flags: argparse.Namespace) -> None:
+    """Raise InputError on flags that do not go together."""
+    if flags.width % flags.head_size:
+        raise InputError(f"--width={flags.width} is not divisible by --head_size={flags.head_size}")
+    if (flags.peers is None) != (flags.peer_script is None):
+        raise InputError("--peers and --peer_script need each other")
+    if flags.peers and "training" not in flags.groups:
+        raise InputError("--peers compares training; name that group too")
+    if flags.torch and "flatness" not in flags.groups:
+        raise InputError("--torch compares flatness; name that group too")
+    for name in ("peers", "torch"):
+        if (program := getattr(flags, name)) and not shutil.which(program):
+            raise InputError(f"--{name}={program} is not a program")
+    if "calibration" in flags.groups and flags.seeds < 2:
+        raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
+    if flags.peer_script and not flags.peer_script.is_file():
+        raise InputError(f"--peer_script={flags.peer_script} is not a file")
+    if flags.json and not flags.json.parent.is_dir():
+        raise InputError(f"--json={flags.json}: there is no folder {flags.json.parent}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
