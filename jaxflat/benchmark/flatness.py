@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat import experiment, sharding
@@ -77,7 +77,7 @@ class Probes:
     def draw_trace(self) -> TraceTerms:
         """Return samples of tr G, of as many microbatches and probes as a run takes by default."""
         settings = base_config.base().flatness
-        with_more = self._config.copy_and_resolve_references()
+        with_more = ConfigDict(self._config)
         with_more.flatness.num_microbatches = settings.num_microbatches
         return gauss_newton_trace_samples(
             self.log_probs_fn,
