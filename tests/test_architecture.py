@@ -39,8 +39,6 @@ ORDER = (
         "points",
         "sweep",
         "build",
-        "estimates",
-        "subjects",
         "measure",
     ),
     *("benchmark", "main"),

@@ -46,6 +46,16 @@ LANGUAGE_FIGURES = {
 }
 NLTK_FIGURES = {"languages/nltk_chart_per_s", "languages/official_labels_in_nltk"}
 PEER_FIGURES = {"training/peer_sentences_per_s", "training/sentences_per_s_over_peer"}
+TORCH_FIGURES = {
+    "flatness/hvp_probe_ms",
+    "flatness/curvlinops_product_ms",
+    "flatness/torch_gradient_ms",
+    "flatness/curvlinops_over_hvp_probe",
+    "flatness/ggn_trace_to_2_percent_s",
+    "flatness/official_trace_to_2_percent_s",
+    "flatness/official_over_ggn_trace",
+}
+OF_TORCH = {"gradient_ms": 1.0, "product_ms": 6.0, "sample_ms": 30.0, "samples": [9.0, 11.0]}
 
 
 def loss_and_arguments(shape: Shape):
@@ -115,11 +125,15 @@ def assert_figures(figures):
 def test_figures(tmp_path, capsys):
     script = tmp_path / "peer.py"
     script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
+    torch = tmp_path / "python_with_torch"
+    torch.write_text(f"#!/bin/sh\necho '{json.dumps(OF_TORCH)}'")
+    torch.chmod(0o755)
     flags = [f"--json={tmp_path / 'figures.json'}", "--seconds=0.01", "--repeats=3"]
-    groups = ["training", "flatness", f"--peers={sys.executable}", f"--peer_script={script}"]
-    assert main([*TINY, *flags, *groups]) == 0
+    others = [f"--peers={sys.executable}", f"--peer_script={script}", f"--torch={torch}"]
+    assert main([*TINY, *flags, "training", "flatness", *others]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == FIGURES | PEER_FIGURES
+    assert set(figures) == FIGURES | PEER_FIGURES | TORCH_FIGURES
+    assert figures["flatness/curvlinops_product_ms"]["median"] == 6
     assert figures["training/peer_sentences_per_s"]["median"] == 250.5
     assert_figures(figures)
     printed = capsys.readouterr().out
@@ -279,8 +293,7 @@ def test_seconds_to_a_precision_follow_from_the_errors_measured(monkeypatch):
     """Ours: an error of 1 in 50 is the aim itself. Theirs: variance 2 over (2% of 10)^2 is 50."""
     from jaxflat.benchmark import flatness_peers
 
-    theirs = {"gradient_ms": 1.0, "product_ms": 6.0, "sample_ms": 30.0, "samples": [9.0, 11.0]}
-    monkeypatch.setattr(flatness_peers, "_run", lambda *_: theirs)
+    monkeypatch.setattr(flatness_peers, "_run", lambda *_: OF_TORCH)
     monkeypatch.setattr(flatness_peers.time, "perf_counter", iter(range(10)).__next__)
     terms = TraceTerms(jnp.asarray([49.0, 51.0]), jnp.ones(2), "probes+sentences")
     shape = Shape(8, 1, 4, 11, 4, 8)

@@ -16,10 +16,12 @@ from test_bert import published_logits as bert_logits
 from test_huggingface import Published
 from tiny_checkpoints import BERT, CLS, GPT2, OPT, SEP, save, tensors_of, write_tokenizer
 
-from jaxflat import experiment, measure, points, preemption, subjects
+from jaxflat import experiment, points, preemption
 from jaxflat.data.token_files import TokenTexts
-from jaxflat.estimates import as_json
 from jaxflat.flatness import Estimate, mean_loss
+from jaxflat.measure import __main__ as measure
+from jaxflat.measure import texts as measured_texts
+from jaxflat.measure.estimates import as_json
 
 FOLDERS = {"gpt2": GPT2, "opt": OPT, "bert": BERT}
 MASK = 3  # of the tokenizer that write_tokenizer writes
@@ -33,6 +35,7 @@ def files(tmp_path_factory):
     for name, config in FOLDERS.items():
         save(root / name, config, tensors_of(config))
     write_tokenizer(root / "bert")
+    save(root / "other", GPT2, {name: 1.1 * x for name, x in tensors_of(GPT2).items()})
     save(root / "no_mask", BERT, tensors_of(BERT))
     write_tokenizer(root / "no_mask", words=["[PAD]", "[CLS]", "[SEP]", "the"])
     save(root / "mask_beyond", BERT, tensors_of(BERT))
@@ -96,7 +99,7 @@ def expected_losses(name, examples):
 
 def text_subject(files, name, texts="texts.jsonl", length=64, seed=0, **overrides):
     overrides = {f"flatness.{key}": value for key, value in overrides.items()}
-    return subjects.text_subject(files / name, files / texts, length, seed, overrides)
+    return measured_texts.text_subject(files / name, files / texts, length, seed, overrides)
 
 
 def expected_loss(name, batches):
@@ -148,6 +151,32 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     assert said.count("figure ") == 2
 
 
+def test_the_way_to_another_checkpoint(files, tmp_path, capsys):
+    """Its rise at the end is the difference of the two losses; to itself there is none."""
+    where = (f"--data={files / 'texts.jsonl'}", "--measures=loss_path")
+    ways = {"other": (files / "gpt2", files / "other"), "itself": (files / "gpt2",) * 2}
+    measured = {}
+    for name, (start, end) in ways.items():
+        out = (f"--json={tmp_path / 'out.json'}", f"--figures={tmp_path / name}")
+        assert command(f"--checkpoint={start}", f"--toward={end}", *where, *out) == 0
+        measured[name] = strict_json(tmp_path / "out.json")["measured"]
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == [
+            "loss_path.png",
+            "loss_path.svg",
+        ]
+    assert (
+        command(f"--checkpoint={files / 'other'}", *where[:1], *out, "--measures=loss_slices") == 0
+    )
+    end_loss = strict_json(tmp_path / "out.json")["measured"]["loss"]["mean"]
+    of_other = measured["other"]
+    change = end_loss - of_other["loss"]["mean"]
+    assert abs(change) > 0.01
+    assert of_other["loss_change"]["mean"] == pytest.approx(change, abs=1e-5)
+    assert of_other["loss_barrier"]["mean"] >= 0
+    assert {measured["itself"][f"loss_{name}"]["mean"] for name in ("barrier", "change")} == {0}
+    assert "loss_barrier" in capsys.readouterr().out
+
+
 def test_what_is_not_a_number_is_null():
     value, nothing = jnp.float32(1.5), jnp.float32(jnp.nan)
     shown = as_json(Estimate(value, nothing, 4, "chains"))
@@ -191,7 +220,7 @@ def test_one_ordinary_token_of_each_text_is_hidden_each_as_likely():
     tokens_NxT = np.tile(np.array(text, np.int32), (num_texts, 1))
     ordinary_NxT = np.tile([False, True, True, True, True, False, False], (num_texts, 1))
     texts = TokenTexts(tokens_NxT, np.full(num_texts, 6, np.int32), ordinary_NxT)
-    hidden = subjects.mask_texts(experiment.purpose_key(0, "test"), texts, MASK)
+    hidden = measured_texts.mask_texts(experiment.purpose_key(0, "test"), texts, MASK)
     changed_NxT = hidden.inputs_BxT != tokens_NxT
     positions_N = hidden.positions_Bx1[:, 0]
     np.testing.assert_array_equal(changed_NxT.argmax(1), positions_N)
@@ -231,6 +260,12 @@ BAD = {
     f"{{files}}/no_mask {TEXT}": r"{files}/no_mask/tokenizer.json: has no token \[MASK\]",
     f"{{files}}/mask_beyond {TEXT}": r"\[MASK\] is token 22; the model has 0..12",
     f"{{files}}/no_tokenizer {TEXT}": "{files}/no_tokenizer/tokenizer.json: no such file",
+    f"{{files}}/gpt2 {TEXT} --toward={{files}}/opt": "--toward=DIR and --measures=loss_path need",
+    f"{{files}}/gpt2 {TEXT} --measures=loss_path": "--toward=DIR and --measures=loss_path need",
+    f"{{files}}/gpt2 {TEXT} --measures=loss_path --toward={{files}}/none": "is neither POINT/",
+    f"{{files}}/gpt2 {TEXT} --measures=loss_path --toward={{files}}/opt": (
+        r"--toward={files}/opt is another model: [a-z/_]+ is .* at --checkpoint, .* there"
+    ),
     f"{{files}}/gpt2 {TEXT} --measures=hessian": "--measures: 'hessian' is not one of",
     f"{{files}}/gpt2 {TEXT} --measures=": "--measures: '' is not one of hessian_trace",
     f"{{files}}/gpt2 {TEXT} --json={{files}}/none/x.json": "there is no folder {files}/none",

@@ -9,8 +9,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from tiny_checkpoints import BERT, GPT2, OPT, write_tokenizer
 
-from jaxflat import measure, preemption, subjects
+from jaxflat import preemption
 from jaxflat.flatness import hessian_trace, mean_loss
+from jaxflat.measure import __main__ as measure
+from jaxflat.measure.texts import text_subject
 
 SMALL = {
     "gpt2": {**GPT2, "n_layer": 1},
@@ -110,7 +112,7 @@ def test_loss_and_curvature_are_those_of_transformers(tmp_path, name, monkeypatc
     transformers = pytest.importorskip("transformers")
     theirs = build(torch, transformers, name, tmp_path)
     overrides = {f"flatness.{key}": value for key, value in SETTINGS.items()}
-    problem = subjects.text_subject(tmp_path, tmp_path / "texts.jsonl", 64, 0, overrides).problem
+    problem = text_subject(tmp_path, tmp_path / "texts.jsonl", 64, 0, overrides).problem
     batches = problem.sample(0)
     inputs = their_inputs(torch, name, batches)
     assert len(inputs["input_ids"]) == 24

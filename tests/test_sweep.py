@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from sweeps import tiny_config, tiny_sweep
 
-from jaxflat import measure, preemption, sweep
+from jaxflat import preemption, sweep
+from jaxflat.measure import __main__ as measure
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 

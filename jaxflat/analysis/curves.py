@@ -54,6 +54,18 @@ def plane(ax: Axes, curves: Curves) -> None:
     ax.set_ylabel("Step along the second")
 
 
+def path(ax: Axes, curves: Curves) -> None:
+    """The loss's rise on the way to a second checkpoint, with 95% normal bands; the chord."""
+    names = ("steps_G", "rises_G", "sems_G")
+    steps_G, rises_G, sems_G = (np.asarray(curves[name]) for name in names)
+    ax.plot(steps_G, rises_G, color=COLORS[0])
+    low_G, high_G = rises_G - 1.96 * sems_G, rises_G + 1.96 * sems_G
+    ax.fill_between(steps_G, low_G, high_G, color=COLORS[0], alpha=0.2)
+    ax.plot([0, 1], rises_G[[0, -1]], color="gray", linestyle="--", linewidth=1)
+    ax.set_xlabel("Share of the way to the second checkpoint")
+    ax.set_ylabel("Loss above the first (nats)")
+
+
 def chains(ax: Axes, curves: Curves) -> None:
     """Every chain's rise of the loss, draw by draw."""
     for c, rises_T in enumerate(np.asarray(curves["rises_CxT"])):
@@ -66,6 +78,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
     "hessian_density": ("Eigenvalues of the Hessian", density),
     "loss_slices": ("Slices of the loss", slices),
     "loss_plane": ("A plane through the loss", plane),
+    "loss_path": ("The straight way to another checkpoint", path),
     "local_learning_coefficient": ("SGLD chains", chains),
 }
 

@@ -72,7 +72,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
     if "flatness" in flags.groups:
         console.print("flatness: probes and gradients in turn")
-        probes = flatness.Probes(shape, flags.seconds)
+        probes = flatness.Probes(shape, flags.probes_per_pass, flags.seconds)
         yield from flatness.measure_flatness(probes, flags.repeats).items()
         if flags.torch:
             console.print("flatness: probes and PyTorch in turn")

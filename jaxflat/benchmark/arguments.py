@@ -35,6 +35,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=_positive, default=default, help="(%(default)s)")
     parser.add_argument(
+        "--probes_per_pass", type=_positive, default=4,
+        help="probes of flatness side by side; wide models are quicker one by one (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--repeats", type=_positive, default=7, help="timed calls of each kind (%(default)s)"
     )
     parser.add_argument(

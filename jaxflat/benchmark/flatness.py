@@ -3,7 +3,7 @@
 Both sides walk over the same few microbatches inside one compiled call, on the run's own mesh. A
 gradient is the one a training step takes (`training.step.mean_gradient`). A probe's cost is
 marginal: the loss is linearised once in every microbatch however many probes follow, so it is the
-difference between three passes of `flatness.probes_per_pass` probes and one pass, divided by how
+difference between three passes of --probes_per_pass probes and one pass, divided by how
 many more probes that is.
 """
 
@@ -38,7 +38,7 @@ MORE_PASSES = 2
 class Probes:
     """A model of some shape, its microbatches, and a stopwatch for each kind of probe."""
 
-    def __init__(self, shape: Shape, seconds: float):
+    def __init__(self, shape: Shape, probes_per_pass: int, seconds: float):
         config = resolved_config(shape)
         self._mesh, settings = experiment.make_mesh(config), config.flatness
         self.loss_fn, self.log_probs_fn = labelled_losses(
@@ -49,14 +49,14 @@ class Probes:
         num_shards = self._mesh.shape["data"] if jax.default_backend() == "cpu" else 1
         gradient_fn = jax.jit(partial(mean_gradients, self.loss_fn, num_shards))
         self.gradient = gradient_fn.lower(self.params, self.batches).compile()
-        self._num_first = settings.probes_per_pass
+        self._num_first = self._per_pass = probes_per_pass
         self._num_more = MORE_PASSES * self._num_first
 
         def stopwatch(function: Callable[[], Any]) -> Stopwatch:
             return Stopwatch(partial(repeated, function), seconds)
 
         self._gradient_watch = stopwatch(lambda: self.gradient(self.params, self.batches))
-        measures = _measures(self, settings.probes_per_pass)
+        measures = _measures(self, probes_per_pass)
         counts = self._num_first, self._num_first + self._num_more
         self._watches = {
             name: [stopwatch(partial(measure, count)) for count in counts]
@@ -85,7 +85,7 @@ class Probes:
             sample_microbatches(FrozenConfigDict(with_more), jax.random.key(2)),
             jax.random.key(3),
             num_probes=settings.num_probes,
-            probes_per_pass=settings.probes_per_pass,
+            probes_per_pass=self._per_pass,
         )
 
 

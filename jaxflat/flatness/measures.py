@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
 from jaxflat.flatness.gradient_noise import gradient_noise
-from jaxflat.flatness.landscape import filter_normalized, loss_rises
+from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import local_learning_coefficient
 from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import mean_gradient
@@ -150,6 +150,32 @@ def _loss_plane(problem: Problem, settings: Any) -> Measured:
     return Measured({}, {"steps_G": steps_G, "rises_GxG": rises_GxG, "sems_GxG": sems_GxG})
 
 
+def _loss_path(problem: Problem, settings: Any) -> Measured:
+    """The loss on the straight line to other parameters, and the barrier: its highest point."""
+    loss_fn, start, batches = problem.loss_fn, problem.params, problem.sample(0)
+    if problem.toward is None:
+        raise ValueError("loss_path needs parameters to lead to: Problem.toward")
+    steps_G = jnp.linspace(0, 1, settings.slices.num_points)
+    difference = jax.tree.map(jnp.subtract, problem.toward, start)
+    rises = loss_rises(loss_fn, start, batches, [difference], steps_G[:, None])
+    num_points = settings.slices.num_points
+    above = loss_barrier(loss_fn, start, problem.toward, batches, num_points=num_points)
+    highest, samples = jnp.argmax(above.mean), (above.num_samples, above.over)
+    return Measured(
+        {
+            "loss_barrier": Estimate(above.mean[highest], above.sem[highest], *samples),
+            "loss_change": Estimate(rises.mean[-1], rises.sem[-1], *samples),
+        },
+        {
+            "steps_G": steps_G,
+            "rises_G": rises.mean,
+            "sems_G": rises.sem,
+            "above_chord_G": above.mean,
+            "above_chord_sems_G": above.sem,
+        },
+    )
+
+
 MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
     "hessian_trace": hessian_trace_measure,
     "gauss_newton_trace": gauss_newton_trace_measure,
@@ -165,4 +191,5 @@ MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
     "local_learning_coefficient": _local_learning_coefficient,
     "loss_slices": _loss_slices,
     "loss_plane": _loss_plane,
+    "loss_path": _loss_path,
 }

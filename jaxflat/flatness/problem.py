@@ -15,7 +15,8 @@ class Problem(NamedTuple):
     sample(i) gives round i's microbatches, independent of other rounds' and of one shape; measures
     other than traces use round 0. num_examples: how many sentences the parameters were fitted to.
     Traces also come in groups of parameters: each of `groupings` names the group of a path.
-    `stacked` marks leaves whose axis 0 is a stack of layers.
+    `stacked` marks leaves whose axis 0 is a stack of layers. `toward` has the parameters that
+    loss_path leads to.
     """
 
     loss_fn: LossFn
@@ -26,6 +27,7 @@ class Problem(NamedTuple):
     num_examples: int
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
+    toward: PyTree | None = None
 
 
 class Measured(NamedTuple):

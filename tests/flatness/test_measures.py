@@ -121,7 +121,8 @@ def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
 
 
 def test_configs_can_ask_for_every_measure_with_an_estimate():
-    assert set(MEASURES) == flatness.MEASURES.keys() - {"loss_slices", "loss_plane"}
+    of_the_command = {"loss_slices", "loss_plane", "loss_path"}
+    assert set(MEASURES) == flatness.MEASURES.keys() - of_the_command
     assert len(set(MEASURES)) == len(MEASURES)
 
 
@@ -269,3 +270,35 @@ def test_a_plane_holds_the_slices_along_its_axes(problem):
     for along_G, direction in ((rises_GxG[:, middle], first), (rises_GxG[middle], second)):
         found = flatness.loss_rises(*args, [direction], steps_G[:, None])
         np.testing.assert_allclose(along_G, found.mean, rtol=1e-9, atol=1e-12)
+
+
+def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
+    """Against losses at mixed parameters, one by one, and paired differences of microbatches."""
+    batches, end = problem.sample(0), table.make_params(seed=1)
+    measured = flatness.MEASURES["loss_path"](problem._replace(toward=end), settings_with())
+    weights_M = np.asarray(batches["weights"]).sum(axis=1)
+
+    def sums_M(t):
+        mixed = jax.tree.map(lambda a, b: (1 - t) * a + t * b, problem.params, end)
+        return np.asarray(jax.vmap(lambda batch: table.loss_fn(mixed, batch)[0])(batches))
+
+    def assert_is(mean, sem, differences_M):
+        expected = flatness.ratio_estimate(jnp.asarray(differences_M), weights_M, "sentences")
+        np.testing.assert_allclose((mean, sem), (expected.mean, expected.sem), rtol=1e-9)
+
+    curves, estimates = measured.curves, measured.estimates
+    np.testing.assert_allclose(curves["steps_G"], [0, 0.25, 0.5, 0.75, 1])
+    above_M = {t: sums_M(t) - (1 - t) * sums_M(0) - t * sums_M(1) for t in (0.25, 0.5, 0.75)}
+    for g, t in ((1, 0.25), (2, 0.5), (3, 0.75)):
+        assert_is(curves["rises_G"][g], curves["sems_G"][g], sums_M(t) - sums_M(0))
+        assert_is(curves["above_chord_G"][g], curves["above_chord_sems_G"][g], above_M[t])
+    highest = max(above_M, key=lambda t: above_M[t].sum())
+    assert above_M[highest].sum() > 0
+    barrier, change = estimates["loss_barrier"], estimates["loss_change"]
+    assert_is(barrier.mean, barrier.sem, above_M[highest])
+    assert_is(change.mean, change.sem, sums_M(1) - sums_M(0))
+
+
+def test_a_path_leads_somewhere(problem):
+    with pytest.raises(ValueError, match="loss_path needs parameters to lead to"):
+        flatness.MEASURES["loss_path"](problem, settings_with())

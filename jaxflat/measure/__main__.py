@@ -9,13 +9,16 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import checks, loading, preemption, subjects, validation
+from jaxflat import checks, loading, preemption, validation
 from jaxflat import config as base_config
 from jaxflat.analysis.curves import save_curves
-from jaxflat.estimates import as_json, plain, table
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
+from jaxflat.measure import subjects
+from jaxflat.measure.estimates import as_json, plain, table
+from jaxflat.measure.second import lead_toward
+from jaxflat.measure.subjects import Subject
+from jaxflat.measure.texts import text_subject
 from jaxflat.metrics import write_json
-from jaxflat.subjects import Subject
 from jaxflat.validation import InputError
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
@@ -46,6 +49,10 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         "or .jsonl with a list of token ids on each",
     )  # fmt: skip
     parser.add_argument("--measures", default="hessian_trace,fisher_trace", help="(%(default)s)")
+    parser.add_argument(
+        "--toward", type=Path, metavar="DIR",
+        help="a second checkpoint of the same model, for loss_path: the loss on the way there",
+    )  # fmt: skip
     parser.add_argument("--length", type=int, default=64, help="cut texts there (%(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of what is random with --data (%(default)s)"
@@ -53,7 +60,16 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw what has a picture there")
     flags, rest = parser.parse_known_args(arguments)
+    check_flags(flags)
+    return flags, rest
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise InputError on a flag that cannot be, or not with the others."""
+    asked = set(flags.measures.split(","))
     validation.check_choices("--measures", flags.measures.split(","), MEASURES)
+    if ("loss_path" in asked) != (flags.toward is not None):
+        raise InputError("--toward=DIR and --measures=loss_path need each other")
     if flags.length < 2:
         raise InputError(f"--length={flags.length} must be at least 2")
     if not 0 <= flags.seed < 2**32:
@@ -66,10 +82,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         raise InputError(f"--json={flags.json} is a folder; it must be a file")
     if flags.figures and flags.figures.is_file():
         raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
-    pictures = set(flags.measures.split(",")) - set(base_config.MEASURES)
+    pictures = asked & {"loss_slices", "loss_plane"}
     if pictures and not (flags.json or flags.figures):
         raise InputError(f"{sorted(pictures)[0]} makes pictures: set --figures or --json")
-    return flags, rest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,9 +140,9 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
     elif flags.data is None:
         raise InputError("--data=FILE is missing: the texts to measure a Hugging Face model on")
     else:
-        subject = subjects.text_subject(checkpoint, flags.data, flags.length, flags.seed, overrides)
+        subject = text_subject(checkpoint, flags.data, flags.length, flags.seed, overrides)
     checks.check_labels(subject.config.flatness.labels, asked)  # of pictures too
-    return subject
+    return lead_toward(subject, flags.toward) if flags.toward else subject
 
 
 def measure(

@@ -1,15 +1,13 @@
-"""What `measure` measures: a checkpoint of a run, or a Hugging Face folder with texts."""
+"""What `measure` measures of a Hugging Face folder: its own loss on the texts of a file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
-from jaxflat import checkpoint as stored_params
 from jaxflat import checks, experiment, loading, validation
 from jaxflat import config as base_config
 from jaxflat.config import Config
@@ -17,11 +15,10 @@ from jaxflat.data.token_files import TokenTexts, read_token_texts
 from jaxflat.data.tokenizer import load_tokenizer
 from jaxflat.flatness import Problem
 from jaxflat.languages.batches import MaskedBatch
+from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.huggingface import load_model, read_model
-from jaxflat.stages.flatness import make_problem
-from jaxflat.stages.records import load_params
 from jaxflat.teacher import TextBatch
 from jaxflat.training.objectives import (
     causal_lm_loss,
@@ -33,14 +30,6 @@ from jaxflat.training.objectives import (
 from jaxflat.validation import InputError
 
 
-class Subject(NamedTuple):
-    """A problem, the config whose `flatness` section says how to measure it, and what it is."""
-
-    problem: Problem
-    config: Config
-    about: str
-
-
 class MaskedTexts(NamedTuple):
     """Texts with one hidden token each, at positions_Bx1, where words_Bx1 stood."""
 
@@ -48,53 +37,6 @@ class MaskedTexts(NamedTuple):
     lengths_B: Any
     positions_Bx1: Any
     words_Bx1: Any
-
-
-def is_run(checkpoint: Path) -> bool:
-    """Say whether a path looks like POINT/checkpoints/STEP of a run."""
-    checkpoint = checkpoint.absolute()
-    return checkpoint.name.isdecimal() and checkpoint.parent.name == "checkpoints"
-
-
-def listed(directory: Path) -> str:
-    """Return what to say of the checkpoints that a run has."""
-    steps = stored_params.steps(directory / "checkpoints")
-    return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
-
-
-def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
-    """Return what a run's checkpoint is measured by: its own language and settings, overridden.
-
-    Raises InputError where there is no such checkpoint or an override does not fit.
-    """
-    checkpoint = checkpoint.absolute()
-    directory, step = checkpoint.parents[1], int(checkpoint.name)
-    config = stored_config(directory / "config.json")
-    if not checkpoint.is_dir():
-        raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
-    frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
-    checks.check(frozen)
-    model = experiment.make_model(frozen)
-    problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
-    about = f"{directory.name}, step {step:,}, labels {frozen.flatness.labels}"
-    return Subject(problem, frozen, about)
-
-
-def stored_config(path: Path) -> Config:
-    """Return the config of a run's config.json; keys that are newer than the run have defaults.
-
-    Raises InputError where the file holds none.
-    """
-    config = base_config.base()
-    config.phases = ConfigDict()  # those of the run alone
-    try:
-        stored = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
-        with config.unlocked():
-            config.update(stored)
-        return validation.validate(config)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: not the config.json that a run writes: {reason}") from None
 
 
 def text_subject(

@@ -1,0 +1,1 @@
+"""Measures any checkpoint: `python -m jaxflat.measure`."""

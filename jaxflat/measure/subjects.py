@@ -1,0 +1,83 @@
+"""What `measure` measures: a checkpoint of a run, on sentences of its own language."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxflat import checkpoint as stored_params
+from jaxflat import checks, experiment, loading, validation
+from jaxflat import config as base_config
+from jaxflat.config import Config
+from jaxflat.flatness import Problem
+from jaxflat.stages.flatness import make_problem
+from jaxflat.stages.records import load_params
+from jaxflat.validation import InputError
+
+
+class Subject(NamedTuple):
+    """A problem, the config whose `flatness` section says how to measure it, and what it is."""
+
+    problem: Problem
+    config: Config
+    about: str
+
+
+def is_run(checkpoint: Path) -> bool:
+    """Say whether a path looks like POINT/checkpoints/STEP of a run."""
+    checkpoint = checkpoint.absolute()
+    return checkpoint.name.isdecimal() and checkpoint.parent.name == "checkpoints"
+
+
+def listed(directory: Path) -> str:
+    """Return what to say of the checkpoints that a run has."""
+    steps = stored_params.steps(directory / "checkpoints")
+    return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
+
+
+def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
+    """Return what a run's checkpoint is measured by: its own language and settings, overridden.
+
+    Raises InputError where there is no such checkpoint or an override does not fit.
+    """
+    directory, step, config = _find(checkpoint)
+    frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
+    checks.check(frozen)
+    model = experiment.make_model(frozen)
+    problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
+    about = f"{directory.name}, step {step:,}, labels {frozen.flatness.labels}"
+    return Subject(problem, frozen, about)
+
+
+def run_params(checkpoint: Path) -> Any:
+    """Return the parameters of a run's checkpoint; InputError where there is no such checkpoint."""
+    directory, step, config = _find(checkpoint)
+    return load_params(FrozenConfigDict(config), directory, step)
+
+
+def _find(checkpoint: Path) -> tuple[Path, int, Config]:
+    """Return the directory and step of a run's checkpoint, and the run's config."""
+    checkpoint = checkpoint.absolute()
+    directory = checkpoint.parents[1]
+    config = stored_config(directory / "config.json")
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
+    return directory, int(checkpoint.name), config
+
+
+def stored_config(path: Path) -> Config:
+    """Return the config of a run's config.json; keys that are newer than the run have defaults.
+
+    Raises InputError where the file holds none.
+    """
+    config = base_config.base()
+    config.phases = ConfigDict()  # those of the run alone
+    try:
+        stored = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        with config.unlocked():
+            config.update(stored)
+        return validation.validate(config)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: not the config.json that a run writes: {reason}") from None
