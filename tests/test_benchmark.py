@@ -163,7 +163,7 @@ CALIBRATED = {
     "gauss_newton_trace",
     "fisher_trace",
     "average_sharpness",
-    *(f"{trace}, half stop by {n}" for trace in calibration.STOPPED for n in (64, 128)),
+    *(f"{trace}, half stop by {n}" for trace in calibration.STOPPED for n in (128, 256)),
 }
 
 
@@ -187,7 +187,7 @@ def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
             assert figure["median"] > 60, name  # of 20 calibrated intervals, once in 1e8
     printed = capsys.readouterr().out
     assert "pip install matfree" in printed
-    assert printed.count("| fisher_trace, half stop by 64 | probes+sentences |") == 2
+    assert printed.count("| fisher_trace, half stop by 128 | probes+sentences |") == 2
 
 
 def test_matfree_and_we_agree_on_the_error_of_the_same_samples():

@@ -57,14 +57,14 @@ def test_truths_of_logistic_regression_are_those_of_the_formula():
 
 
 def test_a_seed_stops_where_it_is_precise():
-    """The median of two half-widths is their mean: four rounds are enough for the wider one."""
+    """The median of two half-widths is their mean: eight rounds are enough for the wider one."""
     noise_SxN = np.random.default_rng(0).normal(size=(2, 64)) * np.asarray([[0.1], [10.0]])
 
     def draw_round(i):
         return calibration.TraceTerms(1 + jnp.asarray(noise_SxN), jnp.ones((2, 64)), "probes")
 
-    mean_S, low_S, high_S, num_samples_S = calibration.stopped(draw_round, 2, 1)
-    assert num_samples_S.tolist() == [64, 256]
+    mean_S, low_S, high_S, num_samples_S = calibration.stopped(draw_round, 2, 2)
+    assert num_samples_S.tolist() == [128, 512]
     np.testing.assert_allclose(mean_S, 1 + noise_SxN.mean(axis=1), rtol=1e-5)
     assert ((low_S < mean_S) & (mean_S < high_S)).all()
 
@@ -122,6 +122,6 @@ def test_stopping_costs_little_coverage(make, name):
     over = "probes+sentences"
     problem, _, truths = problem_and_truths(make, over)
     rows = calibration.stopped_rows(problem, over, name, truths, NUM_SEEDS)
-    for row, num_samples in zip(rows, (64, 128), strict=True):
-        assert 1.3 * num_samples < row.num_samples < 2 * num_samples
+    for row, num_samples in zip(rows, (128, 256), strict=True):
+        assert 1.2 * num_samples < row.num_samples < 2 * num_samples
         assert row.coverage.median >= 93, row.line()

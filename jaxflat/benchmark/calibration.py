@@ -22,7 +22,7 @@ from jaxflat.flatness.terms import TraceTerms
 OVERS: tuple[Over, ...] = ("probes", "probes+sentences")
 STOPPED = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
 MAX_ROUNDS = 8
-HALF_STOP_AFTER = (1, 2)  # rounds
+HALF_STOP_AFTER = (2, 4)  # rounds
 SIGMA = 0.1  # of average-case sharpness
 Draw = Callable[[PyTree, jax.Array], TraceTerms]  # from microbatches and a key
 Estimator = Callable[[PyTree, jax.Array], dict[str, Estimate]]

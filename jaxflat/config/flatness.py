@@ -29,8 +29,8 @@ def flatness() -> Config:
             # and memory.
             "by_block": True,
             "remat": False,  # compute activations again instead of keeping them: memory for time
-            # Traces take 1, 2, 4, ..., max_rounds rounds of num_microbatches, until the 95%
-            # interval is at most this share of the trace to either side; 0: one round.
+            # Traces take 1, 2, 4, ..., max_rounds rounds of num_microbatches, until there are 128
+            # and the 95% interval is at most this share of the trace to either side; 0: one round.
             "relative_error": 0.0,
             "max_rounds": 16,
             # The common width that @embedded values refer to. A sweep sets the largest of its

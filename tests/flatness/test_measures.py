@@ -186,39 +186,17 @@ def test_a_trace_takes_rounds_of_new_sentences_until_it_is_precise(problem):
 
     counted = problem._replace(sample=sample)
     measure = flatness.MEASURES["gauss_newton_trace"]
-    settings = settings_with(relative_error=0.2, max_rounds=16)
+    settings = settings_with(relative_error=0.06, max_rounds=128)
     estimate = measure(counted, settings).estimates["gauss_newton_trace"]
     num_rounds = len(seen)
     assert seen == list(range(num_rounds))
-    assert num_rounds in (2, 4, 8)
+    assert num_rounds in (32, 64)
     assert estimate.num_samples == 6 * num_rounds
-    assert estimate.interval()[1] - estimate.mean <= 0.2 * estimate.mean
+    assert estimate.interval()[1] - estimate.mean <= 0.06 * estimate.mean
     seen.clear()
     measure(counted, settings_with(relative_error=0.2, max_rounds=1))
     measure(counted, settings_with(relative_error=0.0, max_rounds=16))
     assert seen == [0, 0]
-
-
-@pytest.mark.parametrize("max_rounds", [1, 3, 8, 21, 64])
-@pytest.mark.parametrize("seed", range(4))
-def test_sampling_stops_at_the_first_of_few_looks_that_is_precise(seed, max_rounds):
-    samples_RxN = np.random.default_rng(seed).normal(1, 1.5, (64, 4))
-    drawn = []
-
-    def draw_round(i):
-        drawn.append(i)
-        return TraceTerms(jnp.asarray(samples_RxN[i]), jnp.ones(4), "probes+sentences")
-
-    looks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < max_rounds] + [max_rounds]
-    for num_rounds in looks:
-        total = TraceTerms(
-            jnp.asarray(samples_RxN[:num_rounds].ravel()), jnp.ones(4 * num_rounds), "probes"
-        ).total()
-        if total.interval()[1] - total.mean <= 0.4 * abs(total.mean):
-            break
-    terms = flatness.sample_until(draw_round, 0.4, max_rounds)
-    assert drawn == list(range(num_rounds))
-    np.testing.assert_array_equal(terms.terms, samples_RxN[:num_rounds].ravel())
 
 
 def test_what_is_not_a_number_is_not_sampled_again():
@@ -274,7 +252,8 @@ def test_a_plane_holds_the_slices_along_its_axes(problem):
 
 def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
     """Against losses at mixed parameters, one by one, and paired differences of microbatches."""
-    batches, end = problem.sample(0), table.make_params(seed=1)
+    batches = problem.sample(0)
+    end = problem.params | {"table": 6 * problem.params["table"]}  # tanh: most changes early
     measured = flatness.MEASURES["loss_path"](problem._replace(toward=end), settings_with())
     weights_M = np.asarray(batches["weights"]).sum(axis=1)
 

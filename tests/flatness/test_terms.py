@@ -46,7 +46,8 @@ def test_terms_concatenated_are_those_of_one_collection():
     assert (again.total().num_samples, again.over) == (9, "probes+sentences")
 
 
-def test_sampling_stops_at_the_first_look_that_is_precise():
+@pytest.mark.parametrize(("min_samples", "expected"), [(0, {1, 2, 4, 11}), (9, {4, 11})])
+def test_sampling_stops_at_the_first_look_that_is_precise(min_samples, expected):
     samples_RxN = 3 + np.random.default_rng(1).normal(size=(11, 4))
     looks = set()
     for relative_error in (0.5, 0.2, 0.14, 0.0):
@@ -56,13 +57,14 @@ def test_sampling_stops_at_the_first_look_that_is_precise():
             drawn.append(i)
             return TraceTerms(jnp.asarray(samples_RxN[i]), jnp.ones(4), "probes")
 
-        found = sample_until(draw_round, relative_error, max_rounds=11)
+        found = sample_until(draw_round, relative_error, 11, min_samples)
         for look in (1, 2, 4, 8, 11):
             seen_N = samples_RxN[:look].ravel()
             low, high = stats.t.interval(0.95, len(seen_N) - 1, seen_N.mean(), stats.sem(seen_N))
-            if (high - low) / 2 <= relative_error * seen_N.mean():
+            precise = (high - low) / 2 <= relative_error * seen_N.mean()
+            if precise and len(seen_N) >= min_samples:
                 break
         looks.add(look)
         assert drawn == list(range(look))
         np.testing.assert_array_equal(found.terms, seen_N)
-    assert looks == {1, 2, 4, 11}
+    assert looks == expected
