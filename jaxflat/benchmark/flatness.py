@@ -19,6 +19,7 @@ from jaxflat import config as base_config
 from jaxflat import experiment, sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, repeated, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config
+from jaxflat.config import Config
 from jaxflat.flatness import (
     TraceTerms,
     fisher_trace_terms,
@@ -77,7 +78,7 @@ class Probes:
     def draw_trace(self) -> TraceTerms:
         """Return samples of tr G, of as many microbatches and probes as a run takes by default."""
         settings = base_config.base().flatness
-        with_more = ConfigDict(self._config)
+        with_more: Config = ConfigDict(self._config)
         with_more.flatness.num_microbatches = settings.num_microbatches
         return gauss_newton_trace_samples(
             self.log_probs_fn,

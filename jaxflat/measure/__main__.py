@@ -142,7 +142,7 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
     else:
         subject = text_subject(checkpoint, flags.data, flags.length, flags.seed, overrides)
     checks.check_labels(subject.config.flatness.labels, asked)  # of pictures too
-    return lead_toward(subject, flags.toward) if flags.toward else subject
+    return lead_toward(subject, checkpoint, flags.toward) if flags.toward else subject
 
 
 def measure(

@@ -1,38 +1,39 @@
 """The checkpoint that a path through the loss leads to."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxflat.flatness.terms import path_name
-from jaxflat.measure.subjects import Subject, is_run, run_params
-from jaxflat.models.huggingface import load_model
+from jaxflat.measure.subjects import Subject, is_run, run_model, run_params
+from jaxflat.models.huggingface import load_model, read_model
 from jaxflat.validation import InputError
 
 
-def lead_toward(subject: Subject, checkpoint: Path) -> Subject:
-    """Return the subject with the parameters of a second checkpoint to go to.
+def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
+    """Return the subject of the checkpoint `start` with the parameters of a second one to go to.
 
-    Raises InputError where there is none or its parameters have other names or shapes.
+    Raises InputError where there is none, or where it is of another model.
     """
-    if is_run(checkpoint):
-        params = run_params(checkpoint)
-    elif (checkpoint / "config.json").is_file():
-        params = load_model(checkpoint).params
+    if is_run(end):
+        there = run_model(end)
+    elif (end / "config.json").is_file():
+        there = read_model(end)
     else:
         raise InputError(
-            f"--toward={checkpoint} is neither POINT/checkpoints/STEP of a run nor a "
+            f"--toward={end} is neither POINT/checkpoints/STEP of a run nor a "
             "folder with a config.json"
         )
-    here, there = _shapes(subject.problem.params), _shapes(params)
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
-            shapes = f"{here.get(name, 'missing')} at --checkpoint, {there.get(name, 'missing')}"
-            raise InputError(f"--toward={checkpoint} is another model: {name} is {shapes} there")
+    here = run_model(start) if is_run(start) else read_model(start)
+    if here != there:
+        raise InputError(f"--toward={end} is another model: {_difference(here, there)}")
+    params = run_params(end) if is_run(end) else load_model(end).params
     return subject._replace(problem=subject.problem._replace(toward=params))
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {path_name(path): leaf.shape for path, leaf in leaves}
+def _difference(here: Any, there: Any) -> str:
+    """Say in what two models differ first."""
+    if type(here) is not type(there):
+        return f"a {type(there).__name__}, not a {type(here).__name__}"
+    names = (field.name for field in dataclasses.fields(here))
+    name = next(name for name in names if getattr(here, name) != getattr(there, name))
+    return f"{name}={getattr(there, name)!r}, not {getattr(here, name)!r}"

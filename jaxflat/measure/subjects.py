@@ -50,6 +50,11 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
     return Subject(problem, frozen, about)
 
 
+def run_model(checkpoint: Path) -> Any:
+    """Return the model of a run's checkpoint; InputError where there is no such checkpoint."""
+    return experiment.make_model(FrozenConfigDict(_find(checkpoint)[2]))
+
+
 def run_params(checkpoint: Path) -> Any:
     """Return the parameters of a run's checkpoint; InputError where there is no such checkpoint."""
     directory, step, config = _find(checkpoint)
