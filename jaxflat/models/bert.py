@@ -83,7 +83,8 @@ class Bert(nn.Module):
             hidden_BxMxD = hidden_BxTxD
         else:
             hidden_BxMxD = take_positions(hidden_BxTxD, positions_BxM)
-        hidden_BxMxD = ACTIVATIONS[self.activation](nn.Dense(self.width, name="head")(hidden_BxMxD))
+        hidden_BxMxD = nn.Dense(self.width, name="head_dense")(hidden_BxMxD)
+        hidden_BxMxD = ACTIVATIONS[self.activation](hidden_BxMxD)
         features_BxMxD = layer_norm("head_norm", hidden_BxMxD, self.epsilon)
         bias_V = self.param("decoder_bias", nn.initializers.zeros, (self.num_tokens,), jnp.float32)
         logits_BxMxV = features_BxMxD @ tokens_VxD.T + bias_V[None, None, :]

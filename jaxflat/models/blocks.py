@@ -23,7 +23,7 @@ def block_of(path: str) -> str:
 
     The scanned layers are layer_0, layer_1, ...; the one after them, if any, is layer_last.
     Outside the layers each parameter or module is its own block: "token_embedding",
-    "embedding_norm", "final_norm", "head", "decoder_bias", ...
+    "embedding_norm", "final_norm", "head_dense", "decoder_bias", ...; none is called as a kind is.
     """
     group, *modules = path.split("/")
     if group == "stack":
@@ -46,4 +46,4 @@ def kind_of(path: str) -> str:
         return "norm"
     if parameter.endswith("_embedding"):
         return "embedding"
-    return "head" if names[0] in ("head", "decoder") else KIND_OF_MODULE[names[1]]
+    return "head" if names[0] in ("head_dense", "decoder") else KIND_OF_MODULE[names[1]]

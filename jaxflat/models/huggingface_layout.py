@@ -121,7 +121,7 @@ BERT = Layout(
     unused_positions=0,
     modules=(
         ("embeddings.LayerNorm", "embedding_norm", None),
-        ("cls.predictions.transform.dense", "head", None),
+        ("cls.predictions.transform.dense", "head_dense", None),
         ("cls.predictions.transform.LayerNorm", "head_norm", None),
     ),
     layer="encoder.layer",
@@ -152,7 +152,7 @@ def places(model: CausalTransformer | Bert, layout: Layout) -> Iterator[tuple[st
         "stack/attention/out": (width, width),
         "stack/mlp_in": (width, mlp_width),
         "stack/mlp_out": (mlp_width, width),
-        "head": (width, width),
+        "head_dense": (width, width),
     }
     arrays = {
         "token_embedding": (model.num_tokens, width),

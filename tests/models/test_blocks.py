@@ -26,7 +26,8 @@ MODELS = {
     "Bert": (
         Bert(V, P, D, L, 2, F, "exact_gelu", num_types=2, epsilon=1e-12),
         {0: "layer_0", 1: "layer_1", 2: "layer_2"},
-        EMBEDDINGS | {"type_embedding", "embedding_norm", "head", "head_norm", "decoder_bias"},
+        EMBEDDINGS
+        | {"type_embedding", "embedding_norm", "head_dense", "head_norm", "decoder_bias"},
     ),
 }
 
@@ -52,6 +53,13 @@ def test_blocks_are_the_parts_of_layers_and_what_is_outside_of_them(name):
         f"{layer}.{part}" for layer in layers.values() for part in ("attention", "mlp", "norm")
     }
     assert {block_of(path) for path in leaves_of(model)} == parts | outside
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_block_has_the_name_of_a_kind(name):
+    """Measures of both stand side by side, as hessian_trace/NAME."""
+    paths = leaves_of(MODELS[name][0])
+    assert not {block_of(path) for path in paths} & {kind_of(path) for path in paths}
 
 
 @pytest.mark.parametrize("name", MODELS)
