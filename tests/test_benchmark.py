@@ -286,7 +286,19 @@ def test_without_torch_there_is_one_line():
 
     python = str(shutil.which("false"))
     with pytest.raises(InputError, match="needs torch, transformers and curvlinops"):
-        flatness_peers._run(python, Shape(8, 1, 4, 11, 4, 8), 4)
+        flatness_peers._run(python, Shape(8, 1, 4, 11, 4, 8), 4, 0)
+
+
+def test_every_round_of_torch_has_samples_of_its_own(tmp_path):
+    """The last argument numbers the rounds, so that they need not draw the same numbers."""
+    from jaxflat.benchmark import flatness_peers
+
+    python = tmp_path / "python_with_torch"
+    python.write_text("#!/bin/sh\nshift $(($# - 2))\necho '{\"samples\": ['$1', '$2']}'\n")
+    python.chmod(0o755)
+    shape = Shape(8, 1, 4, 11, 4, 8)
+    found = [flatness_peers._run(str(python), shape, 4, i)["samples"] for i in range(3)]
+    assert found == [[4, 0], [4, 1], [4, 2]]
 
 
 def test_seconds_to_a_precision_follow_from_the_errors_measured(monkeypatch):

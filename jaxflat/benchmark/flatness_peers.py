@@ -40,13 +40,13 @@ def compare_with_torch(
     """
     ours, theirs, seconds_to_aim = [], [], []
     jax.block_until_ready(draw_terms())
-    for _ in range(rounds):
+    for number in range(rounds):
         ours.append(1e3 * probe_seconds())
         start = time.perf_counter()
         total = jax.block_until_ready(draw_terms()).total()
         seconds = time.perf_counter() - start
         seconds_to_aim.append(seconds * float(total.sem / total.mean / PRECISION) ** 2)
-        theirs.append(_run(python, shape, -(-NUM_SAMPLES // rounds)))
+        theirs.append(_run(python, shape, -(-NUM_SAMPLES // rounds), number))
     samples = np.concatenate([t["samples"] for t in theirs])
     needed = samples.var(ddof=1) / (PRECISION * samples.mean()) ** 2
     official = [1e-3 * t["sample_ms"] * needed for t in theirs]
@@ -65,12 +65,12 @@ def compare_with_torch(
     }
 
 
-def _run(python: str, shape: Shape, num_samples: int) -> dict[str, Any]:
-    """Run the PyTorch side once; InputError where it fails."""
+def _run(python: str, shape: Shape, num_samples: int, number: int) -> dict[str, Any]:
+    """Run the number-th round of the PyTorch side; InputError where it fails."""
     heads = shape.width // shape.head_size
-    sizes = (shape.width, shape.layers, heads, shape.batch, shape.length, shape.words, num_samples)
+    sizes = (shape.width, shape.layers, heads, shape.batch, shape.length, shape.words)
     script = Path(__file__).with_name("torch_peer.py")
-    command = [python, "-W", "ignore", str(script), *map(str, sizes)]
+    command = [python, "-W", "ignore", str(script), *map(str, (*sizes, num_samples, number))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
         return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,11 +1,12 @@
 """Curvature of a BERT in PyTorch, for python -m jaxflat.benchmark --torch: runs in that Python.
 
-    python torch_peer.py WIDTH LAYERS HEADS BATCH LENGTH WORDS SAMPLES
+    python torch_peer.py WIDTH LAYERS HEADS BATCH LENGTH WORDS SAMPLES ROUND
 
 times one gradient, one Hessian-vector product of curvlinops, and one sample of the trace as the
 code released with Liu, Xie, Li, Ma (ICML 2023) takes it: a Gaussian probe and a fresh batch,
 differentiated twice from scratch. Labels are drawn from the model, so that the Hessian's
-expectation is the Gauss-Newton matrix. The last line is JSON: milliseconds, and the samples.
+expectation is the Gauss-Newton matrix. Every round has the same model and samples of its own.
+The last line is JSON: milliseconds, and the samples.
 """
 
 import json
@@ -80,9 +81,10 @@ def median_ms(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    width, layers, heads, batch, length, words, num_samples = map(int, sys.argv[1:8])
+    width, layers, heads, batch, length, words, num_samples, number = map(int, sys.argv[1:9])
     torch.manual_seed(0)
     model = make_model(width, layers, heads, length, words)
+    torch.manual_seed(1 + number)
     inputs, labels = fresh_batch(model, batch, length, words)
     loss = nn.functional.cross_entropy(model(inputs), labels)
     everything = list(model.parameters())
