@@ -29,9 +29,10 @@ class Estimate:
 def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estimate:
     """R = sum(s) / sum(w) over n independent pairs, with the linearised standard error of a ratio.
 
-    SEM = sqrt(n / (n - 1) * sum((s_i - R w_i)^2)) / sum(w)   (Cochran, Sampling Techniques, 2.11).
+    SEM = sqrt(n / (n - 1) * sum((s_i - R w_i)^2)) / |sum(w)|  (Cochran, Sampling Techniques, 2.11).
     With equal weights this is the ordinary standard error of the mean; with unequal ones R has
-    a bias of order 1/n. A single sample has SEM nan: it says nothing about its own error.
+    a bias of order 1/n. The weights' sum may be negative. A single sample has SEM nan: it says
+    nothing about its own error.
     """
     num_samples = sums_n.shape[0]
     weights_n = weights_n.astype(sums_n.dtype)
@@ -40,5 +41,5 @@ def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estim
     if num_samples == 1:
         return Estimate(mean, jnp.full_like(mean, jnp.nan), num_samples, over)
     squared_residuals = jnp.sum((sums_n - mean * weights_n) ** 2)
-    sem = jnp.sqrt(num_samples / (num_samples - 1) * squared_residuals) / total_weight
+    sem = jnp.sqrt(num_samples / (num_samples - 1) * squared_residuals) / jnp.abs(total_weight)
     return Estimate(mean, sem, num_samples, over)

@@ -26,6 +26,14 @@ def test_ratio_standard_error_is_the_spread_of_repeated_ratios():
     np.testing.assert_allclose(np.mean(estimates.mean), 2, atol=4 * spread / np.sqrt(4000))
 
 
+def test_a_ratio_to_something_negative_has_a_positive_error():
+    """As the noise scale has, where the estimate of a squared gradient is below 0."""
+    sums_n, weights_n = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([3.0, 5.0, 2.0])
+    above, below = (ratio_estimate(sums_n, s * weights_n, "sentences") for s in (1, -1))
+    np.testing.assert_allclose((below.mean, below.sem), (-above.mean, above.sem), rtol=1e-12)
+    assert above.sem > 0
+
+
 @pytest.mark.parametrize("level", [0.68, 0.95])
 def test_interval_is_students(level):
     low, high = Estimate(jnp.asarray(3.0), jnp.asarray(0.5), 5, "probes").interval(level)
