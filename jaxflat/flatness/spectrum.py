@@ -29,7 +29,7 @@ from jaxflat.flatness.sampling import normal_like, rademacher_like
 
 class Eigenpairs(NamedTuple):
     """values_k, their residuals_k (an eigenvalue is at most that far away), and unit vectors with
-    a leading axis."""
+    a leading axis. Not a number, and vectors 0, where the steps found fewer."""
 
     values_k: jax.Array
     residuals_k: jax.Array
@@ -102,7 +102,9 @@ def _extremes(
             lambda q: jnp.tensordot(vectors_mxm[:, chosen_k], q, (0, 0), precision="highest"),
             tridiagonal.basis,
         )
-        return Eigenpairs(values_m[chosen_k], residuals_m[chosen_k], vectors)
+        found_k = real_m[chosen_k]
+        numbers = (jnp.where(found_k, x_m[chosen_k], jnp.nan) for x_m in (values_m, residuals_m))
+        return Eigenpairs(*numbers, vectors)
 
     smallest = jnp.argsort(jnp.where(real_m, values_m, jnp.inf))
     largest = jnp.argsort(jnp.where(real_m, -values_m, jnp.inf))

@@ -75,6 +75,9 @@ def test_a_basis_that_is_complete_early_gives_every_eigenvalue_once():
     found = spectrum.hessian_extremes(*args, **options)
     np.testing.assert_allclose(found.largest.values_k, [3, 1], atol=1e-8)
     np.testing.assert_allclose(found.smallest.values_k, [-2, 0], atol=1e-8)
+    more = spectrum.hessian_extremes(*args, **(options | {"num_largest": 6}))
+    np.testing.assert_allclose(more.largest.values_k, [3, 1, 0, -2, np.nan, np.nan], atol=1e-8)
+    np.testing.assert_allclose(more.largest.residuals_k, [0] * 4 + [np.nan] * 2, atol=1e-8)
     with pytest.raises(ValueError, match="more than 3 steps"):
         spectrum.hessian_extremes(*args, **(options | {"num_steps": 3}))
 
