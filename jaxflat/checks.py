@@ -11,8 +11,8 @@ from jaxflat.config import Config
 OF_GIVEN_LABELS = (
     *("average_sharpness", "adaptive_average_sharpness"),
     *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
-    *("gradient_noise", "local_learning_coefficient", "loss_slices"),
-    "loss_plane",
+    *("gradient_noise", "local_learning_coefficient"),
+    *("loss_slices", "loss_plane", "loss_path"),
 )
 """Measures of more than second derivatives: of the loss elsewhere, or of its gradient."""
 
@@ -66,6 +66,9 @@ def check_flatness(settings: Config) -> None:
             f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "
             "gradient_noise: two triples"
         )
+    for name in ("num_points", "plane_points"):
+        if (number := settings.slices[name]) < 2:
+            raise ValueError(f"flatness.slices.{name}={number} must be at least 2: both ends")
 
 
 def check_labels(labels: str, measures: Iterable[str]) -> None:

@@ -36,6 +36,7 @@ def files(tmp_path_factory):
         save(root / name, config, tensors_of(config))
     write_tokenizer(root / "bert")
     save(root / "other", GPT2, {name: 1.1 * x for name, x in tensors_of(GPT2).items()})
+    save(root / "heads", GPT2 | {"n_head": 4}, tensors_of(GPT2))
     save(root / "no_mask", BERT, tensors_of(BERT))
     write_tokenizer(root / "no_mask", words=["[PAD]", "[CLS]", "[SEP]", "the"])
     save(root / "mask_beyond", BERT, tensors_of(BERT))
@@ -77,8 +78,7 @@ def command(*arguments):
     return measure.main([str(argument) for argument in arguments])
 
 
-def surprise(logits_TxV, token):
-    logits_V = logits_TxV
+def surprise(logits_V, token):
     return np.log(np.exp(logits_V - logits_V.max()).sum()) + logits_V.max() - logits_V[token]
 
 
@@ -244,6 +244,8 @@ BAD = {
     "{files}/no_run/checkpoints/7": "{files}/no_run/config.json: not the config.json that a run",
     "{files}/gpt2": "--data=FILE is missing",
     f"{STEP} {TEXT}": "--data is for Hugging Face folders; a run has its own language",
+    f"{STEP} --length=8": "--length is for Hugging Face folders; a run has its own sentences",
+    f"{STEP} --seed=0": "--seed is for Hugging Face folders; a run has its own probe_seed",
     f"{STEP} --config.model.width=8": "--config.model.width: only keys of flatness",
     f"{STEP} --config.flatness.labels=mine": "flatness.labels: 'mine' is not one of exact, model",
     f"{STEP} --config.flatness.widht=8": "flatness.widht is not a config key; nearest",
@@ -270,6 +272,9 @@ BAD = {
     f"{{files}}/gpt2 {TEXT} --measures=loss_path --toward={{files}}/bert": (
         "is another model: a Bert, not a CausalTransformer"
     ),
+    f"{{files}}/gpt2 {TEXT} --measures=loss_path --toward={{files}}/heads": (
+        "--toward={files}/heads is another model: num_heads=4, not 2"
+    ),
     f"{{files}}/gpt2 {TEXT} --measures=hessian": "--measures: 'hessian' is not one of",
     f"{{files}}/gpt2 {TEXT} --measures=": "--measures: '' is not one of hessian_trace",
     f"{{files}}/gpt2 {TEXT} --json={{files}}/none/x.json": "there is no folder {files}/none",
@@ -282,6 +287,7 @@ BAD = {
     f"{{files}}/gpt2 {TEXT} --config.flatness.labels=exact": "labels='exact' is for a run's",
     f"{{files}}/gpt2 {TEXT} --config.flatness.microbatch_size=0": "microbatch_size=0 must be at",
     f"{{files}}/gpt2 {TEXT} --config.flatness.num_microbatches=1": "num_microbatches=1 must be at",
+    f"{{files}}/gpt2 {TEXT} --config.flatness.slices.num_points=1": "num_points=1 must be at",
     f"{{files}}/gpt2 {TEXT} --config.flatness.max_rounds=0": "flatness.max_rounds=0 must be at",
     f"{{files}}/gpt2 {TEXT} --config.flatness.num_microbatches=3 --measures=gradient_noise": (
         "flatness.num_microbatches=3 must be at least 6 for gradient_noise"
@@ -289,6 +295,8 @@ BAD = {
     f"{{files}}/gpt2 {TEXT} --config.flatness.labels=model --measures=loss_slices": (
         "flatness.labels='model' leaves loss_slices without meaning"
     ),
+    f"{{files}}/gpt2 {TEXT} --config.flatness.labels=model --measures=loss_path "
+    "--toward={files}/other": "flatness.labels='model' leaves loss_path without meaning",
     f"{{files}}/gpt2 {TEXT} --measures=hessian_eigenvalues "
     "--config.flatness.eigenvalues.num_steps=5": "num_steps=5 is less than",
 }

@@ -21,6 +21,9 @@ from jaxflat.measure.texts import text_subject
 from jaxflat.metrics import write_json
 from jaxflat.validation import InputError
 
+OF_TEXTS = {"data": "language", "length": "sentences", "seed": "probe_seed"}
+"""The flags for Hugging Face folders, and what a run has in their place."""
+
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
@@ -53,10 +56,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         "--toward", type=Path, metavar="DIR",
         help="a second checkpoint of the same model, for loss_path: the loss on the way there",
     )  # fmt: skip
-    parser.add_argument("--length", type=int, default=64, help="cut texts there (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of what is random with --data (%(default)s)"
-    )
+    parser.add_argument("--length", type=int, help="with --data: cut texts there (64)")
+    parser.add_argument("--seed", type=int, help="with --data: of what is random (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw what has a picture there")
     flags, rest = parser.parse_known_args(arguments)
@@ -70,9 +71,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     validation.check_choices("--measures", flags.measures.split(","), MEASURES)
     if ("loss_path" in asked) != (flags.toward is not None):
         raise InputError("--toward=DIR and --measures=loss_path need each other")
-    if flags.length < 2:
+    if flags.length is not None and flags.length < 2:
         raise InputError(f"--length={flags.length} must be at least 2")
-    if not 0 <= flags.seed < 2**32:
+    if flags.seed is not None and not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed={flags.seed} must be at least 0 and below 2^32")
     for name in ("json", "figures"):
         path = getattr(flags, name)
@@ -127,8 +128,9 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
     if measures:  # those with settings to check; pictures have none
         overrides = {**overrides, "flatness.measures": measures}
     if subjects.is_run(checkpoint):
-        if flags.data:
-            raise InputError("--data is for Hugging Face folders; a run has its own language")
+        for name, own in OF_TEXTS.items():
+            if getattr(flags, name) is not None:
+                raise InputError(f"--{name} is for Hugging Face folders; a run has its own {own}")
         subject = subjects.run_subject(checkpoint, overrides)
     elif (checkpoint / "checkpoints").is_dir():
         raise InputError(f"--checkpoint={checkpoint} is a run: {subjects.listed(checkpoint)}")
@@ -140,7 +142,8 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
     elif flags.data is None:
         raise InputError("--data=FILE is missing: the texts to measure a Hugging Face model on")
     else:
-        subject = text_subject(checkpoint, flags.data, flags.length, flags.seed, overrides)
+        length, seed = flags.length or 64, flags.seed or 0
+        subject = text_subject(checkpoint, flags.data, length, seed, overrides)
     checks.check_labels(subject.config.flatness.labels, asked)  # of pictures too
     return lead_toward(subject, checkpoint, flags.toward) if flags.toward else subject
 
