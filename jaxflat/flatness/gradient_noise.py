@@ -3,7 +3,9 @@
 Sigma is the covariance of one prediction's gradient, so the mean gradient g_m over w_m predictions
 has covariance Sigma / w_m. Two microbatches give (g_i - g_j)(g_i - g_j)' / (1/w_i + 1/w_j), whose
 mean is Sigma, and g_i . g_j, whose mean is |E g|^2; the Hessian H_k of a third one is independent
-of both. Every triple averages its three pairs and is one sample.
+of both. Every triple averages its three pairs and is one sample. Where predictions depend on each
+other, as those of one text do, Sigma is w_m times the covariance of g_m, their dependence included,
+and where w_m varies g_m is a ratio, with a bias of order 1 / w_m.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from jaxflat.flatness.trees import inner
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GradientNoise:
-    """Unbiased over sentences but for `noise_scale`, a ratio of two that are.
+    """Unbiased over sentences where w_m is fixed, but for `noise_scale`, a ratio of two that are.
 
     covariance_trace: tr Sigma. squared_gradient: |E g|^2. noise_scale: tr Sigma / |E g|^2, the
     number of predictions at which noise and gradient are equally long (McCandlish et al., 2018).
