@@ -25,6 +25,7 @@ def problem_of(seed):
         num_examples=100 + seed,
         groupings=(str,),
         stacked=is_stacked,
+        toward=softmax_table.make_params(10 + seed),
     )
 
 
