@@ -111,7 +111,7 @@ def hessian_trace_samples(
 ) -> TraceTerms:
     """tr H as one term, E[v' H v]: what the terms of `hessian_trace_terms` add up to.
 
-    By forward passes only: at about 60% of the time and a fraction of the memory.
+    By forward passes only: in less time and a fraction of the memory.
     """
     params = at_least_float32(params)
 
