@@ -102,9 +102,10 @@ def _extremes(
             lambda q: jnp.tensordot(vectors_mxm[:, chosen_k], q, (0, 0), precision="highest"),
             tridiagonal.basis,
         )
-        found_k = real_m[chosen_k]
-        numbers = (jnp.where(found_k, x_m[chosen_k], jnp.nan) for x_m in (values_m, residuals_m))
-        return Eigenpairs(*numbers, vectors)
+        values_k, residuals_k = (
+            jnp.where(real_m[chosen_k], x_m[chosen_k], jnp.nan) for x_m in (values_m, residuals_m)
+        )
+        return Eigenpairs(values_k, residuals_k, vectors)
 
     smallest = jnp.argsort(jnp.where(real_m, values_m, jnp.inf))
     largest = jnp.argsort(jnp.where(real_m, -values_m, jnp.inf))
