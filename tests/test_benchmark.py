@@ -4,12 +4,14 @@ import json
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from tiny_checkpoints import BERT, save, tensors_of
 
 from jaxflat import experiment
 from jaxflat.benchmark import calibration, languages, machine
@@ -34,6 +36,7 @@ FIGURES = {
     "flatness/fisher_sample_in_gradients",
     "flatness/hessian_form_in_gradients",
     "flatness/gradient_ms",
+    "flatness/hvp_first_pass_in_gradients",
     "flatness/probe_memory_in_gradients",
     "flatness/hessian_form_memory_in_gradients",
 }
@@ -125,8 +128,10 @@ def assert_figures(figures):
 def test_figures(tmp_path, capsys):
     script = tmp_path / "peer.py"
     script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
+    save(tmp_path / "bert", BERT, tensors_of(BERT))  # what the script would save
     torch = tmp_path / "python_with_torch"
-    torch.write_text(f"#!/bin/sh\necho '{json.dumps(OF_TORCH)}'")
+    shell = f"cp {tmp_path}/bert/* ${{12}}\necho '{json.dumps(OF_TORCH)}'"
+    torch.write_text(f"#!/bin/sh\n{shell}\n")
     torch.chmod(0o755)
     flags = [f"--json={tmp_path / 'figures.json'}", "--seconds=0.01", "--repeats=3"]
     others = [f"--peers={sys.executable}", f"--peer_script={script}", f"--torch={torch}"]
@@ -286,19 +291,19 @@ def test_without_torch_there_is_one_line():
 
     python = str(shutil.which("false"))
     with pytest.raises(InputError, match="needs torch, transformers and curvlinops"):
-        flatness_peers._run(python, Shape(8, 1, 4, 11, 4, 8), 4, 0)
+        flatness_peers._run(python, Shape(8, 1, 4, 11, 4, 8), 0, "folder")
 
 
 def test_every_round_of_torch_has_samples_of_its_own(tmp_path):
-    """The last argument numbers the rounds, so that they need not draw the same numbers."""
+    """The script gets the round's number, so that rounds need not draw the same numbers."""
     from jaxflat.benchmark import flatness_peers
 
     python = tmp_path / "python_with_torch"
-    python.write_text("#!/bin/sh\nshift $(($# - 2))\necho '{\"samples\": ['$1', '$2']}'\n")
+    python.write_text("#!/bin/sh\nshift $(($# - 3))\necho '{\"samples\": ['$1', '$2']}'\n")
     python.chmod(0o755)
     shape = Shape(8, 1, 4, 11, 4, 8)
-    found = [flatness_peers._run(str(python), shape, 4, i)["samples"] for i in range(3)]
-    assert found == [[4, 0], [4, 1], [4, 2]]
+    found = [flatness_peers._run(str(python), shape, i, "folder")["samples"] for i in range(3)]
+    assert found == [[flatness_peers.NUM_SAMPLES, i] for i in range(3)]
 
 
 def test_seconds_to_a_precision_follow_from_the_errors_measured(monkeypatch):
@@ -308,8 +313,10 @@ def test_seconds_to_a_precision_follow_from_the_errors_measured(monkeypatch):
     monkeypatch.setattr(flatness_peers, "_run", lambda *_: OF_TORCH)
     monkeypatch.setattr(flatness_peers.time, "perf_counter", iter(range(10)).__next__)
     terms = TraceTerms(jnp.asarray([49.0, 51.0]), jnp.ones(2), "probes+sentences")
+    monkeypatch.setattr(flatness_peers, "trace_of_saved", lambda *_: lambda _: terms)
+    probes = SimpleNamespace(seconds=lambda _: (0.002, 0.005))
     shape = Shape(8, 1, 4, 11, 4, 8)
-    figures = flatness_peers.compare_with_torch(shape, "python", 1, lambda: 0.002, lambda: terms)
+    figures = flatness_peers.compare_with_torch(shape, "python", 1, probes, 1)
     assert figures["flatness/curvlinops_over_hvp_probe"].median == pytest.approx(3)
     assert figures["flatness/ggn_trace_to_2_percent_s"].median == pytest.approx(1)
     assert figures["flatness/official_trace_to_2_percent_s"].median == pytest.approx(0.03 * 50)

@@ -138,7 +138,7 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     curves = written["curves"]["loss_slices"]
     np.testing.assert_allclose(curves["steps_G"], np.linspace(-1, 1, 5))
     rises_DxG = np.array(curves["rises_DxG"])
-    assert rises_DxG.shape == np.shape(curves["sems_DxG"]) == (2, 5)
+    assert rises_DxG.shape == np.shape(curves["lows_DxG"]) == (2, 5)
     np.testing.assert_allclose(rises_DxG[:, 2], 0, atol=1e-6)
     assert (np.abs(rises_DxG[:, [0, 1, 3, 4]]) > 1e-3).all()
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}

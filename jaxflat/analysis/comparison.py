@@ -129,10 +129,6 @@ def _pairs(variants: dict[str, list[Cell]]) -> list[Pair]:
 
 
 def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
-    def ratio(column: str) -> Interval | None:
-        values = paired_values(smaller, larger, column)
-        return log_ratio_interval(*values) if values[0] else None
-
     losses = paired_values(smaller, larger, "excess_loss")
     names = dict.fromkeys(name for row in smaller.rows.values() for name in row.values)
     secondary = [name for name in names if is_accuracy(name)]
@@ -143,7 +139,11 @@ def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
         excess=paired_t_interval(*losses),
         equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
         accuracy=paired_difference(smaller, larger, PRIMARY_ACCURACY),
-        flatness={name: found for name in EMBEDDED if (found := ratio(name))},
+        flatness={
+            name: log_ratio_interval(*values)
+            for name in EMBEDDED
+            if (values := paired_values(smaller, larger, name))[0]
+        },
         secondary={
             name: found for name in secondary if (found := paired_difference(smaller, larger, name))
         },

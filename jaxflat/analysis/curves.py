@@ -30,16 +30,13 @@ def density(ax: Axes, curves: Curves) -> None:
 
 
 def slices(ax: Axes, curves: Curves) -> None:
-    """The loss's rise along each direction, with 95% normal bands over microbatches."""
+    """The loss's rise along each direction, with 95% intervals over microbatches."""
     steps_G = np.asarray(curves["steps_G"])
-    for d, (rise_G, sem_G) in enumerate(
-        zip(np.asarray(curves["rises_DxG"]), np.asarray(curves["sems_DxG"]), strict=True)
-    ):
+    rises, lows, highs = (np.asarray(curves[f"{name}_DxG"]) for name in ("rises", "lows", "highs"))
+    for d, rise_G in enumerate(rises):
         color = COLORS[d % len(COLORS)]
         ax.plot(steps_G, rise_G, color=color, linewidth=1)
-        ax.fill_between(
-            steps_G, rise_G - 1.96 * sem_G, rise_G + 1.96 * sem_G, color=color, alpha=0.2
-        )
+        ax.fill_between(steps_G, lows[d], highs[d], color=color, alpha=0.2)
     ax.set_xlabel("Step along a filter-normalised direction")
     ax.set_ylabel("Loss above the centre (nats)")
 
@@ -55,11 +52,10 @@ def plane(ax: Axes, curves: Curves) -> None:
 
 
 def path(ax: Axes, curves: Curves) -> None:
-    """The loss's rise on the way to a second checkpoint, with 95% normal bands; the chord."""
-    names = ("steps_G", "rises_G", "sems_G")
-    steps_G, rises_G, sems_G = (np.asarray(curves[name]) for name in names)
+    """The loss's rise on the way to a second checkpoint, with 95% intervals; the chord."""
+    names = ("steps_G", "rises_G", "low_G", "high_G")
+    steps_G, rises_G, low_G, high_G = (np.asarray(curves[name]) for name in names)
     ax.plot(steps_G, rises_G, color=COLORS[0])
-    low_G, high_G = rises_G - 1.96 * sems_G, rises_G + 1.96 * sems_G
     ax.fill_between(steps_G, low_G, high_G, color=COLORS[0], alpha=0.2)
     ax.plot([0, 1], rises_G[[0, -1]], color="gray", linestyle="--", linewidth=1)
     ax.set_xlabel("Share of the way to the second checkpoint")
@@ -85,7 +81,8 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
 
 def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
     """Draw each measure's arrays as <measure>.png and .svg; return the files."""
-    folder.mkdir(exist_ok=True)
+    if curves:
+        folder.mkdir(exist_ok=True)
     paths = []
     for name, arrays in curves.items():
         title, panel = PANELS[name]

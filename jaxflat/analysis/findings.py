@@ -134,9 +134,11 @@ def _accuracy_words(pair: Pair) -> str:
 
 
 def _flatness_words(pair: Pair) -> str:
-    if pair.trace_ratio is None:
+    if not pair.flatness:
         return "no flatness was measured in both in the common parametrisation"
     measure = EMBEDDED[next(iter(pair.flatness))]
+    if pair.trace_ratio is None:
+        return f"its flatness is undecided, as {measure} is not positive in every seed"
     interval = f"{measure} {wording.ratio(pair.trace_ratio)} the smaller's"
     if pair.flatness_side == 0:
         return f"its flatness is undecided, {interval}, the interval includes 1"

@@ -1,6 +1,7 @@
 """The columns of results.csv that say how sharp the loss is, in the order they are looked for.
 
-Each is larger where the loss is sharper. In a comparison the first that was measured decides.
+Each is larger where the loss is sharper; the learning coefficient, where it is less degenerate.
+In a comparison the first that was measured decides, also where it leaves things undecided.
 """
 
 SHARPNESS = {

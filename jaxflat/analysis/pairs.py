@@ -15,6 +15,7 @@ class Pair:
 
     `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
     the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
+    `flatness` has all that was measured in both; None, undecided, where a value is not positive.
     """
 
     smaller: Cell
@@ -23,7 +24,7 @@ class Pair:
     excess: Interval
     equivalences: tuple[Equivalence, ...]
     accuracy: Interval | None
-    flatness: dict[str, Interval]
+    flatness: dict[str, Interval | None]
     secondary: dict[str, Interval]
 
     @property
@@ -32,6 +33,7 @@ class Pair:
 
     @property
     def trace_ratio(self) -> Interval | None:
+        """Of the first measure, whatever it says."""
         return next(iter(self.flatness.values()), None)
 
     @property

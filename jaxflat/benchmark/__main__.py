@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -76,9 +75,9 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         yield from flatness.measure_flatness(probes, flags.repeats).items()
         if flags.torch:
             console.print("flatness: probes and PyTorch in turn")
-            hvp_seconds = partial(probes.seconds, "hvp_probe")
-            compared = (shape, flags.torch, MIN_PEER_ROUNDS, hvp_seconds, probes.draw_trace)
-            yield from flatness_peers.compare_with_torch(*compared).items()
+            yield from flatness_peers.compare_with_torch(
+                shape, flags.torch, MIN_PEER_ROUNDS, probes, flags.probes_per_pass
+            ).items()
     if "languages" in flags.groups:
         console.print("languages: sentences, conditionals and labels")
         if not languages.has_nltk():

@@ -13,15 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxflat import config as base_config
 from jaxflat import experiment, sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, repeated, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config
-from jaxflat.config import Config
 from jaxflat.flatness import (
-    TraceTerms,
     fisher_trace_terms,
     gauss_newton_trace_samples,
     hessian_quadratic_form,
@@ -41,16 +37,16 @@ class Probes:
 
     def __init__(self, shape: Shape, probes_per_pass: int, seconds: float):
         config = resolved_config(shape)
-        self._mesh, settings = experiment.make_mesh(config), config.flatness
+        mesh, settings = experiment.make_mesh(config), config.flatness
         self.loss_fn, self.log_probs_fn = labelled_losses(
             experiment.make_model(config), settings.labels
         )
-        self.params = sharding.replicate(self._mesh, experiment.init_params(config))
-        self._config, self.batches = config, sample_microbatches(config, jax.random.key(0))
-        num_shards = self._mesh.shape["data"] if jax.default_backend() == "cpu" else 1
+        self.params = sharding.replicate(mesh, experiment.init_params(config))
+        self.batches = sample_microbatches(config, jax.random.key(0))
+        num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
         gradient_fn = jax.jit(partial(mean_gradients, self.loss_fn, num_shards))
         self.gradient = gradient_fn.lower(self.params, self.batches).compile()
-        self._num_first = self._per_pass = probes_per_pass
+        self._num_first = probes_per_pass
         self._num_more = MORE_PASSES * self._num_first
 
         def stopwatch(function: Callable[[], Any]) -> Stopwatch:
@@ -69,25 +65,14 @@ class Probes:
         """Return the seconds of a gradient of one microbatch."""
         return self._gradient_watch.seconds() / len(self.batches.lengths_B)
 
-    def seconds(self, name: str) -> float:
-        """Return the seconds of one more probe of a kind on one microbatch."""
-        first, more = self._watches[name]
-        difference = more.seconds() - first.seconds()
-        return difference / self._num_more / len(self.batches.lengths_B)
+    def seconds(self, name: str) -> tuple[float, float]:
+        """Return the seconds of one more probe of a kind on one microbatch, and of a first pass.
 
-    def draw_trace(self) -> TraceTerms:
-        """Return samples of tr G, of as many microbatches and probes as a run takes by default."""
-        settings = base_config.base().flatness
-        with_more: Config = ConfigDict(self._config)
-        with_more.flatness.num_microbatches = settings.num_microbatches
-        return gauss_newton_trace_samples(
-            self.log_probs_fn,
-            self.params,
-            sample_microbatches(FrozenConfigDict(with_more), jax.random.key(2)),
-            jax.random.key(3),
-            num_probes=settings.num_probes,
-            probes_per_pass=self._per_pass,
-        )
+        The first pass of --probes_per_pass probes also linearises the loss.
+        """
+        first, more = (watch.seconds() for watch in self._watches[name])
+        num_microbatches = len(self.batches.lengths_B)
+        return (more - first) / self._num_more / num_microbatches, first / num_microbatches
 
 
 def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
@@ -95,14 +80,18 @@ def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
 
     Times are taken side by side: every repeat times all functions in turn and gives one ratio.
     """
-    gradients, costs = [], {name: [] for name in probes.names}
+    gradients, first_passes, costs = [], [], {name: [] for name in probes.names}
     for _ in range(repeats):
         gradients.append(probes.gradient_seconds())
         for name, ratios in costs.items():
-            ratios.append(probes.seconds(name) / gradients[-1])
+            one_more, first_pass = probes.seconds(name)
+            ratios.append(one_more / gradients[-1])
+            if name == "hvp_probe":
+                first_passes.append(first_pass / gradients[-1])
     figures = {"flatness/gradient_ms": summarize([1e3 * s for s in gradients], "ms")}
     for name, ratios in costs.items():
         figures[f"flatness/{name}_in_gradients"] = summarize(ratios, "gradients")
+    figures["flatness/hvp_first_pass_in_gradients"] = summarize(first_passes, "gradients")
     products = {"probe": hessian_vector_product, "hessian_form": hessian_quadratic_form}
     for name, product in products.items():
         args = probes.loss_fn, probes.params, probes.batches, probes.params

@@ -1,83 +1,127 @@
 """Curvature in PyTorch beside ours, by `torch_peer.py` in an interpreter of the user's.
 
-Both sides take their steps at models of the same sizes, in turn. Models and batches are random:
-what is compared is time, and how many samples of a trace an error of 2% takes.
+Hessian-vector products are timed on models of the same sizes, in turn. Both sides estimate the
+trace of G of the same BERT, whose parameters PyTorch draws and we read, on random sentences.
 """
 
 import json
-import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxflat import config as base_config
+from jaxflat.benchmark.flatness import Probes
 from jaxflat.benchmark.timing import Figure, summarize
 from jaxflat.benchmark.workload import Shape
-from jaxflat.flatness import TraceTerms
+from jaxflat.flatness import TraceTerms, gauss_newton_trace_samples
+from jaxflat.measure.texts import MaskedTexts, masked_losses
+from jaxflat.models.huggingface import load_model
 from jaxflat.validation import InputError
 
 TIME_LIMIT_S = 1800
-NUM_SAMPLES = 64  # of PyTorch's trace, over all rounds
+SPECIAL, MASK = 5, 4  # as in torch_peer
+NUM_SAMPLES = 64  # of PyTorch's trace, a round
 PRECISION = 0.02  # standard error over trace
 
 
 def compare_with_torch(
-    shape: Shape,
-    python: str,
-    rounds: int,
-    probe_seconds: Callable[[], float],
-    draw_terms: Callable[[], TraceTerms],
+    shape: Shape, python: str, rounds: int, probes: Probes, per_pass: int
 ) -> dict[str, Figure]:
     """Return times of a Hessian-vector product and to a precise trace of G, ours and PyTorch's.
 
-    probe_seconds() times one more of our products on one microbatch; draw_terms() samples tr G.
-    The official way is the one described in `torch_peer`. Seconds to a relative standard error e
-    are the measured seconds times (measured error / e)^2.
+    Ours is one more product on a microbatch, that of curvlinops a whole one. The official way is
+    the one described in `torch_peer`. Seconds to a relative standard error e are the measured
+    seconds times (measured error / e)^2; every round has samples of its own, so the range holds
+    what the error of that error comes to.
     """
     ours, theirs, seconds_to_aim = [], [], []
-    jax.block_until_ready(draw_terms())
-    for number in range(rounds):
-        ours.append(1e3 * probe_seconds())
-        start = time.perf_counter()
-        total = jax.block_until_ready(draw_terms()).total()
-        seconds = time.perf_counter() - start
-        seconds_to_aim.append(seconds * float(total.sem / total.mean / PRECISION) ** 2)
-        theirs.append(_run(python, shape, -(-NUM_SAMPLES // rounds), number))
-    samples = np.concatenate([t["samples"] for t in theirs])
-    needed = samples.var(ddof=1) / (PRECISION * samples.mean()) ** 2
-    official = [1e-3 * t["sample_ms"] * needed for t in theirs]
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            theirs.append(_run(python, shape, number, folder))
+            ours.append(1e3 * probes.seconds("hvp_probe")[0])
+            if number == 0:
+                draw_terms = trace_of_saved(Path(folder), shape, per_pass)
+                jax.block_until_ready(draw_terms(rounds))
+            start = time.perf_counter()
+            total = jax.block_until_ready(draw_terms(number)).total()
+            seconds = time.perf_counter() - start
+            seconds_to_aim.append(seconds * float(total.sem / total.mean / PRECISION) ** 2)
+    official = [1e-3 * t["sample_ms"] * _needed(t["samples"]) for t in theirs]
     products = [t["product_ms"] for t in theirs]
-    own = statistics.median(seconds_to_aim)
     return {
         "flatness/hvp_probe_ms": summarize(ours, "ms"),
         "flatness/curvlinops_product_ms": summarize(products, "ms"),
         "flatness/torch_gradient_ms": summarize([t["gradient_ms"] for t in theirs], "ms"),
-        "flatness/curvlinops_over_hvp_probe": summarize(
-            [p / o for p, o in zip(products, ours, strict=True)], "times"
-        ),
+        "flatness/curvlinops_over_hvp_probe": summarize(_ratios(products, ours), "times"),
         "flatness/ggn_trace_to_2_percent_s": summarize(seconds_to_aim, "s"),
         "flatness/official_trace_to_2_percent_s": summarize(official, "s"),
-        "flatness/official_over_ggn_trace": summarize([o / own for o in official], "times"),
+        "flatness/official_over_ggn_trace": summarize(_ratios(official, seconds_to_aim), "times"),
     }
 
 
-def _run(python: str, shape: Shape, num_samples: int, number: int) -> dict[str, Any]:
+def trace_of_saved(folder: Path, shape: Shape, per_pass: int) -> Callable[[int], TraceTerms]:
+    """Return samples of tr G of a saved BERT by a round's number, as many as a run has by default.
+
+    Sentences are drawn anew for each, as PyTorch's side does.
+    """
+    model, params, *_ = load_model(folder)
+    settings, (_, log_probs_fn) = base_config.base().flatness, masked_losses(model)
+    size = (settings.num_microbatches, shape.batch, shape.length)
+
+    @jax.jit
+    def sentences(key: jax.Array) -> MaskedTexts:
+        keys = jax.random.split(key)
+        words = jax.random.randint(keys[0], size, SPECIAL, SPECIAL + shape.words)
+        positions = jax.random.randint(keys[1], (*size[:2], 1), 0, shape.length)
+        hidden = jnp.arange(shape.length)[None, None] == positions
+        hidden_words = jnp.take_along_axis(words, positions, axis=2)
+        lengths = jnp.full(size[:2], shape.length)
+        return MaskedTexts(jnp.where(hidden, MASK, words), lengths, positions, hidden_words)
+
+    def draw(number: int) -> TraceTerms:
+        keys = jax.random.split(jax.random.key(number))
+        return gauss_newton_trace_samples(
+            log_probs_fn,
+            params,
+            sentences(keys[0]),
+            keys[1],
+            num_probes=settings.num_probes,
+            probes_per_pass=per_pass,
+        )
+
+    return draw
+
+
+def _needed(samples: list[float]) -> float:
+    """How many samples make the standard error of their mean PRECISION of it."""
+    return float(np.var(samples, ddof=1) / (PRECISION * np.mean(samples)) ** 2)
+
+
+def _ratios(first: list[float], second: list[float]) -> list[float]:
+    return [a / b for a, b in zip(first, second, strict=True)]
+
+
+def _run(python: str, shape: Shape, number: int, folder: str) -> dict[str, Any]:
     """Run the number-th round of the PyTorch side; InputError where it fails."""
     heads = shape.width // shape.head_size
     sizes = (shape.width, shape.layers, heads, shape.batch, shape.length, shape.words)
     script = Path(__file__).with_name("torch_peer.py")
-    command = [python, "-W", "ignore", str(script), *map(str, (*sizes, num_samples, number))]
+    last = (*sizes, NUM_SAMPLES, number, folder)
+    command = [python, "-W", "ignore", str(script), *map(str, last)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
         return json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"--torch: {error}") from error
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise InputError(
-            f"--torch={python} needs torch, transformers and curvlinops-for-pytorch: {last}"
+            f"--torch={python} needs torch, transformers and curvlinops-for-pytorch: {last_line}"
         ) from None

@@ -1,12 +1,12 @@
 """Curvature of a BERT in PyTorch, for python -m jaxflat.benchmark --torch: runs in that Python.
 
-    python torch_peer.py WIDTH LAYERS HEADS BATCH LENGTH WORDS SAMPLES ROUND
+    python torch_peer.py WIDTH LAYERS HEADS BATCH LENGTH WORDS SAMPLES ROUND FOLDER
 
 times one gradient, one Hessian-vector product of curvlinops, and one sample of the trace as the
 code released with Liu, Xie, Li, Ma (ICML 2023) takes it: a Gaussian probe and a fresh batch,
 differentiated twice from scratch. Labels are drawn from the model, so that the Hessian's
-expectation is the Gauss-Newton matrix. Every round has the same model and samples of its own.
-The last line is JSON: milliseconds, and the samples.
+expectation is the Gauss-Newton matrix. Every round has the same model, which it saves in FOLDER,
+and samples of its own. The last line is JSON: milliseconds, and the samples.
 """
 
 import json
@@ -84,6 +84,7 @@ def main() -> None:
     width, layers, heads, batch, length, words, num_samples, number = map(int, sys.argv[1:9])
     torch.manual_seed(0)
     model = make_model(width, layers, heads, length, words)
+    model.bert.save_pretrained(sys.argv[9])
     torch.manual_seed(1 + number)
     inputs, labels = fresh_batch(model, batch, length, words)
     loss = nn.functional.cross_entropy(model(inputs), labels)

@@ -124,16 +124,16 @@ def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
 
 def _loss_slices(problem: Problem, settings: Any) -> Measured:
     """The rise of the loss along random filter-normalised directions: pictures, no estimates."""
-    steps_G = jnp.linspace(-1, 1, settings.slices.num_points)
+    steps_G = settings.slices.extent * jnp.linspace(-1, 1, settings.slices.num_points)
     args = problem.loss_fn, problem.params, problem.sample(0)
     rises = []
     for key in jax.random.split(problem.key, settings.slices.num_directions):
         direction = filter_normalized(key, problem.params, problem.stacked)
-        rises.append(loss_rises(*args, [direction], settings.slices.extent * steps_G[:, None]))
-    means, sems = (jnp.stack([getattr(r, name) for r in rises]) for name in ("mean", "sem"))
-    return Measured(
-        {}, {"steps_G": settings.slices.extent * steps_G, "rises_DxG": means, "sems_DxG": sems}
-    )
+        rises.append(loss_rises(*args, [direction], steps_G[:, None]))
+    lows, highs = zip(*(r.interval() for r in rises), strict=True)
+    means = jnp.stack([r.mean for r in rises])
+    ends = {"lows_DxG": jnp.stack(lows), "highs_DxG": jnp.stack(highs)}
+    return Measured({}, {"steps_G": steps_G, "rises_DxG": means, **ends})
 
 
 def _loss_plane(problem: Problem, settings: Any) -> Measured:
@@ -155,10 +155,11 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     loss_fn, start, batches = problem.loss_fn, problem.params, problem.sample(0)
     if problem.toward is None:
         raise ValueError("loss_path needs parameters to lead to: Problem.toward")
-    steps_G = jnp.linspace(0, 1, settings.slices.num_points)
+    num_points = settings.slices.num_points
+    steps_G = jnp.linspace(0, 1, num_points)
     difference = jax.tree.map(jnp.subtract, problem.toward, start)
     rises = loss_rises(loss_fn, start, batches, [difference], steps_G[:, None])
-    num_points = settings.slices.num_points
+    low_G, high_G = rises.interval()
     above = loss_barrier(loss_fn, start, problem.toward, batches, num_points=num_points)
     highest, samples = jnp.argmax(above.mean), (above.num_samples, above.over)
     return Measured(
@@ -166,13 +167,7 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
             "loss_barrier": Estimate(above.mean[highest], above.sem[highest], *samples),
             "loss_change": Estimate(rises.mean[-1], rises.sem[-1], *samples),
         },
-        {
-            "steps_G": steps_G,
-            "rises_G": rises.mean,
-            "sems_G": rises.sem,
-            "above_chord_G": above.mean,
-            "above_chord_sems_G": above.sem,
-        },
+        {"steps_G": steps_G, "rises_G": rises.mean, "low_G": low_G, "high_G": high_G},
     )
 
 

@@ -13,7 +13,7 @@ class Problem(NamedTuple):
     """What is measured, and on what.
 
     sample(i) gives round i's microbatches, independent of other rounds' and of one shape; measures
-    other than traces use round 0. num_examples: how many sentences the parameters were fitted to.
+    other than traces use round 0. num_examples: how many predictions the parameters were fitted to.
     Traces also come in groups of parameters: each of `groupings` names the group of a path.
     `stacked` marks leaves whose axis 0 is a stack of layers. `toward` has the parameters that
     loss_path leads to.

@@ -25,6 +25,14 @@ def at_least_float32(tree: PyTree) -> PyTree:
     )
 
 
+def wide_log_probs(
+    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
+) -> tuple[jax.Array, jax.Array]:
+    """The log-probabilities, 16-bit ones widened: exponentials and sums need more; the weights."""
+    log_probs, weights = log_probs_fn(params, batch)
+    return at_least_float32(log_probs), weights
+
+
 def linearized_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
     """`v -> H v` of one microbatch's loss sum, and its weight.
 
@@ -53,7 +61,7 @@ def linearized_gauss_newton_product(
     logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: log_probs_fn(p, batch), params, has_aux=True
+        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
     )
     probs, transposed_fn = jnp.exp(log_probs), jax.linear_transpose(jvp_fn, params)
     scales = weights.astype(probs.dtype)[..., None]
@@ -77,7 +85,7 @@ def linearized_fisher(
     """
 
     def of_labels(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        log_probs, weights = log_probs_fn(params, batch)
+        log_probs, weights = wide_log_probs(log_probs_fn, params, batch)
         return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], weights
 
     _, jvp_fn, weights = jax.linearize(of_labels, params, has_aux=True)

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LogProbsFn, LossFn, PyTree, at_least_float32
+from jaxflat.flatness.products import (
+    LogProbsFn,
+    LossFn,
+    PyTree,
+    at_least_float32,
+    wide_log_probs,
+)
 
 
 def hessian_form(
@@ -39,7 +45,7 @@ def linearized_gauss_newton(
     over the vocabulary, so log-probabilities serve as logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: log_probs_fn(p, batch), params, has_aux=True
+        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
     )
     probs = jnp.exp(log_probs)
 

@@ -139,12 +139,6 @@ class SpectralDensity:
         sem = jnp.sqrt((errors_n**2).sum() / (n * (n - 1))) if n > 1 else jnp.nan * rank
         return Estimate(rank, sem, n, "probes")
 
-    def smoothed(self, grid_g: jax.Array, width: float) -> jax.Array:
-        """density_g: eigenvalues blurred by a normal density of this standard deviation."""
-        z_nxmxg = (grid_g[None, None] - self.nodes_nxm[..., None]) / width
-        bumps_nxmxg = jnp.exp(-0.5 * z_nxmxg**2) / (width * (2 * jnp.pi) ** 0.5)
-        return (self.weights_nxm[..., None] * bumps_nxmxg).sum(axis=1).mean(axis=0)
-
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_probes", "num_steps"))
 def hessian_density(

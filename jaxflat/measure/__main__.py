@@ -125,8 +125,8 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
     for key in overrides:
         if not key.startswith("flatness.") or key == "flatness.measures":
             raise InputError(f"--config.{key}: only keys of flatness other than measures count")
-    if measures:  # those with settings to check; pictures have none
-        overrides = {**overrides, "flatness.measures": measures}
+    # A picture has no settings to check, nor has the trace that stands in for it.
+    overrides = {**overrides, "flatness.measures": measures or ("hessian_trace",)}
     if subjects.is_run(checkpoint):
         for name, own in OF_TEXTS.items():
             if getattr(flags, name) is not None:
@@ -165,10 +165,10 @@ def measure(
                 measured = jax.block_until_ready(MEASURES[name](problem, settings))
             except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as: no memory left
                 failures[name] = _first_line(error)
-                continue
-            estimates |= measured.estimates
-            if measured.curves:
-                curves[name] = measured.curves
+            else:
+                estimates |= measured.estimates
+                if measured.curves:
+                    curves[name] = measured.curves
             progress.advance(bar)
     return estimates, curves, failures
 

@@ -42,6 +42,7 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
     Raises InputError where there is no such checkpoint or an override does not fit.
     """
     directory, step, config = _find(checkpoint)
+    config.mesh.data = -1  # those of this machine, whatever the run had
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)

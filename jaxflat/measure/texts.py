@@ -56,13 +56,15 @@ def text_subject(
     texts = read_token_texts(data, folder, model.num_tokens, min(max_length, model.max_length))
     order_key, mask_key, key = jax.random.split(experiment.purpose_key(seed, "measure"), 3)
     if isinstance(model, Bert):
+        num_predictions = len(texts.lengths_N)
         examples: Any = mask_texts(mask_key, texts, mask_token(folder, model.num_tokens))
-        loss_fn, log_probs_fn = _masked_losses(model)
+        loss_fn, log_probs_fn = masked_losses(model)
     else:
         if (texts.lengths_N < 2).any():
             line = np.argmin(texts.lengths_N) + 1
             raise InputError(f"{data}: line {line} has a single token; a prediction takes two")
         examples = TextBatch(texts.tokens_NxT, texts.lengths_N)
+        num_predictions = int(texts.lengths_N.sum()) - len(texts.lengths_N)
         loss_fn, log_probs_fn = causal_lm_loss(model.apply), causal_log_probs(model.apply)
     if config.flatness.labels == "model":
         loss_fn = self_labelled_loss(log_probs_fn)
@@ -77,7 +79,7 @@ def text_subject(
         load_model(folder).params,
         sample,
         key,
-        len(texts.lengths_N),
+        num_predictions,
         groupings=(block_of, kind_of) if frozen.flatness.by_block else (),
         stacked=is_stacked,
     )
@@ -115,7 +117,8 @@ def mask_texts(key: jax.Array, texts: TokenTexts, mask_token: int) -> MaskedText
     return MaskedTexts(inputs_NxT, texts.lengths_N, positions_N[:, None], words_N[:, None])
 
 
-def _masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return a BERT's loss_fn and log_probs_fn of a batch of masked texts."""
     loss_fn, log_probs_fn = masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
     def batch(texts: MaskedTexts) -> MaskedBatch:

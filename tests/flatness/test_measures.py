@@ -261,21 +261,21 @@ def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
         mixed = jax.tree.map(lambda a, b: (1 - t) * a + t * b, problem.params, end)
         return np.asarray(jax.vmap(lambda batch: table.loss_fn(mixed, batch)[0])(batches))
 
-    def assert_is(mean, sem, differences_M):
-        expected = flatness.ratio_estimate(jnp.asarray(differences_M), weights_M, "sentences")
-        np.testing.assert_allclose((mean, sem), (expected.mean, expected.sem), rtol=1e-9)
+    def expected(differences_M):
+        return flatness.ratio_estimate(jnp.asarray(differences_M), weights_M, "sentences")
 
-    curves, estimates = measured.curves, measured.estimates
-    np.testing.assert_allclose(curves["steps_G"], [0, 0.25, 0.5, 0.75, 1])
-    above_M = {t: sums_M(t) - (1 - t) * sums_M(0) - t * sums_M(1) for t in (0.25, 0.5, 0.75)}
-    for g, t in ((1, 0.25), (2, 0.5), (3, 0.75)):
-        assert_is(curves["rises_G"][g], curves["sems_G"][g], sums_M(t) - sums_M(0))
-        assert_is(curves["above_chord_G"][g], curves["above_chord_sems_G"][g], above_M[t])
-    highest = max(above_M, key=lambda t: above_M[t].sum())
-    assert above_M[highest].sum() > 0
-    barrier, change = estimates["loss_barrier"], estimates["loss_change"]
-    assert_is(barrier.mean, barrier.sem, above_M[highest])
-    assert_is(change.mean, change.sem, sums_M(1) - sums_M(0))
+    curves, ways = measured.curves, (0.25, 0.5, 0.75)
+    np.testing.assert_allclose(curves["steps_G"], [0, *ways, 1])
+    for g, t in enumerate(ways, start=1):
+        rise = expected(sums_M(t) - sums_M(0))
+        found = [curves[name][g] for name in ("rises_G", "low_G", "high_G")]
+        np.testing.assert_allclose(found, [rise.mean, *rise.interval()], rtol=1e-9)
+    above = [expected(sums_M(t) - (1 - t) * sums_M(0) - t * sums_M(1)) for t in ways]
+    barrier, change = max(above, key=lambda e: e.mean), expected(sums_M(1) - sums_M(0))
+    assert barrier.mean > 0
+    for name, right in (("loss_barrier", barrier), ("loss_change", change)):
+        found = measured.estimates[name]
+        np.testing.assert_allclose((found.mean, found.sem), (right.mean, right.sem), rtol=1e-9)
 
 
 def test_a_path_leads_somewhere(problem):
