@@ -22,6 +22,7 @@ from jaxflat.benchmark.timing import Figure, summarize
 from jaxflat.benchmark.workload import Shape
 from jaxflat.flatness import TraceTerms, gauss_newton_trace_samples
 from jaxflat.measure.texts import MaskedTexts, masked_losses
+from jaxflat.models.bert import Bert
 from jaxflat.models.huggingface import load_model
 from jaxflat.validation import InputError
 
@@ -72,6 +73,7 @@ def trace_of_saved(folder: Path, shape: Shape, per_pass: int) -> Callable[[int],
     Sentences are drawn anew for each, as PyTorch's side does.
     """
     model, params, *_ = load_model(folder)
+    assert isinstance(model, Bert)
     settings, (_, log_probs_fn) = base_config.base().flatness, masked_losses(model)
     size = (settings.num_microbatches, shape.batch, shape.length)
 
