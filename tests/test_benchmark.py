@@ -124,6 +124,7 @@ def assert_figures(figures):
         assert figure["median"] > 0, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_figures(tmp_path, capsys):
     script = tmp_path / "peer.py"
@@ -172,6 +173,7 @@ CALIBRATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
     problem = logistic_regression(num_features=4, size=2)

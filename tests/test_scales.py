@@ -44,6 +44,7 @@ def resolved(num_devices: int = 1) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
+@pytest.mark.slow
 def test_every_paper_point_has_a_row_of_memory_and_no_array():
     console = Console(width=200, record=True)
     with console.capture() as capture:

@@ -93,7 +93,7 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
             assert found[name] == line[name], line["measure"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
     finished, tmp_path, monkeypatch, seed
 ):

@@ -99,7 +99,7 @@ def dense_traces(model, params):
     return gauss_newton, jnp.trace(hessian)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(tied, float64):
     small, params = make(4, 2, tied)
     large = small.clone(width=8, num_heads=4)

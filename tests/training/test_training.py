@@ -42,7 +42,7 @@ def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarra
     return np.array(losses)
 
 
-@pytest.mark.parametrize("targets", ["exact", "sampled"])
+@pytest.mark.parametrize("targets", ["exact", pytest.param("sampled", marks=pytest.mark.slow)])
 def test_eight_devices_train_like_one(targets):
     config = resolved(targets=targets)
     one, eight = (losses_of_first_steps(config, n, 30) for n in (1, 8))
