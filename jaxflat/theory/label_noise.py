@@ -15,8 +15,8 @@ from jax import Array
 from jaxflat.theory.zero_sum import Network, masked_strings
 
 SETTLING_RATE, SETTLING_STEPS = 0.05, 40_000
-LEARNING_RATE, BATCH, NOISE = 0.03, 16, 1.0
-NUM_STEPS, NUM_RECORDS = 40_000, 6
+LEARNING_RATE, BATCH, NOISE = 0.05, 16, 1.0
+NUM_STEPS, NUM_RECORDS = 16_000, 6
 
 Weights = tuple[Array, Array]  # w_SxMxT and a_SxM of S networks
 
@@ -52,6 +52,7 @@ def gradient(weights: Weights, inputs_NxT: Array, targets_N: Array) -> Weights:
 
 
 def descend(weights: Weights, by: Weights, rate: float) -> Weights:
+    """One step against the gradient."""
     return jax.tree.map(lambda x, g: x - rate * g, weights, by)
 
 
