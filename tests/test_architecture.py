@@ -25,6 +25,7 @@ ALLOWED = {
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
+    "theory": {"languages", "flatness", "analysis", "metrics", "validation"},
 }
 ORDER = (
     *(

@@ -1,0 +1,84 @@
+"""The command: python -m jaxflat.theory bartlett|drift|dyck."""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from jaxflat.validation import InputError, check_choices
+
+EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT = 1, 2
+RESULTS = {
+    "bartlett": "where the model is the true conditional, gradient noise is the Hessian",
+    "drift": "label noise drifts SGD along the minimisers to a smaller Hessian trace",
+    "dyck": "on zero-sum strings the flattest solution is the one that transfers",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Return the flags; InputError on a wrong one."""
+    parser = _Parser(
+        prog="python -m jaxflat.theory",
+        description="Check a theoretical result of Liu, Xie, Li & Ma (2023) by computation: "
+        + "; ".join(f"{name}: {claim}" for name, claim in RESULTS.items()) + ".",
+        epilog="Exit code 0: every check holds; 1: one does not; 2: unusable input.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("result", metavar="RESULT", help=" | ".join(RESULTS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the checks there")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the picture there")
+    flags = parser.parse_args(arguments)
+    check_choices("RESULT", [flags.result], RESULTS)
+    for name in ("json", "figures"):
+        path = getattr(flags, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"--{name}={path}: there is no folder {path.absolute().parent}")
+    if flags.json and flags.json.is_dir():
+        raise InputError(f"--json={flags.json} is a folder; it must be a file")
+    if flags.figures and flags.figures.is_file():
+        raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE_INPUT
+    # Imported late: --help and a misspelt flag need no JAX.
+    import jax
+
+    from jaxflat.metrics import write_json
+    from jaxflat.theory.check import table
+    from jaxflat.theory.picture import save
+
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        outcome = import_module(f"jaxflat.theory.{flags.result}").run()
+    console = Console()
+    if not console.is_terminal:  # a file has room for the whole table
+        console = Console(width=140)
+    for line in outcome.remarks:
+        console.print(line, highlight=False, markup=False)
+    console.print(table(outcome.checks), highlight=False)
+    if flags.json:
+        write_json(flags.json, {"checks": [check.as_json() for check in outcome.checks]})
+    for path in save(flags.result, outcome.panels, flags.figures) if flags.figures else []:
+        console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
+    broken = [check.name for check in outcome.checks if not check.holds]
+    for name in broken:
+        print(f"does not hold: {name}", file=sys.stderr)
+    return EXIT_NOT_HOLDING if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
