@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from jaxflat import experiment, text_language
 from jaxflat.config import Config
+from jaxflat.flatness.stopping import MIN_SAMPLES
 
 OF_GIVEN_LABELS = (
     *("average_sharpness", "adaptive_average_sharpness"),
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
     check_flatness(config.flatness)
+    check_rounds(config.flatness)
     width = config.flatness.embedded_width
     if config.phase_order and width % config.model.width:
         raise ValueError(
@@ -69,6 +71,17 @@ def check_flatness(settings: Config) -> None:
     for name in ("num_points", "plane_points"):
         if (number := settings.slices[name]) < 2:
             raise ValueError(f"flatness.slices.{name}={number} must be at least 2: both ends")
+
+
+def check_rounds(settings: Config) -> None:
+    """Raise ValueError where no number of rounds could stop the sampling of traces."""
+    most = settings.max_rounds * settings.num_microbatches
+    if settings.relative_error > 0 and most < MIN_SAMPLES:
+        raise ValueError(
+            f"flatness.relative_error={settings.relative_error} takes {MIN_SAMPLES} samples or "
+            f"more; max_rounds={settings.max_rounds} of num_microbatches="
+            f"{settings.num_microbatches} make {most}"
+        )
 
 
 def check_labels(labels: str, measures: Iterable[str]) -> None:

@@ -67,8 +67,15 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
             check_key(section, ".".join(parents[:depth]), name)
             section = section[name]
         check_key(section, ".".join(parents), last)
-        section[last] = coerced(key, section.get(last), value)
+        default = section.get(last)
+        if isinstance(value, str) and _are_names(default):
+            value = tuple(value.split(","))
+        section[last] = coerced(key, default, value)
     return config
+
+
+def _are_names(default: Any) -> bool:
+    return isinstance(default, tuple) and all(isinstance(item, str) for item in default)
 
 
 def without_keys(points: Sweep, keys: Iterable[str]) -> Sweep:

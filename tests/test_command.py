@@ -91,6 +91,13 @@ def test_no_config_is_exit_code_2(capsys):
     assert "--config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", ["fisher_trace", "hessian_trace,gradient_noise"])
+def test_names_are_separated_by_commas(names):
+    overrides = loading.parse_overrides([f"--config.flatness.measures={names}"])
+    chosen = loading.override(base_config.base(), overrides)
+    assert chosen.flatness.measures == tuple(names.split(","))
+
+
 def test_command_line_wins_over_the_sweep(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     overrides = loading.parse_overrides(["--config.model.width=8", "--config.seed=7"])

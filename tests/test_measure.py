@@ -6,6 +6,7 @@ with the run's own in test_sweep.py.
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ from jaxflat.data.token_files import TokenTexts
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
 from jaxflat.measure import texts as measured_texts
-from jaxflat.measure.estimates import as_json
+from jaxflat.measure.estimates import as_json, remarks
 
 FOLDERS = {"gpt2": GPT2, "opt": OPT, "bert": BERT}
 MASK = 3  # of the tokenizer that write_tokenizer writes
@@ -178,6 +179,21 @@ def test_the_way_to_another_checkpoint(files, tmp_path, capsys):
     assert "loss_barrier" in capsys.readouterr().out
 
 
+def test_an_aim_that_was_missed_and_chains_that_disagree_are_named():
+    settings = SimpleNamespace(relative_error=0.05, max_rounds=2)
+    one = jnp.float32(1.0)
+    wide = Estimate(one, jnp.float32(0.1), 10**6, "probes")
+    (line,) = remarks(
+        {"hessian_trace": wide, "fisher_trace": Estimate(one, 0 * one, 9, "probes")}, settings
+    )
+    assert line.startswith("hessian_trace: ±19.60% after 1000000 samples, not relative_error=5.00%")
+    settings.relative_error = 0.0
+    assert remarks({"hessian_trace": wide}, settings) == []
+    for r_hat, said in ((1.001, 0), (1.2, 1), (jnp.nan, 1)):
+        chains = Estimate(jnp.float32(r_hat), jnp.float32(jnp.nan), 4, "chains")
+        assert len(remarks({"local_learning_coefficient/r_hat": chains}, settings)) == said
+
+
 def test_what_is_not_a_number_is_null():
     value, nothing = jnp.float32(1.5), jnp.float32(jnp.nan)
     shown = as_json(Estimate(value, nothing, 4, "chains"))
@@ -245,7 +261,10 @@ BAD = {
     "{files}/gpt2": "--data=FILE is missing",
     f"{STEP} {TEXT}": "--data is for Hugging Face folders; a run has its own language",
     f"{STEP} --length=8": "--length is for Hugging Face folders; a run has its own sentences",
-    f"{STEP} --seed=0": "--seed is for Hugging Face folders; a run has its own probe_seed",
+    f"{STEP} --config.flatness.relative_error=0.1 --config.flatness.num_microbatches=8 "
+    "--config.flatness.max_rounds=4": (
+        "relative_error=0.1 takes 128 samples or more; max_rounds=4 of num_microbatches=8 make 32"
+    ),
     f"{STEP} --config.model.width=8": "--config.model.width: only keys of flatness",
     f"{STEP} --config.flatness.labels=mine": "flatness.labels: 'mine' is not one of exact, model",
     f"{STEP} --config.flatness.widht=8": "flatness.widht is not a config key; nearest",

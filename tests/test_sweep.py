@@ -91,6 +91,11 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
         found = measured[line["measure"]]
         for name in ("mean", "sem", "num_samples", "over"):
             assert found[name] == line[name], line["measure"]
+    how = (f"--json={file}", "--seed=5", "--measures=fisher_trace")
+    assert measure.main([f"--checkpoint={point}/checkpoints/{step}", *how]) == 0
+    other = json.loads(file.read_text())["measured"]["fisher_trace"]["mean"]
+    assert other != measured["fisher_trace"]["mean"]
+    assert abs(other / measured["fisher_trace"]["mean"] - 1) < 0.5  # other sentences and draws
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])

@@ -37,7 +37,7 @@ def slices(ax: Axes, curves: Curves) -> None:
         color = COLORS[d % len(COLORS)]
         ax.plot(steps_G, rise_G, color=color, linewidth=1)
         ax.fill_between(steps_G, lows[d], highs[d], color=color, alpha=0.2)
-    ax.set_xlabel("Step along a filter-normalised direction")
+    ax.set_xlabel("Step along each random filter-normalised direction")
     ax.set_ylabel("Loss above the centre (nats)")
 
 
@@ -47,6 +47,7 @@ def plane(ax: Axes, curves: Curves) -> None:
     filled = ax.contourf(steps_G, steps_G, rises_GxG.T, levels=20)
     ax.figure.colorbar(filled, ax=ax, label="Loss above the centre (nats)")
     ax.plot(0, 0, "+", color="white")
+    ax.set_aspect("equal")
     ax.set_xlabel("Step along the first direction")
     ax.set_ylabel("Step along the second")
 

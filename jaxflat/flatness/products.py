@@ -33,6 +33,15 @@ def wide_log_probs(
     return at_least_float32(log_probs), weights
 
 
+def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+    """The loss sum and weight of one microbatch; TypeError where `loss_fn` returns no such pair."""
+    result = loss_fn(params, batch)
+    if not isinstance(result, tuple) or len(result) != 2:
+        found = jax.tree.map(jnp.shape, result)
+        raise TypeError(f"loss_fn must return (loss_sum, weight), not one thing of shape {found}")
+    return result
+
+
 def linearized_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
     """`v -> H v` of one microbatch's loss sum, and its weight.
 
@@ -47,7 +56,7 @@ def linearized_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree
 ) -> tuple[PyTree, Product, jax.Array]:
     """The gradient of one microbatch's loss sum, its derivative `v -> H v`, and the weight."""
-    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
     return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 

@@ -28,6 +28,7 @@ from jaxflat.flatness.products import (
     PyTree,
     at_least_float32,
     linearized_hessian,
+    loss_and_weight,
 )
 from jaxflat.flatness.quadratic_forms import hessian_form, linearized_gauss_newton
 from jaxflat.flatness.sampling import SampleFn, collect_terms, draw_probe, score_sampler
@@ -120,7 +121,7 @@ def hessian_trace_samples(
             probe = draw_probe(key, over, index, draw, params)
             return hessian_form(loss_fn, params, batch, probe)[0]
 
-        return sample, loss_fn(params, batch)[1]
+        return sample, loss_and_weight(loss_fn, params, batch)[1]
 
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 

@@ -14,14 +14,14 @@ from jaxflat import config as base_config
 from jaxflat.analysis.curves import save_curves
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
-from jaxflat.measure.estimates import as_json, plain, table
+from jaxflat.measure.estimates import as_json, plain, remarks, table
 from jaxflat.measure.second import lead_toward
 from jaxflat.measure.subjects import Subject
 from jaxflat.measure.texts import text_subject
 from jaxflat.metrics import write_json
 from jaxflat.validation import InputError
 
-OF_TEXTS = {"data": "language", "length": "sentences", "seed": "probe_seed"}
+OF_TEXTS = {"data": "language", "length": "sentences"}
 """The flags for Hugging Face folders, and what a run has in their place."""
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
@@ -57,7 +57,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         help="a second checkpoint of the same model, for loss_path: the loss on the way there",
     )  # fmt: skip
     parser.add_argument("--length", type=int, help="with --data: cut texts there (64)")
-    parser.add_argument("--seed", type=int, help="with --data: of what is random (0)")
+    parser.add_argument(
+        "--seed", type=int, help="of sentences and probes (a run: its probe_seed; --data: 0)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw what has a picture there")
     flags, rest = parser.parse_known_args(arguments)
@@ -101,6 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         with jax.default_matmul_precision("highest"):
             estimates, curves, failures = measure(subject, flags.measures.split(","), console)
         console.print(table(estimates))
+        for line in remarks(estimates, subject.config.flatness):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if flags.json:
             measured = {name: as_json(estimate) for name, estimate in estimates.items()}
             listed = {name: jax.tree.map(plain, curve) for name, curve in curves.items()}
@@ -131,7 +135,7 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
         for name, own in OF_TEXTS.items():
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} is for Hugging Face folders; a run has its own {own}")
-        subject = subjects.run_subject(checkpoint, overrides)
+        subject = subjects.run_subject(checkpoint, overrides, flags.seed)
     elif (checkpoint / "checkpoints").is_dir():
         raise InputError(f"--checkpoint={checkpoint} is a run: {subjects.listed(checkpoint)}")
     elif not (checkpoint / "config.json").is_file():

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from jaxflat.flatness import Estimate
 
+R_HAT = 1.01  # Gelman et al. (2013), Vehtari et al. (2021): chains agree below it
+
 
 def table(estimates: dict[str, Estimate]) -> Table:
     """Return the estimates with their 95% intervals, groups of parameters indented."""
@@ -29,6 +31,27 @@ def table(estimates: dict[str, Estimate]) -> Table:
             cells += [interval, str(estimate.num_samples), estimate.over]
         made.add_row(shown, *cells)
     return made
+
+
+def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
+    """Say what the table does not: an aim that was not reached, chains that disagree."""
+    lines = []
+    for name in ("hessian_trace", "gauss_newton_trace", "fisher_trace"):
+        if name in estimates and settings.relative_error > 0:
+            found = as_json(estimates[name])
+            share = (found["high"] - found["mean"]) / abs(found["mean"])
+            if share > (aim := settings.relative_error):
+                lines.append(
+                    f"{name}: ±{share:.2%} after {found['num_samples']} samples, not "
+                    f"relative_error={aim:.2%}; max_rounds={settings.max_rounds}"
+                )
+    r_hat = estimates.get("local_learning_coefficient/r_hat")
+    if r_hat is not None and not r_hat.mean <= R_HAT:
+        lines.append(
+            f"local_learning_coefficient: R-hat is {r_hat.mean:.3f}, above {R_HAT}: the chains "
+            "disagree; longer ones may not"
+        )
+    return lines
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:

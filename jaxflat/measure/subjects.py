@@ -36,18 +36,23 @@ def listed(directory: Path) -> str:
     return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
-def run_subject(checkpoint: Path, overrides: dict[str, Any]) -> Subject:
+def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = None) -> Subject:
     """Return what a run's checkpoint is measured by: its own language and settings, overridden.
 
-    Raises InputError where there is no such checkpoint or an override does not fit.
+    A seed takes the place of the run's probe_seed: other sentences and probes. Raises InputError
+    where there is no such checkpoint or an override does not fit.
     """
     directory, step, config = _find(checkpoint)
     config.mesh.data = -1  # those of this machine, whatever the run had
+    if seed is not None:
+        config.probe_seed = seed
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)
     problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
-    about = f"{directory.name}, step {step:,}, labels {frozen.flatness.labels}"
+    chosen = frozen.flatness
+    sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
+    about = f"{directory.name}, step {step:,}, {sizes}, labels {chosen.labels}"
     return Subject(problem, frozen, about)
 
 

@@ -85,3 +85,9 @@ def test_one_microbatch_says_nothing_about_sentences():
     params, batches = softmax_table.make_params(), softmax_table.make_batches(1, 4)
     with pytest.raises(ValueError, match="at least 2 microbatches"):
         flatness.hessian_trace(softmax_table.loss_fn, params, batches, KEY, num_probes=4)
+
+
+@pytest.mark.parametrize("function", [flatness.hessian_trace, flatness.hessian_trace_terms])
+def test_a_loss_without_a_weight_is_named(function):
+    with pytest.raises(TypeError, match=r"loss_fn must return \(loss_sum, weight\), not one thing"):
+        function(lambda p, b: (p * b).sum(), jnp.ones(3), jnp.ones((2, 3)), KEY, num_probes=1)
