@@ -21,8 +21,8 @@ from jaxflat.flatness.products import (
     PyTree,
     at_least_float32,
     linearized_gauss_newton_product,
-    linearized_hessian,
     mean_product,
+    unshared_hessian,
 )
 from jaxflat.flatness.sampling import normal_like, rademacher_like
 
@@ -56,8 +56,7 @@ def hessian_extremes(
 ) -> Extremes:
     """The extreme eigenpairs of H; at a minimum the smallest eigenvalue is not negative."""
     params = at_least_float32(params)
-    linearized = partial(linearized_hessian, loss_fn, params)
-    product = partial(mean_product, linearized, batches)
+    product = partial(mean_product, partial(unshared_hessian, loss_fn, params), batches)
     return _extremes(product, params, key, num_largest, num_smallest, num_steps)
 
 
@@ -155,7 +154,7 @@ def hessian_density(
     No more steps than parameters are taken: m is then the number of these.
     """
     params = at_least_float32(params)
-    product = partial(mean_product, partial(linearized_hessian, loss_fn, params), batches)
+    product = partial(mean_product, partial(unshared_hessian, loss_fn, params), batches)
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = rademacher_like(key, params)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import checkpoint as stored_params
@@ -43,7 +44,8 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
     where there is no such checkpoint or an override does not fit.
     """
     directory, step, config = _find(checkpoint)
-    config.mesh.data = -1  # those of this machine, whatever the run had
+    if config.mesh.data > jax.device_count():
+        config.mesh.data = -1  # a smaller machine than the run's
     if seed is not None:
         config.probe_seed = seed
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
