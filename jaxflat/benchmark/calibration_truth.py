@@ -13,7 +13,7 @@ from jaxflat.benchmark.calibration_problems import Problem, PyTree
 from jaxflat.flatness.estimate import Over
 from jaxflat.flatness.terms import path_name
 
-REFERENCE_DRAWS = 2**12
+REFERENCE_DRAWS = 2**15
 
 
 @dataclass(frozen=True)
