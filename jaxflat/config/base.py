@@ -63,6 +63,9 @@ def phase() -> Config:
                 "name": "adamw",  # which of the sections below applies
                 "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
                 "sgd": {"momentum": 0.0},
+                "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
+                # Matrices between hidden layers by Muon, at momentum; the rest by Adam.
+                "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
             },
             "schedule": {
                 "learning_rate": 3e-3,

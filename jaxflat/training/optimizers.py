@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 UNDECAYED = ("scale", "bias", "decoder_bias")
 
@@ -19,9 +20,42 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
 
 
+def orthogonalized(params: Any) -> Any:
+    """Return what Muon needs of each leaf: the axes of its matrices, None where it has none.
+
+    Its matrices map activations to activations: kernels, of which those of a layer scan are
+    stacked on their first axis and those of queries, keys and values on the second but last.
+    """
+
+    def axes(path: Any, _: Any) -> MuonDimensionNumbers | None:
+        names = [part.key for part in path]
+        reduction_axis = -3 if "qkv" in names else -2
+        return MuonDimensionNumbers(reduction_axis, -1) if names[-1] == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _muon(momentum: float, b1: float, b2: float, weight_decay: float) -> Any:
+    """Muon (Jordan 2024), its updates as long as Adam's: RMS 0.2 (Liu et al., arXiv:2502.16982).
+
+    All that is no kernel gets Nesterov's Adam, undecayed.
+    """
+    return muon(
+        1.0,
+        beta=momentum,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=orthogonalized,
+        consistent_rms=0.2,
+    )
+
+
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": lambda **settings: optax.adamw(1.0, mask=decayed, **settings),
     "sgd": lambda **settings: optax.sgd(1.0, **settings),
+    "lion": lambda **settings: optax.lion(1.0, mask=decayed, **settings),
+    "muon": _muon,
 }
 """Each at learning rate 1; the training step multiplies the update by the schedule's value, so
 that a branch may anneal from its trunk's optimizer state as it is."""
