@@ -66,6 +66,8 @@ def phase() -> Config:
                 "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
                 # Matrices between hidden layers by Muon, at momentum; the rest by Adam.
                 "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
+                # AdamW with gradients from `radius` up the slope, twice the work of a step.
+                "sam": {"radius": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
             },
             "schedule": {
                 "learning_rate": 3e-3,

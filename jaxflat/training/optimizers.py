@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import MuonDimensionNumbers, muon, normalize, sam
 
 UNDECAYED = ("scale", "bias", "decoder_bias")
 
@@ -51,11 +51,25 @@ def _muon(momentum: float, b1: float, b2: float, weight_decay: float) -> Any:
     )
 
 
+def _adamw(**settings: float) -> optax.GradientTransformation:
+    return optax.adamw(1.0, mask=decayed, **settings)
+
+
+def _sam(radius: float, **settings: float) -> optax.GradientTransformation:
+    """Sharpness-aware minimisation (Foret et al. 2021), the gradient at theta + radius g / |g|.
+
+    AdamW takes the step. Both gradients are of one batch; the second comes from `grad_fn`.
+    """
+    ascent = optax.chain(normalize(), optax.sgd(radius))
+    return sam(_adamw(**settings), ascent, opaque_mode=True)
+
+
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda **settings: optax.adamw(1.0, mask=decayed, **settings),
+    "adamw": _adamw,
     "sgd": lambda **settings: optax.sgd(1.0, **settings),
     "lion": lambda **settings: optax.lion(1.0, mask=decayed, **settings),
     "muon": _muon,
+    "sam": _sam,
 }
 """Each at learning rate 1; the training step multiplies the update by the schedule's value, so
 that a branch may anneal from its trunk's optimizer state as it is."""

@@ -36,8 +36,14 @@ def train_step(
     `optimizer` is built at learning rate 1 (see `optimizers`); `num_shards` as in `mean_gradient`.
     """
     loss, gradient = mean_gradient(loss_fn, state.params, batch, num_shards)
+    optimizer = optax.with_extra_args_support(optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates, optimizer_state = optimizer.update(
+            gradient,
+            state.optimizer_state,
+            state.params,
+            grad_fn=lambda params, _: mean_gradient(loss_fn, params, batch, num_shards)[1],
+        )
     params = jax.tree.map(
         lambda param, update: param + learning_rate.astype(param.dtype) * update,
         state.params,

@@ -15,6 +15,7 @@ from jaxflat import config as base_config
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed
+from jaxflat.training.step import TrainState, train_step
 
 
 def resolved(**overrides) -> FrozenConfigDict:
@@ -52,7 +53,8 @@ def test_eight_devices_train_like_one(targets):
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["adamw", "sgd", "muon", pytest.param("lion", marks=pytest.mark.slow)]
+    "optimizer",
+    ["adamw", "muon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sgd", "lion", "sam"))],
 )
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(optimizer, tmp_path):
     config = resolved(optimizer={**base_config.phase().optimizer, "name": optimizer})
@@ -144,6 +146,44 @@ def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
         jax.tree.map(
             lambda u, e: np.testing.assert_allclose(0.05 * u, e, rtol=1e-5), unit, expected
         )
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
+    """Logistic regression: the gradient at theta + radius g / |g|, by hand in NumPy."""
+    rng = np.random.default_rng(0)
+    params = {"scale": rng.normal(size=3), "kernel": rng.normal(size=5)}
+    features_BxF, labels_B = rng.normal(size=(16, 8)), rng.integers(0, 2, 16)
+
+    def slope(params):
+        logits_B = features_BxF @ np.concatenate([params["scale"], params["kernel"]])
+        errors_B = 1 / (1 + np.exp(-logits_B)) - labels_B
+        scale, kernel = np.split(features_BxF.T @ errors_B / 16, [3])
+        return {"scale": scale, "kernel": kernel}
+
+    def loss_fn(params, batch):
+        features_BxF, labels_B = batch
+        logits_B = features_BxF @ jnp.concatenate([params["scale"], params["kernel"]])
+        losses_B = optax.sigmoid_binary_cross_entropy(logits_B, labels_B)
+        return losses_B.sum(), jnp.asarray(len(labels_B), losses_B.dtype)
+
+    settings = dict(base_config.phase().optimizer.adamw) | {"weight_decay": 0.1}
+    sam, adamw = OPTIMIZERS["sam"](radius=0.5, **settings), OPTIMIZERS["adamw"](**settings)
+    with jax.enable_x64(True):
+        batch = jnp.asarray(features_BxF), jnp.asarray(labels_B, jnp.float64)
+        state = TrainState(jax.tree.map(jnp.asarray, params), sam.init(params), jnp.asarray(0))
+        expected_state = adamw.init(params)
+        for _ in range(3):
+            how = (jnp.asarray(0.1), loss_fn, sam, num_shards)
+            state, _ = train_step(state, batch, *how)
+            here = slope(params)
+            norm = np.sqrt(sum((g**2).sum() for g in here.values()))
+            there = slope({name: params[name] + 0.5 * here[name] / norm for name in params})
+            with jax.numpy_dtype_promotion("standard"):
+                updates, expected_state = adamw.update(there, expected_state, params)
+            params = {name: params[name] + 0.1 * np.asarray(updates[name]) for name in params}
+        for name, expected in params.items():
+            np.testing.assert_allclose(state.params[name], expected, rtol=1e-6)
 
 
 def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
