@@ -51,7 +51,7 @@ def _muon(momentum: float, b1: float, b2: float, weight_decay: float) -> Any:
     )
 
 
-def _adamw(**settings: float) -> optax.GradientTransformation:
+def _adamw(**settings: Any) -> optax.GradientTransformation:
     return optax.adamw(1.0, mask=decayed, **settings)
 
 

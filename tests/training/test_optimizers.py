@@ -1,0 +1,139 @@
+"""Optimizers at unit rate against optax and linear algebra, their schedule, and what decays."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from jaxflat import config as base_config
+from jaxflat import experiment
+from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed
+from jaxflat.training.step import TrainState, train_step
+
+
+def initial_params():
+    config = base_config.base()
+    config.init_seed, config.model.width = 0, 8
+    return experiment.init_params(FrozenConfigDict(config))
+
+
+def test_schedule_warms_up_stays_and_decays_to_nothing():
+    schedule = Schedule(learning_rate=2.0, warmup_steps=4, decay_steps=5, total_steps=20)
+    rates = [float(schedule(jnp.asarray(step))) for step in range(20)]
+    np.testing.assert_allclose(rates[:5], [0.5, 1.0, 1.5, 2.0, 2.0])
+    np.testing.assert_allclose(rates[4:15], 2.0)
+    np.testing.assert_allclose(rates[15:], [2.0, 1.6, 1.2, 0.8, 0.4], rtol=1e-6)
+    anneal = Schedule(learning_rate=2.0, warmup_steps=0, decay_steps=5, total_steps=5)
+    np.testing.assert_allclose([float(anneal(jnp.asarray(s))) for s in range(5)], rates[15:])
+
+
+REFERENCES = {
+    "adamw": partial(optax.adamw, mask=decayed),
+    "sgd": optax.sgd,
+    "lion": partial(optax.lion, mask=decayed),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
+    settings = dict(base_config.phase().optimizer[name])
+    params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
+    gradient = {"kernel": jnp.array([0.3, 0.1]), "scale": jnp.array([-0.2])}
+    settings |= {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.1}
+    reference = REFERENCES[name](0.05, **settings)
+    ours = OPTIMIZERS[name](**settings)
+    states = ours.init(params), reference.init(params)
+    for _ in range(3):
+        with jax.numpy_dtype_promotion("standard"):
+            unit, first = ours.update(gradient, states[0], params)
+            expected, second = reference.update(gradient, states[1], params)
+        states = first, second
+        jax.tree.map(
+            lambda u, e: np.testing.assert_allclose(0.05 * u, e, rtol=1e-5), unit, expected
+        )
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
+    """Logistic regression: the gradient at theta + radius g / |g|, by hand in NumPy."""
+    rng = np.random.default_rng(0)
+    params = {"scale": rng.normal(size=3), "kernel": rng.normal(size=5)}
+    features_BxF, labels_B = rng.normal(size=(16, 8)), rng.integers(0, 2, 16)
+
+    def slope(params):
+        logits_B = features_BxF @ np.concatenate([params["scale"], params["kernel"]])
+        errors_B = 1 / (1 + np.exp(-logits_B)) - labels_B
+        scale, kernel = np.split(features_BxF.T @ errors_B / 16, [3])
+        return {"scale": scale, "kernel": kernel}
+
+    def loss_fn(params, batch):
+        features_BxF, labels_B = batch
+        logits_B = features_BxF @ jnp.concatenate([params["scale"], params["kernel"]])
+        losses_B = optax.sigmoid_binary_cross_entropy(logits_B, labels_B)
+        return losses_B.sum(), jnp.asarray(len(labels_B), losses_B.dtype)
+
+    settings = dict(base_config.phase().optimizer.adamw) | {"weight_decay": 0.1}
+    sam, adamw = OPTIMIZERS["sam"](radius=0.5, **settings), OPTIMIZERS["adamw"](**settings)
+    with jax.enable_x64(True):
+        batch = jnp.asarray(features_BxF), jnp.asarray(labels_B, jnp.float64)
+        state = TrainState(jax.tree.map(jnp.asarray, params), sam.init(params), jnp.asarray(0))
+        expected_state = adamw.init(params)
+        for _ in range(3):
+            how = (jnp.asarray(0.1), loss_fn, sam, num_shards)
+            state, _ = train_step(state, batch, *how)
+            here = slope(params)
+            norm = np.sqrt(sum((g**2).sum() for g in here.values()))
+            there = slope({name: params[name] + 0.5 * here[name] / norm for name in params})
+            with jax.numpy_dtype_promotion("standard"):
+                updates, expected_state = adamw.update(there, expected_state, params)
+            params = {name: params[name] + 0.1 * np.asarray(updates[name]) for name in params}
+        for name, expected in params.items():
+            np.testing.assert_allclose(state.params[name], expected, rtol=1e-6)
+
+
+def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
+    """Of a gradient G = P S Q' the first step is near P Q', at RMS 0.2; the rest is NAdam's."""
+    params = initial_params()
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
+    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    gradient = jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, keys)
+    settings = dict(base_config.phase().optimizer.muon)
+    optimizer = OPTIMIZERS["muon"](**settings)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+        nadam = optax.nadam(1.0)
+        others, _ = nadam.update(gradient, nadam.init(params))
+
+    def matrices(tree):
+        for name in ("stack", "last"):
+            block = tree[name]
+            for kernel in (block["mlp_in"], block["mlp_out"], block["attention"]["out"]):
+                yield from np.asarray(kernel["kernel"]).reshape(-1, *kernel["kernel"].shape[-2:])
+            qkv_3xDxD = np.moveaxis(block["attention"]["qkv"]["kernel"], -2, 0)
+            yield from qkv_3xDxD.reshape(-1, *qkv_3xDxD.shape[-2:])
+
+    found = list(zip(matrices(gradient), matrices(updates), strict=True))
+    assert len(found) == 2 * (3 + 3)
+    for slope, update in found:
+        left, _, right = np.linalg.svd(slope, full_matrices=False)
+        inner = -left.T @ update @ right.T / (0.2 * max(update.shape) ** 0.5)
+        singular = np.diag(inner)
+        np.testing.assert_allclose(inner, np.diag(singular), atol=1e-4)
+        assert np.all((singular > 0.3) & (singular < 1.3)), singular
+    for name in ("token_embedding", "position_embedding", "decoder_bias"):
+        np.testing.assert_allclose(updates[name], others[name], rtol=1e-5)
+
+
+def test_weight_decay_spares_norms_and_biases_also_where_layers_are_stacked():
+    params = initial_params()
+    mask = decayed(params)
+    stack, last = mask["stack"], mask["last"]
+    assert stack == last
+    assert stack["mlp_in"] == {"kernel": True, "bias": False}
+    assert stack["mlp_norm"] == {"scale": False, "bias": False}
+    assert mask["token_embedding"]
+    assert not mask["decoder_bias"]
