@@ -3,16 +3,14 @@
 Arrays end in the checkpoints of one seed (N); leading axes, as seeds (S), are independent.
 Checkpoints of one run share their past and runs of one seed their data, so N values are not N
 independent ones. Seeds are: each gives one correlation, and the interval is of their mean. A
-correlation is NaN where it is not defined.
+correlation is NaN where it is not defined; an interval is of the seeds where it is.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from jaxflat.analysis.statistics import LEVEL, Interval, standard_error
+from jaxflat.analysis.statistics import LEVEL, Interval
 
 TINY = 1e-9  # of a measure's spread: what is left of it below that is rounding
 
@@ -64,33 +62,43 @@ def partial_spearman(x_xN: ArrayLike, y_xN: ArrayLike, covariates_xNxK: ArrayLik
     return partial_correlation(ranks(x_xN), ranks(y_xN), np.swapaxes(z_xKxN, -1, -2))
 
 
-def correlation_interval(values_S: Sequence[float], grid: float) -> Interval | None:
-    """mean r +- t(0.975, S-1) max(s, grid / sqrt(12)) / sqrt(S), cut off at -1 and 1.
+def spearman_interval(r_S: ArrayLike, n: int) -> Interval | None:
+    """tanh(mean z +- t(0.975, S-1) sqrt((s^2 + g^2 / 12) / S)), z = atanh r (Fisher 1915, 1921).
 
-    `grid` is the distance of two neighbouring values of the statistic, `grid / sqrt(12)` the
-    standard deviation of rounding to it: seeds that agree exactly (as all at +-1) agree to within
-    the grid only. There is no Fisher z: it is infinite at +-1, which few checkpoints often reach,
-    and its mean is not that of the correlation. None where a seed has no correlation.
+    Spearman's correlations of n checkpoints lie on a grid, d = 12 / (n (n^2 - 1)) apart. z is
+    infinite at +-1, so +-1 counts as half a step inside. Seeds that agree exactly agree to within
+    the grid only: the variance of rounding to it is added, its step g = d / (1 - r^2) on the scale
+    of z. The mean of z is nearly normal where that of r is skewed.
     """
-    if not len(values_S) or not np.all(np.isfinite(values_S)):
+    step = spearman_grid(n)
+    most = 1 - step / 2
+    z_S = np.arctanh(np.clip(_defined(r_S), -most, most))
+    if not z_S.size:
         return None
-    mean, count = float(np.mean(values_S)), len(values_S)
-    error = standard_error(values_S)
-    if error is None:
-        return Interval(mean, None, None, count)
-    error = max(error, grid / np.sqrt(12 * count))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
-    return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half), count)
+    found = _student(z_S, step / (1 - np.tanh(z_S.mean()) ** 2))
+    mean, *ends = (None if x is None else float(np.tanh(x)) for x in found)
+    assert mean is not None
+    return Interval(mean, ends[0], ends[1], z_S.size)
+
+
+def kendall_interval(tau_S: ArrayLike, num_pairs: int) -> Interval | None:
+    """mean tau +- t(0.975, S-1) sqrt((s^2 + d^2 / 12) / S), cut off at -1 and 1, d = 2 / pairs.
+
+    Without Fisher's z: a tau is a mean of signs, nearly normal as it is, and means of taus over
+    disjoint sets of pairs add up.
+    """
+    tau_S = _defined(tau_S)
+    if not tau_S.size:
+        return None
+    mean, low, high = _student(tau_S, 2 / num_pairs)
+    if low is None or high is None:
+        return Interval(mean, None, None, tau_S.size)
+    return Interval(mean, max(-1.0, low), min(1.0, high), tau_S.size)
 
 
 def spearman_grid(n: int) -> float:
     """6 * 2 / (n (n^2 - 1)): exchanging two neighbours changes the sum of squares by 2."""
     return 12 / (n * (n**2 - 1))
-
-
-def kendall_grid(num_pairs: int) -> float:
-    """Turning one of the pairs around changes tau by 2 / num_pairs."""
-    return 2 / num_pairs
 
 
 def ranks(values_xN: ArrayLike) -> np.ndarray:
@@ -112,3 +120,18 @@ def _ratio(above_x: np.ndarray, below_x: np.ndarray) -> np.ndarray:
     """above / below within [-1, 1]; NaN where nothing varies."""
     empty_x = np.full(np.shape(below_x), np.nan)
     return np.clip(np.divide(above_x, below_x, out=empty_x, where=below_x > 0), -1, 1)
+
+
+def _defined(values_S: ArrayLike) -> np.ndarray:
+    values_S = np.asarray(values_S, float)
+    return values_S[np.isfinite(values_S)]
+
+
+def _student(values_S: np.ndarray, step: float) -> tuple[float, float | None, float | None]:
+    """The mean and the ends of its t interval, the variance of rounding to `step` added."""
+    mean, count = float(values_S.mean()), len(values_S)
+    if count < 2:
+        return mean, None, None
+    error = float(np.sqrt((values_S.var(ddof=1) + step**2 / 12) / count))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    return mean, mean - half, mean + half

@@ -122,7 +122,7 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
 
     Names say what tells the rows of `named_as` apart, by default their own.
     """
-    varying = _distinguishing_keys(named_as or rows)
+    varying = distinguishing_keys(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((variant_name(row, varying), row.step), {})[row.seed] = row
@@ -149,7 +149,7 @@ def trained_as(variant: str) -> str:
     return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
 
 
-def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:
+def distinguishing_keys(rows: Sequence[Row]) -> list[str]:
     """The swept keys that tell rows apart, without those that only follow the keys before them."""
     kept: list[str] = []
     for key in dict.fromkeys(key for row in rows for key in row.swept):

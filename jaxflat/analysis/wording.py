@@ -40,6 +40,10 @@ def ratio(interval: Interval | None) -> str:
     return ranged(interval, ".2f", unit="×")
 
 
+def correlation(interval: Interval | None) -> str:
+    return ranged(interval, "+.2f")
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return MISSING

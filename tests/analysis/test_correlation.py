@@ -7,13 +7,13 @@ import pytest
 from scipy import stats
 
 from jaxflat.analysis.correlation import (
-    correlation_interval,
     kendall,
-    kendall_grid,
+    kendall_interval,
     partial_correlation,
     partial_spearman,
     spearman,
     spearman_grid,
+    spearman_interval,
 )
 from jaxflat.analysis.statistics import mean_interval
 
@@ -86,32 +86,47 @@ def test_partial_spearman_removes_what_a_third_measure_explains():
     assert abs(partial_spearman(x, y, z[..., None]).mean()) < 0.03
 
 
-def test_an_interval_is_students_over_seeds():
-    values = [0.1, 0.4, -0.2, 0.3, 0.2]
-    found, expected = correlation_interval(values, 0.01), mean_interval(values)
+def test_intervals_are_students_over_seeds_where_the_grid_is_fine():
+    r = np.array([0.1, 0.4, -0.2, 0.3, 0.2])
+    expected, found = mean_interval(r.tolist()), kendall_interval(r, 10**6)
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+    expected, found = mean_interval(np.arctanh(r).tolist()), spearman_interval(r, 1000)
+    assert found is not None
+    assert found.low == pytest.approx(np.tanh(expected.low))
+    assert found.high == pytest.approx(np.tanh(expected.high))
 
 
 def test_seeds_that_agree_exactly_agree_to_within_the_grid():
-    found = correlation_interval([1.0] * 5, spearman_grid(6))
-    assert found is not None
-    assert found.high == 1.0
-    half = stats.t.ppf(0.975, 4) * spearman_grid(6) / np.sqrt(12 * 5)
-    assert found.low == pytest.approx(1 - half)
+    tau, r = kendall_interval(np.ones(5), 15), spearman_interval(-np.ones(5), 6)
+    assert tau is not None
+    assert r is not None
+    assert tau.high == 1.0
+    assert tau.low == pytest.approx(1 - stats.t.ppf(0.975, 4) * 2 / 15 / np.sqrt(12 * 5))
+    assert r.mean == pytest.approx(-1 + spearman_grid(6) / 2)
+    assert -1 < r.low < r.mean < r.high < -0.9
 
 
-def test_no_interval_with_one_seed_and_nothing_where_a_seed_has_no_value():
-    alone = correlation_interval([0.5], 0.1)
-    assert alone is not None
-    assert (alone.mean, alone.low) == (0.5, None)
-    assert correlation_interval([0.5, np.nan], 0.1) is None
-    assert correlation_interval([], 0.1) is None
+def test_an_interval_turns_over_with_the_sign():
+    r = np.array([1.0, 0.2, -0.3, 0.6, 0.8])
+    for found in (lambda x: spearman_interval(x, 6), lambda x: kendall_interval(x, 15)):
+        assert (found(r).low, found(r).high) == pytest.approx((-found(-r).high, -found(-r).low))
+
+
+@pytest.mark.parametrize("interval", [spearman_interval, kendall_interval])
+def test_no_ends_with_one_seed_and_nothing_with_none(interval):
+    alone = interval([0.5, np.nan], 6)
+    assert alone.mean == pytest.approx(0.5)
+    assert (alone.low, alone.high, alone.count) == (None, None, 1)
+    assert interval([np.nan], 6) is None
+    assert interval([], 6) is None
 
 
 @pytest.mark.parametrize("n", [3, 5, 6])
 def test_the_grid_is_the_distance_of_neighbouring_values(n):
     y = np.array([list(order) for order in permutations(range(n))])
-    for found, grid in ((spearman, spearman_grid(n)), (kendall, kendall_grid(n * (n - 1) // 2))):
+    for found, grid in ((spearman, spearman_grid(n)), (kendall, 2 / (n * (n - 1) // 2))):
         values = np.unique(np.round(found(np.arange(n), y), 9))
         assert np.diff(values).min() == pytest.approx(grid)

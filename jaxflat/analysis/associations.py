@@ -1,0 +1,155 @@
+"""What goes with accuracy over all checkpoints of a sweep, seed by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxflat.analysis import correlation, granulated
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.granulated import Information
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row, distinguishing_keys
+from jaxflat.analysis.statistics import Interval
+
+FEWEST = 4  # checkpoints a seed: three have six orders, and a t interval of them errs too often
+SPEARMAN, KENDALL = "Spearman", "Kendall"
+WITHIN, ACROSS = "Kendall, within settings", "Kendall, across settings"
+GIVEN_LOSS, GIVEN_ALL = "Spearman given excess loss", "Spearman given loss and training"
+GRANULATED = "Granulated Kendall"
+STATISTICS = (SPEARMAN, KENDALL, WITHIN, ACROSS, GIVEN_LOSS, GIVEN_ALL, GRANULATED)
+TRAINING = ("learning_rate", "batch_size")  # and the step: last parts of keys to condition on
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A rectangle of results: N checkpoints (settings at their steps) of each of S seeds."""
+
+    accuracy_SxN: np.ndarray
+    measure_SxN: np.ndarray
+    excess_SxN: np.ndarray
+    settings_N: np.ndarray
+    axes: dict[str, list[str]]
+
+    @property
+    def num_checkpoints(self) -> int:
+        return self.accuracy_SxN.shape[1]
+
+    def covariates(self) -> dict[str, list[float]]:
+        """Learning rate, batch size and step, those that vary."""
+        names = [name for name in self.axes if name.rpartition(".")[2] in (*TRAINING, "step")]
+        return {name: [float(text) for text in self.axes[name]] for name in names}
+
+
+@dataclass(frozen=True)
+class Association:
+    """Accuracy against one column. `missing` says why a statistic is not in `found`."""
+
+    name: str
+    column: str
+    num_seeds: int
+    num_checkpoints: int
+    found: dict[str, Interval] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    information: Information | None = None
+    chance: float = 0.0
+
+
+def associations(comparison: Comparison) -> list[Association]:
+    """Accuracy against each embedded flatness measure and against the excess loss."""
+    columns = EMBEDDED | {"excess_loss": "Excess loss"}
+    measured = {column: _measured(comparison.cells, column) for column in columns}
+    return [associate(columns[c], c, table) for c, table in measured.items() if table]
+
+
+def associate(name: str, column: str, table: Measured) -> Association:
+    num_seeds, n = table.accuracy_SxN.shape
+    if n < FEWEST:
+        why = f"{n} checkpoint{'' if n == 1 else 's'} a seed, fewer than {FEWEST}"
+        return Association(name, column, num_seeds, n, missing=dict.fromkeys(STATISTICS, why))
+    found = _plain(table) | _partial(table, column) | _granulated(table)
+    scores = (table.accuracy_SxN, table.measure_SxN, table.axes)
+    information = granulated.information_score(*scores)
+    return Association(
+        *(name, column, num_seeds, n),
+        found={key: one for key, one in found.items() if isinstance(one, Interval)},
+        missing={key: one for key, one in found.items() if isinstance(one, str)},
+        information=information,
+        chance=granulated.chance_score(*scores) if information else 0.0,
+    )
+
+
+def _plain(table: Measured) -> dict[str, Interval | str]:
+    values = table.accuracy_SxN, table.measure_SxN
+    n = table.num_checkpoints
+    same_NxN = table.settings_N[:, None] == table.settings_N[None, :]
+    within_NxN, across_NxN = same_NxN & ~np.eye(n, dtype=bool), ~same_NxN
+    found: dict[str, Interval | str] = {
+        SPEARMAN: _or_why(correlation.spearman_interval(correlation.spearman(*values), n))
+    }
+    for name, chosen_NxN, why in (
+        (KENDALL, within_NxN | across_NxN, ""),
+        (WITHIN, within_NxN, "each setting has one checkpoint"),
+        (ACROSS, across_NxN, "there is one setting only"),
+    ):
+        num_pairs = int(chosen_NxN.sum()) // 2
+        taus_S = correlation.kendall(*values, chosen_NxN)
+        interval = correlation.kendall_interval(taus_S, num_pairs) if num_pairs else None
+        found[name] = _or_why(interval, "" if num_pairs else why)
+    return found
+
+
+def _partial(table: Measured, column: str) -> dict[str, Interval | str]:
+    if column == "excess_loss":
+        return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "it is the excess loss")
+    loss_SxNx1 = table.excess_SxN[..., None]
+    found = {GIVEN_LOSS: _given(table, loss_SxNx1)}
+    others = table.covariates()
+    if not others:
+        return found | {GIVEN_ALL: "learning rate, batch size and steps do not vary"}
+    others_NxK = np.stack(list(others.values()), axis=1)
+    others_SxNxK = np.broadcast_to(others_NxK, (*table.excess_SxN.shape, len(others)))
+    return found | {GIVEN_ALL: _given(table, np.concatenate([loss_SxNx1, others_SxNxK], axis=-1))}
+
+
+def _given(table: Measured, covariates_SxNxK: np.ndarray) -> Interval | str:
+    values = table.accuracy_SxN, table.measure_SxN
+    n, num_given = covariates_SxNxK.shape[1:]
+    if n < num_given + 3:
+        return f"{n} checkpoints a seed are too few, given {num_given}"
+    r_S = correlation.partial_spearman(*values, covariates_SxNxK)
+    why = "what is given orders the checkpoints of every seed as one of the two does"
+    return _or_why(correlation.spearman_interval(r_S, n), why)
+
+
+def _granulated(table: Measured) -> dict[str, Interval | str]:
+    one = granulated.granulated_kendall(table.accuracy_SxN, table.measure_SxN, table.axes)
+    if one is None:
+        return {GRANULATED: "no two checkpoints differ in one hyper-parameter alone"}
+    return {GRANULATED: _or_why(correlation.kendall_interval(one.mean_x, one.num_pairs))}
+
+
+def _or_why(interval: Interval | None, why: str = "") -> Interval | str:
+    return interval or why or "one of the two does not vary"
+
+
+def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
+    """The checkpoints that some seed has all values of, and the seeds that have all of them."""
+    needed = (PRIMARY_ACCURACY, column, "excess_loss")
+
+    def complete(row: Row) -> bool:
+        return all(name in row.values for name in needed)
+
+    by_cell = [{seed: r for seed, r in cell.rows.items() if complete(r)} for cell in cells]
+    kept = [(cell, rows) for cell, rows in zip(cells, by_cell, strict=True) if rows]
+    seeds = [s for s in dict.fromkeys(s for _, rows in kept for s in rows)]
+    seeds = [seed for seed in seeds if all(seed in rows for _, rows in kept)]
+    if not seeds:
+        return None
+    first = [rows[seeds[0]] for _, rows in kept]
+    axes = {key: [row.swept.get(key, "") for row in first] for key in distinguishing_keys(first)}
+    if len({row.step for row in first}) > 1:
+        axes["step"] = [str(row.step) for row in first]
+    arrays = [np.array([[r[s].values[name] for _, r in kept] for s in seeds]) for name in needed]
+    settings = list(dict.fromkeys(cell.variant for cell, _ in kept))
+    return Measured(*arrays, np.array([settings.index(cell.variant) for cell, _ in kept]), axes)

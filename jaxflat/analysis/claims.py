@@ -1,0 +1,139 @@
+"""The claims that a sweep is asked about, each judged by one statistic over seeds."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxflat.analysis import wording
+from jaxflat.analysis.associations import GIVEN_LOSS, SPEARMAN, Association, associations
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.label_noise import noise_verdict
+from jaxflat.analysis.pairs import Pair
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.statistics import Interval, log_ratio_interval, mean_interval
+from jaxflat.analysis.verdicts import NONE, Verdict, decide
+
+ONE_SEED = "one seed, no interval"
+ALL_CHECKPOINTS = "Over all checkpoints the flatter is the more accurate"
+GIVEN = ", given the excess loss"
+
+
+def judge(comparison: Comparison, found: Sequence[Association] | None = None) -> list[Verdict]:
+    """The verdicts on every claim that the sweep's design allows to be asked."""
+    found = associations(comparison) if found is None else found
+    noise = noise_verdict(comparison)
+    return _on_pairs(comparison) + _on_all_checkpoints(found) + ([noise] if noise else [])
+
+
+def _on_pairs(comparison: Comparison) -> list[Verdict]:
+    matched = [pair for pair in comparison.pairs if pair.equivalence.holds]
+    over = f"mean over {wording.plural(len(matched), 'matched pair')}"
+    column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
+    sharpness = EMBEDDED.get(column, "flatness")
+    claims: list[tuple[str, str, Callable[[], tuple[str, Interval | None, str]]]] = [
+        (
+            "At matched excess loss the larger model is the more accurate",
+            f"accuracy, larger minus smaller, points; {over}",
+            lambda: _more_accurate(matched),
+        ),
+        (
+            "At matched excess loss the larger model is the flatter",
+            f"{sharpness}, larger over smaller; {over}",
+            lambda: _flatter(matched, column),
+        ),
+        (
+            "At matched excess loss the flatter model is the more accurate",
+            f"accuracy, smaller {sharpness} minus larger, points; {over}",
+            lambda: _flatter_more_accurate(matched, column),
+        ),
+    ]
+    if not matched:
+        why = _no_pair(comparison)
+        return [Verdict(claim, "", "", NONE, why) for claim, _, _ in claims]
+    verdicts = []
+    for claim, statistic, judged in claims:
+        answer, interval, evidence = judged()
+        why = ("" if answer != NONE else ONE_SEED) if interval else "not measured, or not positive"
+        verdicts.append(Verdict(claim, statistic, evidence, answer, why))
+    return verdicts
+
+
+def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:
+    interval = _over_seeds(
+        pairs, lambda small, large: large[PRIMARY_ACCURACY] - small[PRIMARY_ACCURACY], ()
+    )
+    return decide(interval, 0.0, +1), interval, wording.points(interval)
+
+
+def _flatter(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
+    """The geometric mean of the pairs' ratios."""
+    rows = [row for p in pairs for c in (p.smaller, p.larger) for row in c.rows.values()]
+    if not column or min((row.values.get(column, 1.0) for row in rows), default=0.0) <= 0:
+        return NONE, None, wording.MISSING
+    logs = _seed_means(pairs, lambda a, b: float(np.log(b[column] / a[column])), (column,))
+    ratio = log_ratio_interval([1.0] * len(logs), np.exp(logs).tolist()) if logs else None
+    return decide(ratio, 1.0, -1), ratio, wording.ratio(ratio)
+
+
+def _flatter_more_accurate(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
+    """Which model of a pair is the flatter is asked anew in each seed."""
+    if not column:
+        return NONE, None, wording.MISSING
+
+    def advantage(small: dict[str, float], large: dict[str, float]) -> float:
+        flatter = -np.sign(large[column] - small[column])
+        return float(flatter * (large[PRIMARY_ACCURACY] - small[PRIMARY_ACCURACY]))
+
+    interval = _over_seeds(pairs, advantage, (column,))
+    return decide(interval, 0.0, +1), interval, wording.points(interval)
+
+
+Values = Callable[[dict[str, float], dict[str, float]], float]
+
+
+def _over_seeds(pairs: list[Pair], value: Values, columns: Sequence[str]) -> Interval | None:
+    means = _seed_means(pairs, value, (PRIMARY_ACCURACY, *columns))
+    return mean_interval(means) if means else None
+
+
+def _seed_means(pairs: list[Pair], value: Values, columns: Sequence[str]) -> list[float]:
+    """The mean over pairs of each seed that has every column in all of them."""
+
+    def complete(row: Row | None) -> bool:
+        return row is not None and all(name in row.values for name in columns)
+
+    cells = [cell for pair in pairs for cell in (pair.smaller, pair.larger)]
+    seeds = [s for s in cells[0].rows if all(complete(cell.rows.get(s)) for cell in cells)]
+    return [
+        float(np.mean([value(p.smaller.rows[s].values, p.larger.rows[s].values) for p in pairs]))
+        for s in seeds
+    ]
+
+
+def _no_pair(comparison: Comparison) -> str:
+    if comparison.obstacle:
+        return comparison.obstacle
+    if not comparison.pairs:
+        return "no two sizes share a seed"
+    if all(pair.excess.low is None for pair in comparison.pairs):
+        return ONE_SEED
+    return "no pair of sizes is matched in excess loss"
+
+
+def _on_all_checkpoints(found: Sequence[Association]) -> list[Verdict]:
+    """Judged by the first flatness measure that there is, whatever it says."""
+    one = next((one for one in found if one.column in EMBEDDED), None)
+    claims = {SPEARMAN: ALL_CHECKPOINTS, GIVEN_LOSS: ALL_CHECKPOINTS + GIVEN}
+    if one is None:
+        why = "no seed has accuracy, excess loss and a flatness measure at all its checkpoints"
+        return [Verdict(claim, "", "", NONE, why) for claim in claims.values()]
+    verdicts = []
+    for name, claim in claims.items():
+        interval = one.found.get(name)
+        answer = decide(interval, 0.0, -1)
+        why = one.missing.get(name) or (ONE_SEED if answer == NONE else "")
+        seeds = f"{interval.count if interval else 0} of {wording.plural(one.num_seeds, 'seed')}"
+        statistic = f"{name}, accuracy with {one.name}; {seeds}"
+        verdicts.append(Verdict(claim, statistic, wording.correlation(interval), answer, why))
+    return verdicts
