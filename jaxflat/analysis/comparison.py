@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxflat.analysis import results
 from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.hierarchical import split_cells
 from jaxflat.analysis.pairs import MARGINS, Pair
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row
 from jaxflat.analysis.statistics import (
@@ -62,13 +63,14 @@ def compare(rows: Sequence[Row]) -> Comparison:
     untrained = results.group_cells([row for row in rows if row.is_untrained], trained)
     variants = results.group_cells(trained)
     obstacle = _obstacle(trained, variants)
+    primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
     return Comparison(
         variants=variants,
         lookup_tables=[cells[0] for cells in tables.values()],
         untrained=[cells[0] for cells in untrained.values()],
-        pairs=[] if obstacle else _pairs(variants),
+        pairs=[] if obstacle else _pairs(variants, primary_columns),
         matched={} if obstacle else match_all(variants),
-        primary_columns=results.probe_columns(rows, results.primary_labeling(rows)),
+        primary_columns=primary_columns,
         primary_labeling=results.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
@@ -120,15 +122,17 @@ def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], 
     return [left[seed] for seed in shared], [right[seed] for seed in shared]
 
 
-def _pairs(variants: dict[str, list[Cell]]) -> list[Pair]:
+def _pairs(variants: dict[str, list[Cell]], primary_columns: list[str]) -> list[Pair]:
     matches = [
         (match_cells(smaller, larger), len(smaller) * len(larger))
         for smaller, larger in combinations(variants.values(), 2)
     ]
-    return [_compare_pair(*cells, candidates) for cells, candidates in matches if cells]
+    return [
+        _compare_pair(*cells, candidates, primary_columns) for cells, candidates in matches if cells
+    ]
 
 
-def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
+def _compare_pair(smaller: Cell, larger: Cell, candidates: int, primary_columns: list[str]) -> Pair:
     losses = paired_values(smaller, larger, "excess_loss")
     names = dict.fromkeys(name for row in smaller.rows.values() for name in row.values)
     secondary = [name for name in names if is_accuracy(name)]
@@ -147,6 +151,7 @@ def _compare_pair(smaller: Cell, larger: Cell, candidates: int) -> Pair:
         secondary={
             name: found for name in secondary if (found := paired_difference(smaller, larger, name))
         },
+        split=split_cells(smaller, larger, primary_columns),
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxflat.analysis import wording
+from jaxflat.analysis import evidence, wording
 from jaxflat.analysis.comparison import Comparison, paired_difference, read_comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN, Pair
@@ -16,7 +16,8 @@ RELATION_WORDS = {1: "go together", -1: "dissociate", 0: "cannot be told"}
 
 def summary_sentences(workdir: Path) -> list[str]:
     """What the sweep in `workdir` found, the answer first."""
-    return describe(read_comparison(Path(workdir)))
+    comparison = read_comparison(Path(workdir))
+    return describe(comparison) + evidence.verdict_sentences(comparison)
 
 
 def describe(comparison: Comparison) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxflat.analysis.results import Cell
 from jaxflat.analysis.statistics import Interval, paired_t_interval
 
 
@@ -64,3 +65,23 @@ def error_of_mean(errors: Sequence[float]) -> float:
     It is reached where they err alike, as tasks on the same sentences may.
     """
     return float(np.mean(errors))
+
+
+def split_cells(first: Cell, second: Cell, columns: Sequence[str]) -> Split | None:
+    """Of the mean over `columns` (tasks), in the seeds that have them with their errors in both."""
+    needed = [*columns, *(f"{name}_sem" for name in columns)]
+    seeds = [
+        seed
+        for seed in first.rows
+        if seed in second.rows
+        and all(n in cell.rows[seed].values for cell in (first, second) for n in needed)
+    ]
+    if not seeds or not columns:
+        return None
+
+    def values(cell: Cell, ending: str) -> list[list[float]]:
+        return [[cell.rows[seed].values[name + ending] for name in columns] for seed in seeds]
+
+    means = ([float(np.mean(tasks)) for tasks in values(cell, "")] for cell in (first, second))
+    errors = ([error_of_mean(e) for e in values(cell, "_sem")] for cell in (first, second))
+    return split_difference(*means, *errors)

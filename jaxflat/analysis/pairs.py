@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxflat.analysis.hierarchical import Split
 from jaxflat.analysis.results import Cell
 from jaxflat.analysis.statistics import Equivalence, Interval
 
@@ -16,6 +17,7 @@ class Pair:
     `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
     the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
     `flatness` has all that was measured in both; None, undecided, where a value is not positive.
+    `split` says where the scatter of the accuracy difference comes from.
     """
 
     smaller: Cell
@@ -26,6 +28,7 @@ class Pair:
     accuracy: Interval | None
     flatness: dict[str, Interval | None]
     secondary: dict[str, Interval]
+    split: Split | None
 
     @property
     def equivalence(self) -> Equivalence:

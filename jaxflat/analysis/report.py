@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from jaxflat.analysis import figures, findings, page, tables
+from jaxflat.analysis import evidence, figures, findings, page, tables
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.provenance import Provenance, read_provenance
@@ -37,12 +37,15 @@ def write_report(workdir: Path) -> Path:
     figures.save_figures(comparison, workdir / "figures")
     title = f"jaxflat: {workdir.resolve().name}"
     made = read_provenance(workdir)
+    verdicts, correlations = evidence.sections(comparison)
     body = [
         page.heading(title, 1),
         page.paragraph(QUESTION, "question"),
         *_found(comparison),
+        *verdicts,
         *_figures(comparison),
         *_pairs(comparison),
+        *correlations,
         *_results(comparison),
         *_unfinished(made),
         *_made(made),
@@ -81,7 +84,9 @@ def _pairs(comparison: Comparison) -> list[str]:
             f"traces play no part in the choice. Main margin ±{MARGIN} nats, with half and double "
             "it for sensitivity. The pair is chosen and tested on the same losses, so every p is "
             "multiplied by the number of candidate pairs (Bonferroni). "
-            "Differences are larger minus smaller, ratios larger over smaller.",
+            "Differences are larger minus smaller, ratios larger over smaller. Scatter from examples: "
+            "how much of the accuracy difference's variance over seeds comes from test sentences and "
+            "draws of the probe's training sets, at most; the rest is the seeds'.",
             "note",
         ),
         page.table(tables.pairs_table(comparison.pairs)),

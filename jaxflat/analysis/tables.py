@@ -100,6 +100,7 @@ def pairs_table(pairs: list[Pair]) -> Table:
     add("Candidate pairs, in p", [f"× {pair.candidates}" for pair in pairs])
     add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
+    add("Scatter from examples", [_from_examples(pair) for pair in pairs])
     for column, name in EMBEDDED.items():
         if any(column in pair.flatness for pair in pairs):
             add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
@@ -160,6 +161,12 @@ def _sem_over_seeds(cell: Cell) -> float:
 def _margin_share(pair: Pair) -> str:
     loss = (pair.smaller.mean("excess_loss") + pair.larger.mean("excess_loss")) / 2
     return f"{pair.equivalence.margin / loss:.0%}" if loss > 0 else wording.MISSING
+
+
+def _from_examples(pair: Pair) -> str:
+    if pair.split is None or pair.split.share is None:
+        return wording.MISSING
+    return f"≤ {pair.split.share:.0%}, mostly {pair.split.dominated_by}"
 
 
 def _word(pair: Pair, side: int, accuracy: bool) -> str:

@@ -6,8 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from jaxflat.analysis.claims import judge
+from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.evidence import verdicts_table
 from jaxflat.analysis.report import write_report
 from jaxflat.analysis.tables import summary_table
+from jaxflat.analysis.verdicts import RULES
 
 VOID = {"meta", "img", "br"}
 
@@ -81,6 +85,22 @@ def test_the_page_shows_the_numbers_of_the_table(reported):
 def test_the_figures_are_also_files(reported):
     names = {path.name for path in (reported[0] / "figures").iterdir()}
     assert names == {"size.png", "size.svg", "trajectories.png", "trajectories.svg"}
+
+
+def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
+    folder, _, visible = reported
+    for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within settings"]]:
+        for text in row:
+            assert text in visible
+    for text in (*RULES, "Simpson's paradox", "Information", "Scatter from examples"):
+        assert text in visible
+
+
+def test_where_there_is_no_number_the_page_says_why(sweep):
+    _, visible = read(sweep(seeds=1))
+    assert "no verdict: one seed, no interval" in visible
+    _, visible = read(sweep(widths=(16,)))
+    assert "no correlation, as 3 checkpoints a seed, fewer than 4." in visible
 
 
 def test_how_it_was_made(reported):

@@ -56,7 +56,7 @@ def test_correlations_that_are_as_strong_as_they_can_be_are_covered(num_sweeps):
 
 
 def correlations(random, num_sweeps, effect):
-    """(name, intervals, truth): the truth is the mean over many more sweeps, as intervals mean it."""
+    """(name, intervals, truth), the truth being the mean over many more sweeps."""
     r_RxS, tau_RxS = of_seeds(*sweeps(random, num_sweeps, **effect))
     many_r_RxS, many_tau_RxS = of_seeds(*sweeps(random, 40_000, **effect))
     most = 1 - spearman_grid(N) / 2
