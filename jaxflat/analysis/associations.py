@@ -65,7 +65,7 @@ def associations(comparison: Comparison) -> list[Association]:
 def associate(name: str, column: str, table: Measured) -> Association:
     num_seeds, n = table.accuracy_SxN.shape
     if n < FEWEST:
-        why = f"{n} checkpoint{'' if n == 1 else 's'} a seed, fewer than {FEWEST}"
+        why = f"{n} checkpoint{' a seed is' if n == 1 else 's a seed are'} fewer than {FEWEST}"
         return Association(name, column, num_seeds, n, missing=dict.fromkeys(STATISTICS, why))
     found = _plain(table) | _partial(table, column) | _granulated(table)
     scores = (table.accuracy_SxN, table.measure_SxN, table.axes)

@@ -14,7 +14,7 @@ from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics import Interval, log_ratio_interval, mean_interval
 from jaxflat.analysis.verdicts import NONE, Verdict, decide
 
-ONE_SEED = "one seed, no interval"
+ONE_SEED = "one seed gives no interval"
 ALL_CHECKPOINTS = "Over all checkpoints the flatter is the more accurate"
 GIVEN = ", given the excess loss"
 
@@ -54,7 +54,11 @@ def _on_pairs(comparison: Comparison) -> list[Verdict]:
     verdicts = []
     for claim, statistic, judged in claims:
         answer, interval, evidence = judged()
-        why = ("" if answer != NONE else ONE_SEED) if interval else "not measured, or not positive"
+        why = (
+            ("" if answer != NONE else ONE_SEED)
+            if interval
+            else "it was not measured, or is not positive"
+        )
         verdicts.append(Verdict(claim, statistic, evidence, answer, why))
     return verdicts
 

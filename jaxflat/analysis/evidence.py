@@ -54,12 +54,17 @@ def answer_words(verdict: Verdict) -> str:
 
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
-    """Each claim, its verdict and what it rests on."""
+    """Each claim, its verdict and what it rests on; then those without a verdict, by the reason."""
+    verdicts = judge(comparison)
+    reasons: dict[str, list[str]] = {}
+    for one in verdicts:
+        if one.answer == NONE:
+            reasons.setdefault(one.reason, []).append(one.claim)
     return [
-        f"{one.claim}: {answer_words(one)}"
-        + (f" ({one.statistic}: {one.evidence})." if one.statistic else ".")
-        for one in judge(comparison)
-    ]
+        f"{one.claim}: {one.answer} ({one.statistic}: {one.evidence})."
+        for one in verdicts
+        if one.answer != NONE
+    ] + [f"No verdict, as {why}: {'; '.join(claims)}." for why, claims in reasons.items()]
 
 
 def correlations_table(found: Sequence[Association]) -> Table:
@@ -78,14 +83,15 @@ def correlations_table(found: Sequence[Association]) -> Table:
 
 def missing_numbers(found: Sequence[Association]) -> list[str]:
     """Why a number is not in the table, each reason once."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for one in found:
+        by_reason: dict[str, list[str]] = {}
         for name, why in one.missing.items():
-            reasons.setdefault(f"{one.name}: no {{}}, as {why}.", []).append(name)
-    return [
-        text.format("correlation" if len(names) == len(STATISTICS) else ", ".join(names))
-        for text, names in reasons.items()
-    ]
+            by_reason.setdefault(why, []).append(name)
+        for why, names in by_reason.items():
+            what = "correlation" if len(names) == len(STATISTICS) else ", ".join(names)
+            reasons.setdefault((what, why), []).append(one.name)
+    return [f"{', '.join(of)}: no {what}, as {why}." for (what, why), of in reasons.items()]
 
 
 def verdicts_section(verdicts: Sequence[Verdict]) -> list[str]:
@@ -105,8 +111,7 @@ def correlations_section(found: Sequence[Association]) -> list[str]:
         page.paragraph(ABOUT, "note"),
         page.table(correlations_table(found)),
         page.bullets(missing_numbers(found)),
-        page.paragraph(SIMPSON, "note"),
-        page.paragraph(JIANG, "note"),
+        *(page.paragraph(note, "note") for note in (SIMPSON, JIANG) if any(o.found for o in found)),
     ]
 
 

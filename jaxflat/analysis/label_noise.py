@@ -53,7 +53,7 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
     statistic = f"{EMBEDDED[column]}, last over first checkpoint; and this over the control's"
     evidence = f"{wording.ratio(change)}; {wording.ratio(contrast)}"
     if any(test.p is None for test in matched):
-        return Verdict(CLAIM, statistic, evidence, NONE, "one seed, no interval")
+        return Verdict(CLAIM, statistic, evidence, NONE, "one seed gives no interval")
     if not all(test.holds for test in matched):
         why = f"the excess losses are not shown to be equal within ±{MARGIN} nats"
         return Verdict(CLAIM, statistic, evidence, NONE, why)

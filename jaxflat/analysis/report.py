@@ -84,9 +84,10 @@ def _pairs(comparison: Comparison) -> list[str]:
             f"traces play no part in the choice. Main margin ±{MARGIN} nats, with half and double "
             "it for sensitivity. The pair is chosen and tested on the same losses, so every p is "
             "multiplied by the number of candidate pairs (Bonferroni). "
-            "Differences are larger minus smaller, ratios larger over smaller. Scatter from examples: "
-            "how much of the accuracy difference's variance over seeds comes from test sentences and "
-            "draws of the probe's training sets, at most; the rest is the seeds'.",
+            "Differences are larger minus smaller, ratios larger over smaller. "
+            "Scatter from examples: the share, at most, that test sentences and draws of the "
+            "probe's training sets have in the variance of the accuracy difference over seeds; the "
+            "rest is the seeds'.",
             "note",
         ),
         page.table(tables.pairs_table(comparison.pairs)),

@@ -98,9 +98,9 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
 
 def test_where_there_is_no_number_the_page_says_why(sweep):
     _, visible = read(sweep(seeds=1))
-    assert "no verdict: one seed, no interval" in visible
+    assert "no verdict: one seed gives no interval" in visible
     _, visible = read(sweep(widths=(16,)))
-    assert "no correlation, as 3 checkpoints a seed, fewer than 4." in visible
+    assert "no correlation, as 3 checkpoints a seed are fewer than 4." in visible
 
 
 def test_how_it_was_made(reported):
