@@ -142,14 +142,18 @@ def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
 
     by_cell = [{seed: r for seed, r in cell.rows.items() if complete(r)} for cell in cells]
     kept = [(cell, rows) for cell, rows in zip(cells, by_cell, strict=True) if rows]
-    seeds = [s for s in dict.fromkeys(s for _, rows in kept for s in rows)]
-    seeds = [seed for seed in seeds if all(seed in rows for _, rows in kept)]
+    every = dict.fromkeys(seed for _, rows in kept for seed in rows)
+    seeds = [seed for seed in every if all(seed in rows for _, rows in kept)]
     if not seeds:
         return None
     first = [rows[seeds[0]] for _, rows in kept]
     axes = {key: [row.swept.get(key, "") for row in first] for key in distinguishing_keys(first)}
     if len({row.step for row in first}) > 1:
         axes["step"] = [str(row.step) for row in first]
-    arrays = [np.array([[r[s].values[name] for _, r in kept] for s in seeds]) for name in needed]
+    accuracy, measure, excess = (
+        np.array([[rows[seed].values[name] for _, rows in kept] for seed in seeds])
+        for name in needed
+    )
     settings = list(dict.fromkeys(cell.variant for cell, _ in kept))
-    return Measured(*arrays, np.array([settings.index(cell.variant) for cell, _ in kept]), axes)
+    settings_N = np.array([settings.index(cell.variant) for cell, _ in kept])
+    return Measured(accuracy, measure, excess, settings_N, axes)
