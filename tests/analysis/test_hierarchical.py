@@ -10,12 +10,12 @@ from jaxflat.analysis.statistics import paired_t_interval
 def test_the_parts_are_recovered_on_average():
     """Var_seeds = 4, errors 1 and 2, so examples add 1 + 4 and the total is 9."""
     random = np.random.default_rng(0)
-    seeds = random.normal(3, 2, (20_000, 5))
+    seeds = random.normal(3, 2, (4000, 5))
     first = random.normal(0, 1, seeds.shape)
     second = seeds + random.normal(0, 2, seeds.shape)
     found = [split_difference(a, b, [1] * 5, [2] * 5) for a, b in zip(first, second, strict=True)]
     assert {one.examples for one in found} == {5.0}
-    assert np.mean([one.total for one in found]) == pytest.approx(9, rel=0.03)
+    assert np.mean([one.total for one in found]) == pytest.approx(9, rel=0.05)
 
 
 @pytest.mark.parametrize(("scale", "dominated_by"), [(0.01, "seeds"), (1.0, "examples")])

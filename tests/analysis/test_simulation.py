@@ -14,7 +14,7 @@ from jaxflat.analysis.correlation import (
     spearman_grid,
     spearman_interval,
 )
-from jaxflat.analysis.statistics import log_ratio_interval, paired_t_interval
+from jaxflat.analysis.statistics import log_ratio_interval, mean_interval, paired_t_interval
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
 
 N = SIZES * STEPS
@@ -99,6 +99,15 @@ def test_the_percentile_bootstrap_would_not_cover():
     low_R, high_R = np.quantile(differences_RxS @ counts_BxS.T / SEEDS, (0.025, 0.975), axis=1)
     coverage = said("coverage, bootstrap", np.mean((low_R <= 0.8) & (high_R >= 0.8)))
     assert 0.78 < coverage < 0.90
+
+
+def test_spearman_without_fishers_z_would_not_cover():
+    """Why z is used: a strong r is skewed, and Student's interval of it covers too little."""
+    random = np.random.default_rng(8)
+    r_RxS, _ = of_seeds(*sweeps(random, 2000, slope=2.0))
+    many_RxS, _ = of_seeds(*sweeps(random, 40_000, slope=2.0))
+    found = [mean_interval(r_S.tolist()) for r_S in r_RxS]
+    assert said("coverage, Spearman without z", share_covering(found, many_RxS.mean())) < 0.93
 
 
 @pytest.mark.parametrize("num_sweeps", [150, pytest.param(2000, marks=pytest.mark.slow)])
