@@ -36,6 +36,9 @@ def _errors(
     """Return (errors_DxJxN, spreads_DxJxN) of all draws and tasks."""
 
     def of_draw(draw: Beliefs) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda task: belief_errors(*task, l2_L), (draw, validation, test))
+        def of_task(parts: tuple[Beliefs, Beliefs, Beliefs]) -> tuple[jax.Array, jax.Array]:
+            return belief_errors(*parts, l2_L)
+
+        return jax.lax.map(of_task, (draw, validation, test))
 
     return jax.lax.map(of_draw, train)

@@ -92,8 +92,8 @@ def _featurize(
     model: Transformer | str,
     source: Any,
     sentences: Sentences,
-) -> tuple[jax.Array, jax.Array]:
-    """Return features_NxF and the means over spans, local_JxNxD; draws stay a leading axis.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both.
 
     They are of a trained model (source: its parameters) or of the lookup table (model: which
     features; source: the language).
@@ -101,21 +101,24 @@ def _featurize(
     leading = sentences.lengths_B.shape
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
 
-    def features(sentence: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+    def representations(tokens_1xT: jax.Array, length_1: jax.Array) -> jax.Array:
         if isinstance(model, str):
             log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
-            tokens_1xTxD = lookup_features(log_probs_1xTxV, model)
-        else:
-            _, intermediates = model.apply({"params": source}, tokens_1xT, length_1)
-            tokens_1xTxD = intermediates["features_BxMxD"]
-        local = [span_mean(tokens_1xTxD, length_1, span)[0] for span in spans]
-        return pool(tokens_1xTxD, length_1, pooling)[0], local
+            return lookup_features(log_probs_1xTxV, model)
+        outputs: Any = model.apply({"params": source}, tokens_1xT, length_1)
+        return outputs[1]["features_BxMxD"]
+
+    def features(sentence: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+        features_1xTxD = representations(tokens_1xT, length_1)
+        local = [span_mean(features_1xTxD, length_1, span)[0] for span in spans]
+        return pool(features_1xTxD, length_1, pooling)[0], local
 
     sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
-    features_NxF, local_NxD = jax.lax.map(features, sentences_N, batch_size=SLICE)
-    local = [x.reshape(*leading, -1) for x in local_NxD]
-    return features_NxF.reshape(*leading, -1), jnp.stack(local, axis=-3) if local else local
+    features_NxF, local = jax.lax.map(features, sentences_N, batch_size=SLICE)
+    stacked = [x.reshape(*leading, -1) for x in local]
+    local_JxNxD = jnp.stack(stacked, axis=-3) if stacked else None
+    return features_NxF.reshape(*leading, -1), local_JxNxD
 
 
 @functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))
