@@ -34,6 +34,7 @@ def check(config: Config) -> None:
             f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
+    check_finetuning(config.probes.finetune)
     check_flatness(config.flatness)
     check_rounds(config.flatness)
     width = config.flatness.embedded_width
@@ -45,6 +46,23 @@ def check(config: Config) -> None:
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def check_finetuning(settings: Config) -> None:
+    """Raise ValueError where fine-tuning is asked for and has too few steps."""
+    if not settings.shots:
+        return
+    num_seen = settings.epochs * settings.shots
+    if settings.batch_size > num_seen:
+        raise ValueError(
+            f"probes.finetune.batch_size={settings.batch_size} exceeds epochs * shots = {num_seen}"
+        )
+    num_steps = num_seen // settings.batch_size
+    if settings.warmup_steps >= num_steps:
+        raise ValueError(
+            f"probes.finetune.warmup_steps={settings.warmup_steps} must be less than the "
+            f"{num_steps} steps that epochs * shots // batch_size makes"
         )
 
 
@@ -104,7 +122,8 @@ def _check_language(config: Config) -> None:
         if config.model.name == "lookup_table":
             raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
         probes = config.probes
-        num_training = probes.num_draws * max(probes.shots)
+        num_tuning = probes.finetune.num_draws * probes.finetune.shots
+        num_training = max(probes.num_draws * max(probes.shots), num_tuning)
         text_language.check(section, probes.num_test + probes.num_validation + num_training)
     else:
         check_labelings(config)

@@ -63,11 +63,11 @@ CHOICES = {
     "model.features": ("p", "log_p"),
     "flatness.labels": ("exact", "model", "data"),
     "flatness.measures": base_config.MEASURES,
-    "probes.pooling": ("concatenate", "mean"),
+    "pooling": ("concatenate", "mean"),
     "probes.labelings": ("map", "latent", "official"),
 }
 MAY_BE_ZERO = (
-    *("seed", "data_seed", "init_seed", "probe_seed", "language.seed", "warmup_steps"),
+    *("seed", "warmup_steps", "projected_dimension", "finetune.shots"),
     *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "embedded_width", "tasks"),
     *("stored_sentences", "emission_probability", "num_positions", "relative_error"),
     *("num_largest", "num_smallest", "num_burnin", "localization"),

@@ -71,9 +71,11 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
     for name in ("excess_loss", "hessian_trace@embedded", "fisher_trace_sem", "seed", "num_params"):
         assert name in header
     assert {"linear_probe/state_2.map/16", "bayes/state_2.latent"} <= set(header)
+    assert not [name for name in header if name.startswith(("finetune", "linear_probe_projected"))]
     table = dict(zip(header, rows[-1], strict=True))
     assert table["excess_loss"] == "0.0"
     assert table["hessian_trace"] == ""
+    assert float(table["belief_state/state_2"]) <= 1
 
 
 def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch):
@@ -166,6 +168,24 @@ def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     # sweep.json says what each point's measurements depend on.
     assert {Path(n).name for n in changed} == {"flatness.jsonl", "results.csv", "sweep.json"}
     assert len(changed) == 4 + 2
+
+
+def test_checkpoints_are_fine_tuned_and_projected_when_that_is_asked_for(copy):
+    config = tiny_config()
+    config.probes.projected_dimension = 4
+    tuning = {"shots": 8, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    config.probes.finetune.update(tuning)
+    before = modified(copy, "*/checkpoints/*/*")
+    assert sweep.run(config, tiny_sweep(), copy, stages=("probes",), selection="0,4") == {}
+    assert modified(copy, "*/checkpoints/*/*") == before
+    header, *rows = [line.split(",") for line in (copy / "results.csv").read_text().splitlines()]
+    *trained, table = [dict(zip(header, row, strict=True)) for row in rows]
+    for name in ("finetune/state_2.map", "finetune/state_2.latent"):
+        assert [0 <= float(row[name]) <= 1 for row in trained[:3]] == [True] * 3
+        assert all(float(row[f"{name}_sem"]) >= 0 for row in trained[:3])
+        assert table[name] == trained[-1][name] == ""
+    for row in (*trained[:3], table):
+        assert 0 <= float(row["linear_probe_projected/state_2.map/16"]) <= 1
 
 
 def test_another_training_config_in_an_old_folder_is_refused(copy):

@@ -83,7 +83,7 @@ def phase() -> Config:
 
 
 def probes() -> Config:
-    """Return the keys of the linear probes."""
+    """Return the keys of what is measured downstream."""
     return ConfigDict(
         {
             # map: argmax of the posterior; latent: the true hidden variable; official (grammars):
@@ -96,5 +96,26 @@ def probes() -> Config:
             "num_test": 4096,  # the language's test sentences, the same for every model
             "l2": (1e-6, 1e-5, 1e-4, 1e-3),  # penalties, relative to the features' scale
             "iterations": 150,  # of the convex solver
+            # The linear probe once more on features projected at random to as many dimensions for
+            # models of every width; 0: not done.
+            "projected_dimension": 0,
+            "belief_state": True,  # R^2 of the exact posterior, linear in representations
+            "finetune": finetune(),
+        }
+    )
+
+
+def finetune() -> Config:
+    """Return the keys of fine-tuning: the whole model and a new head, by tasks and labelings."""
+    return ConfigDict(
+        {
+            "shots": 0,  # training sentences; 0: no fine-tuning
+            "num_draws": 2,  # of these sentences, each with its own head and order
+            "pooling": "mean",  # what the head sees of a sentence, as in `probes`
+            "epochs": 10,
+            "batch_size": 32,
+            "learning_rates": (3e-4, 3e-3),  # the validation sentences choose
+            "warmup_steps": 20,
+            "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
         }
     )

@@ -30,6 +30,14 @@ class Task:
         return self.language.num_symbols
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The words (from, up to) that the symbol is about, from 0; all of them for a root."""
+        if len(self.place) == 1:
+            return self.place[0] - 1, self.place[0]
+        start, stop = self.place or (0, self.language.max_length)
+        return start, stop
+
+    @property
     def labelings(self) -> tuple[str, ...]:
         """The labelings there are: 'official' where the language has `official_symbols`."""
         return LABELINGS if hasattr(self.language, "official_symbols") else LABELINGS[:2]
@@ -74,10 +82,17 @@ def posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Arr
 
 
 def all_labels(
-    tasks: Mapping[str, Task], sentences: Sentences, labelings: Sequence[str]
+    tasks: Mapping[str, Task],
+    sentences: Sentences,
+    labelings: Sequence[str],
+    known: Mapping[str, Array] | None = None,
 ) -> dict[str, tuple[Array, Array]]:
-    """The `labels` of each of a language's tasks in each labeling, by `<task>.<labeling>`."""
-    known = posteriors(tasks, sentences) if "map" in labelings else {}
+    """The `labels` of each of a language's tasks in each labeling, by `<task>.<labeling>`.
+
+    known: the `posteriors`, where they are there already.
+    """
+    if known is None:
+        known = posteriors(tasks, sentences) if "map" in labelings else {}
     return {
         f"{name}.{labeling}": task.labels(sentences, labeling, known.get(name))
         for name, task in tasks.items()

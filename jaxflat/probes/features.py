@@ -21,9 +21,35 @@ def sentence_features(
 
 def pool(features_NxTxD: jax.Array, lengths_N: jax.Array, pooling: str) -> jax.Array:
     """Return features_NxF of the words: F = T * D for "concatenate", 0 at padding; D for "mean"."""
-    positions_T = jnp.arange(features_NxTxD.shape[1], dtype=lengths_N.dtype)
-    words_NxT = positions_T[None, :] < lengths_N[:, None]
-    features_NxTxD = jnp.where(words_NxT[:, :, None], features_NxTxD, 0)
+    num_positions = features_NxTxD.shape[1]
     if pooling == "mean":
-        return features_NxTxD.sum(1) / lengths_N[:, None].astype(features_NxTxD.dtype)
-    return features_NxTxD.reshape(len(lengths_N), -1)
+        return span_mean(features_NxTxD, lengths_N, (0, num_positions))
+    inside_NxT = _inside(lengths_N, num_positions, (0, num_positions))
+    return jnp.where(inside_NxT[:, :, None], features_NxTxD, 0).reshape(len(lengths_N), -1)
+
+
+def span_mean(features_NxTxD: jax.Array, lengths_N: jax.Array, span: tuple[int, int]) -> jax.Array:
+    """Return features_NxD: the mean over words span[0] <= t < span[1]; 0 where there are none."""
+    inside_NxT = _inside(lengths_N, features_NxTxD.shape[1], span)
+    sums_NxD = jnp.where(inside_NxT[:, :, None], features_NxTxD, 0).sum(1)
+    num_words_N = jnp.maximum(inside_NxT.sum(1, dtype=lengths_N.dtype), 1)
+    return sums_NxD / num_words_N[:, None].astype(features_NxTxD.dtype)
+
+
+def projection(key: jax.Array, num_features: int, dimension: int) -> jax.Array:
+    """Return a random matrix_FxP with orthonormal columns or, where F < P, orthonormal rows.
+
+    Features of any width then have P dimensions. Where F <= P distances stay as they are; where
+    F > P a uniformly random P-dimensional subspace of them is kept.
+    """
+    orthonormal = jax.nn.initializers.orthogonal()
+    return orthonormal(key, (num_features, dimension), jnp.float32)
+
+
+def _inside(lengths_N: jax.Array, num_positions: int, span: tuple[int, int]) -> jax.Array:
+    positions_1xT = jnp.arange(num_positions, dtype=lengths_N.dtype)[None, :]
+    return (
+        (positions_1xT < lengths_N[:, None])
+        & (span[0] <= positions_1xT)
+        & (positions_1xT < span[1])
+    )

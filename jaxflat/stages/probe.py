@@ -1,4 +1,4 @@
-"""What a linear probe reads out of a checkpoint's representations."""
+"""What can be read out of a checkpoint's representations, and what fine-tuning makes of it."""
 
 import functools
 from pathlib import Path
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from jaxflat import experiment
 from jaxflat.config import Config
-from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.transformer import Transformer
-from jaxflat.probes.features import pool, sentence_features
+from jaxflat.probes.features import pool, projection, span_mean
 from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.stages.belief import belief_records
+from jaxflat.stages.estimates import accuracy_estimate
+from jaxflat.stages.finetune import finetune_records
 from jaxflat.stages.probe_sets import ProbeSets, probe_sets
 from jaxflat.stages.records import Record, load_params, record
 
@@ -22,76 +24,101 @@ SLICE = 512  # sentences whose representations are computed at once
 
 
 def probe(config: Config, directory: Path, step: int) -> list[Record]:
-    """Measure probe accuracy by task, labeling and shots, and the Bayes accuracy beside it."""
+    """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
     if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
     else:
         source = (experiment.make_model(config), load_params(config, directory, step))
-    groups = probe_sets(config.language, config.probes, config.probe_seed)
-    return [line for sets in groups for line in _records(config.probes, source, sets, step)]
-
-
-def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, step: int) -> list[Record]:
-    parts = [
-        _featurize(settings.pooling, *source, *part)
-        for part in (sets.train, sets.validation, sets.test)
-    ]
     records = []
+    for sets in probe_sets(config.language, config.probes, config.probe_seed):
+        records += _readouts(config, source, sets, step)
+        if sets.finetune is not None and config.model.name != "lookup_table":
+            records += finetune_records(config, *source, sets, step)
+    return records
+
+
+def _readouts(config: Config, source: tuple[Any, Any], sets: ProbeSets, step: int) -> list[Record]:
+    """Return what is linear in the representations: labels, posteriors, and labels projected."""
+    settings = config.probes
+    spans = sets.known.spans if sets.known and settings.belief_state else ()
+    features, local = zip(
+        *(
+            _featurize(settings.pooling, spans, *source, sentences)
+            for sentences, _, _ in (sets.train, sets.validation, sets.test)
+        ),
+        strict=True,
+    )
+    records = _linear_records(settings, features, sets, step, "linear_probe")
+    records += [record(step, f"bayes/{name}", best) for name, best in sets.bayes.items()]
+    if dimension := settings.projected_dimension:
+        key = experiment.purpose_key(config.language.seed, "probe_projection")
+        matrix_FxP = projection(key, features[0].shape[-1], dimension)
+        projected = tuple(x @ matrix_FxP for x in features)
+        records += _linear_records(settings, projected, sets, step, "linear_probe_projected")
+    if spans and sets.known:
+        records += belief_records(settings, local, sets.known, step)
+    return records
+
+
+def _linear_records(
+    settings: Config, features: tuple[jax.Array, ...], sets: ProbeSets, step: int, measure: str
+) -> list[Record]:
+    parts = (sets.train, sets.validation, sets.test)
     correct = _probe_correct(
-        *parts,
+        *(
+            Labelled(x, labels, valid)
+            for x, (_, labels, valid) in zip(features, parts, strict=True)
+        ),
         jnp.asarray(settings.l2),
         shots=settings.shots,
         num_classes=sets.num_classes,
         iterations=settings.iterations,
     )
-    for k, name in enumerate(sets.names):
-        for shots, correct_DxKxN in zip(settings.shots, correct, strict=True):
-            accuracy = accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
-            records.append(record(step, f"linear_probe/{name}/{shots}", accuracy))
-        if name in sets.bayes:
-            records.append(record(step, f"bayes/{name}", sets.bayes[name]))
-    return records
+    return [
+        record(
+            step,
+            f"{measure}/{name}/{shots}",
+            accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k]),
+        )
+        for k, name in enumerate(sets.names)
+        for shots, correct_DxKxN in zip(settings.shots, correct, strict=True)
+    ]
 
 
-def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
-    """Return the mean accuracy over valid test sentences and D draws of training sentences.
-
-    SEM^2 = (variance over sentences) / N + (variance over draws) / D.
-    """
-    hits_N = jnp.where(valid_N, correct_DxN.mean(0), 0)
-    over_sentences = ratio_estimate(hits_N, valid_N.astype(hits_N.dtype), over="sentences")
-    num_draws = len(correct_DxN)
-    if num_draws == 1:
-        return over_sentences
-    accuracies_D = (correct_DxN & valid_N[None]).sum(1) / valid_N.sum()
-    sem = jnp.sqrt(over_sentences.sem**2 + accuracies_D.var(ddof=1) / num_draws)
-    return Estimate(over_sentences.mean, sem, num_draws, "draws+sentences")
-
-
-@functools.partial(jax.jit, static_argnames=("model", "pooling"))
+@functools.partial(jax.jit, static_argnames=("pooling", "spans", "model"))
 def _featurize(
     pooling: str,
+    spans: tuple[tuple[int, int], ...],
     model: Transformer | str,
     source: Any,
     sentences: Sentences,
-    labels_KxN: jax.Array,
-    valid_KxN: jax.Array,
-) -> Labelled:
-    """Return features of a trained model (source: its parameters) or of the lookup table
-    (model: which features; source: the language), with the labels beside them."""
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both.
+
+    They are of a trained model (source: its parameters) or of the lookup table (model: which
+    features; source: the language).
+    """
     leading = sentences.lengths_B.shape
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
 
-    def features(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+    def representations(tokens_1xT: jax.Array, length_1: jax.Array) -> jax.Array:
         if isinstance(model, str):
             log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
-            return pool(lookup_features(log_probs_1xTxV, model), length_1, pooling)[0]
-        return sentence_features(model.apply, source, tokens_1xT, length_1, pooling)[0]
+            return lookup_features(log_probs_1xTxV, model)
+        outputs: Any = model.apply({"params": source}, tokens_1xT, length_1)
+        return outputs[1]["features_BxMxD"]
+
+    def features(sentence: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+        features_1xTxD = representations(tokens_1xT, length_1)
+        local = [span_mean(features_1xTxD, length_1, span)[0] for span in spans]
+        return pool(features_1xTxD, length_1, pooling)[0], local
 
     sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
-    features_NxF = jax.lax.map(features, sentences_N, batch_size=SLICE)
-    return Labelled(features_NxF.reshape(*leading, -1), labels_KxN, valid_KxN)
+    features_NxF, local = jax.lax.map(features, sentences_N, batch_size=SLICE)
+    stacked = [x.reshape(*leading, -1) for x in local]
+    local_JxNxD = jnp.stack(stacked, axis=-3) if stacked else None
+    return features_NxF.reshape(*leading, -1), local_JxNxD
 
 
 @functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))

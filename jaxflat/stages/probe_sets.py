@@ -16,18 +16,39 @@ from jaxflat.text_language import labelled_sentences
 GIVEN = "given"  # the labeling of sentences that people labelled
 
 
+Part = tuple[Sentences, jax.Array, jax.Array]
+"""(sentences, labels_KxN, valid_KxN)"""
+
+
+class Known(NamedTuple):
+    """What the words tell of J tasks' symbols, beside the sentences of a ProbeSets.
+
+    Each part is (probs_JxNxC, valid_JxN), with a leading axis of draws in `train`. spans: the words
+    (from, up to) that each symbol is about.
+    """
+
+    names: list[str]
+    spans: tuple[tuple[int, int], ...]
+    train: tuple[jax.Array, jax.Array]
+    validation: tuple[jax.Array, jax.Array]
+    test: tuple[jax.Array, jax.Array]
+
+
 class ProbeSets(NamedTuple):
     """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
 
-    Each part is (sentences, labels_KxN, valid_KxN). bayes: the best accuracy, where it is known.
+    finetune: as `train`, of draws for fine-tuning where it is asked for. bayes, known: the best
+    accuracy and the posteriors, where they can be known.
     """
 
     names: list[str]
     num_classes: int
-    train: tuple[Sentences, jax.Array, jax.Array]
-    validation: tuple[Sentences, jax.Array, jax.Array]
-    test: tuple[Sentences, jax.Array, jax.Array]
+    train: Part
+    finetune: Part | None
+    validation: Part
+    test: Part
     bayes: dict[str, Estimate]
+    known: Known | None
 
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
@@ -42,31 +63,49 @@ def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
     made = experiment.make_language(language)
-    pairs = [(name, labeling) for name in made.tasks for labeling in settings.labelings]
+    tasks, chosen = made.tasks, settings.finetune
+    num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(key: jax.Array, num_sentences: int) -> tuple[Sentences, jax.Array, jax.Array]:
+    def labelled(key: jax.Array, num_sentences: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
         sentences = made.sample(key, num_sentences)
-        labels = all_labels(made.tasks, sentences, settings.labelings).values()
+        known = posteriors(tasks, sentences)
+        labels = all_labels(tasks, sentences, settings.labelings, known).values()
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
-        return sentences, labels_KxN, valid_KxN
+        part = (sentences, labels_KxN, valid_KxN)
+        return part, (
+            jnp.stack([_widened(probs_NxC, num_classes) for probs_NxC in known.values()]),
+            jnp.stack([task.labels(sentences)[1] for task in tasks.values()]),
+        )
 
-    train_keys = jax.random.split(experiment.purpose_key(seed, "probe"), settings.num_draws)
-    draws = [labelled(key, max(settings.shots)) for key in train_keys]
-    test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
-    known = posteriors(made.tasks, test[0])
+    def draws(num_draws: int, shots: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
+        keys = jax.random.split(experiment.purpose_key(seed, "probe"), num_draws)
+        return jax.tree.map(lambda *x: jnp.stack(x), *[labelled(key, shots) for key in keys])
+
+    train, known_train = draws(settings.num_draws, max(settings.shots))
+    validation, known_validation = labelled(
+        experiment.purpose_key(seed, "probe_validation"), settings.num_validation
+    )
+    test, known_test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
+    spans = tuple(task.span for task in tasks.values())
+    pairs = [(name, labeling) for name in tasks for labeling in settings.labelings]
+    posterior_of = dict(zip(tasks, known_test[0], strict=True))
     return ProbeSets(
         names=[f"{name}.{labeling}" for name, labeling in pairs],
-        num_classes=max(task.num_classes for task in made.tasks.values()),
-        train=jax.tree.map(lambda *x: jnp.stack(x), *draws),
-        validation=labelled(
-            experiment.purpose_key(seed, "probe_validation"), settings.num_validation
-        ),
+        num_classes=num_classes,
+        train=train,
+        finetune=draws(chosen.num_draws, chosen.shots)[0] if chosen.shots else None,
+        validation=validation,
         test=test,
         bayes={
-            f"{name}.{labeling}": bayes_accuracy(labeling, known[name], valid_N)
+            f"{name}.{labeling}": bayes_accuracy(labeling, posterior_of[name], valid_N)
             for (name, labeling), valid_N in zip(pairs, test[2], strict=True)
         },
+        known=Known(list(tasks), spans, known_train, known_validation, known_test),
     )
+
+
+def _widened(probs_NxC: jax.Array, num_classes: int) -> jax.Array:
+    return jnp.pad(probs_NxC, ((0, 0), (0, num_classes - probs_NxC.shape[1])))
 
 
 def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) -> Estimate:
@@ -93,20 +132,24 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
     validation_key = experiment.purpose_key(seed, "probe_validation")
     rest_N = jax.random.permutation(validation_key, order_N[num_test:])
     pool_N = jax.random.permutation(experiment.purpose_key(seed, "probe"), rest_N[num_validation:])
-    num_shots = max(settings.shots)
-    draws = [pool_N[d * num_shots : (d + 1) * num_shots] for d in range(settings.num_draws)]
 
-    def rows(ids_N: jax.Array) -> tuple[Sentences, jax.Array, jax.Array]:
+    def rows(ids_N: jax.Array) -> Part:
         labels_1xN = jnp.asarray(found.labels_N)[ids_N][None]
         sentences = jax.tree.map(lambda x: x[ids_N], found.sentences)
         return sentences, labels_1xN, jnp.ones_like(labels_1xN, dtype=bool)
 
-    parts = [rows(draw) for draw in draws]
+    def draws(num_draws: int, shots: int) -> Part:
+        parts = [rows(pool_N[d * shots : (d + 1) * shots]) for d in range(num_draws)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *parts)
+
+    chosen = settings.finetune
     return ProbeSets(
         names=[f"{name}.{GIVEN}"],
         num_classes=found.num_classes,
-        train=jax.tree.map(lambda *x: jnp.stack(x), *parts),
+        train=draws(settings.num_draws, max(settings.shots)),
+        finetune=draws(chosen.num_draws, chosen.shots) if chosen.shots else None,
         validation=rows(rest_N[:num_validation]),
         test=rows(order_N[:num_test]),
         bayes={},
+        known=None,
     )

@@ -1,0 +1,129 @@
+"""Fine-tuning: a whole model and a new linear head, trained on labelled sentences."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxflat.training.optimizers import Schedule
+from jaxflat.training.step import TrainState, train_step
+
+FeaturesFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""(params, tokens_NxT, lengths_N) -> features_NxF, what the head sees of a sentence."""
+
+SLICE = 512  # sentences whose labels are predicted at once
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Examples:
+    """Sentences with one set of labels: tokens_NxT, lengths_N, labels_N int32, valid_N bool.
+
+    valid_N: which of them have a label; the others count for nothing.
+    """
+
+    tokens_NxT: jax.Array
+    lengths_N: jax.Array
+    labels_N: jax.Array
+    valid_N: jax.Array
+
+
+def init_head(key: jax.Array, num_features: int, num_classes: int) -> dict[str, jax.Array]:
+    """Return a new head: kernel_FxC normal with variance 1 / F, bias_C zero."""
+    kernel_FxC = jax.random.normal(key, (num_features, num_classes)) * num_features**-0.5
+    return {"kernel": kernel_FxC, "bias": jnp.zeros(num_classes, jnp.float32)}
+
+
+def finetune(
+    features_fn: FeaturesFn,
+    params: Any,
+    train: Examples,
+    key: jax.Array,
+    rate: jax.Array | float,
+    warmup_steps: jax.Array | int,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_classes: int,
+    batch_size: int,
+    epochs: int,
+) -> dict[str, Any]:
+    """Return {"model": parameters, "head": {kernel_FxC, bias_C}} after training both.
+
+    The loss is the cross-entropy of the labels in nats, the mean over a batch's valid sentences.
+    The key decides the head's start and the order: a permutation of all sentences in each epoch,
+    one after the other cut into epochs * N // batch_size batches. `optimizer` is built at
+    learning rate 1; the learning rate warms up linearly to `rate` and stays.
+    """
+    head_key, order_key = jax.random.split(key)
+    num_examples = len(train.labels_N)
+    features = jax.eval_shape(features_fn, params, train.tokens_NxT[:1], train.lengths_N[:1])
+    tuned = {"model": params, "head": init_head(head_key, features.shape[-1], num_classes)}
+    num_steps = epochs * num_examples // batch_size
+    schedule = Schedule(rate, warmup_steps, 0, num_steps)
+    epoch_keys = jax.random.split(order_key, epochs)
+    order_ExN = jax.vmap(lambda k: jax.random.permutation(k, num_examples))(epoch_keys)
+    ids_SxB = order_ExN.reshape(-1)[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+    def loss_fn(tuned: Any, batch: Examples) -> tuple[jax.Array, jax.Array]:
+        logits_BxC = _logits(features_fn, tuned, batch.tokens_NxT, batch.lengths_N)
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch.labels_N)
+        valid_B = batch.valid_N.astype(losses_B.dtype)
+        return (losses_B * valid_B).sum(), jnp.maximum(valid_B.sum(), 1)
+
+    def body(state: TrainState, ids_B: jax.Array) -> tuple[TrainState, None]:
+        batch = jax.tree.map(lambda x: x[ids_B], train)
+        state, _ = train_step(state, batch, schedule(state.step), loss_fn, optimizer)
+        return state, None
+
+    start = TrainState(tuned, optimizer.init(tuned), jnp.zeros((), jnp.int32))
+    return jax.lax.scan(body, start, ids_SxB)[0].params
+
+
+def finetuned_correct(
+    features_fn: FeaturesFn,
+    params: Any,
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+    key: jax.Array,
+    rates_R: jax.Array,
+    warmup_steps: jax.Array | int,
+    optimizer: optax.GradientTransformation,
+    **settings: int,
+) -> jax.Array:
+    """Return correct_N, whether the fine-tuned model names each test sentence's label.
+
+    Of the models of each learning rate, all from one start in one order, the one of highest
+    accuracy on the validation sentences is tested (of the smaller rate where they tie). Test
+    labels play no part. `settings` are those of `finetune`.
+    """
+
+    def attempt(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        how = (key, rate, warmup_steps, optimizer)
+        tuned = finetune(features_fn, params, train, *how, **settings)
+        hits_N = predict(features_fn, tuned, validation) == validation.labels_N
+        return (hits_N & validation.valid_N).sum(), predict(features_fn, tuned, test)
+
+    hits_R, predicted_RxN = jax.lax.map(attempt, rates_R)
+    best = jnp.lexsort((rates_R, -hits_R))[0]
+    return predicted_RxN[best] == test.labels_N
+
+
+def predict(features_fn: FeaturesFn, tuned: Any, examples: Examples) -> jax.Array:
+    """Return the most probable class of each sentence, predicted_N."""
+
+    def one(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits_1xC = _logits(features_fn, tuned, sentence[0][None], sentence[1][None])
+        return jnp.argmax(logits_1xC[0])
+
+    return jax.lax.map(one, (examples.tokens_NxT, examples.lengths_N), batch_size=SLICE)
+
+
+def _logits(
+    features_fn: FeaturesFn, tuned: Any, tokens_NxT: jax.Array, lengths_N: jax.Array
+) -> jax.Array:
+    features_NxF = features_fn(tuned["model"], tokens_NxT, lengths_N)
+    return features_NxF @ tuned["head"]["kernel"] + tuned["head"]["bias"][None]

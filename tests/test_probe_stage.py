@@ -1,0 +1,118 @@
+"""What the probe stage measures of a checkpoint, and what it refuses."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from sweeps import tiny_config
+
+from jaxflat import checks, experiment, sharding, validation
+from jaxflat.config import base
+from jaxflat.languages import LANGUAGES
+from jaxflat.stages import finetune
+from jaxflat.stages.finetune import finetune_records
+from jaxflat.stages.probe import probe
+from jaxflat.stages.probe_sets import probe_sets
+
+TUNING = {"shots": 12, "num_draws": 4, "batch_size": 8, "epochs": 2, "warmup_steps": 1}
+
+
+def untrained(num_devices: int = 1, **model) -> FrozenConfigDict:
+    config = tiny_config()
+    config.phase_order, config.phases = (), {}
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.mesh.data = num_devices
+    config.model.update({"num_layers": 1, **model})
+    config.probes.finetune.update(TUNING)
+    return FrozenConfigDict(config)
+
+
+def tuned(num_devices: int) -> list[dict]:
+    config = untrained(num_devices)
+    params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
+    (sets,) = probe_sets(config.language, config.probes, 0)
+    return finetune_records(config, experiment.make_model(config), params, sets, 0)
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> list[dict]:
+    return tuned(1)
+
+
+def test_every_task_and_labeling_is_fine_tuned_and_again_the_same(on_one_device):
+    assert [r["measure"] for r in on_one_device] == [
+        "finetune/state_2.map",
+        "finetune/state_2.latent",
+    ]
+    assert {r["over"] for r in on_one_device} == {"draws+sentences"}
+    assert tuned(1) == on_one_device
+
+
+def test_eight_devices_fine_tune_as_one_does(on_one_device):
+    for one, eight in zip(on_one_device, tuned(8), strict=True):
+        assert eight["mean"] == pytest.approx(one["mean"], abs=1.5 / (32 * 4))
+        assert eight["sem"] == pytest.approx(one["sem"], rel=0.1)
+
+
+def test_devices_that_fine_tune_say_nothing_to_each_other():
+    """Until their predictions are there: a job's steps are all on one device."""
+    config = untrained(8)
+    mesh = experiment.make_mesh(config)
+    params = sharding.replicate(mesh, experiment.init_params(config))
+    (sets,) = probe_sets(config.language, config.probes, 0)
+    settings = config.probes.finetune
+    parts = (sets.finetune, sets.validation, sets.test)
+    compiled = finetune._correct.lower(
+        experiment.make_model(config), mesh, settings, sets.num_classes, params, *parts,
+        jax.random.key(0), np.asarray([1e-3], np.float32), 1,
+    ).compile()  # fmt: skip
+    text = compiled.as_text()
+    assert "while" in text
+    kinds = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
+    found = [line for line in text.splitlines() if any(kind in line for kind in kinds)]
+    assert found  # of the predictions
+    assert not [line for line in found if "f32" in line]
+
+
+def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
+    config = untrained(name="lookup_table")
+    measures = {r["measure"] for r in probe(config, Path("unused"), 0)}
+    assert "belief_state/state_2" in measures
+    assert not [name for name in measures if name.startswith("finetune")]
+
+
+@pytest.mark.parametrize(
+    ("name", "spans"),
+    [
+        ("hmm", {"state_3": (2, 3), "state_6": (5, 6)}),
+        ("balanced_tree", {"span_0_8": (0, 8), "span_0_4": (0, 4), "span_4_8": (4, 8)}),
+        ("pcfg", {"root": (0, 8), "span_0_4": (0, 4)}),
+    ],
+)
+def test_a_task_says_which_words_it_is_about(name, spans):
+    language = LANGUAGES[name](0, **base().language[name])
+    assert {task: found.span for task, found in language.tasks.items()} == spans
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finetune.shots": -1}, r"probes\.finetune\.shots=-1 must not be negative"),
+        ({"finetune.epochs": 0}, r"probes\.finetune\.epochs=0 must be at least 1"),
+        ({"finetune.learning_rates": ()}, r"probes\.finetune\.learning_rates=\(\) must name"),
+        ({"finetune.pooling": "cls"}, r"probes\.finetune\.pooling: 'cls' is not one of .*mean"),
+        ({"finetune.adamw.b2": 1.0}, r"probes\.finetune\.adamw\.b2=1\.0 must be below 1"),
+        ({"projected_dimension": -2}, r"probes\.projected_dimension=-2 must not be negative"),
+        ({"finetune.batch_size": 25}, r"batch_size=25 exceeds epochs \* shots = 24"),
+        ({"finetune.warmup_steps": 3}, r"warmup_steps=3 must be less than the 3 steps"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_line_that_names_them(changed, message):
+    config = tiny_config()
+    config.probes.finetune.update(TUNING)
+    with config.unlocked():
+        config.probes.update_from_flattened_dict(changed)
+    with pytest.raises(ValueError, match=message):
+        checks.check(FrozenConfigDict(validation.validate(config)))
