@@ -12,7 +12,7 @@ from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
-from jaxflat.models.transformer import Transformer
+from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, sentence_features
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.stages.probe_sets import ProbeSets, probe_sets
@@ -71,7 +71,7 @@ def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
 @functools.partial(jax.jit, static_argnames=("model", "pooling"))
 def _featurize(
     pooling: str,
-    model: Transformer | str,
+    model: MaskedModel | str,
     source: Any,
     sentences: Sentences,
     labels_KxN: jax.Array,
