@@ -42,6 +42,12 @@ def check(config: Config) -> None:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
         )
+    layers = config.flatness.embedded_layers
+    if config.phase_order and 0 < layers < config.model.num_layers:
+        raise ValueError(
+            f"flatness.embedded_layers={layers} is less than model.num_layers="
+            f"{config.model.num_layers}"
+        )
     steps = experiment.measured_steps(config)
     if len(set(steps)) < len(steps):
         raise ValueError(

@@ -18,7 +18,7 @@ from jaxflat import sharding, text_language
 from jaxflat.config import Config
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import MaskedBatch, Source, source_batch
-from jaxflat.models.transformer import Transformer
+from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule
 from jaxflat.training.step import TrainState, make_train_steps
@@ -62,16 +62,19 @@ def language_sizes(section: Config) -> tuple[int, int]:
 
 
 def make_model(config: Config) -> Any:
-    """Return the transformer of a config, sized for its language."""
-    num_words, max_length = language_sizes(config.language)
-    return Transformer(
-        num_words=num_words,
-        max_length=max_length,
-        width=config.model.width,
-        num_layers=config.model.num_layers,
-        num_heads=config.model.width // config.model.head_size,
-        tied_decoder=config.model.tied_decoder,
-    )
+    """Return the model of a config, sized for its language."""
+    return make_masked_model(*language_sizes(config.language), **_shape(config.model))
+
+
+def make_largest_model(config: Config) -> Any:
+    """Return the model in which the config's own is embedded, see flatness.embedded_width."""
+    layers = config.flatness.embedded_layers or config.model.num_layers
+    shape = _shape(config.model) | {"width": config.flatness.embedded_width, "num_layers": layers}
+    return make_masked_model(*language_sizes(config.language), **shape)
+
+
+def _shape(section: Config) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "features"}
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -128,7 +131,7 @@ def sentences_seen(config: Config, measured_step: int) -> int:
 
 
 @functools.cache
-def loss_functions(model: Transformer) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return (loss_fn, log_probs_fn) of a model, the same objects at every call."""
     return masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
@@ -177,8 +180,7 @@ def init_params(config: Config) -> Any:
 @functools.cache
 def _initializer(model: Any) -> Callable[[jax.Array], Any]:
     def initialize(key: jax.Array) -> Any:
-        tokens_1xT = jnp.zeros((1, model.max_length), jnp.int32)
-        return model.init(key, tokens_1xT, jnp.full(1, model.max_length))["params"]
+        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
 
     return jax.jit(initialize)
 

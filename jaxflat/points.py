@@ -29,11 +29,11 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
                 point_config[key] = point_config.seed
         meant = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
         resolved[point_name(meant)] = (meant, point_config)
-    widest = _common_width([point_config for _, point_config in resolved.values()])
+    width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
     expanded = []
     for name, (meant, point_config) in resolved.items():
         if point_config.flatness.embedded_width == 0:
-            point_config.flatness.embedded_width = widest
+            point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
         frozen = FrozenConfigDict(point_config)
         try:
             checks.check(frozen)
@@ -115,13 +115,19 @@ def select(points: list[Point], selection: str) -> list[Point]:
     return list(chosen.values())
 
 
-def _common_width(configs: list[Config]) -> int:
-    """Return the width of the largest model if all others embed in it exactly, else 0."""
-    models = [config.model for config in configs if config.model.name == "transformer"]
-    widest = max((model.width for model in models), default=0)
-    shapes = {(m.num_layers, m.head_size, m.tied_decoder) for m in models}
-    embeds = len(shapes) == 1 and all(widest % model.width == 0 for model in models)
-    return widest if embeds else 0
+def _common_size(configs: list[Config]) -> tuple[int, int]:
+    """Return the width and layers in which all trained models embed exactly, else (0, 0).
+
+    Models of one family do where the greatest width is a multiple of each.
+    """
+    models = [config.model for config in configs if config.model.name != "lookup_table"]
+    width = max((model.width for model in models), default=0)
+    num_layers = max((model.num_layers for model in models), default=0)
+    families = {
+        (m.name, m.tied_decoder, m.head_size if m.name == "transformer" else 0) for m in models
+    }
+    embeds = len(families) == 1 and all(width % model.width == 0 for model in models)
+    return (width, num_layers) if embeds else (0, 0)
 
 
 def _sections(language: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

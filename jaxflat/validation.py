@@ -48,7 +48,7 @@ def validate(config: Config) -> Config:
         choices = [name for name, value in value_at(config, section).items() if _is_dict(value)]
         check_choices(f"{section}.name", [choice], choices)
     model = config.model
-    if model.width % model.head_size:
+    if model.name == "transformer" and model.width % model.head_size:
         raise InputError(
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
@@ -59,7 +59,7 @@ def validate(config: Config) -> Config:
 CHOICES = {
     "targets": ("exact", "sampled"),
     "language.masking": ("one", "share"),
-    "model.name": ("transformer", "lookup_table"),
+    "model.name": ("transformer", "lstm", "lookup_table"),
     "model.features": ("p", "log_p"),
     "flatness.labels": ("exact", "model", "data"),
     "flatness.measures": base_config.MEASURES,
@@ -67,10 +67,10 @@ CHOICES = {
     "probes.labelings": ("map", "latent", "official"),
 }
 MAY_BE_ZERO = (
-    *("seed", "warmup_steps", "projected_dimension", "finetune.shots"),
-    *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "embedded_width", "tasks"),
-    *("stored_sentences", "emission_probability", "num_positions", "relative_error"),
-    *("num_largest", "num_smallest", "num_burnin", "localization"),
+    *("seed", "warmup_steps", "projected_dimension", "finetune.shots", "strength"),
+    *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "tasks", "num_positions"),
+    *("embedded_width", "embedded_layers", "stored_sentences", "emission_probability"),
+    *("num_largest", "num_smallest", "num_burnin", "localization", "relative_error"),
 )
 MAY_BE_EMPTY, BELOW_ONE = ("phase_order", "checkpoint_steps"), ("b1", "b2", "momentum")
 AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation", "num_chains")

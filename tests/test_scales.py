@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 from sweeps import tiny_config, tiny_sweep
 
@@ -37,8 +37,9 @@ def paper_points() -> list[Point]:
     return points.expand(config, listed, Path("unused"))
 
 
-def resolved(num_devices: int = 1) -> FrozenConfigDict:
+def resolved(num_devices: int = 1, name: str = "transformer") -> FrozenConfigDict:
     config = tiny_config()
+    config.model.name = name
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.mesh.data = num_devices
     return FrozenConfigDict(config)
@@ -64,8 +65,24 @@ def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
     assert experiment.num_params(by_width[max(by_width)]) > 7e8
 
 
-def training_step():
-    config = resolved()
+@pytest.mark.parametrize(("width", "num_layers", "num_params"), [(768, 1, 1e7), (1584, 3, 1.35e8)])
+def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num_params):
+    config = ConfigDict(resolved())
+    config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
+    config.model.update({"name": "lstm", "width": width, "num_layers": num_layers})
+    config.phases.pretrain.batch_size = 4096
+    config = FrozenConfigDict(config)
+    assert experiment.num_params(config) == pytest.approx(num_params, rel=0.1)
+    sizes = memory.step_bytes(config)
+    assert sizes["state"] == 3 * 4 * experiment.num_params(config) + 2 * 4
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(memory.table([("point", config)]))
+    assert f"{experiment.num_params(config):,}" in capture.get()
+
+
+def training_step(name: str = "transformer"):
+    config = resolved(name=name)
     phase = experiment.phases(config)[0]
     steps = experiment.train_steps(
         experiment.make_model(config), phase.settings, "one", experiment.make_mesh(config)
@@ -76,8 +93,8 @@ def training_step():
     return steps, (state, Source(language), jax.random.key(0), schedule, 0, 2)
 
 
-def hessian_vector_products():
-    config = resolved()
+def hessian_vector_products(name: str = "transformer"):
+    config = resolved(name=name)
     loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
     language = experiment.make_language(config.language)
     batch = partial(masked_batch, language, batch_size=8, targets="exact")
@@ -95,7 +112,14 @@ def probe_fit():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("program", [training_step, hessian_vector_products, probe_fit])
+@pytest.mark.parametrize(
+    "program",
+    [
+        *(training_step, hessian_vector_products, probe_fit),
+        partial(training_step, "lstm"),
+        partial(hessian_vector_products, "lstm"),
+    ],
+)
 def test_programs_lower_for_accelerators(program, platform):
     function, arguments = program()
     exported = jax.export.export(function, platforms=[platform])(*arguments)

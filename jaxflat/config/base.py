@@ -42,10 +42,12 @@ def model() -> Config:
     """Return the keys of the model."""
     return ConfigDict(
         {
-            "name": "transformer",  # or lookup_table: the exact conditionals, nothing trained
+            # Or lstm; or lookup_table: the exact conditionals, nothing trained.
+            "name": "transformer",
             "width": 32,
             "num_layers": 2,
-            "head_size": 8,  # width / head_size heads; fixed, so that small embeds in large
+            # Of transformers: width / head_size heads; fixed, so that small embeds in large.
+            "head_size": 8,
             "tied_decoder": True,  # the decoder is the transposed token embedding
             "features": "p",  # lookup_table: what its probe sees, p or log_p
         }

@@ -34,8 +34,9 @@ def flatness() -> Config:
             "relative_error": 0.0,
             "max_rounds": 16,
             # The common width that @embedded values refer to. A sweep sets the largest of its
-            # models here; 0: none.
+            # models here; 0: none. Layers: its most, 0: the model's own.
             "embedded_width": 0,
+            "embedded_layers": 0,
             # Lanczos steps; more make small residuals. Memory: num_steps times the parameters.
             "eigenvalues": {"num_largest": 5, "num_smallest": 1, "num_steps": 40},
             "density": {"num_probes": 4, "num_steps": 30},

@@ -11,7 +11,7 @@ from jaxflat import experiment, sharding
 from jaxflat.config import Config
 from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, questions
-from jaxflat.models.transformer import Transformer
+from jaxflat.models.masked import MaskedModel
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import prediction_losses
 
@@ -54,7 +54,7 @@ def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
 def _answers(
-    model: Transformer, mesh: Mesh, batch_size: int, params: Any, asked: Questions
+    model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, asked: Questions
 ) -> jax.Array:
     """Return the model's log-probabilities, SxRxMxV nats, `batch_size` sentences at a time."""
 

@@ -35,15 +35,16 @@ def measure_both(config: Config, params: Any, measure: str, step: int) -> dict[s
     settings, model = config.flatness, experiment.make_model(config)
     problem = make_problem(config, model, params, step)
     factor = settings.embedded_width // model.width
+    large = experiment.make_largest_model(config) if factor else model
+    larger = max(factor, 1), large.num_layers - model.num_layers
     if measure == "fisher_trace":
         terms = fisher_terms(problem, settings)
         estimates = trace_estimates(measure, terms, problem).estimates
-        embedded = {measure: terms.weighted(gauss_newton_factors(params, factor))} if factor else {}
+        embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
         embedded = estimates = MEASURES[measure](problem, settings).estimates
-        if factor > 1:
-            large = model.clone(width=model.width * factor, num_heads=model.num_heads * factor)
-            problem = make_problem(config, large, enlarge(params, factor), step)
+        if large != model:
+            problem = make_problem(config, large, enlarge(params, *larger), step)
             embedded = MEASURES[measure](problem._replace(groupings=()), settings).estimates
     seen = embedded if factor else {}
     # Groups of parameters are of the model itself.

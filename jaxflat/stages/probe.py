@@ -11,7 +11,7 @@ from jaxflat import experiment
 from jaxflat.config import Config
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
-from jaxflat.models.transformer import Transformer
+from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, projection, span_mean
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.stages.belief import belief_records
@@ -89,7 +89,7 @@ def _linear_records(
 def _featurize(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
-    model: Transformer | str,
+    model: MaskedModel | str,
     source: Any,
     sentences: Sentences,
 ) -> tuple[jax.Array, jax.Array | None]:

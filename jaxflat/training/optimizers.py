@@ -24,13 +24,16 @@ def orthogonalized(params: Any) -> Any:
     """Return what Muon needs of each leaf: the axes of its matrices, None where it has none.
 
     Its matrices map activations to activations: kernels, of which those of a layer scan are
-    stacked on their first axis and those of queries, keys and values on the second but last.
+    stacked on their first axis, those of queries, keys and values and of an LSTM's gates on the
+    second but last, and those that join an LSTM's directions on the third but last.
     """
 
     def axes(path: Any, _: Any) -> MuonDimensionNumbers | None:
         names = [part.key for part in path]
-        reduction_axis = -3 if "qkv" in names else -2
-        return MuonDimensionNumbers(reduction_axis, -1) if names[-1] == "kernel" else None
+        gates = names[-1] in ("input_kernel", "recurrent_kernel")
+        reduction_axis = -3 if gates or "qkv" in names else -2
+        is_kernel = gates or names[-1] == "kernel"
+        return MuonDimensionNumbers(reduction_axis, -1) if is_kernel else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

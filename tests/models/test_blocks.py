@@ -7,6 +7,7 @@ import pytest
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.causal import CausalTransformer
+from jaxflat.models.lstm import Lstm
 from jaxflat.models.transformer import Transformer
 
 V, P, D, F, L = 5, 4, 6, 10, 3
@@ -96,3 +97,23 @@ def test_kinds_have_the_sizes_of_their_parts(name):
 def test_a_stacked_parameter_is_of_the_kind_of_its_layers():
     paths = {path: path.rpartition("/")[0] for path in leaves_of(MODELS["Bert"][0])}
     assert all(kind_of(path) == kind_of(whole) for path, whole in paths.items() if is_stacked(path))
+
+
+def test_an_lstms_parameters_are_of_its_directions_and_what_joins_them():
+    leaves = leaves_of(Lstm(V, D, L, tied_decoder=False))
+    layers = ("layer_0", "layer_1", "layer_last")
+    parts = {f"{layer}.{x}" for layer in layers for x in ("forward", "backward", "join", "norm")}
+    outside = {"token_embedding", "final_norm", "decoder", "decoder_bias"}
+    assert {block_of(path) for path in leaves} == parts | outside
+    assert not {block_of(path) for path in leaves} & {kind_of(path) for path in leaves}
+    found: dict[str, int] = {}
+    for path, shape in leaves.items():
+        found[kind_of(path)] = found.get(kind_of(path), 0) + int(np.prod(shape))
+    assert found == {
+        "recurrent": L * 2 * 2 * 4 * D * D,
+        "projection": L * 2 * D * D,
+        "norm": (L + 1) * D,
+        "embedding": (V + 3) * D,  # pad, mask, CLS
+        "bias": L * (2 * 4 * D + D) + (L + 1) * D + V,
+        "head": D * V,
+    }

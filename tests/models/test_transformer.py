@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
-from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.models.transformer import Transformer
 
 V, T = 5, 4
@@ -71,45 +69,3 @@ def test_every_word_depends_on_every_other_word():
 
     jacobian_TxVxD = jax.jit(jax.jacobian(logits))(params["token_embedding"])
     assert np.all(np.abs(jacobian_TxVxD)[:, :4].max(-1) > 0)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("num_layers", "factor"), [(1, 2), (2, 3)])
-def test_embedded_model_computes_the_same_logits(tied, num_layers, factor, float64):
-    small, params = make(4, num_layers, tied)
-    large = small.clone(width=4 * factor, num_heads=2 * factor)
-    params = float64(params)
-    embedded = enlarge(params, factor)
-    shapes = jax.eval_shape(large.init, jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
-    assert jax.tree.map(jnp.shape, embedded) == jax.tree.map(lambda x: x.shape, shapes)
-    np.testing.assert_allclose(apply(small, params), apply(large, embedded), atol=1e-10)
-
-
-@partial(jax.jit, static_argnames="model")
-def dense_traces(model, params):
-    """Per leaf: tr of the dense GGN and of the dense Hessian of the loss with all-0 labels."""
-    log_probs = lambda p: jax.nn.log_softmax(apply(model, p))  # noqa: E731
-    probs = jnp.exp(log_probs(params)).reshape(-1)
-    jacobian = jax.jacobian(lambda p: log_probs(p).reshape(-1))(params)
-    gauss_newton = jax.tree.map(
-        lambda j: (j.reshape(len(probs), -1) ** 2 * probs[:, None]).sum(), jacobian
-    )
-    flat, unravel = ravel_pytree(params)
-    hessian = jax.hessian(lambda x: -log_probs(unravel(x))[..., 0].sum())(flat)
-    return gauss_newton, jnp.trace(hessian)
-
-
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(tied, float64):
-    small, params = make(4, 2, tied)
-    large = small.clone(width=8, num_heads=4)
-    params = float64(params)
-    raw, raw_hessian = dense_traces(small, params)
-    embedded, embedded_hessian = dense_traces(large, enlarge(params, 2))
-    factors = gauss_newton_factors(params, 2)
-    predicted = jax.tree.map(jnp.multiply, raw, factors)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-20), predicted, embedded)
-    # The Hessian's second-derivative part follows no such rule: it has to be measured.
-    total = sum(jax.tree.leaves(predicted))
-    residual = raw_hessian - sum(jax.tree.leaves(raw))
-    assert abs(total + residual - embedded_hessian) > 1e-3 * abs(embedded_hessian)

@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat import experiment
-from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed
+from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed, orthogonalized
 from jaxflat.training.step import TrainState, train_step
 
 
@@ -126,6 +126,24 @@ def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
         assert np.all((singular > 0.3) & (singular < 1.3)), singular
     for name in ("token_embedding", "position_embedding", "decoder_bias"):
         np.testing.assert_allclose(updates[name], others[name], rtol=1e-5)
+
+
+def test_muons_matrices_of_an_lstm_are_its_gates_and_what_joins_its_directions():
+    config = base_config.base()
+    config.init_seed = 0
+    config.model.update({"name": "lstm", "width": 8})
+    params = experiment.init_params(FrozenConfigDict(config))
+    axes = orthogonalized(params)
+    assert axes["stack"] == axes["last"]
+    assert axes["last"]["forward"] == axes["last"]["backward"]
+    # Each kernel is D x 4 x E or E x 4 x E: a matrix a gate; 2 x E x D: a matrix a direction.
+    gates, direction = params["last"]["forward"], axes["last"]["forward"]
+    for name in ("input_kernel", "recurrent_kernel"):
+        assert gates[name].shape == (8, 4, 8)
+        assert tuple(direction[name]) == (-3, -1)
+    assert tuple(axes["last"]["join"]["kernel"]) == (-2, -1)
+    assert direction["bias"] is axes["token_embedding"] is axes["last"]["norm"]["scale"] is None
+    assert not decayed(params)["last"]["forward"]["bias"]
 
 
 def test_weight_decay_spares_norms_and_biases_also_where_layers_are_stacked():

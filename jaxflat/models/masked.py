@@ -1,0 +1,23 @@
+"""The masked language models that are trained here, by name and size."""
+
+from jaxflat.models.lstm import Lstm
+from jaxflat.models.transformer import Transformer
+
+MaskedModel = Transformer | Lstm
+
+
+def make_masked_model(
+    num_words: int,
+    max_length: int,
+    *,
+    name: str,
+    width: int,
+    num_layers: int,
+    head_size: int,
+    tied_decoder: bool,
+) -> MaskedModel:
+    """Return a "transformer" or an "lstm"; max_length and head_size are of the former alone."""
+    if name == "lstm":
+        return Lstm(num_words, width, num_layers, tied_decoder)
+    num_heads = width // head_size
+    return Transformer(num_words, max_length, width, num_layers, num_heads, tied_decoder)
