@@ -65,12 +65,13 @@ CHOICES = {
     "flatness.measures": base_config.MEASURES,
     "probes.pooling": ("concatenate", "mean"),
     "probes.labelings": ("map", "latent", "official"),
+    "adversary.labeling": ("map", "latent", "official"),
 }
 MAY_BE_ZERO = (
     *("seed", "data_seed", "init_seed", "probe_seed", "language.seed", "warmup_steps"),
     *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "embedded_width", "tasks"),
     *("stored_sentences", "emission_probability", "num_positions", "relative_error"),
-    *("num_largest", "num_smallest", "num_burnin", "localization"),
+    *("num_largest", "num_smallest", "num_burnin", "localization", "strength"),
 )
 MAY_BE_EMPTY, BELOW_ONE = ("phase_order", "checkpoint_steps"), ("b1", "b2", "momentum")
 AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation", "num_chains")
