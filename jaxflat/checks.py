@@ -127,6 +127,12 @@ def _check_language(config: Config) -> None:
     if section.name == "generated":
         if config.model.name == "lookup_table":
             raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
+        for name in config.phase_order:
+            if config.phases[name].adversary.strength:
+                raise ValueError(
+                    f"phases.{name}.adversary.strength must be 0 for language.name='generated', "
+                    "whose sentences have no hidden labels"
+                )
         probes = config.probes
         num_tuning = probes.finetune.num_draws * probes.finetune.shots
         num_training = max(probes.num_draws * max(probes.shots), num_tuning)
@@ -138,11 +144,21 @@ def _check_language(config: Config) -> None:
 def check_labelings(config: Config) -> None:
     """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
     section = config.language
-    language = experiment.make_language(section)
-    for name, task in language.tasks.items():
-        for labeling in config.probes.labelings:
-            if labeling not in task.labelings:
+    tasks = experiment.make_language(section).tasks
+    asked = {"probes.labelings": config.probes.labelings}
+    for phase in config.phase_order:
+        if (adversary := config.phases[phase].adversary).strength:
+            asked[f"phases.{phase}.adversary.labeling"] = (adversary.labeling,)
+            if not tasks:
                 raise ValueError(
-                    f"probes.labelings: {labeling!r} is none of task {name}'s in language.name="
-                    f"{section.name!r}: {', '.join(task.labelings)}"
+                    f"phases.{phase}.adversary.strength={adversary.strength} needs tasks, and "
+                    f"language.name={section.name!r} has none"
                 )
+    for key, labelings in asked.items():
+        for name, task in tasks.items():
+            for labeling in labelings:
+                if labeling not in task.labelings:
+                    raise ValueError(
+                        f"{key}: {labeling!r} is none of task {name}'s in language.name="
+                        f"{section.name!r}: {', '.join(task.labelings)}"
+                    )

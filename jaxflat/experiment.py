@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
 
 from jaxflat import sharding, text_language
+from jaxflat.adversary import make_objective
 from jaxflat.config import Config
 from jaxflat.languages import LANGUAGES
-from jaxflat.languages.batches import MaskedBatch, Source, source_batch
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule
@@ -88,7 +89,11 @@ def make_mesh(config: Config) -> Mesh:
 
 def batch_sizes(config: Config) -> dict[str, int]:
     """Return every size that is split over the mesh's data axis, by its config key."""
-    sizes = {f"phases.{name}.batch_size": config.phases[name].batch_size for name in config.phases}
+    sizes = {}
+    for name, phase in config.phases.items():
+        sizes[f"phases.{name}.batch_size"] = phase.batch_size
+        if phase.adversary.strength:
+            sizes[f"phases.{name}.adversary.num_sentences"] = phase.adversary.num_sentences
     sizes["flatness.microbatch_size"] = config.flatness.microbatch_size
     sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return sizes
@@ -146,21 +151,19 @@ def train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return the compiled steps of a phase, for its trunk and its anneals alike."""
-    how = (settings.targets, masking)
-    return _train_steps(model, settings.optimizer, settings.batch_size, how, mesh)
+    compiled_in = {k: settings[k] for k in ("targets", "batch_size", "optimizer", "adversary")}
+    return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
 
 
 @functools.cache
 def _train_steps(
-    model: Any, optimizer: Config, batch_size: int, how: tuple[str, str], mesh: Mesh
+    model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    def sample_batch(source: Source, key: jax.Array, index: jax.Array) -> MaskedBatch:
-        batch = source_batch(source, key, index, batch_size, *how)
-        return sharding.shard_examples(mesh, batch)
-
-    num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
-    loss_fn, _ = loss_functions(model)
-    return make_train_steps(loss_fn, sample_batch, make_optimizer(optimizer), num_shards)
+    objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
+    # A head is fitted to all sentences at once, not to those of each device.
+    by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
+    num_shards = mesh.shape["data"] if by_shard else 1
+    return make_train_steps(*objective, make_optimizer(settings.optimizer), num_shards)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:

@@ -65,6 +65,7 @@ CHOICES = {
     "flatness.measures": base_config.MEASURES,
     "pooling": ("concatenate", "mean"),
     "probes.labelings": ("map", "latent", "official"),
+    "adversary.labeling": ("map", "latent", "official"),
 }
 MAY_BE_ZERO = (
     *("seed", "warmup_steps", "projected_dimension", "finetune.shots", "strength"),

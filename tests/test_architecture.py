@@ -31,6 +31,7 @@ ORDER = (
     *(
         "teacher",
         "text_language",
+        "adversary",
         "experiment",
         "corpus",
         "memory",

@@ -76,6 +76,14 @@ def phase() -> Config:
                 "warmup_steps": 100,
                 "decay_steps": 0,  # linear decay to 0 over the phase's last steps
             },
+            # Less `strength` times what a head leaves unexplained of the language's tasks, on
+            # sentences of its own: representations that predict words and hide labels.
+            "adversary": {
+                "strength": 0.0,  # 0: no adversary
+                "labeling": "map",  # as under `probes`
+                "num_sentences": 512,  # to fit the head, in each step, and as many to judge it
+                "l2": 1e-3,  # of the head, a ridge regression; relative to the features' scale
+            },
             # Measured checkpoints branch off the phase at these of its steps, and each is
             # annealed: the same training for anneal_steps more, decaying linearly to 0.
             "checkpoint_steps": (2000,),

@@ -1,0 +1,119 @@
+"""Pre-training against a downstream task: what the objective is, and what it does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from jaxflat import adversary, experiment
+from jaxflat import config as base_config
+from jaxflat.languages.batches import Source
+
+KEY = jax.random.key(3)
+
+
+def resolved(strength: float, **overrides) -> FrozenConfigDict:
+    config = base_config.base()
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.model.width = 8
+    config.phases.pretrain.adversary.update({"strength": strength, "num_sentences": 128})
+    for key, value in overrides.items():
+        config.phases.pretrain[key] = value
+    return FrozenConfigDict(config)
+
+
+def objective(config, num_devices=1):
+    model, mesh = experiment.make_model(config), experiment.sharding.make_mesh(num_devices)
+    loss_fn, _ = experiment.loss_functions(model)
+    (phase,) = experiment.phases(config)
+    return adversary.make_objective(model, loss_fn, phase.settings, "one", mesh)
+
+
+def train(config, num_steps: int, num_devices=1):
+    """Return the parameters after some steps, and the mean loss of all."""
+    mesh = experiment.sharding.make_mesh(num_devices)
+    (phase,) = experiment.phases(config)
+    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
+    state = experiment.init_state(experiment.init_params(config), phase)
+    state = experiment.sharding.replicate(mesh, state)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    source = Source(experiment.make_language(config.language))
+    state, loss = steps(state, source, KEY, schedule, 0, num_steps)
+    return state.params, float(loss)
+
+
+def parts(config, params):
+    """Return (mean pre-training loss, downstream loss) of one batch, and the objective's own."""
+    source = Source(experiment.make_language(config.language))
+    loss_fn, sample_batch = objective(config)
+    batch = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
+    model = experiment.make_model(config)
+    plain, weight = experiment.loss_functions(model)[0](params, batch.masked)
+    settings = config.phases.pretrain.adversary
+    downstream = adversary._downstream_loss(
+        model.apply, settings.l2, params, batch.fit, batch.held_out
+    )
+    return float(plain / weight), float(downstream), float(loss_fn(params, batch)[0] / weight)
+
+
+def test_objective_is_the_difference_and_strength_zero_is_plain_training():
+    config = resolved(0.3)
+    plain, downstream, both = parts(config, experiment.init_params(config))
+    np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
+    loss_fn, sample_batch = objective(resolved(0.0))
+    assert loss_fn is experiment.loss_functions(experiment.make_model(config))[0]
+    source = Source(experiment.make_language(config.language))
+    masked = jax.jit(objective(config)[1])(source, KEY, jnp.asarray(0)).masked
+    same = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
+    jax.tree.map(np.testing.assert_array_equal, masked, same)
+
+
+def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
+    batch = jax.jit(objective(resolved(0.3))[1])(
+        Source(experiment.make_language(resolved(0.3).language)), KEY, jnp.asarray(0)
+    )
+    assert not np.array_equal(batch.fit[0].tokens_BxT, batch.held_out[0].tokens_BxT)
+
+
+def test_gradient_knows_how_the_head_answers():
+    """Against finite differences of the whole, refitting included."""
+    config = resolved(1.0)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), experiment.init_params(config))
+        loss_fn, sample_batch = objective(config)
+        source = Source(experiment.make_language(config.language))
+        batch = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+            jax.jit(sample_batch)(source, KEY, jnp.asarray(0)),
+        )
+        total = jax.jit(lambda p: loss_fn(p, batch)[0])
+        leaves = jax.tree.leaves(params)
+        direction = jax.tree.unflatten(
+            jax.tree.structure(params),
+            [jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, x in enumerate(leaves)],
+        )
+
+        def at(step):
+            return total(jax.tree.map(lambda p, d: p + step * d, params, direction))
+
+        gradient = jax.grad(total)(params)
+        slope = sum(
+            (g * d).sum()
+            for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        )
+        np.testing.assert_allclose(slope, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6)
+
+
+def test_eight_devices_train_like_one():
+    config = resolved(0.1)
+    one, eight = (train(config, 5, n)[1] for n in (1, 8))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [-0.5, 0.5])
+def test_strength_decides_which_way_the_downstream_loss_goes(strength):
+    """The same steps with the adversary, and without it; -0.5 is a helper."""
+    without = parts(resolved(strength), train(resolved(0.0), 300)[0])[1]
+    against = parts(resolved(strength), train(resolved(strength), 300)[0])[1]
+    assert (against - without) * strength > 0.02
