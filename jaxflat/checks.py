@@ -5,7 +5,7 @@ All raise ValueError, one line that names the key, and train nothing.
 
 from collections.abc import Iterable
 
-from jaxflat import experiment, text_language
+from jaxflat import experiment, text_language, trajectory
 from jaxflat.config import Config
 from jaxflat.flatness.stopping import MIN_SAMPLES
 
@@ -41,7 +41,7 @@ def check(config: Config) -> None:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
         )
-    steps = experiment.measured_steps(config)
+    steps = [s.step for s in trajectory.snapshots(config) if not s.projected]
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"

@@ -20,6 +20,7 @@ ALLOWED = {
     "config": set(),
     "preemption": set(),
     "data": set(),
+    "trajectory": {"config"},
     "validation": {"config"},
     "loading": {"config", "validation"},
     "training": set(),

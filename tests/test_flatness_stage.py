@@ -10,6 +10,7 @@ from jaxflat import experiment, points
 from jaxflat.config import MEASURES
 from jaxflat.flatness import Estimate, Measured, mean_loss
 from jaxflat.stages import flatness as stage
+from jaxflat.trajectory import Snapshot
 
 CHEAP = {
     "num_microbatches": 6,
@@ -30,7 +31,7 @@ def measured(tmp_path, measure, embedded_width):
     config.flatness.update_from_flattened_dict(CHEAP)
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     (point,) = points.expand(config, [{}], tmp_path)
-    return stage.measure_both(point.config, experiment.init_params(point.config), measure, 14)
+    return stage.measure_both(point.config, experiment.init_params(point.config), measure, Snapshot(14))
 
 
 def test_embedded_values_are_of_the_wider_model_that_computes_the_same(tmp_path, monkeypatch):

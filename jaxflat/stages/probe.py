@@ -17,21 +17,22 @@ from jaxflat.probes.features import pool, sentence_features
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.stages.probe_sets import ProbeSets, probe_sets
 from jaxflat.stages.records import Record, load_params, record
+from jaxflat.trajectory import Snapshot
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-def probe(config: Config, directory: Path, step: int) -> list[Record]:
+def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Measure probe accuracy by task, labeling and shots, and the Bayes accuracy beside it."""
     if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
     else:
-        source = (experiment.make_model(config), load_params(config, directory, step))
+        source = (experiment.make_model(config), load_params(config, directory, snapshot))
     groups = probe_sets(config.language, config.probes, config.probe_seed)
-    return [line for sets in groups for line in _records(config.probes, source, sets, step)]
+    return [line for sets in groups for line in _records(config.probes, source, sets, snapshot)]
 
 
-def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, step: int) -> list[Record]:
+def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot) -> list[Record]:
     parts = [
         _featurize(settings.pooling, *source, *part)
         for part in (sets.train, sets.validation, sets.test)
@@ -47,9 +48,9 @@ def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, step: i
     for k, name in enumerate(sets.names):
         for shots, correct_DxKxN in zip(settings.shots, correct, strict=True):
             accuracy = accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
-            records.append(record(step, f"linear_probe/{name}/{shots}", accuracy))
+            records.append(record(snapshot, f"linear_probe/{name}/{shots}", accuracy))
         if name in sets.bayes:
-            records.append(record(step, f"bayes/{name}", sets.bayes[name]))
+            records.append(record(snapshot, f"bayes/{name}", sets.bayes[name]))
     return records
 
 
