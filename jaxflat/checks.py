@@ -41,6 +41,13 @@ def check(config: Config) -> None:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
         )
+    for name in config.phase_order:
+        phase, key = config.phases[name], f"phases.{name}"
+        for step in set(phase.projection.checkpoint_steps) - set(phase.checkpoint_steps):
+            raise ValueError(
+                f"{key}.projection.checkpoint_steps: {step} is not one of "
+                f"{key}.checkpoint_steps={phase.checkpoint_steps}"
+            )
     steps = [s.step for s in trajectory.snapshots(config) if not s.projected]
     if len(set(steps)) < len(steps):
         raise ValueError(

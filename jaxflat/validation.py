@@ -118,11 +118,6 @@ def _check_phases(config: Config) -> None:
                 f"{prefix}.checkpoint_steps={steps} must increase and end by "
                 f"{prefix}.steps={phase.steps}"
             )
-        if missing := sorted(set(phase.projection.checkpoint_steps) - set(steps)):
-            raise InputError(
-                f"{prefix}.projection.checkpoint_steps: {missing[0]} is not one of "
-                f"{prefix}.checkpoint_steps={steps}"
-            )
         schedule = phase.schedule
         if schedule.warmup_steps + schedule.decay_steps > phase.steps:
             raise InputError(

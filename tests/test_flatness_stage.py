@@ -31,7 +31,9 @@ def measured(tmp_path, measure, embedded_width):
     config.flatness.update_from_flattened_dict(CHEAP)
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     (point,) = points.expand(config, [{}], tmp_path)
-    return stage.measure_both(point.config, experiment.init_params(point.config), measure, Snapshot(14))
+    return stage.measure_both(
+        point.config, experiment.init_params(point.config), measure, Snapshot(14)
+    )
 
 
 def test_embedded_values_are_of_the_wider_model_that_computes_the_same(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def stored_config(path: Path) -> Config:
     """
     config = base_config.base()
     try:
-        stored = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        stored: Config = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
         config.phases = ConfigDict({name: base_config.phase() for name in stored.phases})
         with config.unlocked():
             config.update(stored)

@@ -27,7 +27,9 @@ def flatness(config: Config, directory: Path, snapshot: Snapshot) -> list[Record
     return records
 
 
-def measure_both(config: Config, params: Any, measure: str, snapshot: Snapshot) -> dict[str, Estimate]:
+def measure_both(
+    config: Config, params: Any, measure: str, snapshot: Snapshot
+) -> dict[str, Estimate]:
     """Return a measure's estimates, and their "@embedded" values where models have a common width.
 
     Embedded is, for the Fisher trace, a weighted sum of the raw terms; other measures have no such

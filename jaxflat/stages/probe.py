@@ -32,7 +32,9 @@ def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     return [line for sets in groups for line in _records(config.probes, source, sets, snapshot)]
 
 
-def _records(settings: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot) -> list[Record]:
+def _records(
+    settings: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot
+) -> list[Record]:
     parts = [
         _featurize(settings.pooling, *source, *part)
         for part in (sets.train, sets.validation, sets.test)
