@@ -17,7 +17,6 @@ STEPS = {
     "laptop": (4000, 1500, 8000, 500),
     "paper": (60_000, 6000, 200_000, 6000),
 }
-NUM_SEEDS = {"smoke": 2, "laptop": 5, "paper": 5}
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -38,8 +37,8 @@ def get_config(scale: str | None = None) -> Config:
         warm.batch_size, warm.schedule.warmup_steps = 32, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_draws": 2, "num_validation": 256, "num_test": 512})
-        config.probes.update({"shots": (50, 200), "iterations": 50})
+        few = {"num_validation": 256, "num_test": 512, "shots": (50, 200), "iterations": 50}
+        config.probes.update(few)
     if scale == "paper":
         tree = {"depth": 5, "num_states": 10, "num_words": 200, "tasks": ((0, 32), (0, 16), (0, 8))}
         config.language.balanced_tree.update(tree)
@@ -56,5 +55,5 @@ def get_config(scale: str | None = None) -> Config:
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
-    arms = param("phases.continue.targets", ["sampled", "exact"])
-    return product(param("seed", range(NUM_SEEDS[named_scale(scale)])), arms)
+    seeds = range(2 if named_scale(scale) == "smoke" else 5)
+    return product(param("seed", seeds), param("phases.continue.targets", ["sampled", "exact"]))

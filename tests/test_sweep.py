@@ -94,11 +94,19 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
         found = measured[line["measure"]]
         for name in ("mean", "sem", "num_samples", "over"):
             assert found[name] == line[name], line["measure"]
-    how = (f"--json={file}", "--seed=5", "--measures=fisher_trace")
-    assert measure.main([f"--checkpoint={point}/{folder}/{step}", *how]) == 0
-    other = json.loads(file.read_text())["measured"]["fisher_trace"]["mean"]
-    assert other != measured["fisher_trace"]["mean"]
-    assert abs(other / measured["fisher_trace"]["mean"] - 1) < 0.5  # other sentences and draws
+
+
+def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
+    file, values = tmp_path / "measured.json", []
+    for seed in ((), ("--seed=5",)):
+        how = (f"--json={file}", "--measures=fisher_trace", *seed)
+        assert measure.main([f"--checkpoint={point}/checkpoints/16", *how]) == 0
+        values.append(json.loads(file.read_text())["measured"]["fisher_trace"]["mean"])
+    own, other = values
+    assert other != own
+    assert abs(other / own - 1) < 0.5  # other sentences and draws
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])

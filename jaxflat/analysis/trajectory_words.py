@@ -71,9 +71,9 @@ def verdict(ratio: Interval | None) -> str:
 
 def _contrast(kind: Trajectories, first: Arm, second: Arm, change: Change) -> str:
     return (
-        f"{second.name.capitalize()} against {first.name} ({_kind(kind)}): the {_name(kind)} "
-        f"changes {wording.ratio(change.ratio)} as much: {verdict(change.ratio)}. "
-        f"{_others(change)}"
+        f"{second.name.capitalize()} against {first.name} ({_kind(kind)}): the ratio of the "
+        f"{_name(kind)}, end over start, is {wording.ratio(change.ratio)} that of the other: "
+        f"{verdict(change.ratio)}. {_others(change)}"
     )
 
 
