@@ -11,8 +11,15 @@ from itertools import combinations
 import numpy as np
 
 from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row, group_cells
-from jaxflat.analysis.statistics import Interval, log_ratio_interval, paired_t_interval
+from jaxflat.analysis.statistics import (
+    Equivalence,
+    Interval,
+    log_ratio_interval,
+    paired_t_interval,
+    tost_paired,
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +28,14 @@ class Change:
 
     For an arm, end over start and end minus start; for two, the second's ratio over the first's
     and the second's difference minus the first's. None where nothing was measured, or a value
-    that should have a logarithm is not positive.
+    that should have a logarithm is not positive. `equal`, of two arms: are their losses at the end
+    the same within the margin?
     """
 
     ratio: Interval | None
     excess: Interval | None
     accuracy: Interval | None
+    equal: Equivalence | None = None
 
 
 @dataclass(frozen=True)
@@ -98,4 +107,8 @@ def _change(measure: str, *cells: Cell) -> Change:
             return log_ratio_interval(found[0].tolist(), found[1].tolist())
         return log_ratio_interval((found[1] / found[0]).tolist(), (found[3] / found[2]).tolist())
 
-    return Change(ratio(), difference("excess_loss"), difference(PRIMARY_ACCURACY))
+    losses = values("excess_loss")
+    equal = None
+    if len(cells) > 2 and losses[0].size:
+        equal = tost_paired(losses[1].tolist(), losses[3].tolist(), MARGIN)
+    return Change(ratio(), difference("excess_loss"), difference(PRIMARY_ACCURACY), equal)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jaxflat.analysis import page, wording
 from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics import Interval
 from jaxflat.analysis.trajectories import Arm, Change, Trajectories
@@ -73,8 +74,16 @@ def _contrast(kind: Trajectories, first: Arm, second: Arm, change: Change) -> st
     return (
         f"{second.name.capitalize()} against {first.name} ({_kind(kind)}): the ratio of the "
         f"{_name(kind)}, end over start, is {wording.ratio(change.ratio)} that of the other: "
-        f"{verdict(change.ratio)}. {_others(change)}"
+        f"{verdict(change.ratio)}. {_losses(change)}. {_others(change)}"
     )
+
+
+def _losses(change: Change) -> str:
+    if change.equal is None or change.equal.p is None:
+        return "Whether their losses at the end are the same was not tested"
+    word = "are" if change.equal.holds else "are not shown to be"
+    p = wording.p_value(change.equal.p)
+    return f"Their losses at the end {word} equal within ±{MARGIN} nats (p {p})"
 
 
 def _arm(kind: Trajectories, arm: Arm) -> str:

@@ -62,6 +62,7 @@ def test_ratios_are_of_end_over_start_seed_by_seed(tmp_path):
     assert change.ratio.mean == pytest.approx(sampled.mean / exact.mean)
     assert change.accuracy.mean == pytest.approx(0.01, abs=0.003)
     assert change.excess.mean == pytest.approx(0.001)
+    assert change.equal.holds  # the arms end 0.001 nats apart
     assert raw.contrasts[0][2].ratio.mean == pytest.approx(change.ratio.mean)
 
 
