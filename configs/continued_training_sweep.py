@@ -31,8 +31,7 @@ def get_config(scale: str | None = None) -> Config:
     warm.update({"steps": num_warm, "checkpoint_steps": (num_warm,)})
     warm.schedule.decay_steps = num_decay
     on.update({"steps": num_continue, "checkpoint_steps": (num_continue // 4, num_continue)})
-    on.update({"batch_size": 32, "targets": "sampled"})
-    on.optimizer.name = "sgd"
+    on.batch_size, on.targets, on.optimizer.name = 32, "sampled", "sgd"
     on.schedule.update({"learning_rate": 0.1, "warmup_steps": num_continue // 8})
     if scale == "smoke":
         config.model.update({"num_layers": 1, "width": 8})
