@@ -5,7 +5,7 @@ All raise ValueError, one line that names the key, and train nothing.
 
 from collections.abc import Iterable
 
-from jaxflat import experiment, text_language
+from jaxflat import experiment, text_language, trajectory
 from jaxflat.config import Config
 from jaxflat.flatness.stopping import MIN_SAMPLES
 
@@ -48,7 +48,14 @@ def check(config: Config) -> None:
             f"flatness.embedded_layers={layers} is less than model.num_layers="
             f"{config.model.num_layers}"
         )
-    steps = experiment.measured_steps(config)
+    for name in config.phase_order:
+        phase, key = config.phases[name], f"phases.{name}"
+        for step in set(phase.projection.checkpoint_steps) - set(phase.checkpoint_steps):
+            raise ValueError(
+                f"{key}.projection.checkpoint_steps: {step} is not one of "
+                f"{key}.checkpoint_steps={phase.checkpoint_steps}"
+            )
+    steps = [s.step for s in trajectory.snapshots(config) if not s.projected]
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"

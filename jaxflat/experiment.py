@@ -8,7 +8,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,9 @@ from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import OPTIMIZERS, Schedule
 from jaxflat.training.step import TrainState, make_train_steps
+from jaxflat.trajectory import Phase
 
 _mesh = functools.cache(sharding.make_mesh)
-
-
-class Phase(NamedTuple):
-    """A phase of a run, in the run's own count of optimizer steps."""
-
-    name: str
-    settings: Config
-    start: int
-    stop: int
-
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The steps at which a measured checkpoint branches off."""
-        return tuple(self.start + step for step in self.settings.checkpoint_steps)
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
@@ -94,45 +81,11 @@ def batch_sizes(config: Config) -> dict[str, int]:
         sizes[f"phases.{name}.batch_size"] = phase.batch_size
         if phase.adversary.strength:
             sizes[f"phases.{name}.adversary.num_sentences"] = phase.adversary.num_sentences
+        if phase.projection.checkpoint_steps:
+            sizes[f"phases.{name}.projection.batch_size"] = phase.projection.batch_size
     sizes["flatness.microbatch_size"] = config.flatness.microbatch_size
     sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return sizes
-
-
-def phases(config: Config) -> list[Phase]:
-    """Return the run's phases in order."""
-    made, start = [], 0
-    for name in config.phase_order:
-        settings = config.phases[name]
-        made.append(Phase(name, settings, start, start + settings.steps))
-        start += settings.steps
-    return made
-
-
-def measured_steps(config: Config, branched_before: float = math.inf) -> list[int]:
-    """Return the steps of the measured checkpoints that branch off the trunk before a given step.
-
-    A run without phases has one checkpoint, step 0.
-    """
-    if not config.phase_order:
-        return [0]
-    return [
-        branch + phase.settings.anneal_steps
-        for phase in phases(config)
-        for branch in phase.branches
-        if branch < branched_before
-    ]
-
-
-def sentences_seen(config: Config, measured_step: int) -> int:
-    """Return how many sentences trained a measured checkpoint, its anneal included."""
-    seen = 0
-    for phase in phases(config):
-        for branch in phase.branches:
-            if branch + phase.settings.anneal_steps == measured_step:
-                return seen + (measured_step - phase.start) * phase.settings.batch_size
-        seen += phase.settings.steps * phase.settings.batch_size
-    return 0
 
 
 @functools.cache

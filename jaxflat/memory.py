@@ -8,7 +8,7 @@ import jax
 from rich import box
 from rich.table import Column, Table
 
-from jaxflat import experiment, text_language
+from jaxflat import experiment, text_language, trajectory
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
 
@@ -44,7 +44,7 @@ def step_bytes(config: Config) -> dict[str, int]:
     state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the
     backward pass (without the compiler's savings); batch. The whole step is traced as well.
     """
-    phase, model = experiment.phases(config)[0], experiment.make_model(config)
+    phase, model = trajectory.phases(config)[0], experiment.make_model(config)
     loss_fn, _ = experiment.loss_functions(model)
     params = jax.eval_shape(lambda: experiment.init_params(config))
     state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)

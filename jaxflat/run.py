@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 
-from jaxflat import experiment, preemption
+from jaxflat import preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
 from jaxflat.stages.train import is_trained, train
+from jaxflat.trajectory import Snapshot
 
 STAGES = ("train", "flatness", "probes", "report")
 
@@ -60,10 +61,10 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
     if trains and not is_trained(point.config, point.directory):
         return False
     measured = read_status(point.directory).get("measured", {})
-    steps = set(experiment.measured_steps(point.config))
+    snapshots = set(trajectory.snapshots(point.config))
     return all(
         measured.get(name) == settings_of(point.config, name)
-        and steps <= {record["step"] for record in read_lines(point.directory / f"{name}.jsonl")}
+        and snapshots <= _measured(point.directory / f"{name}.jsonl")
         for name in files_of(point, stages)
     )
 
@@ -91,15 +92,14 @@ def measure(point: Point, name: str, display: Display) -> None:
         path.unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
         write_json(point.directory / "status.json", status | {"measured": measured})
-    done = {record["step"] for record in read_lines(path)}
-    steps = experiment.measured_steps(point.config)
-    display.start_stage(name, len(steps))
-    for number, step in enumerate(steps, start=1):
-        if step not in done:
+    done, snapshots = _measured(path), trajectory.snapshots(point.config)
+    display.start_stage(name, len(snapshots))
+    for number, snapshot in enumerate(snapshots, start=1):
+        if snapshot not in done:
             preemption.check()
             seconds = time.perf_counter()
             with jax.default_matmul_precision("highest"):
-                new = MEASUREMENTS[name](point.config, point.directory, step)
+                new = MEASUREMENTS[name](point.config, point.directory, snapshot)
             write_lines(path, [*read_lines(path), *new])
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
@@ -131,6 +131,15 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
             "probe_seed": config.probe_seed,
         }
     )
+
+
+def _measured(path: Path) -> set[Snapshot]:
+    return {snapshot_of(record) for record in read_lines(path)}
+
+
+def snapshot_of(record: dict[str, Any]) -> Snapshot:
+    """Return which checkpoint a record of a measurement is of."""
+    return Snapshot(record["step"], bool(record["projected"]))
 
 
 def _log_time(point: Point, stage: str, seconds: float) -> None:

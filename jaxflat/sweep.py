@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxflat import corpus, experiment
+from jaxflat import corpus, experiment, trajectory
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
@@ -28,8 +28,10 @@ from jaxflat.run import (
     is_done,
     read_status,
     run_point,
+    snapshot_of,
     write_status,
 )
+from jaxflat.trajectory import Snapshot
 from jaxflat.validation import InputError
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -95,12 +97,12 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     """Return a point's rows of results.csv, one for each measured checkpoint."""
     stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
-    measured: dict[int, dict[str, float]] = {}
+    measured: dict[Snapshot, dict[str, float]] = {}
     under = read_status(directory).get("measured", {})
     current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
     for name in current:
         for line in read_lines(directory / f"{name}.jsonl"):
-            values = measured.setdefault(line["step"], {})
+            values = measured.setdefault(snapshot_of(line), {})
             values[line["measure"]] = line["mean"]
             values[f"{line['measure']}_sem"] = line["sem"]
     return [
@@ -108,13 +110,13 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
             "point": point["name"],
             **{key: point["overrides"].get(key, "") for key in swept},
             "seed": config.seed,
-            "step": step,
-            "projected": 0,
+            "step": snapshot.step,
+            "projected": int(snapshot.projected),
             "num_params": stored["num_params"],
-            "sentences_seen": experiment.sentences_seen(config, step),
+            "sentences_seen": trajectory.sentences_seen(config, snapshot),
             **values,
         }
-        for step, values in sorted(measured.items())
+        for snapshot, values in sorted(measured.items())
     ]
 
 

@@ -1,25 +1,13 @@
 """Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
 
 import difflib
-import math
-from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.config import Config
-
-
-class InputError(ValueError):
-    """Unusable input; the message is one line for the user."""
-
-
-def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> None:
-    """Raise InputError unless every value is one of the choices."""
-    for value in values:
-        if value not in choices:
-            raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+from jaxflat.ranges import InputError, check_choices, check_range
 
 
 def complete(config: Config) -> Config:
@@ -40,7 +28,7 @@ def validate(config: Config) -> Config:
     config = complete(config)
     _check_phases(config)
     for key, value in _flatten(config).items():
-        _check_range(key, value)
+        check_range(key, value)
     for section, choice in (
         ("language", config.language.name),
         *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),
@@ -54,50 +42,6 @@ def validate(config: Config) -> Config:
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
     return config
-
-
-CHOICES = {
-    "targets": ("exact", "sampled"),
-    "language.masking": ("one", "share"),
-    "model.name": ("transformer", "lstm", "lookup_table"),
-    "model.features": ("p", "log_p"),
-    "flatness.labels": ("exact", "model", "data"),
-    "flatness.measures": base_config.MEASURES,
-    "pooling": ("concatenate", "mean"),
-    "probes.labelings": ("map", "latent", "official"),
-    "adversary.labeling": ("map", "latent", "official"),
-}
-MAY_BE_ZERO = (
-    *("seed", "warmup_steps", "projected_dimension", "finetune.shots", "strength"),
-    *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "tasks", "num_positions"),
-    *("embedded_width", "embedded_layers", "stored_sentences", "emission_probability"),
-    *("num_largest", "num_smallest", "num_burnin", "localization", "relative_error"),
-)
-MAY_BE_EMPTY, BELOW_ONE = ("phase_order", "checkpoint_steps"), ("b1", "b2", "momentum")
-AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation", "num_chains")
-
-
-def _check_range(key: str, value: Any) -> None:
-    for name, choices in CHOICES.items():
-        if key == name or key.endswith(f".{name}"):
-            check_choices(key, value if isinstance(value, tuple) else (value,), choices)
-    if key == "mesh.data" and value == -1:
-        return
-    if value == () and not key.endswith(MAY_BE_EMPTY):
-        raise InputError(f"{key}=() must name at least one")
-    lowest = 2 if key.endswith(AT_LEAST_TWO) else 1
-    for number in _numbers(value):
-        if not math.isfinite(number):
-            raise InputError(f"{key}={value!r} must be finite")
-        if isinstance(number, int) and number >= 2**32:
-            raise InputError(f"{key}={value!r} must be below 2^32")
-        if key.endswith(BELOW_ONE) and number >= 1:
-            raise InputError(f"{key}={value!r} must be below 1")
-        if key.endswith(MAY_BE_ZERO):
-            if number < 0:
-                raise InputError(f"{key}={value!r} must not be negative")
-        elif number <= 0 or (isinstance(number, int) and number < lowest):
-            raise InputError(f"{key}={value!r} must be at least {lowest}")
 
 
 def _check_phases(config: Config) -> None:
@@ -193,9 +137,3 @@ def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         flat |= _flatten(value, f"{key}.") if _is_dict(value) else {key: value}
     return flat
-
-
-def _numbers(value: Any) -> list[int | float]:
-    if isinstance(value, tuple):
-        return [number for item in value for number in _numbers(item)]
-    return [] if isinstance(value, (str, bool)) or value is None else [value]

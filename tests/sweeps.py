@@ -7,7 +7,7 @@ from jaxflat.config import Sweep, chain, param, product
 
 
 def tiny_config() -> ConfigDict:
-    """Two phases, two measured checkpoints each way, everything else as small as it goes."""
+    """Two phases, three measured checkpoints, a projected twin, all as small as it goes."""
     config = base_config.base()
     config.language.hmm.update({"num_states": 3, "num_words": 6, "length": 4, "min_length": 2})
     config.language.hmm.tasks = (2,)
@@ -18,6 +18,8 @@ def tiny_config() -> ConfigDict:
     config.phases.drift.update({"targets": "sampled", "steps": 6, "anneal_steps": 0})
     config.phases.drift.optimizer.name = "sgd"
     config.phases.drift.checkpoint_steps = (6,)
+    projection = {"checkpoint_steps": (6,), "steps": 3, "batch_size": 8}
+    config.phases.drift.projection.update(projection)
     config.phases.pretrain.update({"steps": 10, "anneal_steps": 4, "checkpoint_steps": (3, 10)})
     for phase in config.phases.values():
         phase.batch_size = 8

@@ -10,6 +10,7 @@ from jaxflat import experiment, points
 from jaxflat.config import MEASURES
 from jaxflat.flatness import Estimate, Measured, mean_loss
 from jaxflat.stages import flatness as stage
+from jaxflat.trajectory import Snapshot
 from jaxflat.validation import InputError
 
 CHEAP = {
@@ -33,7 +34,9 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
-    return stage.measure_both(point.config, experiment.init_params(point.config), measure, 14)
+    return stage.measure_both(
+        point.config, experiment.init_params(point.config), measure, Snapshot(14)
+    )
 
 
 @pytest.mark.parametrize(

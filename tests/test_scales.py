@@ -19,13 +19,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 from sweeps import tiny_config, tiny_sweep
 
-from jaxflat import checkpoint, experiment, loading, memory, points, sharding
+from jaxflat import checkpoint, experiment, loading, memory, points, sharding, trajectory
 from jaxflat.flatness import MEASURES, hessian_trace_terms
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.run import Point
 from jaxflat.stages.flatness import make_problem
+from jaxflat.trajectory import Snapshot
 
 ROOT = Path(__file__).parents[1]
 FILES = ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl")
@@ -83,7 +84,7 @@ def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num
 
 def training_step(name: str = "transformer"):
     config = resolved(name=name)
-    phase = experiment.phases(config)[0]
+    phase = trajectory.phases(config)[0]
     steps = experiment.train_steps(
         experiment.make_model(config), phase.settings, "one", experiment.make_mesh(config)
     )
@@ -135,7 +136,7 @@ def test_the_stage_measures_the_same_on_one_device_and_on_eight(measure):
         mesh = experiment.make_mesh(config)
         params = sharding.replicate(mesh, experiment.init_params(config))
         model = experiment.make_model(config)
-        problem = make_problem(config, model, params, step=5)._replace(groupings=())
+        problem = make_problem(config, model, params, Snapshot(5))._replace(groupings=())
         assert len(mesh.devices.flatten()) == num_devices
         estimates.append(MEASURES[measure](problem, config.flatness).estimates[measure])
     one, eight = estimates
@@ -208,9 +209,9 @@ def read(path: Path) -> bytes | None:
 
 def compare_final_checkpoints(point: Point, other: Path) -> None:
     template = experiment.init_params(point.config)
-    step = experiment.measured_steps(point.config)[-1]
+    snapshot = trajectory.snapshots(point.config)[-1]
     restored = [
-        checkpoint.restore(directory / "checkpoints", step, template)
+        checkpoint.restore(directory / snapshot.folder, snapshot.step, template)
         for directory in (point.directory, other)
     ]
     jax.tree.map(np.testing.assert_array_equal, *restored)

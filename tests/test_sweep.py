@@ -43,7 +43,8 @@ def saved_arrays(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
     """Return every array of every checkpoint: measured parameters, and last training states."""
     found = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for path in sorted([*workdir.glob("*/checkpoints/*"), *workdir.glob("*/recovery/*")]):
+        folders = ("checkpoints", "projected", "recovery")
+        for path in sorted(path for name in folders for path in workdir.glob(f"*/{name}/*")):
             leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(path))
             arrays = {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in leaves}
             found[str(path.relative_to(workdir))] = arrays
@@ -66,8 +67,8 @@ def modified(workdir: Path, pattern: str) -> dict[Path, int]:
 def test_every_point_is_measured_at_every_checkpoint(finished):
     lines = (finished / "results.csv").read_text().splitlines()
     header, *rows = [line.split(",") for line in lines]
-    # Two seeds of two widths with three checkpoints each, and one lookup table.
-    assert len(rows) == 2 * 2 * 3 + 1
+    # Two seeds of two widths with three checkpoints and a projected twin, and one lookup table.
+    assert len(rows) == 2 * 2 * 4 + 1
     for name in ("excess_loss", "hessian_trace@embedded", "fisher_trace_sem", "seed", "num_params"):
         assert name in header
     assert {"linear_probe/state_2.map/16", "bayes/state_2.latent"} <= set(header)
@@ -78,26 +79,36 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
     assert float(table["belief_state/state_2"]) <= 1
 
 
-def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["checkpoints", "projected"])
+def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch, folder):
     monkeypatch.setattr(preemption, "install", lambda: None)
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     step = max(int(path.name) for path in (point / "checkpoints").iterdir())
     file = tmp_path / "measured.json"
-    assert measure.main([f"--checkpoint={point}/checkpoints/{step}", f"--json={file}"]) == 0
+    assert measure.main([f"--checkpoint={point}/{folder}/{step}", f"--json={file}"]) == 0
     measured = json.loads(file.read_text())["measured"]
     lines = [json.loads(line) for line in (point / "flatness.jsonl").read_text().splitlines()]
-    lines = [r for r in lines if r["step"] == step and not r["measure"].endswith("@embedded")]
+    lines = [r for r in lines if (r["step"], r["projected"]) == (step, int(folder == "projected"))]
+    lines = [r for r in lines if not r["measure"].endswith("@embedded")]
     assert {line["measure"] for line in lines} == measured.keys() - {"loss"}
     assert "fisher_trace/layer_0.mlp" in measured
     for line in lines:
         found = measured[line["measure"]]
         for name in ("mean", "sem", "num_samples", "over"):
             assert found[name] == line[name], line["measure"]
-    how = (f"--json={file}", "--seed=5", "--measures=fisher_trace")
-    assert measure.main([f"--checkpoint={point}/checkpoints/{step}", *how]) == 0
-    other = json.loads(file.read_text())["measured"]["fisher_trace"]["mean"]
-    assert other != measured["fisher_trace"]["mean"]
-    assert abs(other / measured["fisher_trace"]["mean"] - 1) < 0.5  # other sentences and draws
+
+
+def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
+    file, values = tmp_path / "measured.json", []
+    for seed in ((), ("--seed=5",)):
+        how = (f"--json={file}", "--measures=fisher_trace", *seed)
+        assert measure.main([f"--checkpoint={point}/checkpoints/16", *how]) == 0
+        values.append(json.loads(file.read_text())["measured"]["fisher_trace"]["mean"])
+    own, other = values
+    assert other != own
+    assert abs(other / own - 1) < 0.5  # other sentences and draws
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
@@ -154,16 +165,17 @@ def test_new_seeds_train_only_themselves(copy):
     assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}
     after = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     assert {path: after[path] for path in old} == {path: before[path] for path in old}
-    assert len((copy / "results.csv").read_text().splitlines()) == 1 + 3 * 2 * 3 + 1
+    assert len((copy / "results.csv").read_text().splitlines()) == 1 + 3 * 2 * 4 + 1
 
 
 def test_new_measurement_settings_measure_again_and_train_nothing(copy):
-    before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/probes.jsonl")
+    parts = ("*/checkpoints/*/*", "*/projected/*/*", "*/probes.jsonl")
+    before = [modified(copy, part) for part in parts]
     flatness = contents(copy)
     config = tiny_config()
     config.flatness.labels = "data"  # the same shapes, so that nothing compiles anew
     assert sweep.run(config, tiny_sweep(), copy) == {}
-    assert modified(copy, "*/checkpoints/*/*") | modified(copy, "*/probes.jsonl") == before
+    assert [modified(copy, part) for part in parts] == before
     changed = {name for name, text in contents(copy).items() if text != flatness[name]}
     # sweep.json says what each point's measurements depend on.
     assert {Path(n).name for n in changed} == {"flatness.jsonl", "results.csv", "sweep.json"}

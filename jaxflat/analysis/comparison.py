@@ -1,7 +1,7 @@
 """A sweep's matched comparisons: pairs of sizes, at the checkpoints nearest in excess loss."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from jaxflat.analysis.statistics import (
     paired_t_interval,
     tost_paired,
 )
+from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Comparison:
     primary_labeling: str
     obstacle: str = ""
     projected: bool = False
+    trajectories: list[Trajectories] = field(default_factory=list)
 
     @property
     def cells(self) -> list[Cell]:
@@ -57,6 +59,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     """
     results.add_task_means(rows)
     trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
+    trajectories = find_trajectories(trained)
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
     tables = results.group_cells([row for row in rows if row.is_lookup_table])
@@ -74,6 +77,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
         primary_labeling=results.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
+        trajectories=trajectories,
     )
 
 

@@ -7,6 +7,7 @@ from jaxflat.analysis.comparison import Comparison, paired_difference, read_comp
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN, Pair
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, trained_as
+from jaxflat.analysis.trajectory_words import trajectory_sentences
 
 ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
 FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}
@@ -21,7 +22,10 @@ def summary_sentences(workdir: Path) -> list[str]:
 
 
 def describe(comparison: Comparison) -> list[str]:
-    return sizes_sentences(comparison) + untrained_sentences(comparison)
+    arms = trajectory_sentences(comparison.trajectories)
+    return ([*arms, INTERVALS] if arms else sizes_sentences(comparison)) + untrained_sentences(
+        comparison
+    )
 
 
 def sizes_sentences(comparison: Comparison) -> list[str]:

@@ -7,6 +7,7 @@ from jaxflat.analysis import evidence, figures, findings, page, tables
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.provenance import Provenance, read_provenance
+from jaxflat.analysis.trajectory_words import trajectory_section
 
 QUESTION = (
     "Among language models of equal pre-training loss, do flatness and downstream accuracy go "
@@ -45,6 +46,7 @@ def write_report(workdir: Path) -> Path:
         *verdicts,
         *_figures(comparison),
         *_pairs(comparison),
+        *trajectory_section(comparison.trajectories),
         *correlations,
         *_results(comparison),
         *_unfinished(made),
@@ -160,7 +162,8 @@ def _reading() -> list[str]:
             "Likewise an interval that includes 0 leaves a difference undecided; it does not show "
             "that there is none. All models are measured on the same evaluation and test sentences "
             "of one language: what is particular to these is in no interval over seeds. Every "
-            "checkpoint is the end of an anneal, its learning rate decayed to 0. The embedded "
+            "checkpoint is the end of an anneal, its learning rate decayed to 0, but for those "
+            "that trajectories show as trained. The embedded "
             "trace is taken after writing the small model as a "
             "large one that computes the same function, so that traces of different sizes are in "
             "one parametrisation."

@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxflat import experiment, sharding
+from jaxflat import experiment, sharding, trajectory
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
@@ -14,7 +14,7 @@ class TrainingRun:
     """A run that goes on from call to call: language sampled inside, AdamW, the run's own mesh."""
 
     def __init__(self, config: Config):
-        (phase,) = experiment.phases(config)
+        (phase,) = trajectory.phases(config)
         mesh = experiment.make_mesh(config)
         model, masking = experiment.make_model(config), config.language.masking
         self._steps = experiment.train_steps(model, phase.settings, masking, mesh)

@@ -88,6 +88,14 @@ def phase() -> Config:
             # annealed: the same training for anneal_steps more, decaying linearly to 0.
             "checkpoint_steps": (2000,),
             "anneal_steps": 500,
+            # Twins of these of the checkpoints, measured as well: each trained `steps` more by
+            # AdamW on exact targets, the learning rate decaying linearly to 0.
+            "projection": {
+                "checkpoint_steps": (),
+                "steps": 500,
+                "batch_size": 128,
+                "learning_rate": 1e-3,
+            },
         }
     )
 

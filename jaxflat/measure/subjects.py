@@ -14,6 +14,7 @@ from jaxflat.config import Config
 from jaxflat.flatness import Problem
 from jaxflat.stages.flatness import make_problem
 from jaxflat.stages.records import load_params
+from jaxflat.trajectory import Snapshot
 from jaxflat.validation import InputError
 
 
@@ -26,9 +27,9 @@ class Subject(NamedTuple):
 
 
 def is_run(checkpoint: Path) -> bool:
-    """Say whether a path looks like POINT/checkpoints/STEP of a run."""
+    """Say whether a path looks like POINT/checkpoints/STEP of a run, or POINT/projected/STEP."""
     checkpoint = checkpoint.absolute()
-    return checkpoint.name.isdecimal() and checkpoint.parent.name == "checkpoints"
+    return checkpoint.name.isdecimal() and checkpoint.parent.name in ("checkpoints", "projected")
 
 
 def listed(directory: Path) -> str:
@@ -43,7 +44,7 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
     A seed takes the place of the run's probe_seed: other sentences and probes. Raises InputError
     where there is no such checkpoint or an override does not fit.
     """
-    directory, step, config = _find(checkpoint)
+    directory, snapshot, config = _find(checkpoint)
     if config.mesh.data > jax.device_count():
         config.mesh.data = -1  # a smaller machine than the run's
     if seed is not None:
@@ -51,10 +52,11 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)
-    problem = make_problem(frozen, model, load_params(frozen, directory, step), step)
+    problem = make_problem(frozen, model, load_params(frozen, directory, snapshot), snapshot)
     chosen = frozen.flatness
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
-    about = f"{directory.name}, step {step:,}, {sizes}, labels {chosen.labels}"
+    where = f"step {snapshot.step:,}{', projected' if snapshot.projected else ''}"
+    about = f"{directory.name}, {where}, {sizes}, labels {chosen.labels}"
     return Subject(problem, frozen, about)
 
 
@@ -65,18 +67,19 @@ def run_model(checkpoint: Path) -> Any:
 
 def run_params(checkpoint: Path) -> Any:
     """Return the parameters of a run's checkpoint; InputError where there is no such checkpoint."""
-    directory, step, config = _find(checkpoint)
-    return load_params(FrozenConfigDict(config), directory, step)
+    directory, snapshot, config = _find(checkpoint)
+    return load_params(FrozenConfigDict(config), directory, snapshot)
 
 
-def _find(checkpoint: Path) -> tuple[Path, int, Config]:
-    """Return the directory and step of a run's checkpoint, and the run's config."""
+def _find(checkpoint: Path) -> tuple[Path, Snapshot, Config]:
+    """Return the directory of a run, which checkpoint of it is meant, and the run's config."""
     checkpoint = checkpoint.absolute()
     directory = checkpoint.parents[1]
     config = stored_config(directory / "config.json")
     if not checkpoint.is_dir():
         raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
-    return directory, int(checkpoint.name), config
+    snapshot = Snapshot(int(checkpoint.name), checkpoint.parent.name == "projected")
+    return directory, snapshot, config
 
 
 def stored_config(path: Path) -> Config:
@@ -85,9 +88,9 @@ def stored_config(path: Path) -> Config:
     Raises InputError where the file holds none.
     """
     config = base_config.base()
-    config.phases = ConfigDict()  # those of the run alone
     try:
-        stored = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        stored: Config = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        config.phases = ConfigDict({name: base_config.phase() for name in stored.phases})
         with config.unlocked():
             config.update(stored)
         return validation.validate(config)

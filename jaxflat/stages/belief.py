@@ -8,10 +8,11 @@ from jaxflat.probes.belief import Beliefs, belief_errors
 from jaxflat.stages.estimates import determination_estimate
 from jaxflat.stages.probe_sets import Known
 from jaxflat.stages.records import Record, record
+from jaxflat.trajectory import Snapshot
 
 
 def belief_records(
-    settings: Config, local: tuple[jax.Array, ...], known: Known, step: int
+    settings: Config, local: tuple[jax.Array, ...], known: Known, snapshot: Snapshot
 ) -> list[Record]:
     """Return R^2 of each task; local: features JxNxD at its words, as the parts of `known`."""
     parts = [
@@ -21,7 +22,7 @@ def belief_records(
     errors_DxJxN, spreads_DxJxN = _errors(*parts, jnp.asarray(settings.l2))
     return [
         record(
-            step,
+            snapshot,
             f"belief_state/{name}",
             determination_estimate(errors_DxJxN[:, j], spreads_DxJxN[0, j]),
         )

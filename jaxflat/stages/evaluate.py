@@ -14,22 +14,23 @@ from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.masked import MaskedModel
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import prediction_losses
+from jaxflat.trajectory import Snapshot
 
 
-def evaluate(config: Config, directory: Path, step: int) -> list[Record]:
+def evaluate(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
     mesh = experiment.make_mesh(config)
     asked = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # what it says is exact
         log_probs_SxRxMxV = asked.log_probs_SxRxMxV
     else:
-        params = load_params(config, directory, step)
+        params = load_params(config, directory, snapshot)
         model, batch_size = experiment.make_model(config), config.evaluation.batch_size
         log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, asked)
     losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, asked)
     weights_S = asked.weights_SxRxM.sum((1, 2))
     return [
-        record(step, name, ratio_estimate(losses[name], weights_S, over="sentences"))
+        record(snapshot, name, ratio_estimate(losses[name], weights_S, over="sentences"))
         for name in losses
     ]
 

@@ -15,10 +15,11 @@ from jaxflat.stages.estimates import accuracy_estimate
 from jaxflat.stages.probe_sets import Part, ProbeSets
 from jaxflat.stages.records import Record, record
 from jaxflat.training.optimizers import OPTIMIZERS
+from jaxflat.trajectory import Snapshot
 
 
 def finetune_records(
-    config: Config, model: Any, params: Any, sets: ProbeSets, step: int
+    config: Config, model: Any, params: Any, sets: ProbeSets, snapshot: Snapshot
 ) -> list[Record]:
     """Return the accuracy of each task and labeling, each fine-tuned by itself."""
     parts = (sets.finetune, sets.validation, sets.test)
@@ -36,7 +37,9 @@ def finetune_records(
         settings.warmup_steps,
     )
     return [
-        record(step, f"finetune/{name}", accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k]))
+        record(
+            snapshot, f"finetune/{name}", accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
+        )
         for k, name in enumerate(sets.names)
     ]
 

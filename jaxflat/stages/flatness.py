@@ -15,25 +15,28 @@ from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import self_labelled_loss
+from jaxflat.trajectory import Snapshot, sentences_seen
 
 
-def flatness(config: Config, directory: Path, step: int) -> list[Record]:
+def flatness(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Take each configured measure: raw, and as seen in the sweep's largest model."""
-    params, records = load_params(config, directory, step), []
+    params, records = load_params(config, directory, snapshot), []
     for measure in config.flatness.measures:
-        estimates = measure_both(config, params, measure, step)
-        records += [record(step, name, estimate) for name, estimate in estimates.items()]
+        estimates = measure_both(config, params, measure, snapshot)
+        records += [record(snapshot, name, estimate) for name, estimate in estimates.items()]
     return records
 
 
-def measure_both(config: Config, params: Any, measure: str, step: int) -> dict[str, Estimate]:
+def measure_both(
+    config: Config, params: Any, measure: str, snapshot: Snapshot
+) -> dict[str, Estimate]:
     """Return a measure's estimates, and their "@embedded" values where models have a common width.
 
     Embedded is, for the Fisher trace, a weighted sum of the raw terms; other measures have no such
     rule, so they are taken again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
-    problem = make_problem(config, model, params, step)
+    problem = make_problem(config, model, params, snapshot)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
@@ -44,7 +47,7 @@ def measure_both(config: Config, params: Any, measure: str, step: int) -> dict[s
     else:
         embedded = estimates = MEASURES[measure](problem, settings).estimates
         if large != model:
-            problem = make_problem(config, large, enlarge(params, *larger), step)
+            problem = make_problem(config, large, enlarge(params, *larger), snapshot)
             embedded = MEASURES[measure](problem._replace(groupings=()), settings).estimates
     seen = embedded if factor else {}
     # Groups of parameters are of the model itself.
@@ -52,10 +55,10 @@ def measure_both(config: Config, params: Any, measure: str, step: int) -> dict[s
     return estimates | {f"{name}@embedded": seen[name] for name in whole}
 
 
-def make_problem(config: Config, model: Any, params: Any, step: int) -> Problem:
+def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
     """Return what is measured at `params`: the model's loss on the language's own sentences."""
     settings = config.flatness
-    key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), step)
+    key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), snapshot.step)
     data_key, key = jax.random.split(key)
     loss_fn, log_probs_fn = labelled_losses(model, settings.labels, settings.remat)
 
@@ -68,7 +71,7 @@ def make_problem(config: Config, model: Any, params: Any, step: int) -> Problem:
         params,
         sample,
         key,
-        experiment.sentences_seen(config, step),
+        sentences_seen(config, snapshot),
         groupings=(block_of, kind_of) if settings.by_block else (),
         stacked=is_stacked,
     )

@@ -19,25 +19,28 @@ from jaxflat.stages.estimates import accuracy_estimate
 from jaxflat.stages.finetune import finetune_records
 from jaxflat.stages.probe_sets import ProbeSets, probe_sets
 from jaxflat.stages.records import Record, load_params, record
+from jaxflat.trajectory import Snapshot
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-def probe(config: Config, directory: Path, step: int) -> list[Record]:
+def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
     if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
     else:
-        source = (experiment.make_model(config), load_params(config, directory, step))
+        source = (experiment.make_model(config), load_params(config, directory, snapshot))
     records = []
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
-        records += _readouts(config, source, sets, step)
+        records += _readouts(config, source, sets, snapshot)
         if sets.finetune is not None and config.model.name != "lookup_table":
-            records += finetune_records(config, *source, sets, step)
+            records += finetune_records(config, *source, sets, snapshot)
     return records
 
 
-def _readouts(config: Config, source: tuple[Any, Any], sets: ProbeSets, step: int) -> list[Record]:
+def _readouts(
+    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot
+) -> list[Record]:
     """Return what is linear in the representations: labels, posteriors, and labels projected."""
     settings = config.probes
     spans = sets.known.spans if sets.known and settings.belief_state else ()
@@ -48,20 +51,24 @@ def _readouts(config: Config, source: tuple[Any, Any], sets: ProbeSets, step: in
         ),
         strict=True,
     )
-    records = _linear_records(settings, features, sets, step, "linear_probe")
-    records += [record(step, f"bayes/{name}", best) for name, best in sets.bayes.items()]
+    records = _linear_records(settings, features, sets, snapshot, "linear_probe")
+    records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
     if dimension := settings.projected_dimension:
         key = experiment.purpose_key(config.language.seed, "probe_projection")
         matrix_FxP = projection(key, features[0].shape[-1], dimension)
         projected = tuple(x @ matrix_FxP for x in features)
-        records += _linear_records(settings, projected, sets, step, "linear_probe_projected")
+        records += _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
     if spans and sets.known:
-        records += belief_records(settings, local, sets.known, step)
+        records += belief_records(settings, local, sets.known, snapshot)
     return records
 
 
 def _linear_records(
-    settings: Config, features: tuple[jax.Array, ...], sets: ProbeSets, step: int, measure: str
+    settings: Config,
+    features: tuple[jax.Array, ...],
+    sets: ProbeSets,
+    snapshot: Snapshot,
+    measure: str,
 ) -> list[Record]:
     parts = (sets.train, sets.validation, sets.test)
     correct = _probe_correct(
@@ -76,7 +83,7 @@ def _linear_records(
     )
     return [
         record(
-            step,
+            snapshot,
             f"{measure}/{name}/{shots}",
             accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k]),
         )

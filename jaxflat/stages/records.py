@@ -6,14 +6,16 @@ from typing import Any
 from jaxflat import checkpoint, experiment, sharding
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate
+from jaxflat.trajectory import Snapshot
 
 Record = dict[str, Any]
 
 
-def record(step: int, measure: str, estimate: Estimate) -> Record:
+def record(snapshot: Snapshot, measure: str, estimate: Estimate) -> Record:
     """Return an estimate as a JSON-ready record."""
     return {
-        "step": step,
+        "step": snapshot.step,
+        "projected": int(snapshot.projected),
         "measure": measure,
         "mean": float(estimate.mean),
         "sem": float(estimate.sem),
@@ -22,7 +24,7 @@ def record(step: int, measure: str, estimate: Estimate) -> Record:
     }
 
 
-def load_params(config: Config, directory: Path, step: int) -> Any:
+def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
     """Return the parameters of a measured checkpoint, on every device of the mesh.
 
     A model without phases of training has its initial ones.
@@ -31,4 +33,4 @@ def load_params(config: Config, directory: Path, step: int) -> Any:
     template = sharding.replicate(mesh, experiment.init_params(config))
     if not config.phase_order:
         return template
-    return checkpoint.restore(directory / "checkpoints", step, template)
+    return checkpoint.restore(directory / snapshot.folder, snapshot.step, template)

@@ -6,28 +6,30 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxflat import checkpoint, experiment, preemption, sharding
+from jaxflat import checkpoint, experiment, preemption, sharding, trajectory
 from jaxflat.config import Config
 from jaxflat.corpus import stored_sentences
-from jaxflat.experiment import Phase
 from jaxflat.languages.batches import Source
 from jaxflat.metrics import Curve, Display
+from jaxflat.stages import trunks
 from jaxflat.training.step import TrainState
+from jaxflat.trajectory import Phase, Snapshot
 
 
 def is_trained(config: Config, directory: Path) -> bool:
     """Say whether every phase has run and every measured checkpoint is there."""
-    measured = checkpoint.steps(directory / "checkpoints")
-    finished = experiment.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
-    return finished and set(experiment.measured_steps(config)) <= set(measured)
+    finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
+    return finished and _are_there(directory, trajectory.snapshots(config))
 
 
 def train(config: Config, directory: Path, display: Display) -> None:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
     A recovery checkpoint at a branch is from before its anneal, which is run again on resuming.
+    Phases that another point of the sweep has begun with are taken from there (see `trunks`).
     """
-    phases = experiment.phases(config)
+    trunks.start_from(config, directory)
+    phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = _resume(config, directory, phases)
     for phase in phases:
@@ -43,6 +45,8 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 last = stop in phase.branches or stop == phase.stop
                 if due or last or preemption.requested():
                     _save_recovery(directory, state, curve)
+                if stop == phase.stop:
+                    trunks.keep(config, directory, phase)
                 preemption.check()
             if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
@@ -58,8 +62,7 @@ def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[Train
         state = _replicated(config, experiment.init_state(params, phase))
         template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
         stored = checkpoint.restore(recovery, step, template)
-        due = experiment.measured_steps(config, branched_before=step)
-        if set(due) <= set(checkpoint.steps(directory / "checkpoints")):
+        if _are_there(directory, trajectory.snapshots(config, branched_before=step)):
             return stored["state"], Curve(directory, int(stored["curve_bytes"]))
     state = experiment.init_state(params, phases[0])
     return _replicated(config, state), Curve(directory, 0)
@@ -112,7 +115,28 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
         state, loss = _advance(config, phase, state, stop, branch)
         curve.add(phase.name, stop, loss, branch)
         preemption.check()
-    checkpoint.save(directory / "checkpoints", end, state.params)
+    checkpoint.save(directory / Snapshot(end).folder, end, state.params)
+    if branch in phase.projected_branches:
+        _project(config, directory, trajectory.projection(phase, end), state, curve)
+
+
+def _project(
+    config: Config, directory: Path, projection: Phase, measured: TrainState, curve: Curve
+) -> None:
+    """Train a measured checkpoint through its projection, and keep the outcome beside it."""
+    state = _replicated(config, experiment.init_state(measured.params, projection))
+    for stop in _call_ends(config, projection):
+        state, loss = _advance(config, projection, state, stop)
+        curve.add(projection.name, stop, loss, projection.start)
+        preemption.check()
+    twin = Snapshot(projection.start, projected=True)
+    checkpoint.save(directory / twin.folder, twin.step, state.params)
+
+
+def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
+    folders = {snapshot.folder for snapshot in snapshots}
+    found = {folder: checkpoint.steps(directory / folder) for folder in folders}
+    return all(snapshot.step in found[snapshot.folder] for snapshot in snapshots)
 
 
 def _call_ends(config: Config, phase: Phase) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from jaxflat import adversary, experiment
+from jaxflat import adversary, experiment, trajectory
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
 
@@ -26,14 +26,14 @@ def resolved(strength: float, **overrides) -> FrozenConfigDict:
 def objective(config, num_devices=1):
     model, mesh = experiment.make_model(config), experiment.sharding.make_mesh(num_devices)
     loss_fn, _ = experiment.loss_functions(model)
-    (phase,) = experiment.phases(config)
+    (phase,) = trajectory.phases(config)
     return adversary.make_objective(model, loss_fn, phase.settings, "one", mesh)
 
 
 def train(config, num_steps: int, num_devices=1):
     """Return the parameters after some steps, and the mean loss of all."""
     mesh = experiment.sharding.make_mesh(num_devices)
-    (phase,) = experiment.phases(config)
+    (phase,) = trajectory.phases(config)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     state = experiment.init_state(experiment.init_params(config), phase)
     state = experiment.sharding.replicate(mesh, state)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxflat import checkpoint, experiment
+from jaxflat import checkpoint, experiment, trajectory
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
@@ -26,7 +26,7 @@ def resolved(**overrides) -> FrozenConfigDict:
 
 def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarray:
     mesh = experiment.sharding.make_mesh(num_devices)
-    (phase,) = experiment.phases(config)
+    (phase,) = trajectory.phases(config)
     model = experiment.make_model(config)
     steps = experiment.train_steps(model, phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
@@ -63,7 +63,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     config.language.hmm.update({"num_states": 4, "num_words": 8, "length": 6, "tasks": (3,)})
     config.phases.pretrain.schedule.update({"learning_rate": 1e-2, "decay_steps": 200})
     config = FrozenConfigDict(config)
-    (phase,), model = experiment.phases(config), experiment.make_model(config)
+    (phase,), model = trajectory.phases(config), experiment.make_model(config)
     language = experiment.make_language(config.language)
     batch = masked_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
@@ -84,7 +84,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
 )
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(optimizer, tmp_path):
     config = resolved(optimizer={**base_config.phase().optimizer, "name": optimizer})
-    (phase,) = experiment.phases(config)
+    (phase,) = trajectory.phases(config)
     mesh = experiment.sharding.make_mesh(1)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)

@@ -1,0 +1,73 @@
+"""Phases that several points of a sweep begin with: trained once, for all of them.
+
+When a phase ends and others follow, what the run has left so far is copied to
+WORKDIR/trunks/<hash of all that decided it>. A point that begins alike starts from there, as if it
+had been interrupted at that step itself.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from jaxflat import checkpoint, experiment, trajectory
+from jaxflat.config import Config
+from jaxflat.trajectory import Phase
+
+KEYS = ("language", "model", "training", "data_seed", "init_seed")
+
+
+def keep(config: Config, directory: Path, phase: Phase) -> None:
+    """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
+    target = _folder(config, directory, phase)
+    if phase.name == config.phase_order[-1] or target.exists():
+        return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _copy(directory, temporary)
+    if target.exists():  # another process was first
+        shutil.rmtree(temporary)
+    else:
+        temporary.rename(target)
+
+
+def start_from(config: Config, directory: Path) -> None:
+    """Copy the longest trunk there is for a run that has not saved anything itself."""
+    if checkpoint.steps(directory / "recovery"):
+        return
+    for phase in reversed(trajectory.phases(config)[:-1]):
+        folder = _folder(config, directory, phase)
+        if folder.exists():
+            _copy(folder, directory)
+            return
+
+
+def _folder(config: Config, directory: Path, phase: Phase) -> Path:
+    """Return the folder of a trunk: named by what decides its bits, the number of devices too."""
+    decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
+    del decides["language"]["data_dir"]  # where it is, not what
+    names = config.phase_order[: config.phase_order.index(phase.name) + 1]
+    decides["phases"] = [(name, config.phases[name]) for name in names]
+    decides["num_devices"] = experiment.make_mesh(config).shape["data"]
+    text = json.dumps(decides, sort_keys=True, default=_plain)
+    return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy checkpoints and curve, each whole or not at all; the one to go on from is the last."""
+    for name in ("checkpoints", "projected", "recovery"):
+        for step in checkpoint.steps(source / name):
+            (target / name).mkdir(exist_ok=True)
+            temporary = target / name / f".{step}.{os.getpid()}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(source / name / str(step), temporary)
+            shutil.rmtree(target / name / str(step), ignore_errors=True)
+            temporary.rename(target / name / str(step))
+        if name == "projected" and (source / "metrics.jsonl").exists():
+            shutil.copy2(source / "metrics.jsonl", target)
+
+
+def _plain(section: Config) -> dict:
+    return section.to_dict()

@@ -1,0 +1,122 @@
+"""Changes from start to end are paired by seed, and named whichever way they go."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from jaxflat.analysis.comparison import compare, read_comparison
+from jaxflat.analysis.findings import summary_sentences
+from jaxflat.analysis.report import write_report
+from jaxflat.analysis.results import read_results
+from jaxflat.analysis.statistics import Interval
+from jaxflat.analysis.tables import summary_table
+from jaxflat.analysis.trajectory_words import trajectory_table, verdict
+
+
+def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
+    """Arms that begin alike; `ratios`: of the trace, end over start, of (exact, sampled)."""
+    random = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        start = 40 * np.exp(random.normal(0, 0.2))
+        for targets, ratio, size in zip(("exact", "sampled"), ratios, num_params, strict=True):
+            noise = np.exp(random.normal(0, 0.02))
+            for step, projected, trace in (
+                (4000, 0, start * 1.1),
+                (4000, 1, start),
+                (8000, 0, 99.0),
+                (12_000, 0, start * ratio * noise * 1.5),
+                (12_000, 1, start * ratio * noise),
+            ):
+                ended = targets == "sampled" and step > 4000
+                rows.append(
+                    {
+                        **{"point": f"{targets}{seed}", "phases.continue.targets": targets},
+                        **{"seed": seed, "step": step, "projected": projected},
+                        **{"num_params": size, "excess_loss": 0.002 + 0.001 * ended},
+                        **{"hessian_trace": trace, "hessian_trace@embedded": trace},
+                        "linear_probe/root.map/4000": 0.9 + 0.01 * ended + random.normal(0, 1e-3),
+                    }
+                )
+    with (workdir / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return workdir
+
+
+def test_ratios_are_of_end_over_start_seed_by_seed(tmp_path):
+    rows = read_results(write_arms(tmp_path, ratios=(1.0, 0.25)) / "results.csv")
+    projected, raw = compare(rows).trajectories
+    assert (projected.projected, raw.projected) == (True, False)
+    assert [arm.name for arm in projected.arms] == ["targets exact", "targets sampled"]
+    assert [(arm.start.step, arm.end.step) for arm in raw.arms] == [(4000, 12_000)] * 2
+    exact, sampled = (arm.change.ratio for arm in projected.arms)
+    assert exact.low < 1 < exact.high
+    assert sampled.mean == pytest.approx(0.25, rel=0.05)
+    # Seeds differ by 20%, their ratios by 2%.
+    assert sampled.high / sampled.low < 1.2
+    ((first, second, change),) = projected.contrasts
+    assert (first.name, second.name) == ("targets exact", "targets sampled")
+    assert change.ratio.mean == pytest.approx(sampled.mean / exact.mean)
+    assert change.accuracy.mean == pytest.approx(0.01, abs=0.003)
+    assert change.excess.mean == pytest.approx(0.001)
+    assert change.equal.holds  # the arms end 0.001 nats apart
+    assert raw.contrasts[0][2].ratio.mean == pytest.approx(change.ratio.mean)
+
+
+def test_a_fall_and_a_rise_are_worded_alike(tmp_path):
+    words = {}
+    for way, ratio in (("fall", 0.25), ("rise", 4.0)):
+        folder = tmp_path / way
+        folder.mkdir()
+        words[way] = summary_sentences(write_arms(folder, ratios=(1.0, ratio)))
+        assert f"a {way}; a factor of 2 is exceeded" in words[way][0]
+    control = next(sentence for sentence in words["fall"] if sentence.startswith("Targets exact ("))
+    assert "undecided, the interval includes 1; a factor of 2 is excluded" in control
+    assert len(words["fall"]) == len(words["rise"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.3, 0.5, "a fall; a factor of 2 is exceeded"),
+        (2.0, 3.0, "a rise; a factor of 2 is exceeded"),
+        (0.3, 0.6, "a fall; a factor of 2 is undecided"),
+        (1.7, 3.0, "a rise; a factor of 2 is undecided"),
+        (0.6, 0.9, "a fall; a factor of 2 is excluded"),
+        (1.1, 1.6, "a rise; a factor of 2 is excluded"),
+        (0.4, 1.6, "undecided, the interval includes 1; a factor of 2 is undecided"),
+    ],
+)
+def test_verdicts(low, high, expected):
+    assert verdict(Interval((low * high) ** 0.5, low, high, 5)) == expected
+
+
+def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
+    page = write_report(write_arms(tmp_path, ratios=(1.0, 0.25))).read_text()
+    rows = trajectory_table(read_comparison(tmp_path).trajectories)
+    assert [row[:2] for row in rows[1:4]] == [
+        ["targets exact", "projected"],
+        ["targets sampled", "projected"],
+        ["targets sampled against targets exact", "projected"],
+    ]
+    assert len(rows) == 1 + 2 * 3
+    for row in rows:
+        assert all(text in page for text in row)
+    assert "Sizes cannot be compared" not in page
+    assert len(summary_table(tmp_path)) == 1 + 4  # what was projected
+
+
+def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path):
+    sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, 0.25), seeds=1))
+    assert "undecided with one seed" in sentences[0]
+    sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, -0.25)))
+    assert "undecided, as it is not positive" in sentences[0]
+    write_report(tmp_path)
+
+
+def test_arms_of_several_sizes_are_no_trajectories(tmp_path):
+    write_arms(tmp_path, ratios=(1.0, 0.25), num_params=(5000, 20_000))
+    assert read_comparison(tmp_path).trajectories == []
