@@ -96,7 +96,12 @@ def test_sentences_do_not_depend_on_how_many_there_are(section, undisturbed, tmp
     fewer = build_dataset(section, tmp_path / "set", **{**SETTINGS, "num_sentences": 9})
     expected = open_dataset(undisturbed).read(np.arange(9))
     for name, column in fewer.read(np.arange(9)).items():
-        np.testing.assert_array_equal(column, expected[name])
+        if column.dtype.kind != "f":
+            np.testing.assert_array_equal(column, expected[name])
+            continue
+        # Conditionals of another number of sentences are another program, which on some CPUs adds
+        # in another order: equal to float32 rounding.
+        np.testing.assert_allclose(column, expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_shards", [0, 2, 5])

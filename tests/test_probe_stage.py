@@ -15,6 +15,7 @@ from jaxflat.stages import finetune
 from jaxflat.stages.finetune import finetune_records
 from jaxflat.stages.probe import probe
 from jaxflat.stages.probe_sets import probe_sets
+from jaxflat.trajectory import Snapshot
 
 TUNING = {"shots": 12, "num_draws": 4, "batch_size": 8, "epochs": 2, "warmup_steps": 1}
 
@@ -33,7 +34,7 @@ def tuned(num_devices: int) -> list[dict]:
     config = untrained(num_devices)
     params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
     (sets,) = probe_sets(config.language, config.probes, 0)
-    return finetune_records(config, experiment.make_model(config), params, sets, 0)
+    return finetune_records(config, experiment.make_model(config), params, sets, Snapshot(0))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_devices_that_fine_tune_say_nothing_to_each_other():
 
 def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
     config = untrained(name="lookup_table")
-    measures = {r["measure"] for r in probe(config, Path("unused"), 0)}
+    measures = {r["measure"] for r in probe(config, Path("unused"), Snapshot(0))}
     assert "belief_state/state_2" in measures
     assert not [name for name in measures if name.startswith("finetune")]
 
