@@ -1,10 +1,4 @@
-"""The program of a function as JAX traces it (a jaxpr), and a walk from equation to equation.
-
-Levels say what depends on the parameters: a FIXED value does not; a STEPPED one does, but has
-no derivative (an index, a comparison, what `stop_gradient` returns); a MOVING one has a derivative.
-Equations with MOVING inputs are linear in them, or calls or scans of other programs, or nodes:
-whatever is left, blocks as `jax.checkpoint`, `custom_jvp` and `cond` among them.
-"""
+"""A walk through the program of a function (a jaxpr), from equation to equation."""
 
 from collections.abc import Callable, Sequence
 from itertools import repeat
@@ -12,75 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params, subjaxprs
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from jaxflat.flatness.equations import CALLS, FIXED, STEPPED, has_tangent, kind_of, name_of
 
 PyTree = Any
-FIXED, STEPPED, MOVING = range(3)
-
-CALLS = {"jit", "pjit", "closed_call", "core_call"}
-# Linear in all inputs together; in the first alone; in all but the first; in either of two.
-LINEAR = {
-    *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "convert_element_type", "copy"),
-    *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "rev", "slice", "pad"),
-    *("concatenate", "split", "sharding_constraint", "reduce_precision"),
-}
-LINEAR_IN_FIRST = {"gather", "dynamic_slice", "div"}
-LINEAR_BUT_FIRST = {"select_n"}
-BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
-ELEMENTWISE = {
-    *("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "sin", "cos"),
-    *("sqrt", "rsqrt", "square", "integer_pow", "pow", "abs", "sign", "max", "min", "neg"),
-    *("add", "sub", "mul", "div", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "copy"),
-}
-# No derivative backward, or none that may be taken equation by equation.
-OPAQUE = {"while", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map", "pmap", "xla_pmap"}
 
 
 class Visitor(NamedTuple):
     """What a walk does: with nodes, with equations that are linear or whose outputs do not move,
-    and with values whose level is raised."""
+    and with values whose level is raised. The nodes' terms, and their sum, are of `dtype`."""
 
     node: Callable[[JaxprEqn, list, list[int], PyTree], tuple[list, PyTree, jax.Array]]
     linear: Callable[[JaxprEqn, list, list[int]], list]
     still: Callable[[JaxprEqn, list, list[int]], list]
     raised: Callable[[Any, int, int, Any], Any]
-
-
-def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[jax.Array]:
-    """The outputs of one equation."""
-    how = equation.primitive.get_bind_params(equation.params)
-    outputs = equation.primitive.bind(*inputs, **how)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
-
-
-def has_tangent(variable: Any) -> bool:
-    """Whether a variable is of real or complex numbers."""
-    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
-
-
-def is_differentiable(jaxpr: Jaxpr) -> bool:
-    """Whether all equations, those inside others too, have derivatives forward and backward."""
-    names = {_name(equation) for equation in jaxpr.eqns}
-    return not names & OPAQUE and all(map(is_differentiable, subjaxprs(jaxpr)))
-
-
-def is_elementwise(equation: JaxprEqn) -> bool:
-    """Whether it has one input and one output, and each number is a function of one number."""
-    inputs = [v for v in equation.invars if not isinstance(v, Literal)]
-    variables = [*inputs, *equation.outvars]
-    if len(variables) != 2 or len({(v.aval.shape, v.aval.dtype) for v in variables}) != 1:
-        return False
-    return _is_of_elements(equation)
-
-
-def _is_of_elements(equation: JaxprEqn) -> bool:
-    inside = list(jaxprs_in_params(equation.params))
-    equations = [inner for jaxpr in inside for inner in jaxpr.eqns]
-    return all(map(_is_of_elements, equations)) if inside else _name(equation) in ELEMENTWISE
-
-
-def _name(equation: JaxprEqn) -> str:
-    return equation.primitive.name
+    dtype: Any = jnp.float32
 
 
 def walk(
@@ -98,10 +39,10 @@ def walk(
         return variable.val if isinstance(variable, Literal) else known[variable]
 
     slots = repeat(None) if slots is None else iter(slots)
-    results, total = [], jnp.zeros((), jnp.result_type(float))
+    results, total = [], jnp.zeros((), visitor.dtype)
     for equation in jaxpr.eqns:
         args = list(map(read, equation.invars)), list(map(level_of, equation.invars))
-        kind = _kind(equation, args[1], list(map(level_of, equation.outvars)))
+        kind = kind_of(equation, args[1], list(map(level_of, equation.outvars)))
         if kind in ("linear", "still"):
             outputs = getattr(visitor, kind)(equation, *args)
         else:
@@ -127,22 +68,22 @@ def _walk_scan(
     after = outside[: how["num_carry"]]
 
     def step(carry: PyTree, given: PyTree) -> tuple[PyTree, PyTree]:
-        (carried, total), (sliced, slot) = carry, given
-        inputs = [*values[:start], *carried, *sliced]
+        sliced, slot = given
+        inputs = [*values[:start], *carry, *sliced]
         outputs, results, term = walk(visitor, how["jaxpr"], inputs, inside, slot)
         carried = list(map(visitor.raised, outputs[: stop - start], after, carry_levels, avals))
-        return (carried, total + term), (outputs[stop - start :], results)
+        return carried, (outputs[stop - start :], results, term)
 
     first = list(map(visitor.raised, values[start:stop], levels[start:stop], carry_levels, avals))
-    (carried, total), (stacked, results) = jax.lax.scan(
+    carried, (stacked, results, terms) = jax.lax.scan(
         step,
-        (first, jnp.zeros((), jnp.result_type(float))),
+        first,
         (values[stop:], slots),
         length=how["length"],
         reverse=how["reverse"],
         unroll=how["unroll"],
     )
-    return [*carried, *stacked], results, total
+    return [*carried, *stacked], results, terms.sum()
 
 
 def _levels(jaxpr: Jaxpr, levels: Sequence[int]) -> Callable[[Any], int]:
@@ -155,11 +96,11 @@ def _levels(jaxpr: Jaxpr, levels: Sequence[int]) -> Callable[[Any], int]:
     for equation in jaxpr.eqns:
         inputs = list(map(level_of, equation.invars))
         outputs = [max(inputs, default=FIXED)] * len(equation.outvars)
-        if _name(equation) == "scan":
+        if name_of(equation) == "scan":
             first, count = equation.params["num_consts"], equation.params["num_carry"]
             inputs, outputs = _levels_in_scan(equation, inputs)
             outputs[:count] = inputs[first : first + count]
-        elif _name(equation) in CALLS:
+        elif name_of(equation) in CALLS:
             inner = equation.params["jaxpr"].jaxpr
             outputs = list(map(_levels(inner, inputs), inner.outvars))
         for variable, level in zip(equation.outvars, outputs, strict=True):
@@ -172,7 +113,7 @@ def _wanted(jaxpr: Jaxpr) -> set:
     """The variables that the outputs come from, other than by `stop_gradient`."""
     wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for equation in reversed(jaxpr.eqns):
-        if _name(equation) == "stop_gradient":
+        if name_of(equation) == "stop_gradient":
             wanted -= set(equation.outvars)
         elif not wanted.isdisjoint(equation.outvars):
             wanted |= {v for v in equation.invars if not isinstance(v, Literal)}
@@ -189,19 +130,3 @@ def _levels_in_scan(equation: JaxprEqn, levels: Sequence[int]) -> tuple[list[int
         if raised == levels[start : start + count]:
             return levels, outputs
         levels[start : start + count] = raised
-
-
-def _kind(equation: JaxprEqn, inputs: list[int], outputs: list[int]) -> str:
-    name = _name(equation)
-    # What is inside a call or a scan may be FIXED where not all of its inputs are.
-    if max(inputs, default=FIXED) > FIXED and (name in CALLS or name == "scan"):
-        return "scan" if name == "scan" else "call"
-    if max(outputs, default=FIXED) < MOVING:
-        return "still"
-    linear = (
-        name in LINEAR
-        or (name in LINEAR_IN_FIRST and max(inputs[1:]) == FIXED)
-        or (name in LINEAR_BUT_FIRST and inputs[0] == FIXED)
-        or (name in BILINEAR and sorted(inputs) == [FIXED, MOVING])
-    )
-    return "linear" if linear else "node"

@@ -18,16 +18,17 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxflat.flatness import program
-from jaxflat.flatness.products import LossFn, PyTree, loss_and_weight
-from jaxflat.flatness.program import (
+from jaxflat.flatness.equations import (
     FIXED,
     LINEAR,
     MOVING,
     STEPPED,
     evaluate,
     has_tangent,
+    is_differentiable,
     is_elementwise,
 )
+from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, loss_and_weight
 from jaxflat.flatness.quadratic_forms import hessian_form
 
 
@@ -59,11 +60,11 @@ def shared_hessian_form(
 
     traced = jax.make_jaxpr(of_leaves)(leaves, inputs)
     levels = [MOVING] * len(leaves) + [FIXED] * len(inputs)
-    if not program.is_differentiable(traced.jaxpr):
+    if not is_differentiable(traced.jaxpr):
         weight = loss_and_weight(loss_fn, params, batch)[1]
         return lambda vector: hessian_form(loss_fn, params, batch, vector)[0], weight
 
-    (_, weight), nodes, _ = program.walk(RECORD, traced, [*leaves, *inputs], levels, None)
+    (loss, weight), nodes, _ = program.walk(RECORD, traced, [*leaves, *inputs], levels, None)
     still = [*map(jnp.zeros_like, leaves), *inputs]
 
     def loss_tangent(shifts: list) -> jax.Array:
@@ -80,9 +81,11 @@ def shared_hessian_form(
 
     slots = jax.tree.map(weighted, nodes, adjoints, is_leaf=_is_node)
 
+    curved = _curved_in(at_least_float32(loss).dtype)
+
     def form(vector: PyTree) -> jax.Array:
         moving = [*jax.tree.leaves(vector), *inputs]
-        return program.walk(CURVED, traced, moving, levels, slots)[2]
+        return program.walk(curved, traced, moving, levels, slots)[2]
 
     return form, weight
 
@@ -94,7 +97,7 @@ def _is_node(tree: Any) -> bool:
 def _recorded(
     equation: JaxprEqn, values: list, levels: list[int], _: None
 ) -> tuple[list, Node, jax.Array]:
-    outputs, zero = evaluate(equation, values), jnp.zeros(())
+    outputs, zero = evaluate(equation, values), jnp.zeros((), jnp.float32)
     inputs = [x for x, level in zip(values, levels, strict=True) if level > FIXED]
     if not is_elementwise(equation):
         wanted = [x for x, v in zip(outputs, equation.outvars, strict=True) if has_tangent(v)]
@@ -130,16 +133,16 @@ def _shifted(
 ) -> tuple[list, None, jax.Array]:
     tangents, _ = _derivatives(equation, values, levels, slot, 1)
     shifted = list(map(jnp.add, tangents, slot.of_outputs))
-    return _with_gaps(equation, shifted), None, jnp.zeros(())
+    return _with_gaps(equation, shifted), None, jnp.zeros((), jnp.float32)
 
 
 def _curved(
-    equation: JaxprEqn, values: list, levels: list[int], slot: Node
+    equation: JaxprEqn, values: list, levels: list[int], slot: Node, *, dtype: Any
 ) -> tuple[list, None, jax.Array]:
     tangents, seconds = _derivatives(equation, values, levels, slot, 2)
-    wide = partial(jax.lax.convert_element_type, new_dtype=jnp.result_type(float))
+    wide = partial(jax.lax.convert_element_type, new_dtype=dtype)
     terms = [jnp.sum(wide(a) * wide(s)) for a, s in zip(slot.of_outputs, seconds, strict=True)]
-    return _with_gaps(equation, tangents), None, sum(terms, start=jnp.zeros(()))
+    return _with_gaps(equation, tangents), None, sum(terms, start=jnp.zeros((), dtype))
 
 
 def _derivatives(
@@ -185,4 +188,7 @@ def _value(equation: JaxprEqn, values: list, _: list[int]) -> list:
 
 RECORD = program.Visitor(_recorded, _value, _value, lambda value, *_: value)
 SHIFTED = program.Visitor(_shifted, _tangents, _still, _raised)
-CURVED = program.Visitor(_curved, _tangents, _still, _raised)
+
+
+def _curved_in(dtype: Any) -> program.Visitor:
+    return program.Visitor(partial(_curved, dtype=dtype), _tangents, _still, _raised, dtype)

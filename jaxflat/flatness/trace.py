@@ -112,7 +112,8 @@ def hessian_trace_samples(
 ) -> TraceTerms:
     """tr H as one term, E[v' H v]: what the terms of `hessian_trace_terms` add up to.
 
-    One backward pass a microbatch, and a forward one each probe: see `second_order_adjoint`.
+    Adjoints are computed once a microbatch and kept, at more memory than two forward derivatives
+    take; then each probe is one forward pass: see `second_order_adjoint`.
     """
     params = at_least_float32(params)
 
