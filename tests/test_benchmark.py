@@ -39,6 +39,7 @@ FIGURES = {
     "flatness/hvp_first_pass_in_gradients",
     "flatness/probe_memory_in_gradients",
     "flatness/hessian_form_memory_in_gradients",
+    "flatness/forward_form_memory_in_gradients",
 }
 LANGUAGE_FIGURES = {
     "languages/pcfg_sampled_per_s",

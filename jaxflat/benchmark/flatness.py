@@ -76,7 +76,7 @@ class Probes:
 
 
 def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
-    """Return each probe's cost, and the memory of H v and of v' H v, in gradients.
+    """Return each probe's cost, and the memory of H v and both forms of v' H v, in gradients.
 
     Times are taken side by side: every repeat times all functions in turn and gives one ratio.
     """
@@ -92,10 +92,8 @@ def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
     for name, ratios in costs.items():
         figures[f"flatness/{name}_in_gradients"] = summarize(ratios, "gradients")
     figures["flatness/hvp_first_pass_in_gradients"] = summarize(first_passes, "gradients")
-    products = {"probe": hessian_vector_product, "hessian_form": hessian_quadratic_form}
-    for name, product in products.items():
-        args = probes.loss_fn, probes.params, probes.batches, probes.params
-        memory = memory_ratio(product.lower(*args).compile(), probes.gradient)
+    for name, compiled in _compiled_for_memory(probes).items():
+        memory = memory_ratio(compiled, probes.gradient)
         if memory is not None:
             figures[f"flatness/{name}_memory_in_gradients"] = summarize([memory], "gradients")
     return figures
@@ -121,6 +119,18 @@ def memory_ratio(compiled: jax.stages.Compiled, gradient: jax.stages.Compiled) -
     planned = [compiled.memory_analysis(), gradient.memory_analysis()]
     sizes = [getattr(plan, "temp_size_in_bytes", 0) for plan in planned]
     return sizes[0] / sizes[1] if all(sizes) else None
+
+
+def _compiled_for_memory(probes: Probes) -> dict[str, jax.stages.Compiled]:
+    """Return H v, v' H v by two forward derivatives, and the trace by v' H v of one probe."""
+    loss_fn, params, batches = probes.loss_fn, probes.params, probes.batches
+    trace = hessian_trace_samples.lower(loss_fn, params, batches, jax.random.key(1), num_probes=1)
+    args = loss_fn, params, batches, params
+    return {
+        "probe": hessian_vector_product.lower(*args).compile(),
+        "forward_form": hessian_quadratic_form.lower(*args).compile(),
+        "hessian_form": trace.compile(),
+    }
 
 
 def _measures(probes: Probes, per_pass: int) -> dict[str, Callable[[int], Any]]:

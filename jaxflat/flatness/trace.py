@@ -28,10 +28,10 @@ from jaxflat.flatness.products import (
     PyTree,
     at_least_float32,
     linearized_hessian,
-    loss_and_weight,
 )
-from jaxflat.flatness.quadratic_forms import hessian_form, linearized_gauss_newton
+from jaxflat.flatness.quadratic_forms import linearized_gauss_newton
 from jaxflat.flatness.sampling import SampleFn, collect_terms, draw_probe, score_sampler
+from jaxflat.flatness.second_order_adjoint import shared_hessian_form
 from jaxflat.flatness.terms import TraceTerms, leaf_products
 
 
@@ -112,16 +112,14 @@ def hessian_trace_samples(
 ) -> TraceTerms:
     """tr H as one term, E[v' H v]: what the terms of `hessian_trace_terms` add up to.
 
-    By forward passes only: in less time and a fraction of the memory.
+    Adjoints are computed once a microbatch and kept, at more memory than two forward derivatives
+    take; then each probe is one forward pass: see `second_order_adjoint`.
     """
     params = at_least_float32(params)
 
     def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
-        def sample(draw: jax.Array) -> jax.Array:
-            probe = draw_probe(key, over, index, draw, params)
-            return hessian_form(loss_fn, params, batch, probe)[0]
-
-        return sample, loss_and_weight(loss_fn, params, batch)[1]
+        quadratic_form, weight = shared_hessian_form(loss_fn, params, batch)
+        return lambda draw: quadratic_form(draw_probe(key, over, index, draw, params)), weight
 
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 

@@ -1,0 +1,89 @@
+"""The equations of a function's program (a jaxpr): what each does with what depends on parameters.
+
+Levels say what depends on the parameters: a FIXED value does not; a STEPPED one does, but has
+no derivative (an index, a comparison, what `stop_gradient` returns); a MOVING one has a derivative.
+Equations with MOVING inputs are linear in them, or calls or scans of other programs, or nodes:
+whatever is left, blocks as `jax.checkpoint`, `custom_jvp` and `cond` among them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params, subjaxprs
+
+FIXED, STEPPED, MOVING = range(3)
+
+CALLS = {"jit", "pjit", "closed_call", "core_call"}
+# Linear in all inputs together; in the first alone; in all but the first; in either of two.
+LINEAR = {
+    *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "convert_element_type", "copy"),
+    *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "rev", "slice", "pad"),
+    *("concatenate", "split", "sharding_constraint", "reduce_precision"),
+}
+LINEAR_IN_FIRST = {"gather", "dynamic_slice", "div"}
+LINEAR_BUT_FIRST = {"select_n"}
+BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
+ELEMENTWISE = {
+    *("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "sin", "cos"),
+    *("sqrt", "rsqrt", "square", "integer_pow", "pow", "abs", "sign", "max", "min", "neg"),
+    *("add", "sub", "mul", "div", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "copy"),
+}
+# No derivative backward, or none that may be taken equation by equation.
+OPAQUE = {"while", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map", "pmap", "xla_pmap"}
+
+
+def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[jax.Array]:
+    """The outputs of one equation."""
+    how = equation.primitive.get_bind_params(equation.params)
+    outputs = equation.primitive.bind(*inputs, **how)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def has_tangent(variable: Any) -> bool:
+    """Whether a variable is of real or complex numbers."""
+    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+
+
+def is_differentiable(jaxpr: Jaxpr) -> bool:
+    """Whether all equations, those inside others too, have derivatives forward and backward."""
+    names = {name_of(equation) for equation in jaxpr.eqns}
+    return not names & OPAQUE and all(map(is_differentiable, subjaxprs(jaxpr)))
+
+
+def is_elementwise(equation: JaxprEqn) -> bool:
+    """Whether it has one input and one output, and each number is a function of one number."""
+    inputs = [v for v in equation.invars if not isinstance(v, Literal)]
+    variables: list[Any] = [*inputs, *equation.outvars]
+    if len(variables) != 2 or len({(v.aval.shape, v.aval.dtype) for v in variables}) != 1:
+        return False
+    return _is_of_elements(equation)
+
+
+def _is_of_elements(equation: JaxprEqn) -> bool:
+    inside = list(jaxprs_in_params(equation.params))
+    equations = [inner for jaxpr in inside for inner in jaxpr.eqns]
+    return all(map(_is_of_elements, equations)) if inside else name_of(equation) in ELEMENTWISE
+
+
+def name_of(equation: JaxprEqn) -> str:
+    """The name of what an equation applies."""
+    return equation.primitive.name
+
+
+def kind_of(equation: JaxprEqn, inputs: list[int], outputs: list[int]) -> str:
+    """One of call, scan, still, linear and node, by the levels of inputs and outputs."""
+    name = name_of(equation)
+    # What is inside a call or a scan may be FIXED where not all of its inputs are.
+    if max(inputs, default=FIXED) > FIXED and (name in CALLS or name == "scan"):
+        return "scan" if name == "scan" else "call"
+    if max(outputs, default=FIXED) < MOVING:
+        return "still"
+    linear = (
+        name in LINEAR
+        or (name in LINEAR_IN_FIRST and max(inputs[1:]) == FIXED)
+        or (name in LINEAR_BUT_FIRST and inputs[0] == FIXED)
+        or (name in BILINEAR and sorted(inputs) == [FIXED, MOVING])
+    )
+    return "linear" if linear else "node"

@@ -1,0 +1,184 @@
+"""v' H v by the second-order adjoint method against dense Hessians, whatever a loss is made of."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_masked_lm as lm
+from jax.flatten_util import ravel_pytree
+
+from jaxflat.flatness.equations import is_differentiable
+from jaxflat.flatness.quadratic_forms import hessian_form
+from jaxflat.flatness.second_order_adjoint import shared_hessian_form
+from jaxflat.models.bert import Bert
+from jaxflat.models.causal import CausalTransformer
+
+KEY = jax.random.key(8)
+
+
+def vector_like(params, seed=9):
+    flat, unravel = ravel_pytree(params)
+    return unravel(jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype))
+
+
+def forms(loss_fn, params, batch, vectors):
+    """Of each vector (axis 0), one after the other, as a trace takes them; and the weight."""
+
+    @jax.jit
+    def compiled(params, batch, vectors):
+        form, weight = shared_hessian_form(loss_fn, params, batch)
+        return jax.lax.map(form, vectors), weight
+
+    return compiled(params, batch, vectors)
+
+
+def stack(*vectors):
+    return jax.tree.map(lambda *x: jnp.stack(x), *vectors)
+
+
+def test_forms_of_the_masked_lm_equal_the_dense_ones():
+    params, batches = lm.make_params(), lm.make_batches(1, 6)
+    assert len(set(batches["lengths"].ravel().tolist())) > 2
+    hessian, batch = lm.dense_hessian(params, batches), lm.merge(batches)
+    vectors = [vector_like(params, seed) for seed in (1, 2)]
+    found, weight = forms(lm.loss_fn, params, batch, stack(*vectors))
+    flat = [ravel_pytree(vector)[0] for vector in vectors]
+    expected = jnp.stack([v @ hessian @ v for v in flat])
+    np.testing.assert_allclose(found / weight, expected, rtol=1e-10)
+
+
+def mean_of(outputs):
+    return jnp.mean(outputs), jnp.asarray(1.0)
+
+
+def logistic_regression(params, batch):
+    scores = batch @ params["w"] + params["b"][0]
+    return jnp.sum(jax.nn.softplus(scores) - 0.3 * scores), jnp.asarray(1.0 * len(batch))
+
+
+def scanned(params, batch):
+    """A carry with a counter, one that starts still and comes to move, and one set back."""
+
+    def step(carry, weight):
+        x, late, count, same, steps = carry
+        x = jnp.tanh(x * weight + late.sum() + same) * (1 + 0.1 * count.astype(x.dtype))
+        seen = (x, x * x, count + 1, jnp.zeros(()), steps + (x.sum() > 0).astype(int))
+        return seen, (x / (1 + late**2), steps)
+
+    still = (batch[0], jnp.zeros(4), 0, jnp.ones(()), jnp.zeros((), int))
+    (x, late, *_), (ys, counts) = jax.lax.scan(step, still, params["w"], reverse=True)
+    return mean_of((ys + late[None]) * x[None] * (1 + counts[:, None].astype(x.dtype)))
+
+
+def branches(params, batch):
+    """Comparisons, indices, branches, products of a thing with itself, a custom forward rule."""
+    w = params["w"]
+    chosen = jnp.where(w > 0, w**2, jnp.sin(w)) * jnp.sort(w)[::-1] + jax.nn.relu(w - 0.1)
+    looked_up = jnp.exp(w)[jnp.argsort(w)] / (2 + jnp.cos(w))
+    either = jax.lax.cond(batch[0, 0] > 0, jnp.tanh, jnp.exp, w)
+    gram = jnp.outer(w, w) @ batch[:4, :4]
+    held = jax.lax.stop_gradient(jnp.exp(w)) * w * jax.lax.stop_gradient(w).max()
+    return mean_of(chosen + looked_up + either + held + (gram**2).sum(0) + jnp.cumprod(w))
+
+
+def blocks(params, batch):
+    """Recomputed blocks: one with two outputs, one within a scan."""
+    pair = jax.checkpoint(lambda w: (jnp.sin(w), w**3))
+    first, second = pair(params["w"])
+    step = jax.checkpoint(lambda x, w: (jnp.tanh(x @ batch[:4, :4] * w), None))
+    return mean_of(jax.lax.scan(step, first, params["w"])[0] * second + second)
+
+
+def linear(params, batch):
+    return jnp.sum(batch @ params["w"]), jnp.asarray(1.0)
+
+
+def constant(params, batch):
+    return jnp.sum(batch), jnp.asarray(1.0)
+
+
+def looped(params, batch):
+    """A loop whose end depends on the data: no derivative backward."""
+    x = jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 1.5, params["w"] ** 2)
+    return mean_of(x * x)
+
+
+LOSSES = (logistic_regression, scanned, branches, blocks, linear, constant, looped)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint, jax.jit], ids=["", "remat", "jit"])
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=lambda f: f.__name__)
+def test_forms_equal_those_of_the_dense_hessian(loss_fn, wrap):
+    params = {"w": jnp.asarray([0.7, -0.4, 0.2, 1.1]), "b": jnp.asarray([0.3])}
+    batch, vector = jax.random.normal(KEY, (5, 4)), vector_like(params)
+    flat, unravel = ravel_pytree(params)
+    hessian = jax.jit(jax.jacfwd(jax.jacfwd(lambda x: loss_fn(unravel(x), batch)[0])))(flat)
+    found, _ = forms(wrap(loss_fn), params, batch, stack(vector))
+    v = ravel_pytree(vector)[0]
+    np.testing.assert_allclose(found[0], v @ hessian @ v, rtol=1e-10, atol=1e-12)
+
+
+def test_programs_without_a_backward_derivative_are_told():
+    params, batch = {"w": jnp.ones(4), "b": jnp.ones(1)}, jnp.ones((5, 4))
+    told = {f.__name__ for f in LOSSES if not differentiable(f, params, batch)}
+    assert told == {"looped"}
+    assert differentiable(lm.loss_fn, lm.make_params(), lm.merge(lm.make_batches(1, 2)))
+
+
+def differentiable(loss_fn, params, batch):
+    return is_differentiable(jax.make_jaxpr(loss_fn)(params, batch).jaxpr)
+
+
+def language_model(model, params, tokens):
+    given = (tokens, jnp.full(len(tokens), 4)) if isinstance(model, Bert) else (tokens,)
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, *given)[0])
+    picked = jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], axis=2)
+    return -picked.sum(), jnp.asarray(1.0 * picked.size)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [CausalTransformer(7, 6, 8, 3, 2, 12, "relu"), Bert(7, 6, 8, 2, 2, 12, "gelu", 2, 1e-9)],
+    ids=["causal", "bert"],
+)
+def test_other_models_have_the_forms_of_two_forward_derivatives(model):
+    tokens = jax.random.randint(KEY, (2, 6), 0, 7)
+    given = (tokens, jnp.full(2, 4)) if isinstance(model, Bert) else (tokens,)
+    params = vector_like(jax.jit(model.init)(KEY, *given)["params"], 3)
+    params = jax.tree.map(lambda x: 0.3 * x.astype(float), params)
+    check_against_forward_derivatives(partial(language_model, model), params, tokens)
+
+
+def check_against_forward_derivatives(loss_fn, params, batch):
+    assert differentiable(loss_fn, params, batch)
+    vector = vector_like(params)
+    found, _ = forms(loss_fn, params, batch, stack(vector))
+    expected, _ = jax.jit(partial(hessian_form, loss_fn))(params, batch, vector)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-9)
+
+
+def test_one_more_vector_multiplies_three_times_by_each_weight():
+    """As often as a gradient; two forward derivatives of the loss, five times."""
+
+    def loss_fn(params, batch):
+        for weight in params:
+            batch = jnp.tanh(batch @ weight)
+        return mean_of(batch)
+
+    params, batch = [jnp.ones((64, 64))] * 5, jnp.ones((256, 64))
+    one = 2.0 * 256 * 64 * 64 * len(params)  # the first needs one, as the batch has no tangent
+
+    def flops(function, count):
+        vectors = [[(1.0 + i) * x for x in params] for i in range(count)]
+        compiled = jax.jit(function).lower(params, batch, vectors).compile()
+        return (compiled.cost_analysis() or {})["flops"]
+
+    def shared(params, batch, vectors):
+        form, _ = shared_hessian_form(loss_fn, params, batch)
+        return [form(vector) for vector in vectors]
+
+    more = flops(shared, 2) - flops(shared, 1)
+    assert 2.5 < more / one < 2.9
+    assert flops(shared, 1) / one < 5
