@@ -29,6 +29,7 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
                 point_config[key] = point_config.seed
         meant = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
         resolved[point_name(meant)] = (meant, point_config)
+    _check_phases_used([point_config for _, point_config in resolved.values()])
     width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
     expanded = []
     for name, (meant, point_config) in resolved.items():
@@ -41,6 +42,16 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
             raise InputError(str(error)) from error
         expanded.append(Point(name, meant, frozen, workdir / name))
     return expanded
+
+
+def _check_phases_used(configs: list[Config]) -> None:
+    """Raise InputError where a phase is defined that no point runs, though some point trains."""
+    orders = [config.phase_order for config in configs if config.phase_order]
+    used = {name for order in orders for name in order}
+    unused = sorted(name for config in configs for name in config.phases if name not in used)
+    if orders and unused:
+        where = f"phase_order={orders[0]}" + " or that of any other point" * (len(orders) > 1)
+        raise InputError(f"phases.{unused[0]} is not in {where}")
 
 
 def point_name(overrides: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ ORDER = (
         "sweep",
         "build",
         "measure",
+        "report",
     ),
     *("benchmark", "main"),
 )

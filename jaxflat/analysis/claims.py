@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxflat.analysis import wording
+from jaxflat.analysis.algorithms import Algorithms
 from jaxflat.analysis.associations import GIVEN_LOSS, SPEARMAN, Association, associations
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
@@ -23,44 +24,83 @@ def judge(comparison: Comparison, found: Sequence[Association] | None = None) ->
     """The verdicts on every claim that the sweep's design allows to be asked."""
     found = associations(comparison) if found is None else found
     noise = noise_verdict(comparison)
-    return _on_pairs(comparison) + _on_all_checkpoints(found) + ([noise] if noise else [])
+    on_pairs = (
+        _on_algorithms(comparison.algorithms) if comparison.algorithms else _on_sizes(comparison)
+    )
+    return on_pairs + _on_all_checkpoints(found) + ([noise] if noise else [])
 
 
-def _on_pairs(comparison: Comparison) -> list[Verdict]:
-    matched = [pair for pair in comparison.pairs if pair.equivalence.holds]
-    over = f"mean over {wording.plural(len(matched), 'matched pair')}"
-    column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
-    sharpness = EMBEDDED.get(column, "flatness")
-    claims: list[tuple[str, str, Callable[[], tuple[str, Interval | None, str]]]] = [
-        (
-            "At matched excess loss the larger model is the more accurate",
-            f"accuracy, larger minus smaller, points; {over}",
+def _on_sizes(comparison: Comparison) -> list[Verdict]:
+    why = _no_pair(comparison.pairs, comparison.obstacle or "no two sizes share a seed")
+    larger = "the larger model"
+    return [*_on_second(comparison.pairs, larger, why), _on_flatter(comparison.pairs, why)]
+
+
+def _on_algorithms(found: Algorithms) -> list[Verdict]:
+    """Each against the baseline; then all pairs of two."""
+    verdicts = []
+    for pair in found.against:
+        why = _no_pair([pair], "they share no seed")
+        verdicts += _on_second([pair], pair.second.variant, why, f" than {pair.first.variant}")
+    return [*verdicts, _on_flatter(found.pairs, _no_pair(found.pairs, ""))]
+
+
+def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> list[Verdict]:
+    """Is the second model of the pairs the more accurate, and the flatter?"""
+    matched = [pair for pair in pairs if pair.equivalence.holds]
+    column, sharpness = _common_column(matched)
+    order, article = (f"{second} minus the other", "") if than else ("larger minus smaller", "the ")
+    ratio = order.replace("minus", "over")
+    return [
+        _judged(
+            f"At matched excess loss {second} is {article}more accurate{than}",
+            f"accuracy, {order}, points",
+            (matched, why),
             lambda: _more_accurate(matched),
         ),
-        (
-            "At matched excess loss the larger model is the flatter",
-            f"{sharpness}, larger over smaller; {over}",
+        _judged(
+            f"At matched excess loss {second} is {article}{'flatter'}{than}",
+            f"{sharpness}, {ratio}",
+            (matched, why),
             lambda: _flatter(matched, column),
         ),
-        (
-            "At matched excess loss the flatter model is the more accurate",
-            f"accuracy, smaller {sharpness} minus larger, points; {over}",
-            lambda: _flatter_more_accurate(matched, column),
-        ),
     ]
+
+
+def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
+    matched = [pair for pair in pairs if pair.equivalence.holds]
+    column, sharpness = _common_column(matched)
+    return _judged(
+        "At matched excess loss the flatter model is the more accurate",
+        f"accuracy, smaller {sharpness} minus larger, points",
+        (matched, why),
+        lambda: _flatter_more_accurate(matched, column),
+    )
+
+
+def _judged(
+    claim: str,
+    statistic: str,
+    on: tuple[list[Pair], str],
+    judged: Callable[[], tuple[str, Interval | None, str]],
+) -> Verdict:
+    """`on` has the matched pairs, and why there may be none."""
+    matched, why = on
     if not matched:
-        why = _no_pair(comparison)
-        return [Verdict(claim, "", "", NONE, why) for claim, _, _ in claims]
-    verdicts = []
-    for claim, statistic, judged in claims:
-        answer, interval, evidence = judged()
-        why = (
-            ("" if answer != NONE else ONE_SEED)
-            if interval
-            else "it was not measured, or is not positive"
-        )
-        verdicts.append(Verdict(claim, statistic, evidence, answer, why))
-    return verdicts
+        return Verdict(claim, "", "", NONE, why)
+    answer, interval, evidence = judged()
+    if not interval:
+        why = "it was not measured, or is not positive"
+    else:
+        why = ONE_SEED if answer == NONE else ""
+    over = f"mean over {wording.plural(len(matched), 'matched pair')}"
+    return Verdict(claim, f"{statistic}; {over}", evidence, answer, why)
+
+
+def _common_column(matched: Sequence[Pair]) -> tuple[str, str]:
+    """The first measure that all pairs have, and its name."""
+    column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
+    return column, EMBEDDED.get(column, "flatness")
 
 
 def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:
@@ -72,7 +112,7 @@ def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:
 
 def _flatter(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
     """The geometric mean of the pairs' ratios."""
-    rows = [row for p in pairs for c in (p.smaller, p.larger) for row in c.rows.values()]
+    rows = [row for p in pairs for c in (p.first, p.second) for row in c.rows.values()]
     if not column or min((row.values.get(column, 1.0) for row in rows), default=0.0) <= 0:
         return NONE, None, wording.MISSING
     logs = _seed_means(pairs, lambda a, b: float(np.log(b[column] / a[column])), (column,))
@@ -107,22 +147,21 @@ def _seed_means(pairs: list[Pair], value: Values, columns: Sequence[str]) -> lis
     def complete(row: Row | None) -> bool:
         return row is not None and all(name in row.values for name in columns)
 
-    cells = [cell for pair in pairs for cell in (pair.smaller, pair.larger)]
+    cells = [cell for pair in pairs for cell in (pair.first, pair.second)]
     seeds = [s for s in cells[0].rows if all(complete(cell.rows.get(s)) for cell in cells)]
     return [
-        float(np.mean([value(p.smaller.rows[s].values, p.larger.rows[s].values) for p in pairs]))
+        float(np.mean([value(p.first.rows[s].values, p.second.rows[s].values) for p in pairs]))
         for s in seeds
     ]
 
 
-def _no_pair(comparison: Comparison) -> str:
-    if comparison.obstacle:
-        return comparison.obstacle
-    if not comparison.pairs:
-        return "no two sizes share a seed"
-    if all(pair.excess.low is None for pair in comparison.pairs):
+def _no_pair(pairs: Sequence[Pair], without: str) -> str:
+    """Why no pair is matched; `without`: why there is none at all."""
+    if not pairs:
+        return without
+    if all(pair.excess.low is None for pair in pairs):
         return ONE_SEED
-    return "no pair of sizes is matched in excess loss"
+    return "no pair is matched in excess loss"
 
 
 def _on_all_checkpoints(found: Sequence[Association]) -> list[Verdict]:

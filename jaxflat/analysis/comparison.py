@@ -1,24 +1,16 @@
-"""A sweep's matched comparisons: pairs of sizes, at the checkpoints nearest in excess loss."""
+"""A sweep's matched comparisons: sizes where they are nearest in excess loss, or algorithms."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 
 from jaxflat.analysis import results
-from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.hierarchical import split_cells
-from jaxflat.analysis.pairs import MARGINS, Pair
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row
-from jaxflat.analysis.statistics import (
-    Equivalence,
-    Interval,
-    log_ratio_interval,
-    paired_t_interval,
-    tost_paired,
-)
+from jaxflat.analysis.algorithms import Algorithms, find_algorithms
+from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
+from jaxflat.analysis.results import Cell, Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
 
@@ -36,6 +28,7 @@ class Comparison:
     obstacle: str = ""
     projected: bool = False
     trajectories: list[Trajectories] = field(default_factory=list)
+    algorithms: Algorithms | None = None
 
     @property
     def cells(self) -> list[Cell]:
@@ -67,17 +60,20 @@ def compare(rows: Sequence[Row]) -> Comparison:
     variants = results.group_cells(trained)
     obstacle = _obstacle(trained, variants)
     primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
+    algorithms = None if trajectories else find_algorithms(variants, primary_columns)
+    matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(
         variants=variants,
         lookup_tables=[cells[0] for cells in tables.values()],
         untrained=[cells[0] for cells in untrained.values()],
         pairs=[] if obstacle else _pairs(variants, primary_columns),
-        matched={} if obstacle else match_all(variants),
+        matched=matched,
         primary_columns=primary_columns,
         primary_labeling=results.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
         trajectories=trajectories,
+        algorithms=algorithms,
     )
 
 
@@ -113,58 +109,13 @@ def match_all(variants: dict[str, list[Cell]]) -> dict[str, Cell]:
     return min((nearest(cell) for cells in variants.values() for cell in cells), key=spread)
 
 
-def paired_difference(smaller: Cell, larger: Cell, column: str) -> Interval | None:
-    """Larger - smaller, paired by seed; None where no seed has both."""
-    values = paired_values(smaller, larger, column)
-    return paired_t_interval(*values) if values[0] else None
-
-
-def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], list[float]]:
-    """The column's values in both cells, for the seeds that both have."""
-    left, right = first.by_seed(column), second.by_seed(column)
-    shared = [seed for seed in left if seed in right]
-    return [left[seed] for seed in shared], [right[seed] for seed in shared]
-
-
 def _pairs(variants: dict[str, list[Cell]], primary_columns: list[str]) -> list[Pair]:
-    matches = [
-        (match_cells(smaller, larger), len(smaller) * len(larger))
-        for smaller, larger in combinations(variants.values(), 2)
-    ]
-    return [
-        _compare_pair(*cells, candidates, primary_columns) for cells, candidates in matches if cells
-    ]
-
-
-def _compare_pair(smaller: Cell, larger: Cell, candidates: int, primary_columns: list[str]) -> Pair:
-    losses = paired_values(smaller, larger, "excess_loss")
-    names = dict.fromkeys(name for row in smaller.rows.values() for name in row.values)
-    secondary = [name for name in names if is_accuracy(name)]
-    return Pair(
-        smaller=smaller,
-        larger=larger,
-        candidates=candidates,
-        excess=paired_t_interval(*losses),
-        equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
-        accuracy=paired_difference(smaller, larger, PRIMARY_ACCURACY),
-        flatness={
-            name: log_ratio_interval(*values)
-            for name in EMBEDDED
-            if (values := paired_values(smaller, larger, name))[0]
-        },
-        secondary={
-            name: found for name in secondary if (found := paired_difference(smaller, larger, name))
-        },
-        split=split_cells(smaller, larger, primary_columns),
-    )
-
-
-def _chosen(test: Equivalence, candidates: int) -> Equivalence:
-    return replace(test, p=None if test.p is None else min(1.0, test.p * candidates))
-
-
-def is_accuracy(column: str) -> bool:
-    return column.startswith(("linear_probe/", "finetune/")) and not column.endswith("_sem")
+    pairs = []
+    for smaller, larger in combinations(variants.values(), 2):
+        cells = match_cells(smaller, larger)
+        if cells:
+            pairs.append(compare_pair(*cells, primary_columns, len(smaller) * len(larger)))
+    return [pair for pair in pairs if pair]
 
 
 def _obstacle(trained: Sequence[Row], variants: dict[str, list[Cell]]) -> str:

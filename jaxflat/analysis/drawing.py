@@ -19,7 +19,7 @@ GREY = "#777777"
 
 
 def excess_against_size(ax: Axes, comparison: Comparison) -> None:
-    _style(ax, "Excess loss (nats)")
+    style(ax, "Excess loss (nats)")
     _over_sizes(ax, comparison, "excess_loss")
     ax.set_ylim(bottom=0)
     _size_axis(ax, comparison)
@@ -27,7 +27,7 @@ def excess_against_size(ax: Axes, comparison: Comparison) -> None:
 
 def trace_against_size(ax: Axes, comparison: Comparison) -> None:
     embedded, raw, name = trace_columns(comparison)
-    _style(ax, name)
+    style(ax, name)
     _over_sizes(ax, comparison, embedded, label="embedded" if embedded != raw else "")
     if embedded != raw:
         cells = list(comparison.matched.values())
@@ -39,7 +39,7 @@ def trace_against_size(ax: Axes, comparison: Comparison) -> None:
 
 def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
     """Map labels, whose ceiling is 1, beside latent labels, whose ceiling is the Bayes accuracy."""
-    _style(ax, "Probe accuracy (%)")
+    style(ax, "Probe accuracy (%)")
     cells = list(comparison.matched.values())
     _over_sizes(ax, comparison, PRIMARY_ACCURACY, 100, f"{comparison.primary_labeling} labels")
     _line(ax, cells, LATENT_ACCURACY, 100, color=GREY, marker="s", label="latent labels")
@@ -52,7 +52,7 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
-    _style(ax, "Probe accuracy, map labels (%)", "Excess loss (nats)")
+    style(ax, "Probe accuracy, map labels (%)", "Excess loss (nats)")
     losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
     if losses:
         middle = (min(losses) + max(losses)) / 2
@@ -64,9 +64,26 @@ def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
 
 def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
     column, _, name = trace_columns(comparison)
-    _style(ax, "Probe accuracy, map labels (%)", name)
+    style(ax, "Probe accuracy, map labels (%)", name)
     _trajectories(ax, comparison, column)
     _log_axis(ax, comparison, column)
+
+
+def excess_against_step(ax: Axes, comparison: Comparison) -> None:
+    style(ax, "Excess loss (nats)", "Step")
+    _over_steps(ax, comparison, "excess_loss")
+
+
+def trace_against_step(ax: Axes, comparison: Comparison) -> None:
+    column, _, name = trace_columns(comparison)
+    style(ax, name, "Step")
+    _over_steps(ax, comparison, column)
+
+
+def accuracy_against_step(ax: Axes, comparison: Comparison) -> None:
+    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Step")
+    _over_steps(ax, comparison, PRIMARY_ACCURACY, 100)
+    _legend(ax)
 
 
 def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
@@ -89,6 +106,18 @@ def _over_sizes(
             ax.plot(cell.num_params, scale * cell.mean(column), "o", color=COLORS[0], alpha=0.22)
     style = {"color": COLORS[0], "marker": "o", "label": label}
     _line(ax, list(comparison.matched.values()), column, scale, **style)
+
+
+def _over_steps(ax: Axes, comparison: Comparison, column: str, scale: float = 1.0) -> None:
+    for place, (name, cells) in enumerate(comparison.variants.items()):
+        known = [(cell.step, found) for cell in cells if (found := cell.interval(column))]
+        ax.errorbar(
+            [step for step, _ in known],
+            [scale * found.mean for _, found in known],
+            yerr=[scale * (found.half_width or 0.0) for _, found in known],
+            **{"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]},
+            **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
+        )
 
 
 def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style: str) -> None:
@@ -148,7 +177,7 @@ def _lookup_levels(ax: Axes, comparison: Comparison) -> None:
             ax.axhline(level, color=color, linestyle=":", label=cell.variant)
 
 
-def _style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> None:
+def style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -49,10 +49,31 @@ TRAJECTORIES = Plate(
 )
 
 
+ALGORITHMS = Plate(
+    "algorithms",
+    "Each algorithm's checkpoints. Rings: the algorithm that the others are set against, and those "
+    "whose excess loss is the same (equivalent at the main margin). Bars: 95% t intervals over "
+    "seeds.",
+    TRAJECTORIES.panels,
+)
+BY_STEP = Plate(
+    "steps",
+    "The same checkpoints by the step at which each was measured, one line a setting. Bars: 95% t "
+    "intervals over seeds.",
+    (
+        ("Excess loss", drawing.excess_against_step),
+        ("Flatness", drawing.trace_against_step),
+        ("Transfer", drawing.accuracy_against_step),
+    ),
+)
+
+
 def plates(comparison: Comparison) -> list[Plate]:
     """The figures that this sweep has numbers for."""
-    measured = any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells)
-    return ([BY_SIZE] if comparison.matched else []) + ([TRAJECTORIES] if measured else [])
+    chosen = [BY_SIZE] if comparison.matched and not comparison.algorithms else []
+    if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
+        chosen.append(ALGORITHMS if comparison.algorithms else TRAJECTORIES)
+    return chosen + [BY_STEP] * any(len(cells) > 1 for cells in comparison.variants.values())
 
 
 def save_figures(comparison: Comparison, folder: Path) -> list[Path]:

@@ -1,10 +1,18 @@
-"""Two sizes of a sweep side by side, and which way the difference between them goes."""
+"""Two cells of a sweep side by side, and which way the difference between them goes."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from jaxflat.analysis.hierarchical import Split
-from jaxflat.analysis.results import Cell
-from jaxflat.analysis.statistics import Equivalence, Interval
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.hierarchical import Split, split_cells
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
+from jaxflat.analysis.statistics import (
+    Equivalence,
+    Interval,
+    log_ratio_interval,
+    paired_t_interval,
+    tost_paired,
+)
 
 MARGIN = 0.002  # nats
 MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
@@ -12,7 +20,7 @@ MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sizes, each at one checkpoint: differences larger - smaller, ratios larger / smaller.
+    """Differences second - first, ratios second / first; of two sizes the second is the larger.
 
     `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
     the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
@@ -20,8 +28,8 @@ class Pair:
     `split` says where the scatter of the accuracy difference comes from.
     """
 
-    smaller: Cell
-    larger: Cell
+    first: Cell
+    second: Cell
     candidates: int
     excess: Interval
     equivalences: tuple[Equivalence, ...]
@@ -41,15 +49,64 @@ class Pair:
 
     @property
     def accuracy_side(self) -> int:
-        """+1: the larger model is more accurate; -1: less; 0: undecided."""
+        """+1: the second model is more accurate; -1: less; 0: undecided."""
         return 0 if self.accuracy is None else self.accuracy.side(0.0)
 
     @property
     def flatness_side(self) -> int:
-        """+1: the larger model is flatter (the smaller trace); -1: sharper; 0: undecided."""
+        """+1: the second model is flatter (the smaller trace); -1: sharper; 0: undecided."""
         return 0 if self.trace_ratio is None else -self.trace_ratio.side(1.0)
 
     @property
     def relation(self) -> int:
         """+1: the flatter model is the more accurate; -1: the less accurate; 0: cannot be told."""
         return self.accuracy_side * self.flatness_side
+
+
+def compare_pair(
+    first: Cell, second: Cell, primary_columns: Sequence[str], candidates: int = 1
+) -> Pair | None:
+    """The second cell against the first, paired by seed; None where they share no seed."""
+    losses = paired_values(first, second, "excess_loss")
+    if not losses[0]:
+        return None
+    names = dict.fromkeys(name for row in first.rows.values() for name in row.values)
+    secondary = [name for name in names if is_accuracy(name)]
+    return Pair(
+        first=first,
+        second=second,
+        candidates=candidates,
+        excess=paired_t_interval(*losses),
+        equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
+        accuracy=paired_difference(first, second, PRIMARY_ACCURACY),
+        flatness={
+            name: log_ratio_interval(*values)
+            for name in EMBEDDED
+            if (values := paired_values(first, second, name))[0]
+        },
+        secondary={
+            name: found for name in secondary if (found := paired_difference(first, second, name))
+        },
+        split=split_cells(first, second, primary_columns),
+    )
+
+
+def paired_difference(first: Cell, second: Cell, column: str) -> Interval | None:
+    """Second - first, paired by seed; None where no seed has both."""
+    values = paired_values(first, second, column)
+    return paired_t_interval(*values) if values[0] else None
+
+
+def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], list[float]]:
+    """The column's values in both cells, for the seeds that both have."""
+    left, right = first.by_seed(column), second.by_seed(column)
+    shared = [seed for seed in left if seed in right]
+    return [left[seed] for seed in shared], [right[seed] for seed in shared]
+
+
+def is_accuracy(column: str) -> bool:
+    return column.startswith(("linear_probe/", "finetune/")) and not column.endswith("_sem")
+
+
+def _chosen(test: Equivalence, candidates: int) -> Equivalence:
+    return replace(test, p=None if test.p is None else min(1.0, test.p * candidates))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis import evidence, figures, findings, page, tables
+from jaxflat.analysis.algorithm_words import algorithms_section
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.provenance import Provenance, read_provenance
@@ -37,11 +38,21 @@ def write_report(workdir: Path) -> Path:
     comparison = read_comparison(workdir)
     figures.save_figures(comparison, workdir / "figures")
     title = f"jaxflat: {workdir.resolve().name}"
-    made = read_provenance(workdir)
-    verdicts, correlations = evidence.sections(comparison)
     body = [
         page.heading(title, 1),
         page.paragraph(QUESTION, "question"),
+        *sweep_sections(comparison, read_provenance(workdir)),
+        *closing_sections(),
+    ]
+    path = workdir / "report.html"
+    path.write_text(page.page(title, body), encoding="utf-8")
+    return path
+
+
+def sweep_sections(comparison: Comparison, made: Provenance) -> list[str]:
+    """What one sweep found, what it rests on, and how it was made."""
+    verdicts, correlations = evidence.sections(comparison)
+    return [
         *_found(comparison),
         *verdicts,
         *_figures(comparison),
@@ -51,12 +62,12 @@ def write_report(workdir: Path) -> Path:
         *_results(comparison),
         *_unfinished(made),
         *_made(made),
-        *_reading(),
-        *_citing(),
     ]
-    path = workdir / "report.html"
-    path.write_text(page.page(title, body), encoding="utf-8")
-    return path
+
+
+def closing_sections() -> list[str]:
+    """How to read the page, and how to cite."""
+    return [*_reading(), *_citing()]
 
 
 def _found(comparison: Comparison) -> list[str]:
@@ -75,6 +86,8 @@ def _figures(comparison: Comparison) -> list[str]:
 
 
 def _pairs(comparison: Comparison) -> list[str]:
+    if comparison.algorithms:
+        return algorithms_section(comparison.algorithms, comparison.controls)
     if not comparison.pairs:
         return []
     count = sum(len(pair.secondary) for pair in comparison.pairs)
@@ -92,7 +105,7 @@ def _pairs(comparison: Comparison) -> list[str]:
             "rest is the seeds'.",
             "note",
         ),
-        page.table(tables.pairs_table(comparison.pairs)),
+        page.table(tables.pairs_table(comparison.pairs, "Larger model")),
         page.paragraph(
             "Primary endpoint, fixed beforehand: linear-probe accuracy, map labels (the most "
             "probable latent given the sentence), largest number of shots, mean over tasks: "

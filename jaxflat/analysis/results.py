@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,12 @@ class Row:
     @property
     def is_untrained(self) -> bool:
         """A model as it is initialised: no phases, but no lookup table either."""
-        return self.swept.get("phase_order") in ("()", "[]") and not self.is_lookup_table
+        return bool(self.swept.get("phase_order")) and not self.phases and not self.is_lookup_table
+
+    @property
+    def phases(self) -> list[str]:
+        """The names of its phases, where these were swept."""
+        return re.findall(r"\w+", self.swept.get("phase_order", ""))
 
 
 @dataclass(frozen=True)
@@ -118,27 +124,36 @@ def add_task_means(rows: Sequence[Row]) -> None:
 
 
 def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
-    """Cells by variant, variants from small to large, steps ascending.
+    """Cells by variant, from small to large, else as the sweep has them; steps ascending.
 
     Names say what tells the rows of `named_as` apart, by default their own.
     """
     varying = distinguishing_keys(named_as or rows)
+    skipped = _shared_phases(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        cells.setdefault((variant_name(row, varying), row.step), {})[row.seed] = row
+        cells.setdefault((variant_name(row, varying, skipped), row.step), {})[row.seed] = row
     made = [Cell(variant, step, by_seed) for (variant, step), by_seed in cells.items()]
-    made.sort(key=lambda cell: (np.nan_to_num(cell.num_params), cell.variant, cell.step))
+    order = list(dict.fromkeys(cell.variant for cell in made))
+    made.sort(key=lambda c: (np.nan_to_num(c.num_params), order.index(c.variant), c.step))
     return {
         variant: [cell for cell in made if cell.variant == variant]
         for variant in dict.fromkeys(cell.variant for cell in made)
     }
 
 
-def variant_name(row: Row, keys: Iterable[str]) -> str:
+def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
+    """What tells a row's settings from others'; the first `num_skipped` phases do not."""
     if row.is_lookup_table:
         return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
     keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
-    parts = [f"{key.rpartition('.')[2]} {row.swept[key]}" for key in keys if row.swept.get(key)]
+    parts = [
+        " → ".join(row.phases[num_skipped:] or row.phases)
+        if key == "phase_order"
+        else f"{key.rpartition('.')[2]} {row.swept[key]}"
+        for key in keys
+        if row.swept.get(key)
+    ]
     if row.is_untrained:
         return ", ".join([*parts, UNTRAINED])
     return ", ".join(parts) or EVERY_POINT
@@ -147,6 +162,12 @@ def variant_name(row: Row, keys: Iterable[str]) -> str:
 def trained_as(variant: str) -> str:
     """The name of the trained models of an untrained variant's settings."""
     return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
+
+
+def _shared_phases(rows: Sequence[Row]) -> int:
+    """How many phases all rows begin with."""
+    steps = zip(*(row.phases for row in rows), strict=False)
+    return len(list(takewhile(lambda names: len(set(names)) == 1, steps)))
 
 
 def distinguishing_keys(rows: Sequence[Row]) -> list[str]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxflat.analysis import findings, wording
-from jaxflat.analysis.comparison import Comparison, is_accuracy, read_comparison
+from jaxflat.analysis import wording
+from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS
-from jaxflat.analysis.pairs import Pair
+from jaxflat.analysis.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
+from jaxflat.analysis.pairs import Pair, is_accuracy
 from jaxflat.analysis.results import (
     GIVEN_ACCURACY,
     LATENT_ACCURACY,
@@ -75,14 +76,14 @@ def results_table(comparison: Comparison) -> Table:
     return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
 
 
-def pairs_table(pairs: list[Pair]) -> Table:
-    """One column a pair, so that a phone shows a pair whole; "a, b" is smaller, larger."""
-    rows: Table = [["", *(f"{pair.smaller.variant} → {pair.larger.variant}" for pair in pairs)]]
+def pairs_table(pairs: list[Pair], second: str) -> Table:
+    """One column a pair, so that a phone shows a pair whole; `second` names its second model."""
+    rows: Table = [["", *(f"{pair.first.variant} → {pair.second.variant}" for pair in pairs)]]
 
     def add(name: str, texts: list[str]) -> None:
         rows.append([name, *texts])
 
-    add("Steps", [f"{pair.smaller.step:,}, {pair.larger.step:,}" for pair in pairs])
+    add("Steps", [f"{pair.first.step:,}, {pair.second.step:,}" for pair in pairs])
     add("Paired seeds", [str(pair.excess.count) for pair in pairs])
     for name, number in (
         ("Excess loss (nats)", lambda cell: cell.mean("excess_loss")),
@@ -104,17 +105,17 @@ def pairs_table(pairs: list[Pair]) -> Table:
     for column, name in EMBEDDED.items():
         if any(column in pair.flatness for pair in pairs):
             add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
-    add("Larger model's accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
-    add("Larger model's flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
-    add("Flatness and accuracy", [findings.relation_words(pair) for pair in pairs])
+    add(f"{second}'s accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
+    add(f"{second}'s flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
+    add("Flatness and accuracy", [relation_words(pair) for pair in pairs])
     return rows
 
 
 def secondary_table(pairs: list[Pair]) -> Table:
-    """Every task, labeling and number of shots: larger minus smaller, in points."""
+    """Every task, labeling and number of shots: second minus first, in points."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair.secondary))
-    header = ["Larger minus smaller, points"]
-    header += [f"{pair.smaller.variant} → {pair.larger.variant}" for pair in pairs]
+    header = ["Second minus first, points"]
+    header += [f"{pair.first.variant} → {pair.second.variant}" for pair in pairs]
     return [header] + [
         [_endpoint(name), *(wording.points(pair.secondary.get(name)) for pair in pairs)]
         for name in names
@@ -149,7 +150,7 @@ def _numbers(cell: Cell, columns: list[tuple[str, str, str, float]]) -> list[str
 
 
 def _both(pair: Pair, number: Callable[[Cell], float]) -> str:
-    found = number(pair.smaller), number(pair.larger)
+    found = number(pair.first), number(pair.second)
     return ", ".join(wording.MISSING if np.isnan(value) else f"{value:.4f}" for value in found)
 
 
@@ -159,7 +160,7 @@ def _sem_over_seeds(cell: Cell) -> float:
 
 
 def _margin_share(pair: Pair) -> str:
-    loss = (pair.smaller.mean("excess_loss") + pair.larger.mean("excess_loss")) / 2
+    loss = (pair.first.mean("excess_loss") + pair.second.mean("excess_loss")) / 2
     return f"{pair.equivalence.margin / loss:.0%}" if loss > 0 else wording.MISSING
 
 
@@ -172,7 +173,7 @@ def _from_examples(pair: Pair) -> str:
 def _word(pair: Pair, side: int, accuracy: bool) -> str:
     if not pair.equivalence.holds:
         return "not matched"
-    return (findings.ACCURACY_WORDS if accuracy else findings.FLATNESS_WORDS)[side]
+    return (ACCURACY_WORDS if accuracy else FLATNESS_WORDS)[side]
 
 
 def _endpoint(column: str) -> str:

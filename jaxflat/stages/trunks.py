@@ -34,10 +34,13 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
 
 
 def start_from(config: Config, directory: Path) -> None:
-    """Copy the longest trunk there is for a run that has not saved anything itself."""
+    """Copy the longest trunk there is for a run that has not saved anything itself.
+
+    Its own last phase may be one that another point has gone on from.
+    """
     if checkpoint.steps(directory / "recovery"):
         return
-    for phase in reversed(trajectory.phases(config)[:-1]):
+    for phase in reversed(trajectory.phases(config)):
         folder = _folder(config, directory, phase)
         if folder.exists():
             _copy(folder, directory)

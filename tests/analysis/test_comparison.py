@@ -7,9 +7,9 @@ from jaxflat.analysis.comparison import (
     compare,
     match_all,
     match_cells,
-    paired_values,
     read_comparison,
 )
+from jaxflat.analysis.pairs import paired_values
 from jaxflat.analysis.results import Cell, Row, read_results
 from jaxflat.analysis.statistics import paired_t_interval, tost_paired
 
@@ -23,7 +23,7 @@ def cell(step, losses, variant="", **values):
 
 
 def chosen(comparison):
-    pairs = [(pair.smaller.step, pair.larger.step) for pair in comparison.pairs]
+    pairs = [(pair.first.step, pair.second.step) for pair in comparison.pairs]
     return pairs, {name: cell.step for name, cell in comparison.matched.items()}
 
 
@@ -69,14 +69,14 @@ def kept(name):
 def test_a_difference_is_larger_minus_smaller_seed_by_seed(sweep):
     pair = read_comparison(sweep(accuracy=1.5)).pairs[0]
     column = "linear_probe/state_3.map/4000"
-    values = [list(one.by_seed(column).values()) for one in (pair.smaller, pair.larger)]
-    assert pair.smaller.num_params < pair.larger.num_params
+    values = [list(one.by_seed(column).values()) for one in (pair.first, pair.second)]
+    assert pair.first.num_params < pair.second.num_params
     assert pair.secondary[column] == paired_t_interval(*values)
 
 
 def test_equivalence_allows_for_the_choice_among_nine_pairs(sweep):
     pair = read_comparison(sweep()).pairs[0]
-    losses = paired_values(pair.smaller, pair.larger, "excess_loss")
+    losses = paired_values(pair.first, pair.second, "excess_loss")
     for test in pair.equivalences:
         assert test.p == min(1.0, 9 * tost_paired(*losses, test.margin).p)
 

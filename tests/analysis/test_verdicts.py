@@ -77,7 +77,7 @@ def test_a_claim_of_two_parts():
 def test_sizes_that_are_not_matched_get_no_verdict(sweep):
     found = judge(read_comparison(sweep(excess=0.02, steps=(1000,), accuracy=1.5)))
     assert [one.answer for one in found[:3]] == [NONE] * 3
-    assert {one.reason for one in found[:3]} == {"no pair of sizes is matched in excess loss"}
+    assert {one.reason for one in found[:3]} == {"no pair is matched in excess loss"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Does the algorithm matter at the same pre-training loss? One warm start a seed, five ways on.
+
+    python -m jaxflat.main --config=configs/optimizer_sweep.py
+
+Five seeds are trained on the exact conditionals of a balanced tree to near the optimum ("warm").
+Then on by AdamW, by SAM, by Muon, and by AdamW against an adversary that hides downstream labels,
+after that also without it ("off"). Each checkpoint is annealed by what made it. Controls: the
+exact conditionals as features, and the model as it is initialised.
+"""
+
+from jaxflat import config as base_config
+from jaxflat.config import Config, Sweep, chain, named_scale, param, product
+
+# Steps of the warm start, of its decay at the end, of each way on, and of its anneal.
+STEPS = {"smoke": (60, 20, 40, 20), "laptop": (4000, 1500, 1500, 500)}
+STEPS["paper"] = (60_000, 6000, 30_000, 6000)
+# The others are set against the first. "off" leaves what "adversary" starts from.
+WAYS = (("adamw",), ("sam",), ("muon",), ("adversary", "off"), ("adversary",))
+
+
+def get_config(scale: str | None = None) -> Config:
+    """Return what the points share."""
+    scale, config = named_scale(scale), base_config.base()
+    num_warm, num_decay, num_on, num_anneal = STEPS[scale]
+    config.language.name, config.phase_order = "balanced_tree", ("warm", "adamw")
+    del config.phases.pretrain
+    for name in ("warm", "adamw", "sam", "muon", "adversary", "off"):
+        phase = config.phases[name] = base_config.phase()
+        phase.update({"steps": num_on, "checkpoint_steps": (num_on,), "anneal_steps": num_anneal})
+        if name in phase.optimizer:
+            phase.optimizer.name = name
+    config.phases.warm.update({"steps": num_warm, "checkpoint_steps": ()})
+    config.phases.warm.schedule.decay_steps = num_decay
+    config.phases.adversary.adversary.strength = 0.01
+    if scale == "smoke":
+        config.model.num_layers = 1  # most of the time goes into compiling
+        for phase in config.phases.values():
+            phase.batch_size, phase.schedule.warmup_steps = 32, 10
+        config.phases.adversary.adversary.num_sentences = 64
+        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
+        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
+        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+    if scale == "paper":
+        tree = {"depth": 5, "num_states": 10, "num_words": 200, "tasks": ((0, 32), (0, 16), (0, 8))}
+        config.language.balanced_tree.update(tree)
+        config.model.update({"width": 768, "num_layers": 26, "head_size": 48})
+        for phase in config.phases.values():
+            phase.batch_size, phase.schedule.learning_rate = 4096, 1e-3
+    return config
+
+
+def get_sweep(scale: str | None = None) -> Sweep:
+    """Return the points, seed by seed."""
+    seeds = range(2 if named_scale(scale) == "smoke" else 5)
+    orders = param("phase_order", [*(("warm", *way) for way in WAYS), ()])
+    exact = product(param("model.features", ["p", "log_p"]), param("phase_order", [()]))
+    trained = product(param("model.name", ["transformer"]), orders)
+    tables = product(param("model.name", ["lookup_table"]), exact)
+    return product(param("seed", seeds), chain(trained, tables))

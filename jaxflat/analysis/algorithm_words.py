@@ -1,0 +1,68 @@
+"""The table of algorithms, as in the paper: what was trained how, and what came of it."""
+
+from collections.abc import Sequence
+
+from jaxflat.analysis import page, tables, wording
+from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.pair_words import relation_words
+from jaxflat.analysis.pairs import MARGIN, Pair
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
+
+Table = list[list[str]]
+
+
+def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]:
+    """The part of the page about algorithms."""
+    return [
+        page.heading("Algorithms: the same start, trained on in different ways"),
+        page.paragraph(
+            "Mean ± half-width of the 95% t interval over seeds; against "
+            f"{found.baseline.variant}, the first that the sweep lists, paired by seed. Same loss: "
+            f"two one-sided tests at ±{MARGIN} nats. An algorithm whose loss is not shown to be "
+            "the same is in the table and in no verdict: its differences may come from the loss. "
+            "Intervals of different algorithms are not corrected for one another.",
+            "note",
+        ),
+        page.table(algorithms_table(found, controls)),
+        page.details(
+            "All pairs of algorithms",
+            page.table(tables.pairs_table(found.pairs, "Second")),
+        ),
+    ]
+
+
+def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
+    """The baseline, each algorithm against it, and what no training made."""
+    column = next((name for pair in found.against for name in pair.flatness), "")
+    measure = EMBEDDED.get(column, "Sharpness")
+    header = ["Algorithm", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
+    rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]
+    pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]
+    pairs += [(pair.second, pair) for pair in found.against]
+    pairs += [(control, None) for control in controls]
+    for cell, pair in pairs:
+        numbers = [
+            wording.plus_minus(cell, name, style, scale)
+            for name, style, scale in (
+                ("excess_loss", ".4f", 1.0),
+                (column, ".1f", 1.0),
+                (PRIMARY_ACCURACY, ".1f", 100.0),
+            )
+        ]
+        rows.append(
+            [
+                *(cell.variant, f"{cell.step:,}" if cell.step else wording.MISSING),
+                *(numbers[0], _same(pair), numbers[1], wording.ratio(pair and pair.trace_ratio)),
+                *(numbers[2], wording.points(pair and pair.accuracy)),
+                relation_words(pair) if pair else wording.MISSING,
+            ]
+        )
+    return rows
+
+
+def _same(pair: Pair | None) -> str:
+    if pair is None:
+        return wording.MISSING
+    test = pair.equivalence
+    return f"{'yes' if test.holds else 'not shown'}, p {wording.p_value(test.p)}"

@@ -1,0 +1,137 @@
+"""Several sweeps on one page: their verdicts side by side, and every matched pair in one figure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxflat.analysis import drawing, evidence, figures, page, report, wording
+from jaxflat.analysis.claims import judge
+from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
+from jaxflat.analysis.provenance import read_provenance
+from jaxflat.analysis.verdicts import RULES, Verdict
+
+Sweeps = Mapping[str, Comparison]
+CAPTION = (
+    "Each point is a pair of models of equal excess loss (equivalent within "
+    f"±{MARGIN} nats): the larger against the smaller, an algorithm against the first of its "
+    "sweep, the end of a trajectory against its start. Left of 1 the second model is the flatter, "
+    "above 0 the more accurate: upper left and lower right flatness and accuracy go together, in "
+    "the other two quarters they dissociate. Bars: 95% t intervals over seeds. Accuracies are of "
+    "different tasks in different sweeps."
+)
+
+
+def write_joint(workdirs: Mapping[str, Path], output: Path) -> Path:
+    """Write output/report.html and output/figures/interventions.* from sweeps by their names."""
+    sweeps = {name: read_comparison(workdir) for name, workdir in workdirs.items()}
+    figure = draw_pairs(sweeps)
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    for kind in ("png", "svg"):
+        path = output / "figures" / f"interventions.{kind}"
+        path.write_bytes(figures.render(figure, kind, transparent=False))
+    title = f"jaxflat: {', '.join(sweeps)}"
+    svg = figures.render(figure, "svg", transparent=True)
+    body = [
+        page.heading(title, 1),
+        page.paragraph(report.QUESTION, "question"),
+        page.paragraph(summary_sentence(sweeps), "lead"),
+        page.heading("Verdicts of all sweeps"),
+        page.table(verdicts_table(verdicts_of(sweeps))),
+        page.details("The rules", page.bullets(RULES)),
+        page.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
+    ]
+    for name, comparison in sweeps.items():
+        made = read_provenance(workdirs[name])
+        language = made.config.get("language", {}).get("name", "")
+        body.append(page.heading(f"{name}: {language}" if language else name, 1))
+        body += report.sweep_sections(comparison, made)
+    path = output / "report.html"
+    path.write_text(page.page(title, [*body, *report.closing_sections()]), encoding="utf-8")
+    return path
+
+
+def verdicts_of(sweeps: Sweeps) -> dict[str, list[Verdict]]:
+    return {name: judge(comparison) for name, comparison in sweeps.items()}
+
+
+def verdicts_table(verdicts: Mapping[str, list[Verdict]]) -> list[list[str]]:
+    """Claim by claim, the sweeps that were asked it one below the other."""
+    header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
+    claims = dict.fromkeys(one.claim for found in verdicts.values() for one in found)
+    return [header] + [
+        [claim, name, evidence.answer_words(one), one.evidence or wording.MISSING, one.statistic]
+        for claim in claims
+        for name, found in verdicts.items()
+        for one in found
+        if one.claim == claim
+    ]
+
+
+def summary_sentence(sweeps: Sweeps) -> str:
+    """How often flatness and accuracy went together where the loss was the same."""
+    relations = [pair.relation for one in sweeps.values() for pair in matched_pairs(one)]
+    over = wording.plural(len(sweeps), "sweep")
+    if not relations:
+        return f"Over {over}, no pair of models is matched in excess loss within ±{MARGIN} nats."
+    return (
+        f"Over {over}, {wording.plural(len(relations), 'pair')} of models matched in excess loss: "
+        f"flatness and accuracy go together in {relations.count(1)}, dissociate in "
+        f"{relations.count(-1)}, and cannot be told in {relations.count(0)}."
+    )
+
+
+def matched_pairs(comparison: Comparison) -> list[Pair]:
+    """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
+    if comparison.algorithms:
+        pairs: list[Pair | None] = [*comparison.algorithms.against]
+    else:
+        ends = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+        columns = comparison.primary_columns
+        pairs = [*comparison.pairs]
+        pairs += [compare_pair(arm.start, arm.end, columns) for arm in ends]
+    return [pair for pair in pairs if pair and pair.equivalence.holds]
+
+
+def draw_pairs(sweeps: Sweeps) -> Figure:
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    ax = figure.subplots()
+    drawing.style(ax, "Accuracy, difference (points)", "Sharpness ratio, log scale")
+    ax.axhline(0, color=drawing.GREY, linewidth=0.8)
+    ax.axvline(1, color=drawing.GREY, linewidth=0.8)
+    ax.set_xscale("log")
+    for place, (name, comparison) in enumerate(sweeps.items()):
+        _scatter(ax, name, place, matched_pairs(comparison))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _scatter(ax: Axes, name: str, place: int, pairs: list[Pair]) -> None:
+    color = drawing.COLORS[place % len(drawing.COLORS)]
+    marker = drawing.MARKERS[place % len(drawing.MARKERS)]
+    label = name
+    for pair in pairs:
+        across, up = pair.trace_ratio, pair.accuracy
+        if across is None or up is None:
+            continue
+        lengths = (across.mean - (across.low or 0), (across.high or 0) - across.mean)
+        ax.errorbar(
+            across.mean,
+            100 * up.mean,
+            xerr=[[length] for length in lengths],
+            yerr=100 * (up.half_width or 0.0),
+            **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
+            **{"linestyle": "none", "label": label},
+        )
+        where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 7}
+        ax.annotate(_pair_words(pair), textcoords="offset points", **where)
+        label = None
+
+
+def _pair_words(pair: Pair) -> str:
+    if pair.first.variant == pair.second.variant:
+        return pair.second.variant
+    return f"{pair.second.variant} / {pair.first.variant}"

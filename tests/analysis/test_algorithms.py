@@ -1,0 +1,139 @@
+"""Algorithms of one size: an effect, none, its reverse; unequal losses are kept apart."""
+
+import numpy as np
+import pytest
+from conftest import write_rows
+
+from jaxflat.analysis import joint
+from jaxflat.analysis.claims import judge
+from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.findings import summary_sentences
+from jaxflat.analysis.report import write_report
+from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
+from jaxflat.report import main
+
+TOGETHER = "At matched excess loss the flatter model is the more accurate"
+ORDERS = {
+    "sgd": "('warm', 'sgd')",
+    "adamw": "('warm', 'adamw')",
+    "adversary → off": "['warm', 'adversary', 'off']",
+}
+
+
+def write_algorithms(folder, accuracy=0.0, log_trace=0.0, excess=0.0, seeds=5):
+    """Effects, in units of its scatter, of the second algorithm; `excess` (nats) of the third."""
+    random = np.random.default_rng(1)
+    rows = []
+    for seed in range(seeds):
+        for place, order in enumerate(ORDERS.values()):
+            second, third = place == 1, place == 2
+            rows.append(
+                {
+                    **{"point": f"{place},{seed}", "model.name": "transformer"},
+                    **{"model.features": "", "phase_order": order, "seed": seed, "step": 100},
+                    **{"projected": 0, "num_params": 1000},
+                    "excess_loss": 0.004 + excess * third + random.normal(0, 1e-4),
+                    "hessian_trace@embedded": 40
+                    * np.exp(log_trace * second + random.normal(0, 0.03)),
+                    "linear_probe/a.map/100": 0.9 + accuracy * second + random.normal(0, 0.005),
+                }
+            )
+        table = {"model.name": "lookup_table", "model.features": "p", "phase_order": "()"}
+        rows.append(
+            {"point": f"p,{seed}", **table, "seed": seed, "step": 0, "projected": 0}
+            | {"excess_loss": 0.0, "linear_probe/a.map/100": 0.85}
+        )
+        rows.append(
+            {"point": f"u,{seed}", "model.name": "transformer", "phase_order": "()", "step": 0}
+            | {"seed": seed, "num_params": 1000, "excess_loss": 2.0, "linear_probe/a.map/100": 0.5}
+        )
+    write_rows(folder / "results.csv", rows)
+    return folder
+
+
+def answers(folder):
+    return {one.claim: one.answer for one in judge(read_comparison(folder))}
+
+
+@pytest.mark.parametrize(
+    ("effect", "accurate", "flatter"),
+    [
+        ({"accuracy": 0.05, "log_trace": -0.5}, SUPPORTED, SUPPORTED),
+        ({"accuracy": -0.05, "log_trace": -0.5}, CONTRADICTED, SUPPORTED),
+        ({"accuracy": 0.05, "log_trace": 0.5}, SUPPORTED, CONTRADICTED),
+        ({}, UNDECIDED, UNDECIDED),
+    ],
+)
+def test_an_algorithm_is_judged_against_the_first_of_the_sweep(tmp_path, effect, accurate, flatter):
+    found = answers(write_algorithms(tmp_path, **effect))
+    assert found["At matched excess loss adamw is more accurate than sgd"] == accurate
+    assert found["At matched excess loss adamw is flatter than sgd"] == flatter
+
+
+@pytest.mark.parametrize(
+    ("effect", "answer"),
+    [
+        ({"accuracy": 0.05, "log_trace": -0.5}, SUPPORTED),
+        ({"accuracy": 0.05, "log_trace": 0.5}, CONTRADICTED),
+        ({"log_trace": -0.5}, UNDECIDED),
+    ],
+)
+def test_flatter_is_more_accurate_over_the_pairs_of_algorithms(tmp_path, effect, answer):
+    assert answers(write_algorithms(tmp_path, **effect))[TOGETHER] == answer
+
+
+def test_an_unequal_loss_is_shown_and_kept_out_of_the_verdicts(tmp_path):
+    folder = write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5, excess=0.01)
+    found = answers(folder)
+    assert found["At matched excess loss adversary → off is more accurate than sgd"] == NONE
+    assert found["At matched excess loss adamw is more accurate than sgd"] == SUPPORTED
+    pairs = joint.matched_pairs(read_comparison(folder))
+    assert [pair.second.variant for pair in pairs] == ["adamw"]
+    page = write_report(folder).read_text()
+    assert "not shown, p" in page
+    assert "0.0140" in page
+
+
+def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_path):
+    comparison = read_comparison(write_algorithms(tmp_path))
+    assert list(comparison.variants) == list(ORDERS)
+    assert [cell.variant for cell in comparison.controls] == ["untrained", "lookup table p"]
+
+
+def test_words_set_each_algorithm_against_the_first(tmp_path):
+    text = " ".join(summary_sentences(write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5)))
+    assert "Of 2 algorithms set against sgd, 2 are matched" in text
+    assert "Adamw's accuracy is higher" in text
+    assert "sgd (step 100) against the same as it is initialised" in text.lower()
+    assert "nan" not in text
+
+
+def test_one_seed_is_no_verdict(tmp_path):
+    folder = write_algorithms(tmp_path, accuracy=0.05, seeds=1)
+    assert {answers(folder)[claim] for claim in answers(folder)} == {NONE}
+    assert "one seed only" in summary_sentences(folder)[0]
+
+
+def test_one_page_over_several_sweeps(tmp_path, sweep, capsys):
+    (tmp_path / "a").mkdir()
+    folders = [
+        write_algorithms(tmp_path / "a", accuracy=0.05, log_trace=-0.5),
+        sweep(accuracy=1.5, log_trace=0.3),
+    ]
+    output = tmp_path / "page"
+    assert main([*map(str, folders), f"--output={output}", f"--json={tmp_path / 'v.json'}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "go together in 1, dissociate in 3, and cannot be told in 1" in printed
+    page = (output / "report.html").read_text()
+    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 1"):
+        assert text in page
+    assert (output / "figures" / "interventions.png").stat().st_size > 0
+    assert '"answer": "supported"' in (tmp_path / "v.json").read_text()
+
+
+def test_a_folder_without_results_is_unusable(tmp_path, capsys):
+    assert main([str(tmp_path), f"--output={tmp_path / 'page'}"]) == 2
+    error = capsys.readouterr().err
+    assert "has no results.csv" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "page").exists()
