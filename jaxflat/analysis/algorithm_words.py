@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from jaxflat.analysis import page, tables, wording
 from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pair_words import relation_words
 from jaxflat.analysis.pairs import MARGIN, Pair
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
+from jaxflat.analysis.results import PRIMARY_ACCURACY
 
 Table = list[list[str]]
 

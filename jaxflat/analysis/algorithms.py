@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.pairs import Pair, compare_pair
-from jaxflat.analysis.results import Cell
 
 
 @dataclass(frozen=True)

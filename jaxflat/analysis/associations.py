@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxflat.analysis import correlation, granulated
+from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.granulated import Information
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row, distinguishing_keys
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics import Interval
 
 FEWEST = 4  # checkpoints a seed: three have six orders, and a t interval of them errs too often

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxflat.analysis import results
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
+from jaxflat.analysis.cells import Cell, group_cells
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
-from jaxflat.analysis.results import Cell, Row
+from jaxflat.analysis.results import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
 
@@ -55,9 +56,9 @@ def compare(rows: Sequence[Row]) -> Comparison:
     trajectories = find_trajectories(trained)
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
-    tables = results.group_cells([row for row in rows if row.is_lookup_table])
-    untrained = results.group_cells([row for row in rows if row.is_untrained], trained)
-    variants = results.group_cells(trained)
+    tables = group_cells([row for row in rows if row.is_lookup_table])
+    untrained = group_cells([row for row in rows if row.is_untrained], trained)
+    variants = group_cells(trained)
     obstacle = _obstacle(trained, variants)
     primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
     algorithms = None if trajectories else find_algorithms(variants, primary_columns)

@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxflat.analysis import wording
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.pairs import MARGIN
-from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY, Cell
+from jaxflat.analysis.results import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY
 from jaxflat.analysis.statistics import Interval
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
@@ -32,7 +33,7 @@ def trace_against_size(ax: Axes, comparison: Comparison) -> None:
     if embedded != raw:
         cells = list(comparison.matched.values())
         _line(ax, cells, raw, color=GREY, marker="s", label="as trained")
-        _legend(ax)
+        legend(ax)
     ax.set_ylim(bottom=0)
     _size_axis(ax, comparison)
 
@@ -47,7 +48,7 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
     if ceiling is not None:
         ax.axhline(100 * ceiling, color=GREY, linestyle="--", label="their Bayes ceiling")
     _lookup_levels(ax, comparison)
-    _legend(ax)
+    legend(ax)
     _size_axis(ax, comparison)
 
 
@@ -67,23 +68,6 @@ def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
     style(ax, "Probe accuracy, map labels (%)", name)
     _trajectories(ax, comparison, column)
     _log_axis(ax, comparison, column)
-
-
-def excess_against_step(ax: Axes, comparison: Comparison) -> None:
-    style(ax, "Excess loss (nats)", "Step")
-    _over_steps(ax, comparison, "excess_loss")
-
-
-def trace_against_step(ax: Axes, comparison: Comparison) -> None:
-    column, _, name = trace_columns(comparison)
-    style(ax, name, "Step")
-    _over_steps(ax, comparison, column)
-
-
-def accuracy_against_step(ax: Axes, comparison: Comparison) -> None:
-    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Step")
-    _over_steps(ax, comparison, PRIMARY_ACCURACY, 100)
-    _legend(ax)
 
 
 def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
@@ -106,18 +90,6 @@ def _over_sizes(
             ax.plot(cell.num_params, scale * cell.mean(column), "o", color=COLORS[0], alpha=0.22)
     style = {"color": COLORS[0], "marker": "o", "label": label}
     _line(ax, list(comparison.matched.values()), column, scale, **style)
-
-
-def _over_steps(ax: Axes, comparison: Comparison, column: str, scale: float = 1.0) -> None:
-    for place, (name, cells) in enumerate(comparison.variants.items()):
-        known = [(cell.step, found) for cell in cells if (found := cell.interval(column))]
-        ax.errorbar(
-            [step for step, _ in known],
-            [scale * found.mean for _, found in known],
-            yerr=[scale * (found.half_width or 0.0) for _, found in known],
-            **{"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]},
-            **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
-        )
 
 
 def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style: str) -> None:
@@ -158,7 +130,7 @@ def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
                 **{"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"},
             )
     _lookup_levels(ax, comparison)
-    _legend(ax)
+    legend(ax)
 
 
 def _intervals(cells: list[Cell], column: str) -> list[Interval]:
@@ -211,7 +183,7 @@ def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
     ax.set_xlim(low, high)
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes) -> None:
     """Below the panel, where it hides nothing."""
     handles, _ = ax.get_legend_handles_labels()
     if handles:

@@ -9,9 +9,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis import drawing
+from jaxflat.analysis import drawing, line_panels
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.results import PRIMARY_ACCURACY
+from jaxflat.analysis.results import PRIMARY_ACCURACY, budgets
 
 Panel = Callable[[Axes, Comparison], None]
 PANEL_INCHES = (4.0, 3.7)
@@ -61,10 +61,16 @@ BY_STEP = Plate(
     "The same checkpoints by the step at which each was measured, one line a setting. Bars: 95% t "
     "intervals over seeds.",
     (
-        ("Excess loss", drawing.excess_against_step),
-        ("Flatness", drawing.trace_against_step),
-        ("Transfer", drawing.accuracy_against_step),
+        ("Excess loss", line_panels.excess_against_step),
+        ("Flatness", line_panels.trace_against_step),
+        ("Transfer", line_panels.accuracy_against_step),
     ),
+)
+BY_LABELS = Plate(
+    "labels",
+    "Probe accuracy by the number of labelled sentences, mean over tasks: each setting's last "
+    "checkpoint, and what no training made. Losses may differ. Bars: 95% t intervals over seeds.",
+    (("Label budget", line_panels.accuracy_against_labels),),
 )
 
 
@@ -73,7 +79,10 @@ def plates(comparison: Comparison) -> list[Plate]:
     chosen = [BY_SIZE] if comparison.matched and not comparison.algorithms else []
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
         chosen.append(ALGORITHMS if comparison.algorithms else TRAJECTORIES)
-    return chosen + [BY_STEP] * any(len(cells) > 1 for cells in comparison.variants.values())
+    if any(len(cells) > 1 for cells in comparison.variants.values()):
+        chosen.append(BY_STEP)
+    rows = [row for cell in comparison.cells for row in cell.rows.values()]
+    return [*chosen, BY_LABELS] if len(budgets(rows)) > 1 else chosen
 
 
 def save_figures(comparison: Comparison, folder: Path) -> list[Path]:

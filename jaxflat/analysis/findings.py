@@ -4,10 +4,11 @@ from pathlib import Path
 
 from jaxflat.analysis import evidence, wording
 from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.cells import Cell, trained_as
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.pair_words import INTERVALS, headline, pair_sentence, place_words
 from jaxflat.analysis.pairs import paired_difference
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, trained_as
+from jaxflat.analysis.results import PRIMARY_ACCURACY
 from jaxflat.analysis.trajectory_words import trajectory_sentences
 
 

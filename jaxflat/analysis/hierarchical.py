@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxflat.analysis.results import Cell
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.statistics import Interval, paired_t_interval
 
 

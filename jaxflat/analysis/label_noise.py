@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxflat.analysis import wording
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN
-from jaxflat.analysis.results import Cell, Row
+from jaxflat.analysis.results import Row
 from jaxflat.analysis.statistics import log_ratio_interval, tost_paired
 from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from jaxflat.analysis import wording
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN, Pair
-from jaxflat.analysis.results import Cell
 
 ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
 FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}

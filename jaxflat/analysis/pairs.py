@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.hierarchical import Split, split_cells
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell
+from jaxflat.analysis.results import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics import (
     Equivalence,
     Interval,

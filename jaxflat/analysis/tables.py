@@ -6,17 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxflat.analysis import wording
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS
 from jaxflat.analysis.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
 from jaxflat.analysis.pairs import Pair, is_accuracy
-from jaxflat.analysis.results import (
-    GIVEN_ACCURACY,
-    LATENT_ACCURACY,
-    LATENT_CEILING,
-    MAP_ACCURACY,
-    Cell,
-)
+from jaxflat.analysis.results import GIVEN_ACCURACY, LATENT_ACCURACY, LATENT_CEILING, MAP_ACCURACY
 from jaxflat.analysis.statistics import standard_error
 
 Table = list[list[str]]

@@ -10,9 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
+from jaxflat.analysis.cells import Cell, group_cells
 from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.pairs import MARGIN
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Cell, Row, group_cells
+from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics import (
     Equivalence,
     Interval,

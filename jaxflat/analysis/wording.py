@@ -1,6 +1,6 @@
 """Numbers as people read them: means with their half-widths, intervals, signs that line up."""
 
-from jaxflat.analysis.results import Cell
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.statistics import Interval
 
 MISSING = "–"

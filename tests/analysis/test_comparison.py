@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import (
     compare,
     match_all,
@@ -10,7 +11,7 @@ from jaxflat.analysis.comparison import (
     read_comparison,
 )
 from jaxflat.analysis.pairs import paired_values
-from jaxflat.analysis.results import Cell, Row, read_results
+from jaxflat.analysis.results import Row, read_results
 from jaxflat.analysis.statistics import paired_t_interval, tost_paired
 
 

@@ -1,0 +1,97 @@
+"""Rows as cells: one variant (setting) of a sweep at one step, over its seeds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from jaxflat.analysis.results import Row
+from jaxflat.analysis.statistics import Interval, mean_interval
+
+EVERY_POINT, UNTRAINED = "trained model", "untrained"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of the sweep at one step: the same measurement repeated over seeds."""
+
+    variant: str
+    step: int
+    rows: dict[str, Row]
+
+    def by_seed(self, column: str) -> dict[str, float]:
+        return {seed: row.values[column] for seed, row in self.rows.items() if column in row.values}
+
+    def interval(self, column: str) -> Interval | None:
+        """Mean over seeds with its 95% t interval; None where nothing was measured."""
+        values = list(self.by_seed(column).values())
+        return mean_interval(values) if values else None
+
+    def mean(self, column: str) -> float:
+        interval = self.interval(column)
+        return np.nan if interval is None else interval.mean
+
+    @property
+    def num_params(self) -> float:
+        return self.mean("num_params")
+
+
+def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
+    """Cells by variant, from small to large, else as the sweep has them; steps ascending.
+
+    Names say what tells the rows of `named_as` apart, by default their own.
+    """
+    varying = distinguishing_keys(named_as or rows)
+    skipped = _shared_phases(named_as or rows)
+    cells: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((variant_name(row, varying, skipped), row.step), {})[row.seed] = row
+    made = [Cell(variant, step, by_seed) for (variant, step), by_seed in cells.items()]
+    order = list(dict.fromkeys(cell.variant for cell in made))
+    made.sort(key=lambda c: (np.nan_to_num(c.num_params), order.index(c.variant), c.step))
+    return {
+        variant: [cell for cell in made if cell.variant == variant]
+        for variant in dict.fromkeys(cell.variant for cell in made)
+    }
+
+
+def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
+    """What tells a row's settings from others'; the first `num_skipped` phases do not."""
+    if row.is_lookup_table:
+        return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
+    keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
+    parts = [
+        " → ".join(row.phases[num_skipped:] or row.phases)
+        if key == "phase_order"
+        else f"{key.rpartition('.')[2]} {row.swept[key]}"
+        for key in keys
+        if row.swept.get(key)
+    ]
+    if row.is_untrained:
+        return ", ".join([*parts, UNTRAINED])
+    return ", ".join(parts) or EVERY_POINT
+
+
+def trained_as(variant: str) -> str:
+    """The name of the trained models of an untrained variant's settings."""
+    return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
+
+
+def _shared_phases(rows: Sequence[Row]) -> int:
+    """How many phases all rows begin with."""
+    steps = zip(*(row.phases for row in rows), strict=False)
+    return len(list(takewhile(lambda names: len(set(names)) == 1, steps)))
+
+
+def distinguishing_keys(rows: Sequence[Row]) -> list[str]:
+    """The swept keys that tell rows apart, without those that only follow the keys before them."""
+    kept: list[str] = []
+    for key in dict.fromkeys(key for row in rows for key in row.swept):
+        without, with_it = (
+            {tuple(row.swept.get(name, "") for name in names) for row in rows}
+            for names in (kept, [*kept, key])
+        )
+        if len(with_it) > len(without):
+            kept.append(key)
+    return kept
