@@ -65,6 +65,16 @@ BAD_FILES = {
     "def get_sweep(scale=None):\n    return base_config.param('model.width', [8, 12])": (
         "model.width=12 is not divisible"
     ),
+    "def get_config(scale=None):\n    c = base_config.base()\n"
+    "    c.phases.more = base_config.phase()\n    return c": (
+        "phases.more is not in phase_order=('pretrain',)"
+    ),
+    "def get_config(scale=None):\n    c = base_config.base()\n"
+    "    c.phases.more, c.phases.most = base_config.phase(), base_config.phase()\n    return c\n"
+    "def get_sweep(scale=None):\n"
+    "    return base_config.param('phase_order', [('pretrain',), ('pretrain', 'more')])": (
+        "phases.most is not in phase_order=('pretrain',) or that of any other point"
+    ),
 }
 
 

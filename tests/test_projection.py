@@ -105,6 +105,29 @@ def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeyp
     assert set(trained[2:]) == {"drift", "drift/projection"}
 
 
+def test_a_point_whose_last_phase_another_went_on_from_trains_no_phase(tmp_path, monkeypatch):
+    config = arms_config()
+    config.phases.off = config.phases.drift.copy_and_resolve_references()
+    config.phases.off.checkpoint_steps = config.phases.off.projection.checkpoint_steps = ()
+    both = param("phase_order", [("pretrain", "drift", "off"), ("pretrain", "drift")])
+    short = points.expand(config, both, tmp_path / "alone")[1]
+    assert sweep.run(config, both, tmp_path / "alone", selection="1") == {}
+    assert sweep.run(config, both, tmp_path / "both", selection="0") == {}
+    trained = []
+    advance = training._advance
+
+    def count(config, phase, state, stop, branch=None):
+        trained.append((phase.name, branch))
+        return advance(config, phase, state, stop, branch)
+
+    monkeypatch.setattr(training, "_advance", count)
+    assert sweep.run(config, both, tmp_path / "both", selection="1") == {}
+    assert {name for name, _ in trained} == {"drift/projection"}  # what branches off at its end
+    for name in ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl"):
+        alone, after = (tmp_path / where / short.name / name for where in ("alone", "both"))
+        assert alone.read_bytes() == after.read_bytes()
+
+
 def test_points_that_begin_differently_share_nothing(arms, tmp_path):
     other = product(param("seed", [1]), param("phases.drift.targets", ["sampled"]))
     shutil.copytree(arms / "trunks", tmp_path / "trunks")
