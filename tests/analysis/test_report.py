@@ -70,7 +70,7 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
     _, page, _ = reported
     for tag, address in page.addresses:
         assert address.startswith("data:") if tag == "img" else address.startswith("https://arxiv")
-    assert sum(tag == "img" for tag, _ in page.addresses) == 5
+    assert sum(tag == "img" for tag, _ in page.addresses) == 9
 
 
 def test_the_page_shows_the_numbers_of_the_table(reported):
@@ -84,7 +84,8 @@ def test_the_page_shows_the_numbers_of_the_table(reported):
 
 def test_the_figures_are_also_files(reported):
     names = {path.name for path in (reported[0] / "figures").iterdir()}
-    assert names == {"size.png", "size.svg", "trajectories.png", "trajectories.svg"}
+    plates = ("size", "trajectories", "steps", "labels")
+    assert names == {f"{plate}.{kind}" for plate in plates for kind in ("png", "svg")}
 
 
 def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
