@@ -67,6 +67,22 @@ def _is_of_elements(equation: JaxprEqn) -> bool:
     return all(map(_is_of_elements, equations)) if inside else name_of(equation) in ELEMENTWISE
 
 
+def parts_of_scan(equation: JaxprEqn) -> tuple[int, int]:
+    """How many of a scan's inputs are the same in each step, and how many it carries after them.
+
+    Told by the avals alone: what is given or left step by step has one axis more outside.
+    """
+    inside = equation.params["jaxpr"]
+
+    def num_stacked(variables: Sequence[Any], avals: Sequence[Any]) -> int:
+        pairs = zip(variables, avals, strict=True)
+        return sum(variable.aval.ndim > aval.ndim for variable, aval in pairs)
+
+    num_carried = len(equation.outvars) - num_stacked(equation.outvars, inside.out_avals)
+    num_sliced = num_stacked(equation.invars, inside.in_avals)
+    return len(equation.invars) - num_sliced - num_carried, num_carried
+
+
 def name_of(equation: JaxprEqn) -> str:
     """The name of what an equation applies."""
     return equation.primitive.name

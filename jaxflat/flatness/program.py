@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from jaxflat.flatness.equations import CALLS, FIXED, STEPPED, has_tangent, kind_of, name_of
+from jaxflat.flatness.equations import (
+    CALLS,
+    FIXED,
+    STEPPED,
+    has_tangent,
+    kind_of,
+    name_of,
+    parts_of_scan,
+)
 
 PyTree = Any
 
@@ -63,16 +71,17 @@ def _walk_scan(
     visitor: Visitor, equation: JaxprEqn, values: list, levels: list[int], slots: PyTree
 ) -> tuple[list, PyTree, jax.Array]:
     how, (inside, outside) = equation.params, _levels_in_scan(equation, levels)
-    start, stop = how["num_consts"], how["num_consts"] + how["num_carry"]
+    start, count = parts_of_scan(equation)
+    stop = start + count
     carry_levels, avals = inside[start:stop], how["jaxpr"].in_avals[start:stop]
-    after = outside[: how["num_carry"]]
+    after = outside[:count]
 
     def step(carry: PyTree, given: PyTree) -> tuple[PyTree, PyTree]:
         sliced, slot = given
         inputs = [*values[:start], *carry, *sliced]
         outputs, results, term = walk(visitor, how["jaxpr"], inputs, inside, slot)
-        carried = list(map(visitor.raised, outputs[: stop - start], after, carry_levels, avals))
-        return carried, (outputs[stop - start :], results, term)
+        carried = list(map(visitor.raised, outputs[:count], after, carry_levels, avals))
+        return carried, (outputs[count:], results, term)
 
     first = list(map(visitor.raised, values[start:stop], levels[start:stop], carry_levels, avals))
     carried, (stacked, results, terms) = jax.lax.scan(
@@ -97,7 +106,7 @@ def _levels(jaxpr: Jaxpr, levels: Sequence[int]) -> Callable[[Any], int]:
         inputs = list(map(level_of, equation.invars))
         outputs = [max(inputs, default=FIXED)] * len(equation.outvars)
         if name_of(equation) == "scan":
-            first, count = equation.params["num_consts"], equation.params["num_carry"]
+            first, count = parts_of_scan(equation)
             inputs, outputs = _levels_in_scan(equation, inputs)
             outputs[:count] = inputs[first : first + count]
         elif name_of(equation) in CALLS:
@@ -122,7 +131,7 @@ def _wanted(jaxpr: Jaxpr) -> set:
 
 def _levels_in_scan(equation: JaxprEqn, levels: Sequence[int]) -> tuple[list[int], list[int]]:
     """Those of a step's inputs and outputs, what it carries being of the highest it ever has."""
-    start, count = equation.params["num_consts"], equation.params["num_carry"]
+    start, count = parts_of_scan(equation)
     body, levels = equation.params["jaxpr"].jaxpr, list(levels)
     while True:
         outputs = list(map(_levels(body, levels), body.outvars))
