@@ -52,7 +52,7 @@ def pair_sentence(pair: Pair, first: str, second: str) -> str:
     test = f"p {wording.p_value(p) if p < 0.001 else '= ' + wording.p_value(p)}"
     if not pair.equivalence.holds:
         return (
-            f"{names} are not matched: their nearest excess losses are {losses} nats, "
+            f"{names} are not matched: their excess losses are {losses} nats, "
             f"{difference}, and equivalence within ±{MARGIN} is not shown ({test}). "
             "A difference in accuracy or flatness could come from the loss, so no verdict is "
             "given for this pair."

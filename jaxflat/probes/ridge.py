@@ -19,7 +19,8 @@ def unexplained_variance(fit: Examples, held_out: Examples, l2: float | jax.Arra
     where they say nothing.
     """
 
-    def of_task(targets_NxC: jax.Array, held_out_targets_NxC: jax.Array) -> jax.Array:
+    def of_task(targets: tuple[jax.Array, jax.Array]) -> jax.Array:
+        targets_NxC, held_out_targets_NxC = targets
         weights_Nx1 = _weights(targets_NxC)
         mean_1xF = (weights_Nx1 * fit[0]).sum(0, keepdims=True)
         mean_1xC = (weights_Nx1 * targets_NxC).sum(0, keepdims=True)
@@ -33,7 +34,10 @@ def unexplained_variance(fit: Examples, held_out: Examples, l2: float | jax.Arra
         weights_Nx1 = _weights(held_out_targets_NxC)
         return (weights_Nx1 * errors_NxC**2).sum() / (weights_Nx1 * y_NxC**2).sum()
 
-    return jax.vmap(of_task, in_axes=(1, 1))(fit[1], held_out[1]).mean()
+    # One task at a time: on CPUs a batch of matrices is factorised by other threads of the pool,
+    # and where as many devices as there are threads wait for these, none is left to do it.
+    tasks = (jnp.moveaxis(fit[1], 1, 0), jnp.moveaxis(held_out[1], 1, 0))
+    return jax.lax.map(of_task, tasks).mean()
 
 
 def _weights(targets_NxC: jax.Array) -> jax.Array:
