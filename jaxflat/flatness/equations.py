@@ -52,7 +52,7 @@ def can_be_taken_apart(jaxpr: Jaxpr) -> bool:
     """Whether no equation, those inside others too, is OPAQUE or of complex numbers."""
     names = {name_of(equation) for equation in jaxpr.eqns}
     outputs = (variable.aval for equation in jaxpr.eqns for variable in equation.outvars)
-    dtypes = {aval.dtype for aval in outputs if hasattr(aval, "dtype")}
+    dtypes = {getattr(aval, "dtype", jnp.dtype(bool)) for aval in outputs}
     if names & OPAQUE or any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
         return False
     return all(map(can_be_taken_apart, subjaxprs(jaxpr)))
