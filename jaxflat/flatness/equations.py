@@ -1,7 +1,8 @@
 """The equations of a function's program (a jaxpr): what each does with what depends on parameters.
 
-Levels say what depends on the parameters: a FIXED value does not; a STEPPED one does, but has
-no derivative (an index, a comparison, what `stop_gradient` returns); a MOVING one has a derivative.
+Levels say what depends on the parameters: a FIXED value does not; a STEPPED one does, but no
+derivative of it is needed (an index, a comparison, what `stop_gradient` returns, what the loss does
+not come from); a MOVING one has a derivative.
 Equations with MOVING inputs are linear in them, or calls or scans of other programs, or nodes:
 whatever is left, blocks as `jax.checkpoint`, `custom_jvp` and `cond` among them.
 """
@@ -15,11 +16,12 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params, subjaxpr
 
 FIXED, STEPPED, MOVING = range(3)
 
-CALLS = {"jit", "pjit", "closed_call", "core_call"}
+CALLS = {"jit"}
+BLOCKS = {*CALLS, "custom_jvp_call", "checkpoint", "remat2"}
 # Linear in all inputs together; in the first alone; in all but the first; in either of two.
 LINEAR = {
     *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "convert_element_type", "copy"),
-    *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "rev", "slice", "pad"),
+    *("reshape", "broadcast_in_dim", "squeeze", "transpose", "rev", "slice", "pad"),
     *("concatenate", "split", "sharding_constraint", "reduce_precision"),
 }
 LINEAR_IN_FIRST = {"gather", "dynamic_slice", "div"}
@@ -31,7 +33,7 @@ ELEMENTWISE = {
     *("add", "sub", "mul", "div", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "copy"),
 }
 # No derivative backward, or none that may be taken equation by equation.
-OPAQUE = {"while", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map", "pmap", "xla_pmap"}
+OPAQUE = {"while", "custom_vjp_call", "shard_map", "new_ref"}
 
 
 def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[jax.Array]:
@@ -42,14 +44,18 @@ def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[jax.Array]:
 
 
 def has_tangent(variable: Any) -> bool:
-    """Whether a variable is of real or complex numbers."""
-    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+    """Whether a variable is of real numbers."""
+    return jnp.issubdtype(variable.aval.dtype, jnp.floating)
 
 
-def is_differentiable(jaxpr: Jaxpr) -> bool:
-    """Whether all equations, those inside others too, have derivatives forward and backward."""
+def can_be_taken_apart(jaxpr: Jaxpr) -> bool:
+    """Whether no equation, those inside others too, is OPAQUE or of complex numbers."""
     names = {name_of(equation) for equation in jaxpr.eqns}
-    return not names & OPAQUE and all(map(is_differentiable, subjaxprs(jaxpr)))
+    outputs = (variable.aval for equation in jaxpr.eqns for variable in equation.outvars)
+    dtypes = {getattr(aval, "dtype", jnp.dtype(bool)) for aval in outputs}
+    if names & OPAQUE or any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return False
+    return all(map(can_be_taken_apart, subjaxprs(jaxpr)))
 
 
 def is_elementwise(equation: JaxprEqn) -> bool:
@@ -62,9 +68,10 @@ def is_elementwise(equation: JaxprEqn) -> bool:
 
 
 def _is_of_elements(equation: JaxprEqn) -> bool:
-    inside = list(jaxprs_in_params(equation.params))
-    equations = [inner for jaxpr in inside for inner in jaxpr.eqns]
-    return all(map(_is_of_elements, equations)) if inside else name_of(equation) in ELEMENTWISE
+    if name_of(equation) not in BLOCKS:
+        return name_of(equation) in ELEMENTWISE
+    inside = jaxprs_in_params(equation.params)
+    return all(_is_of_elements(inner) for jaxpr in inside for inner in jaxpr.eqns)
 
 
 def parts_of_scan(equation: JaxprEqn) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxflat.flatness.equations import (
@@ -23,19 +22,18 @@ PyTree = Any
 
 class Visitor(NamedTuple):
     """What a walk does: with nodes, with equations that are linear or whose outputs do not move,
-    and with values whose level is raised. The nodes' terms, and their sum, are of `dtype`."""
+    and with values whose level is raised."""
 
-    node: Callable[[JaxprEqn, list, list[int], PyTree], tuple[list, PyTree, jax.Array]]
+    node: Callable[[JaxprEqn, list, list[int], PyTree], tuple[list, PyTree]]
     linear: Callable[[JaxprEqn, list, list[int]], list]
     still: Callable[[JaxprEqn, list, list[int]], list]
     raised: Callable[[Any, int, int, Any], Any]
-    dtype: Any = jnp.float32
 
 
 def walk(
     visitor: Visitor, program: ClosedJaxpr, inputs: Sequence, levels: Sequence[int], slots: Any
-) -> tuple[list, list, jax.Array]:
-    """Outputs, what `visitor.node` returned for each node, and the sum of the nodes' terms.
+) -> tuple[list, list]:
+    """Outputs, and what `visitor.node` returned for each node.
 
     `slots` holds what each node gets, in the order of the walk; in a scan all steps' together.
     """
@@ -47,7 +45,7 @@ def walk(
         return variable.val if isinstance(variable, Literal) else known[variable]
 
     slots = repeat(None) if slots is None else iter(slots)
-    results, total = [], jnp.zeros((), visitor.dtype)
+    results = []
     for equation in jaxpr.eqns:
         args = list(map(read, equation.invars)), list(map(level_of, equation.invars))
         kind = kind_of(equation, args[1], list(map(level_of, equation.outvars)))
@@ -60,16 +58,15 @@ def walk(
                 done = _walk_scan(visitor, equation, *args, next(slots))
             else:
                 done = visitor.node(equation, *args, next(slots))
-            outputs, result, term = done
+            outputs, result = done
             results.append(result)
-            total += term
         known |= dict(zip(equation.outvars, outputs, strict=True))
-    return list(map(read, jaxpr.outvars)), results, total
+    return list(map(read, jaxpr.outvars)), results
 
 
 def _walk_scan(
     visitor: Visitor, equation: JaxprEqn, values: list, levels: list[int], slots: PyTree
-) -> tuple[list, PyTree, jax.Array]:
+) -> tuple[list, PyTree]:
     how, (inside, outside) = equation.params, _levels_in_scan(equation, levels)
     start, count = parts_of_scan(equation)
     stop = start + count
@@ -79,12 +76,12 @@ def _walk_scan(
     def step(carry: PyTree, given: PyTree) -> tuple[PyTree, PyTree]:
         sliced, slot = given
         inputs = [*values[:start], *carry, *sliced]
-        outputs, results, term = walk(visitor, how["jaxpr"], inputs, inside, slot)
+        outputs, results = walk(visitor, how["jaxpr"], inputs, inside, slot)
         carried = list(map(visitor.raised, outputs[:count], after, carry_levels, avals))
-        return carried, (outputs[count:], results, term)
+        return carried, (outputs[count:], results)
 
     first = list(map(visitor.raised, values[start:stop], levels[start:stop], carry_levels, avals))
-    carried, (stacked, results, terms) = jax.lax.scan(
+    carried, (stacked, results) = jax.lax.scan(
         step,
         first,
         (values[stop:], slots),
@@ -92,7 +89,7 @@ def _walk_scan(
         reverse=how["reverse"],
         unroll=how["unroll"],
     )
-    return [*carried, *stacked], results, terms.sum()
+    return [*carried, *stacked], results
 
 
 def _levels(jaxpr: Jaxpr, levels: Sequence[int]) -> Callable[[Any], int]:

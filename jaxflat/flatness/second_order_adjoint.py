@@ -21,12 +21,14 @@ from jaxflat.flatness import program
 from jaxflat.flatness.equations import (
     FIXED,
     LINEAR,
+    LINEAR_BUT_FIRST,
     MOVING,
     STEPPED,
+    can_be_taken_apart,
     evaluate,
     has_tangent,
-    is_differentiable,
     is_elementwise,
+    name_of,
 )
 from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, loss_and_weight
 from jaxflat.flatness.quadratic_forms import hessian_form
@@ -48,8 +50,9 @@ def shared_hessian_form(
 ) -> tuple[Callable[[PyTree], jax.Array], jax.Array]:
     """`v -> v' H v` of one microbatch's loss sum, and its weight.
 
-    What v has no part in, the nodes' inputs and adjoints, is computed once and kept. Losses of
-    programs that cannot be taken apart get `hessian_form`.
+    What v has no part in, the nodes' inputs and adjoints, is computed once and kept; a block of
+    `jax.checkpoint` is one node, whose inside is computed anew for each v. Losses of programs that
+    cannot be taken apart get `hessian_form`. Not a number where the loss's gradient is not one.
     """
     leaves, structure = jax.tree.flatten(params)
     inputs, batch_structure = jax.tree.flatten(batch)
@@ -60,32 +63,35 @@ def shared_hessian_form(
 
     traced = jax.make_jaxpr(of_leaves)(leaves, inputs)
     levels = [MOVING] * len(leaves) + [FIXED] * len(inputs)
-    if not is_differentiable(traced.jaxpr):
+    if not can_be_taken_apart(traced.jaxpr):
         weight = loss_and_weight(loss_fn, params, batch)[1]
         return lambda vector: hessian_form(loss_fn, params, batch, vector)[0], weight
 
-    (loss, weight), nodes, _ = program.walk(RECORD, traced, [*leaves, *inputs], levels, None)
+    (loss, weight), nodes = program.walk(RECORD, traced, [*leaves, *inputs], levels, None)
     still = [*map(jnp.zeros_like, leaves), *inputs]
 
     def loss_tangent(shifts: list) -> jax.Array:
         slots = jax.tree.map(lambda n, s: n._replace(of_outputs=s), nodes, shifts, is_leaf=_is_node)
-        (tangent, _), *_ = program.walk(SHIFTED, traced, still, levels, slots)
+        (tangent, _), _ = program.walk(SHIFTED, traced, still, levels, slots)
         return jnp.zeros(()) if tangent is None else tangent  # None: no derivative
 
     outputs = jax.tree.map(lambda n: n.of_outputs, nodes, is_leaf=_is_node)
     adjoints = jax.grad(loss_tangent)(jax.tree.map(jnp.zeros_like, outputs))
 
     def weighted(node: Node, adjoints: list) -> Node:
-        factors = node.curvatures or map(jnp.ones_like, adjoints)
-        return node._replace(of_outputs=list(map(jnp.multiply, adjoints, factors)))
+        if node.curvatures:
+            adjoints = list(map(jnp.multiply, adjoints, node.curvatures))
+        return node._replace(of_outputs=adjoints)
 
     slots = jax.tree.map(weighted, nodes, adjoints, is_leaf=_is_node)
 
-    curved = _curved_in(at_least_float32(loss).dtype)
+    dtype = at_least_float32(loss).dtype
+    curved = program.Visitor(partial(_curved, dtype=dtype), _tangents, _still, _raised)
 
     def form(vector: PyTree) -> jax.Array:
         moving = [*jax.tree.leaves(vector), *inputs]
-        return program.walk(curved, traced, moving, levels, slots)[2]
+        _, terms = program.walk(curved, traced, moving, levels, slots)
+        return sum(map(jnp.sum, jax.tree.leaves(terms)), start=jnp.zeros((), dtype))
 
     return form, weight
 
@@ -94,19 +100,17 @@ def _is_node(tree: Any) -> bool:
     return isinstance(tree, Node)
 
 
-def _recorded(
-    equation: JaxprEqn, values: list, levels: list[int], _: None
-) -> tuple[list, Node, jax.Array]:
-    outputs, zero = evaluate(equation, values), jnp.zeros((), jnp.float32)
+def _recorded(equation: JaxprEqn, values: list, levels: list[int], _: None) -> tuple[list, Node]:
+    outputs = evaluate(equation, values)
     inputs = [x for x, level in zip(values, levels, strict=True) if level > FIXED]
     if not is_elementwise(equation):
         wanted = [x for x, v in zip(outputs, equation.outvars, strict=True) if has_tangent(v)]
-        return outputs, Node(inputs, wanted, []), zero
+        return outputs, Node(inputs, wanted, [])
     pairs = zip(values, levels, strict=True)
     ones = [jnp.ones_like(x) if level == MOVING else x for x, level in pairs]
     slope_of, at, along = _tangent_of(equation, ones, levels, inputs)
     slopes, curvatures = jax.jvp(slope_of, at, along)
-    return outputs, Node(slopes, outputs, curvatures), zero
+    return outputs, Node(slopes, outputs, curvatures)
 
 
 def _tangent_of(
@@ -128,21 +132,19 @@ def _tangent_of(
     return lambda *x: jax.jvp(node, x, along)[1], tuple(primals[i] for i in places), along
 
 
-def _shifted(
-    equation: JaxprEqn, values: list, levels: list[int], slot: Node
-) -> tuple[list, None, jax.Array]:
+def _shifted(equation: JaxprEqn, values: list, levels: list[int], slot: Node) -> tuple[list, None]:
     tangents, _ = _derivatives(equation, values, levels, slot, 1)
     shifted = list(map(jnp.add, tangents, slot.of_outputs))
-    return _with_gaps(equation, shifted), None, jnp.zeros((), jnp.float32)
+    return _with_gaps(equation, shifted), None
 
 
 def _curved(
     equation: JaxprEqn, values: list, levels: list[int], slot: Node, *, dtype: Any
-) -> tuple[list, None, jax.Array]:
+) -> tuple[list, list]:
     tangents, seconds = _derivatives(equation, values, levels, slot, 2)
     wide = partial(jax.lax.convert_element_type, new_dtype=dtype)
     terms = [jnp.sum(wide(a) * wide(s)) for a, s in zip(slot.of_outputs, seconds, strict=True)]
-    return _with_gaps(equation, tangents), None, sum(terms, start=jnp.zeros((), dtype))
+    return _with_gaps(equation, tangents), terms
 
 
 def _derivatives(
@@ -151,7 +153,7 @@ def _derivatives(
     """A node's tangents, and if asked for D^2 f [dx, dx] (times f'' where adjoints hold it)."""
     if slot.curvatures:
         (tangent,) = [x for x, level in zip(values, levels, strict=True) if level == MOVING]
-        return [slot.inputs[0] * tangent], [tangent**2]
+        return [slot.inputs[0] * tangent], [at_least_float32(tangent) ** 2]
     tangent_of, at, along = _tangent_of(equation, values, levels, slot.inputs)
     return jax.jvp(tangent_of, at, along) if order == 2 else (tangent_of(*at), [])
 
@@ -162,11 +164,15 @@ def _with_gaps(equation: JaxprEqn, tangents: list) -> list:
 
 
 def _tangents(equation: JaxprEqn, values: list, levels: list[int]) -> list:
-    name = equation.primitive.name
-    if name in LINEAR or name == "select_n":
+    name = name_of(equation)
+    if name in LINEAR | LINEAR_BUT_FIRST:
         first = 0 if name in LINEAR else 1
         for i in range(first, len(values)):
             values[i] = _raised(values[i], levels[i], MOVING, equation.invars[i].aval)
+    if name == "gather":  # what it fills in does not move
+        equation = equation.replace(params=equation.params | {"fill_value": 0})
+    if name == "gather":
+        equation = equation.replace(params=equation.params | {"fill_value": 0})
     return evaluate(equation, values)
 
 
@@ -188,7 +194,3 @@ def _value(equation: JaxprEqn, values: list, _: list[int]) -> list:
 
 RECORD = program.Visitor(_recorded, _value, _value, lambda value, *_: value)
 SHIFTED = program.Visitor(_shifted, _tangents, _still, _raised)
-
-
-def _curved_in(dtype: Any) -> program.Visitor:
-    return program.Visitor(partial(_curved, dtype=dtype), _tangents, _still, _raised, dtype)
