@@ -12,7 +12,7 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, chain, named_scale, param, product
 
 # Steps of the warm start, of its decay at the end, of each way on, and of its anneal.
-STEPS = {"smoke": (60, 20, 40, 20), "laptop": (4000, 1500, 1500, 500)}
+STEPS = {"smoke": (60, 20, 40, 20), "laptop": (4000, 1500, 800, 300)}
 STEPS["paper"] = (60_000, 6000, 30_000, 6000)
 # The others are set against the first. "off" leaves what "adversary" starts from.
 WAYS = (("adamw",), ("sam",), ("muon",), ("adversary", "off"), ("adversary",))
@@ -31,7 +31,7 @@ def get_config(scale: str | None = None) -> Config:
             phase.optimizer.name = name
     config.phases.warm.update({"steps": num_warm, "checkpoint_steps": ()})
     config.phases.warm.schedule.decay_steps = num_decay
-    config.phases.adversary.adversary.strength = 0.01
+    config.phases.adversary.adversary.strength = 0.005
     if scale == "smoke":
         config.model.num_layers = 1  # most of the time goes into compiling
         for phase in config.phases.values():

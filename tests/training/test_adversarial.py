@@ -1,5 +1,11 @@
 """Pre-training against a downstream task: what the objective is, and what it does."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +123,24 @@ def test_strength_decides_which_way_the_downstream_loss_goes(strength):
     without = parts(resolved(strength), train(resolved(0.0), 300)[0])[1]
     against = parts(resolved(strength), train(resolved(strength), 300)[0])[1]
     assert (against - without) * strength > 0.02
+
+
+TWO_DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from test_adversarial import resolved, train
+print(train(resolved(0.1), 20, num_devices=2)[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_of_two_threads_do_not_wait_for_one_another_for_ever():
+    """Heads of several tasks, fitted as one batch by LAPACK, did so on two cores."""
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["taskset", "--cpu-list", "0,1"] if shutil.which("taskset") else []
+    command += [sys.executable, "-c", TWO_DEVICES]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parent, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert np.isfinite(float(done.stdout))
