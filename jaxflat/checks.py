@@ -35,6 +35,9 @@ def check(config: Config) -> None:
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
     check_finetuning(config.probes.finetune)
+    trained = config.model.name != "lookup_table"
+    if config.probes.finetune.pooling == "cls" and trained and not config.model.cls:
+        raise ValueError("probes.finetune.pooling='cls' needs model.cls=True")
     check_flatness(config.flatness)
     check_rounds(config.flatness)
     width = config.flatness.embedded_width

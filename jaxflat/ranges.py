@@ -25,7 +25,8 @@ CHOICES = {
     "model.features": ("p", "log_p"),
     "flatness.labels": ("exact", "model", "data"),
     "flatness.measures": base_config.MEASURES,
-    "pooling": ("concatenate", "mean"),
+    "probes.pooling": ("concatenate", "mean"),
+    "finetune.pooling": ("concatenate", "mean", "cls"),
     "probes.labelings": ("map", "latent", "official"),
     "adversary.labeling": ("map", "latent", "official"),
 }

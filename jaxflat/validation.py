@@ -41,6 +41,8 @@ def validate(config: Config) -> Config:
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
+    if model.cls and model.name == "lstm":
+        raise InputError("model.cls=True is for model.name='transformer'; set it to False")
     return config
 
 

@@ -30,8 +30,10 @@ def untrained(num_devices: int = 1, **model) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
-def tuned(num_devices: int) -> list[dict]:
-    config = untrained(num_devices)
+def tuned(num_devices: int, pooling: str = "mean") -> list[dict]:
+    config = untrained(num_devices, cls=pooling == "cls").copy_and_resolve_references()
+    config.probes.finetune.pooling = pooling
+    config = FrozenConfigDict(config)
     params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
     (sets,) = probe_sets(config.language, config.probes, 0)
     return finetune_records(config, experiment.make_model(config), params, sets, Snapshot(0))
@@ -49,6 +51,19 @@ def test_every_task_and_labeling_is_fine_tuned_and_again_the_same(on_one_device)
     ]
     assert {r["over"] for r in on_one_device} == {"draws+sentences"}
     assert tuned(1) == on_one_device
+
+
+def test_a_head_on_cls_is_another_head(on_one_device):
+    found = tuned(1, "cls")
+    assert [r["measure"] for r in found] == [r["measure"] for r in on_one_device]
+    assert [r["mean"] for r in found] != [r["mean"] for r in on_one_device]
+
+
+def test_an_lstm_has_no_cls():
+    config = tiny_config()
+    config.model.update({"name": "lstm", "cls": True})
+    with pytest.raises(validation.InputError, match=r"model\.cls=True is for .*transformer"):
+        validation.validate(config)
 
 
 def test_eight_devices_fine_tune_as_one_does(on_one_device):
@@ -103,7 +118,9 @@ def test_a_task_says_which_words_it_is_about(name, spans):
         ({"finetune.shots": -1}, r"probes\.finetune\.shots=-1 must not be negative"),
         ({"finetune.epochs": 0}, r"probes\.finetune\.epochs=0 must be at least 1"),
         ({"finetune.learning_rates": ()}, r"probes\.finetune\.learning_rates=\(\) must name"),
-        ({"finetune.pooling": "cls"}, r"probes\.finetune\.pooling: 'cls' is not one of .*mean"),
+        ({"finetune.pooling": "first"}, r"probes\.finetune\.pooling: 'first' is not one of .*cls"),
+        ({"finetune.pooling": "cls"}, r"probes\.finetune\.pooling='cls' needs model\.cls=True"),
+        ({"pooling": "cls"}, r"probes\.pooling: 'cls' is not one of concatenate, mean"),
         ({"finetune.adamw.b2": 1.0}, r"probes\.finetune\.adamw\.b2=1\.0 must be below 1"),
         ({"projected_dimension": -2}, r"probes\.projected_dimension=-2 must not be negative"),
         ({"finetune.batch_size": 25}, r"batch_size=25 exceeds epochs \* shots = 24"),

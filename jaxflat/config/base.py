@@ -49,6 +49,7 @@ def model() -> Config:
             # Of transformers: width / head_size heads; fixed, so that small embeds in large.
             "head_size": 8,
             "tied_decoder": True,  # the decoder is the transposed token embedding
+            "cls": False,  # of transformers: CLS before the words, which fine-tuning can pool
             "features": "p",  # lookup_table: what its probe sees, p or log_p
         }
     )
@@ -129,7 +130,7 @@ def finetune() -> Config:
         {
             "shots": 0,  # training sentences; 0: no fine-tuning
             "num_draws": 2,  # of these sentences, each with its own head and order
-            "pooling": "mean",  # what the head sees of a sentence, as in `probes`
+            "pooling": "mean",  # what the head sees of a sentence: as in `probes`, or "cls"
             "epochs": 10,
             "batch_size": 32,
             "learning_rates": (3e-4, 3e-3),  # the validation sentences choose

@@ -15,9 +15,10 @@ def make_masked_model(
     num_layers: int,
     head_size: int,
     tied_decoder: bool,
+    cls: bool = False,
 ) -> MaskedModel:
-    """Return a "transformer" or an "lstm"; max_length and head_size are of the former alone."""
+    """Return a "transformer" or an "lstm"; max_length, head_size and cls are of the former."""
     if name == "lstm":
         return Lstm(num_words, width, num_layers, tied_decoder)
     num_heads = width // head_size
-    return Transformer(num_words, max_length, width, num_layers, num_heads, tied_decoder)
+    return Transformer(num_words, max_length, width, num_layers, num_heads, tied_decoder, cls)

@@ -110,6 +110,7 @@ class Transformer(nn.Module):
     num_layers: int
     num_heads: int
     tied_decoder: bool
+    cls: bool = False  # CLS before the words, seen by them and seeing them
 
     @nn.compact
     def __call__(
@@ -117,8 +118,13 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits_BxMxV at the positions asked for (all T where None), and intermediates.
 
-        intermediates["features_BxMxD"]: the representations under the decoder, for probes.
+        intermediates["features_BxMxD"]: the representations under the decoder, for probes; with
+        `cls` and without positions also ["cls_BxD"], that of CLS.
         """
+        if self.cls:
+            tokens_BxT = jnp.pad(tokens_BxT, ((0, 0), (1, 0)), constant_values=self.num_words + 2)
+            lengths_B = lengths_B + 1
+            positions_BxM = None if positions_BxM is None else positions_BxM + 1
         embedding = self.param(
             "token_embedding",
             nn.initializers.normal(self.width**-0.5),
@@ -128,7 +134,7 @@ class Transformer(nn.Module):
         positions_TxD = self.param(
             "position_embedding",
             nn.initializers.normal(self.width**-0.5),
-            (self.max_length, self.width),
+            (self.max_length + self.cls, self.width),
             jnp.float32,
         )
         length = tokens_BxT.shape[1]
@@ -145,6 +151,9 @@ class Transformer(nn.Module):
         last = Block(self.num_heads, name="last")
         hidden_BxMxD = last(hidden_BxTxD, padding_BxT, positions_BxM)
         features_BxMxD = layer_norm("final_norm", hidden_BxMxD)
+        features = {}
+        if self.cls and positions_BxM is None:
+            features["cls_BxD"], features_BxMxD = features_BxMxD[:, 0], features_BxMxD[:, 1:]
         if self.tied_decoder:
             decoder_DxV = embedding[: self.num_words].T
         else:
@@ -152,7 +161,7 @@ class Transformer(nn.Module):
             decoder_DxV = self.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
         bias_V = self.param("decoder_bias", nn.initializers.zeros, (self.num_words,), jnp.float32)
         logits_BxMxV = features_BxMxD @ decoder_DxV + bias_V[None, None, :]
-        return logits_BxMxV, {"features_BxMxD": features_BxMxD}
+        return logits_BxMxV, {"features_BxMxD": features_BxMxD, **features}
 
 
 def take_positions(x_BxTxD: jax.Array, positions_BxM: jax.Array) -> jax.Array:

@@ -14,8 +14,10 @@ def sentence_features(
     lengths_N: jax.Array,
     pooling: str,
 ) -> jax.Array:
-    """Return features_NxF of the unmasked sentences, see `pool`."""
+    """Return features_NxF of the unmasked sentences: those of CLS for "cls", else see `pool`."""
     _, intermediates = apply_fn({"params": params}, tokens_NxT, lengths_N)
+    if pooling == "cls":
+        return intermediates["cls_BxD"]
     return pool(intermediates["features_BxMxD"], lengths_N, pooling)
 
 
