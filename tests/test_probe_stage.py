@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from sweeps import tiny_config
 
 from jaxflat import checks, experiment, sharding, validation
@@ -31,7 +31,7 @@ def untrained(num_devices: int = 1, **model) -> FrozenConfigDict:
 
 
 def tuned(num_devices: int, pooling: str = "mean") -> list[dict]:
-    config = untrained(num_devices, cls=pooling == "cls").copy_and_resolve_references()
+    config = ConfigDict(untrained(num_devices, cls=pooling == "cls"))
     config.probes.finetune.pooling = pooling
     config = FrozenConfigDict(config)
     params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
