@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from jaxflat.analysis.statistics import LEVEL, Interval
+from jaxflat.analysis.statistics import Interval, student_quantile
 
 TINY = 1e-9  # of a measure's spread: what is left of it below that is rounding
 
@@ -133,5 +133,5 @@ def _student(values_S: np.ndarray, step: float) -> tuple[float, float | None, fl
     if count < 2:
         return mean, None, None
     error = float(np.sqrt((values_S.var(ddof=1) + step**2 / 12) / count))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    half = student_quantile(count) * error
     return mean, mean - half, mean + half

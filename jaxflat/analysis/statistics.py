@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -48,12 +48,17 @@ def standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
+def student_quantile(count: int) -> float:
+    """t(0.975, n - 1) of n values."""
+    return float(special.stdtrit(count - 1, (1 + LEVEL) / 2))
+
+
 def mean_interval(values: Sequence[float]) -> Interval:
     """mean +- t(0.975, n-1) s / sqrt(n) (Student 1908, "The probable error of a mean")."""
     mean, error, count = float(np.mean(values)), standard_error(values), len(values)
     if error is None:
         return Interval(mean, None, None, count)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    half = student_quantile(count) * error
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -88,6 +93,6 @@ def tost_paired(first: Sequence[float], second: Sequence[float], margin: float) 
         return Equivalence(margin, None)
     if error == 0:
         return Equivalence(margin, float(abs(mean) >= margin))
-    student = stats.t(len(differences) - 1)
-    above, below = student.sf((mean + margin) / error), student.cdf((mean - margin) / error)
+    freedom = len(differences) - 1
+    above, below = (special.stdtr(freedom, (s * mean - margin) / error) for s in (-1, 1))
     return Equivalence(margin, float(max(above, below)))
