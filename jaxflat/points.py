@@ -78,6 +78,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     trains = json.loads(FrozenConfigDict(trains).to_json())
     del trains["language"]["data_dir"]  # where it is, not what
     used = {point.config.language.name for point in points}
+    used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
     try:
         stored = json.loads(path.read_text()) if path.exists() else None
         workdir.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,10 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
     entries = {}
     if stored:
-        recorded = stored["trains"]["language"].keys()
-        present = trains | {"language": _sections(trains["language"], recorded)}
+        phases = stored["trains"]["phases"].values()
+        recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
         used |= recorded
-        if difference := _first_difference(stored["trains"], present):
+        if difference := _first_difference(stored["trains"], _only(trains, recorded)):
             key, old, new = difference
             raise InputError(
                 f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
@@ -99,8 +100,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
-    trains["language"] = _sections(trains["language"], used)
-    write_json(path, {"trains": trains, "points": list(entries.values())})
+    write_json(path, {"trains": _only(trains, used), "points": list(entries.values())})
 
 
 def select(points: list[Point], selection: str) -> list[Point]:
@@ -141,9 +141,17 @@ def _common_size(configs: list[Config]) -> tuple[int, int]:
     return (width, num_layers) if embeds else (0, 0)
 
 
-def _sections(language: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The language's keys, and of its sections those named: other languages may come and go."""
-    return {k: v for k, v in language.items() if k in names or not isinstance(v, dict)}
+def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Without the sections of languages and optimizers not named: those may come and go."""
+
+    def sections(section: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
+
+    phases = {
+        name: phase | {"optimizer": sections(phase["optimizer"])}
+        for name, phase in trains["phases"].items()
+    }
+    return trains | {"language": sections(trains["language"]), "phases": phases}
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -151,6 +151,19 @@ def test_a_point_is_its_overrides_not_its_place(tmp_path):
     assert reversed_names[::-1] == names
 
 
+def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
+    def record(**changed):
+        config, listed = loading.load(f"{CONFIG}:smoke")
+        config.update_from_flattened_dict(changed)
+        points.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+
+    record()
+    record(**{"phases.pretrain.optimizer.lion.b1": 0.5, "language.dyck.length": 6})
+    for key, value in (("phases.pretrain.optimizer.adamw.b1", 0.5), ("language.hmm.num_states", 7)):
+        with pytest.raises(validation.InputError, match=re.escape(key)):
+            record(**{key: value})
+
+
 def test_validate_keeps_a_good_config_as_it_is():
     config = base_config.base()
     assert validation.validate(config).to_dict() == config.to_dict()

@@ -46,7 +46,7 @@ def test_the_smoke_scale_runs_and_compares_the_algorithms(tmp_path, monkeypatch,
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (5 + 1 + 1 + 2)  # the adversary's checkpoint is in two points
     printed = " ".join(capsys.readouterr().out.split())
-    assert "4 algorithms set against adamw" in printed
+    assert "4 ways of training set against adamw" in printed
     page = (tmp_path / "report.html").read_text()
     for text in ("adversary → off", "lookup table log p", "untrained", "muon", "sam"):
         assert text in page

@@ -16,18 +16,18 @@ Table = list[list[str]]
 def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]:
     """The part of the page about algorithms."""
     return [
-        page.heading("Algorithms: the same start, trained on in different ways"),
+        page.heading("Ways of training, at their last checkpoints"),
         page.paragraph(
             "Mean ± half-width of the 95% t interval over seeds; against "
             f"{found.baseline.variant}, the first that the sweep lists, paired by seed. Same loss: "
-            f"two one-sided tests at ±{MARGIN} nats. An algorithm whose loss is not shown to be "
+            f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
             "the same is in the table and in no verdict: its differences may come from the loss. "
-            "Intervals of different algorithms are not corrected for one another.",
+            "Intervals of different ways are not corrected for one another.",
             "note",
         ),
         page.table(algorithms_table(found, controls)),
         page.details(
-            "All pairs of algorithms",
+            "All pairs",
             page.table(tables.pairs_table(found.pairs, "Second")),
         ),
     ]
@@ -37,7 +37,7 @@ def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
     """The baseline, each algorithm against it, and what no training made."""
     column = next((name for pair in found.against for name in pair.flatness), "")
     measure = EMBEDDED.get(column, "Sharpness")
-    header = ["Algorithm", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
+    header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
     rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]
     pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]
     pairs += [(pair.second, pair) for pair in found.against]

@@ -51,7 +51,7 @@ TRAJECTORIES = Plate(
 
 ALGORITHMS = Plate(
     "algorithms",
-    "Each algorithm's checkpoints. Rings: the algorithm that the others are set against, and those "
+    "Each way of training. Rings: the one that the others are set against, and those "
     "whose excess loss is the same (equivalent at the main margin). Bars: 95% t intervals over "
     "seeds.",
     TRAJECTORIES.panels,

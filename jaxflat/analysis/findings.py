@@ -32,8 +32,8 @@ def describe(comparison: Comparison) -> list[str]:
 def algorithm_sentences(found: Algorithms) -> list[str]:
     """Each algorithm against the sweep's first."""
     baseline, pairs = found.baseline.variant, found.against
-    compared = f"{wording.plural(len(pairs), 'algorithm')} set against {baseline}"
-    return [headline(pairs, compared, "the other algorithm")] + [
+    compared = f"{wording.plural(len(pairs), 'way')} of training set against {baseline}"
+    return [headline(pairs, compared, "the other")] + [
         pair_sentence(pair, baseline, pair.second.variant) for pair in pairs
     ]
 

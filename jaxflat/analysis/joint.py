@@ -16,7 +16,7 @@ from jaxflat.analysis.verdicts import RULES, Verdict
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
     "Each point is a pair of models of equal excess loss (equivalent within "
-    f"±{MARGIN} nats): the larger against the smaller, an algorithm against the first of its "
+    f"±{MARGIN} nats): the larger against the smaller, a way of training against the first of its "
     "sweep, the end of a trajectory against its start. Left of 1 the second model is the flatter, "
     "above 0 the more accurate: upper left and lower right flatness and accuracy go together, in "
     "the other two quarters they dissociate. Bars: 95% t intervals over seeds. Accuracies are of "

@@ -28,17 +28,28 @@ def at_least_float32(tree: PyTree) -> PyTree:
 def wide_log_probs(
     log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-    """The log-probabilities, 16-bit ones widened: exponentials and sums need more; the weights."""
-    log_probs, weights = log_probs_fn(params, batch)
-    return at_least_float32(log_probs), weights
+    """The log-probabilities, 16-bit ones widened: exponentials and sums need more; the weights.
+
+    TypeError where `log_probs_fn` returns no such pair.
+    """
+    result = log_probs_fn(params, batch)
+    shapes = jax.tree.map(jnp.shape, result)
+    pair = isinstance(result, tuple) and len(result) == 2
+    if not pair or not shapes[0] or shapes[0][:-1] != shapes[1]:
+        raise TypeError(
+            "log_probs_fn must return log-probabilities (..., V) and weights (...), not what has "
+            f"shapes {shapes}"
+        )
+    log_probs, weights = result
+    return at_least_float32(log_probs), jnp.asarray(weights)
 
 
 def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
     """The loss sum and weight of one microbatch; TypeError where `loss_fn` returns no such pair."""
     result = loss_fn(params, batch)
-    if not isinstance(result, tuple) or len(result) != 2:
-        found = jax.tree.map(jnp.shape, result)
-        raise TypeError(f"loss_fn must return (loss_sum, weight), not one thing of shape {found}")
+    shapes = jax.tree.map(jnp.shape, result)
+    if not isinstance(result, tuple) or shapes != ((), ()):
+        raise TypeError(f"loss_fn must return (loss_sum, weight), not what has shapes {shapes}")
     return result
 
 

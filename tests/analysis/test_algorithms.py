@@ -102,7 +102,7 @@ def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_pa
 
 def test_words_set_each_algorithm_against_the_first(tmp_path):
     text = " ".join(summary_sentences(write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5)))
-    assert "Of 2 algorithms set against sgd, 2 are matched" in text
+    assert "Of 2 ways of training set against sgd, 2 are matched" in text
     assert "Adamw's accuracy is higher" in text
     assert "sgd (step 100) against the same as it is initialised" in text.lower()
     assert "nan" not in text

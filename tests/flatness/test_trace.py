@@ -87,7 +87,23 @@ def test_one_microbatch_says_nothing_about_sentences():
         flatness.hessian_trace(softmax_table.loss_fn, params, batches, KEY, num_probes=4)
 
 
+@pytest.mark.parametrize("function", [flatness.gauss_newton_trace, flatness.fisher_trace])
+@pytest.mark.parametrize(
+    "log_probs_fn",
+    [
+        lambda p, b: jax.nn.log_softmax(b * p[None]),
+        lambda p, b: (jax.nn.log_softmax(b * p[None]), 1.0),
+        lambda p, b: ((b * p[None]).sum(), jnp.ones(())),
+    ],
+    ids=["no weights", "one weight", "a loss"],
+)
+def test_log_probabilities_without_their_weights_are_named(function, log_probs_fn):
+    counts = {"num_probes" if function is flatness.gauss_newton_trace else "num_samples": 1}
+    with pytest.raises(TypeError, match="log_probs_fn must return log-probabilities"):
+        function(log_probs_fn, jnp.ones(3), jnp.ones((2, 5, 3)), KEY, **counts)
+
+
 @pytest.mark.parametrize("function", [flatness.hessian_trace, flatness.hessian_trace_terms])
 def test_a_loss_without_a_weight_is_named(function):
-    with pytest.raises(TypeError, match=r"loss_fn must return \(loss_sum, weight\), not one thing"):
+    with pytest.raises(TypeError, match=r"loss_fn must return \(loss_sum, weight\), not what"):
         function(lambda p, b: (p * b).sum(), jnp.ones(3), jnp.ones((2, 3)), KEY, num_probes=1)
