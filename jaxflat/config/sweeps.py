@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SCALES = ("smoke", "laptop", "paper")
-"""Under a minute on two cores, minutes on two cores, and the paper's sizes for accelerators."""
+"""A check of the plumbing, minutes on two cores, and the paper's sizes for accelerators."""
 
 Sweep = list[dict[str, Any]]
 """Points of a sweep, each a mapping from dotted keys to values."""
