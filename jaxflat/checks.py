@@ -37,7 +37,7 @@ def check(config: Config) -> None:
     check_finetuning(config.probes.finetune)
     trained = config.model.name != "lookup_table"
     if config.probes.finetune.pooling == "cls" and trained and not config.model.cls:
-        raise ValueError("probes.finetune.pooling='cls' needs model.cls=True")
+        raise ValueError("probes.finetune.pooling='cls' needs a transformer with model.cls=True")
     check_flatness(config.flatness)
     check_rounds(config.flatness)
     width = config.flatness.embedded_width

@@ -119,7 +119,10 @@ def test_a_task_says_which_words_it_is_about(name, spans):
         ({"finetune.epochs": 0}, r"probes\.finetune\.epochs=0 must be at least 1"),
         ({"finetune.learning_rates": ()}, r"probes\.finetune\.learning_rates=\(\) must name"),
         ({"finetune.pooling": "first"}, r"probes\.finetune\.pooling: 'first' is not one of .*cls"),
-        ({"finetune.pooling": "cls"}, r"probes\.finetune\.pooling='cls' needs model\.cls=True"),
+        (
+            {"finetune.pooling": "cls"},
+            r"probes\.finetune\.pooling='cls' needs a transformer with model\.cls=True",
+        ),
         ({"pooling": "cls"}, r"probes\.pooling: 'cls' is not one of concatenate, mean"),
         ({"finetune.adamw.b2": 1.0}, r"probes\.finetune\.adamw\.b2=1\.0 must be below 1"),
         ({"projected_dimension": -2}, r"probes\.projected_dimension=-2 must not be negative"),

@@ -21,7 +21,7 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
             "Mean ± half-width of the 95% t interval over seeds; against "
             f"{found.baseline.variant}, the first that the sweep lists, paired by seed. Same loss: "
             f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
-            "the same is in the table and in no verdict: its differences may come from the loss. "
+            "the same is in the table and in no verdict against the first: its differences may come from the loss. "
             "Intervals of different ways are not corrected for one another.",
             "note",
         ),
@@ -54,7 +54,8 @@ def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
         rows.append(
             [
                 *(cell.variant, f"{cell.step:,}" if cell.step else wording.MISSING),
-                *(numbers[0], _same(pair), numbers[1], wording.ratio(pair and pair.trace_ratio)),
+                *(numbers[0], _same(pair), numbers[1]),
+                wording.ratio(pair.flatness.get(column) if pair else None),
                 *(numbers[2], wording.points(pair and pair.accuracy)),
                 relation_words(pair) if pair else wording.MISSING,
             ]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.pairs import Pair, compare_pair
 
@@ -34,7 +36,8 @@ def find_algorithms(
 ) -> Algorithms | None:
     """None where there is one way of training only, models differ in size, or share no seed."""
     last = [cells[-1] for cells in variants.values()]
-    if len(last) < 2 or len({cell.num_params for cell in last}) > 1:
+    sizes = {cell.num_params for cell in last}
+    if len(last) < 2 or len(sizes) > 1 or not np.isfinite(sizes.pop()):
         return None
     pairs = [compare_pair(*cells, primary_columns) for cells in combinations(last, 2)]
     known = [pair for pair in pairs if pair]

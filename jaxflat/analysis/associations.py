@@ -142,7 +142,7 @@ def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
         return all(name in row.values for name in needed)
 
     by_cell = [{seed: r for seed, r in cell.rows.items() if complete(r)} for cell in cells]
-    kept = [(cell, rows) for cell, rows in zip(cells, by_cell, strict=True) if rows]
+    kept = _distinct([(c, rows) for c, rows in zip(cells, by_cell, strict=True) if rows])
     every = dict.fromkeys(seed for _, rows in kept for seed in rows)
     seeds = [seed for seed in every if all(seed in rows for _, rows in kept)]
     if not seeds:
@@ -158,3 +158,12 @@ def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
     settings = list(dict.fromkeys(cell.variant for cell, _ in kept))
     settings_N = np.array([settings.index(cell.variant) for cell, _ in kept])
     return Measured(accuracy, measure, excess, settings_N, axes)
+
+
+def _distinct(cells: list[tuple[Cell, dict[str, Row]]]) -> list[tuple[Cell, dict[str, Row]]]:
+    """One of each: points that begin alike may have measured the same checkpoint."""
+    found = {
+        (cell.step, *((seed, *row.values.items()) for seed, row in rows.items())): (cell, rows)
+        for cell, rows in reversed(cells)
+    }
+    return list(found.values())[::-1]

@@ -1,5 +1,6 @@
 """Rows as cells: one variant (setting) of a sweep at one step, over its seeds."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -48,7 +49,10 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
     for row in rows:
         cells.setdefault((variant_name(row, varying, skipped), row.step), {})[row.seed] = row
     made = [Cell(variant, step, by_seed) for (variant, step), by_seed in cells.items()]
-    order = list(dict.fromkeys(cell.variant for cell in made))
+    # As the seed with most rows has them: points that failed in another leave the order as it is.
+    counts = Counter(row.seed for row in rows)
+    fullest = sorted(rows, key=lambda row: -counts[row.seed])
+    order = list(dict.fromkeys(variant_name(row, varying, skipped) for row in fullest))
     made.sort(key=lambda c: (np.nan_to_num(c.num_params), order.index(c.variant), c.step))
     return {
         variant: [cell for cell in made if cell.variant == variant]

@@ -9,10 +9,12 @@ import numpy as np
 
 from jaxflat.analysis import results
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
-from jaxflat.analysis.cells import Cell, group_cells
+from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
 from jaxflat.analysis.results import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
+
+OF_TRAINING = ("phase_order", "phases.", "training.")  # keys whose values are ways of training
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def compare(rows: Sequence[Row]) -> Comparison:
     variants = group_cells(trained)
     obstacle = _obstacle(trained, variants)
     primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
-    algorithms = None if trajectories else find_algorithms(variants, primary_columns)
+    keys = distinguishing_keys(trained)
+    ways = not trajectories and all(key.startswith(OF_TRAINING) for key in keys)
+    algorithms = find_algorithms(variants, primary_columns) if ways else None
     matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(
         variants=variants,

@@ -69,7 +69,7 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
     losses = [cell.mean("excess_loss") for cell in models]
     return [
         f"A probe of the exact conditional probabilities reaches {listed(tables)}; of the models "
-        f"at their nearest common excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
+        f"compared at one excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
         f"{listed(models)}."
     ]
 
@@ -79,7 +79,8 @@ def untrained_sentences(comparison: Comparison) -> list[str]:
     sentences = []
     baseline = [comparison.algorithms.baseline] if comparison.algorithms else []
     for control in comparison.untrained:
-        cells = comparison.variants.get(trained_as(control.variant), baseline)
+        same_size = [cell for cell in baseline if cell.num_params == control.num_params]
+        cells = comparison.variants.get(trained_as(control.variant), same_size)
         difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
         if difference:
             reached = (

@@ -16,11 +16,12 @@ from jaxflat.analysis.verdicts import RULES, Verdict
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
     "Each point is a pair of models of equal excess loss (equivalent within "
-    f"±{MARGIN} nats): the larger against the smaller, a way of training against the first of its "
-    "sweep, the end of a trajectory against its start. Left of 1 the second model is the flatter, "
-    "above 0 the more accurate: upper left and lower right flatness and accuracy go together, in "
-    "the other two quarters they dissociate. Bars: 95% t intervals over seeds. Accuracies are of "
-    "different tasks in different sweeps."
+    f"±{MARGIN} nats): a larger against a smaller one, a way of training against one that the sweep "
+    "lists before it, the end of a trajectory against its start. Left of 1 the second model is the "
+    "flatter, above 0 the more accurate: upper left and lower right flatness and accuracy go "
+    "together, in the other two quarters they dissociate. Sharpness is the first measure that the "
+    "sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of different "
+    "tasks in different sweeps. Pairs without either number are left out."
 )
 
 
@@ -86,7 +87,7 @@ def summary_sentence(sweeps: Sweeps) -> str:
 def matched_pairs(comparison: Comparison) -> list[Pair]:
     """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
     if comparison.algorithms:
-        pairs: list[Pair | None] = [*comparison.algorithms.against]
+        pairs: list[Pair | None] = [*comparison.algorithms.pairs]
     else:
         ends = [arm for found in comparison.trajectories[:1] for arm in found.arms]
         columns = comparison.primary_columns
@@ -117,7 +118,8 @@ def _scatter(ax: Axes, name: str, place: int, pairs: list[Pair]) -> None:
         across, up = pair.trace_ratio, pair.accuracy
         if across is None or up is None:
             continue
-        lengths = (across.mean - (across.low or 0), (across.high or 0) - across.mean)
+        low, high = across.low or across.mean, across.high or across.mean
+        lengths = (across.mean - low, high - across.mean)
         ax.errorbar(
             across.mean,
             100 * up.mean,

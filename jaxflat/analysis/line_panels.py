@@ -55,6 +55,9 @@ def _line(
         [x for x, _ in known],
         [scale * found.mean for _, found in known],
         yerr=[scale * (found.half_width or 0.0) for _, found in known],
-        **{"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]},
+        **{
+            "color": COLORS[place % len(COLORS)],
+            "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
+        },
         **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
     )

@@ -20,8 +20,8 @@ def headline(pairs: Sequence[Pair], compared: str, subject: str) -> str:
     """
     if all(pair.excess.low is None for pair in pairs):
         return (
-            "There is one seed only: no interval can be given, and no pair can be called "
-            "matched, flatter or more accurate. The numbers below are single measurements."
+            "No pair shares more than one seed: no interval can be given, and no pair can be "
+            "called matched, flatter or more accurate. The numbers below are single measurements."
         )
     matched = [pair for pair in pairs if pair.equivalence.holds]
     if not matched:
@@ -78,7 +78,7 @@ def _accuracy_words(pair: Pair, second: str) -> str:
         return "Accuracy was not measured in both"
     interval = f"{wording.points(pair.accuracy)} points"
     if pair.accuracy_side == 0:
-        return f"The accuracy difference is undecided, {interval}, the interval includes 0"
+        return f"Whether {second} is more accurate is undecided, {interval}, including 0"
     word = "higher" if pair.accuracy_side > 0 else "lower"
     return f"{second[0].upper()}{second[1:]}'s accuracy is {word}, {interval}"
 
