@@ -21,7 +21,8 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
             "Mean ± half-width of the 95% t interval over seeds; against "
             f"{found.baseline.variant}, the first that the sweep lists, paired by seed. Same loss: "
             f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
-            "the same is in the table and in no verdict against the first: its differences may come from the loss. "
+            "the same is in the table and in no verdict against the first: its differences may "
+            "come from the loss. Ways share a seed's start; their sentences after it differ. "
             "Intervals of different ways are not corrected for one another.",
             "note",
         ),

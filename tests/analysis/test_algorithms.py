@@ -123,9 +123,9 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys):
     output = tmp_path / "page"
     assert main([*map(str, folders), f"--output={output}", f"--json={tmp_path / 'v.json'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "go together in 1, dissociate in 3, and cannot be told in 1" in printed
+    assert "go together in 2, dissociate in 3, and cannot be told in 1" in printed
     page = (output / "report.html").read_text()
-    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 1"):
+    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 2"):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in (tmp_path / "v.json").read_text()
@@ -137,3 +137,20 @@ def test_a_folder_without_results_is_unusable(tmp_path, capsys):
     assert "has no results.csv" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "page").exists()
+
+
+def test_the_first_way_of_training_stays_the_first_where_a_point_of_it_failed(tmp_path):
+    path = write_algorithms(tmp_path) / "results.csv"
+    header, first, *others = path.read_text().splitlines()
+    assert "sgd" in first
+    path.write_text("\n".join([header, *others]) + "\n")
+    found = read_comparison(tmp_path).algorithms
+    assert found is not None
+    assert found.baseline.variant == "sgd"
+    assert {pair.excess.count for pair in found.against} == {4}
+
+
+def test_other_settings_than_of_training_are_no_ways_of_training(tmp_path):
+    path = write_algorithms(tmp_path) / "results.csv"
+    path.write_text(path.read_text().replace("phase_order", "language.seed", 1))
+    assert read_comparison(tmp_path).algorithms is None
