@@ -111,7 +111,7 @@ def test_words_set_each_algorithm_against_the_first(tmp_path):
 def test_one_seed_is_no_verdict(tmp_path):
     folder = write_algorithms(tmp_path, accuracy=0.05, seeds=1)
     assert {answers(folder)[claim] for claim in answers(folder)} == {NONE}
-    assert "one seed only" in summary_sentences(folder)[0]
+    assert "more than one seed" in summary_sentences(folder)[0]
 
 
 def test_one_page_over_several_sweeps(tmp_path, sweep, capsys):
