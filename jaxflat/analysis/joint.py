@@ -20,8 +20,8 @@ CAPTION = (
     "sweep lists before it, the end of a trajectory against its start. Left of 1 the second model "
     "is the flatter, above 0 the more accurate: upper left and lower right flatness and accuracy "
     "go together, in the other two quarters they dissociate. Sharpness is the first measure that "
-    "the sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of different "
-    "tasks in different sweeps. Pairs without either number are left out."
+    "the sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of "
+    "different tasks in different sweeps. Pairs without either number are left out."
 )
 
 
