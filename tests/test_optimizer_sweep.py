@@ -1,11 +1,10 @@
-"""The optimizer sweep's points at every scale, and its smallest scale from command to page."""
+"""The optimizer sweep's points at every scale."""
 
-import csv
 from pathlib import Path
 
 import pytest
 
-from jaxflat import loading, main, points, preemption, trajectory
+from jaxflat import loading, points, trajectory
 
 CONFIG = f"{Path(__file__).parents[1]}/configs/optimizer_sweep.py"
 
@@ -36,17 +35,3 @@ def test_the_adversary_is_trained_once_for_itself_and_for_what_follows_it(tmp_pa
     orders = [p.config.phase_order for p in points.expand(config, listed, tmp_path)]
     followed = orders.index(("warm", "adversary", "off"))
     assert followed < orders.index(("warm", "adversary"))
-
-
-@pytest.mark.slow
-def test_the_smoke_scale_runs_and_compares_the_algorithms(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preemption, "install", lambda: None)
-    assert main.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path}"]) == 0
-    with (tmp_path / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (5 + 1 + 1 + 2)  # the adversary's checkpoint is in two points
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "4 ways of training set against adamw" in printed
-    page = (tmp_path / "report.html").read_text()
-    for text in ("adversary → off", "lookup table log p", "untrained", "muon", "sam"):
-        assert text in page
