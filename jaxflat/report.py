@@ -31,15 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.table import Table
 
     from jaxflat.analysis import joint
-    from jaxflat.analysis.comparison import read_comparison
     from jaxflat.metrics import write_json
     from jaxflat.validation import InputError
 
     try:
         workdirs = _named(flags.workdirs)
-        sweeps = {name: read_comparison(workdir) for name, workdir in workdirs.items()}
-        report = joint.write_joint(workdirs, flags.output)
+        sweeps = joint.read_sweeps(workdirs)
         verdicts = joint.verdicts_of(sweeps)
+        report = joint.write_joint(sweeps, verdicts, workdirs, flags.output)
         if flags.json:
             write_json(flags.json, {n: [asdict(v) for v in found] for n, found in verdicts.items()})
     except (InputError, OSError, ValueError) as error:

@@ -49,18 +49,17 @@ def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> 
     """Is the second model of the pairs the more accurate, and the flatter?"""
     matched = [pair for pair in pairs if pair.equivalence.holds]
     column, sharpness = _common_column(matched)
-    order, article = (f"{second} minus the other", "") if than else ("larger minus smaller", "the ")
-    ratio = order.replace("minus", "over")
+    larger, smaller, article = (second, "the other", "") if than else ("larger", "smaller", "the ")
     return [
         _judged(
             f"At matched excess loss {second} is {article}more accurate{than}",
-            f"accuracy, {order}, points",
+            f"accuracy, {larger} minus {smaller}, points",
             (matched, why),
             lambda: _more_accurate(matched),
         ),
         _judged(
-            f"At matched excess loss {second} is {article}{'flatter'}{than}",
-            f"{sharpness}, {ratio}",
+            f"At matched excess loss {second} is {article}flatter{than}",
+            f"{sharpness}, {larger} over {smaller}",
             (matched, why),
             lambda: _flatter(matched, column),
         ),

@@ -25,9 +25,17 @@ CAPTION = (
 )
 
 
-def write_joint(workdirs: Mapping[str, Path], output: Path) -> Path:
+def read_sweeps(workdirs: Mapping[str, Path]) -> dict[str, Comparison]:
+    return {name: read_comparison(workdir) for name, workdir in workdirs.items()}
+
+
+def write_joint(
+    sweeps: Sweeps,
+    verdicts: Mapping[str, list[Verdict]],
+    workdirs: Mapping[str, Path],
+    output: Path,
+) -> Path:
     """Write output/report.html and output/figures/interventions.* from sweeps by their names."""
-    sweeps = {name: read_comparison(workdir) for name, workdir in workdirs.items()}
     figure = draw_pairs(sweeps)
     (output / "figures").mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
@@ -40,7 +48,7 @@ def write_joint(workdirs: Mapping[str, Path], output: Path) -> Path:
         page.paragraph(report.QUESTION, "question"),
         page.paragraph(summary_sentence(sweeps), "lead"),
         page.heading("Verdicts of all sweeps"),
-        page.table(verdicts_table(verdicts_of(sweeps))),
+        page.table(verdicts_table(verdicts)),
         page.details("The rules", page.bullets(RULES)),
         page.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
     ]
