@@ -16,7 +16,7 @@ from jaxflat.config import Config, Sweep, named_scale, param, product
 # Steps of the warm start, of its decay at the end, of continued training and of a projection.
 STEPS = {
     "smoke": (60, 20, 60, 20),
-    "laptop": (4000, 1500, 8000, 500),
+    "laptop": (4000, 1500, 8000, 1500),
     "paper": (60_000, 6000, 200_000, 6000),
 }
 

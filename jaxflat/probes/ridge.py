@@ -34,10 +34,10 @@ def unexplained_variance(fit: Examples, held_out: Examples, l2: float | jax.Arra
         weights_Nx1 = _weights(held_out_targets_NxC)
         return (weights_Nx1 * errors_NxC**2).sum() / (weights_Nx1 * y_NxC**2).sum()
 
-    # One task at a time: on CPUs a batch of matrices is factorised by other threads of the pool,
+    # Not as one batch: on CPUs a batch of matrices is factorised by other threads of the pool,
     # and where as many devices as there are threads wait for these, none is left to do it.
-    tasks = (jnp.moveaxis(fit[1], 1, 0), jnp.moveaxis(held_out[1], 1, 0))
-    return jax.lax.map(of_task, tasks).mean()
+    tasks = [(fit[1][:, k], held_out[1][:, k]) for k in range(fit[1].shape[1])]
+    return jnp.stack([of_task(task) for task in tasks]).mean()
 
 
 def _weights(targets_NxC: jax.Array) -> jax.Array:
