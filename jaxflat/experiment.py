@@ -21,7 +21,7 @@ from jaxflat.config import Config
 from jaxflat.languages import LANGUAGES
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
-from jaxflat.training.optimizers import OPTIMIZERS, Schedule
+from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps
 from jaxflat.trajectory import Phase
 
@@ -95,9 +95,9 @@ def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[...
 
 
 @functools.cache
-def make_optimizer(section: Config) -> Any:
+def phase_optimizer(section: Config) -> Any:
     """Return the optimizer of a phase, at learning rate 1."""
-    return OPTIMIZERS[section.name](**section[section.name])
+    return make_optimizer(section.name, **section[section.name])
 
 
 def train_steps(
@@ -116,7 +116,7 @@ def _train_steps(
     # A head is fitted to all sentences at once, not to those of each device.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard else 1
-    return make_train_steps(*objective, make_optimizer(settings.optimizer), num_shards)
+    return make_train_steps(*objective, phase_optimizer(settings.optimizer), num_shards)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:
@@ -150,5 +150,5 @@ def num_params(config: Config) -> int:
 
 def init_state(params: Any, phase: Phase) -> TrainState:
     """Return the state at a phase's start: these parameters and a fresh optimizer."""
-    optimizer = make_optimizer(phase.settings.optimizer)
+    optimizer = phase_optimizer(phase.settings.optimizer)
     return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))

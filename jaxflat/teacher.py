@@ -21,7 +21,7 @@ from jaxflat.metrics import Display
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface_save import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
-from jaxflat.training.optimizers import OPTIMIZERS, Schedule
+from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps
 
 MARK = "<|endoftext|>"  # its id is one beyond those of the trained tokenizer
@@ -144,7 +144,7 @@ def _train(
         rows_B = jax.random.randint(key, (batch_size,), 0, len(texts.lengths_B))
         return sharding.shard_examples(mesh, TextBatch(*(x[rows_B] for x in texts)))
 
-    optimizer = OPTIMIZERS["adamw"](weight_decay=settings.weight_decay)
+    optimizer = make_optimizer("adamw", weight_decay=settings.weight_decay)
     num_shards = num_data if jax.default_backend() == "cpu" else 1
     steps = make_train_steps(causal_lm_loss(model.apply), sample_batch, optimizer, num_shards)
     warmup_steps = settings.warmup_steps

@@ -1,10 +1,11 @@
-"""The base configuration but for languages and curvature: every key, its default and meaning."""
+"""The base configuration: every key but for those of languages, optimizers and curvature."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from jaxflat.config.flatness import flatness
 from jaxflat.config.languages import Config, language
+from jaxflat.config.optimizers import optimizer
 
 
 def base() -> Config:
@@ -62,16 +63,7 @@ def phase() -> Config:
             "targets": "exact",  # exact: the language's conditionals; sampled: the masked word
             "steps": 2000,
             "batch_size": 128,
-            "optimizer": {
-                "name": "adamw",  # which of the sections below applies
-                "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-                "sgd": {"momentum": 0.0},
-                "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
-                # Matrices between hidden layers by Muon, at momentum; the rest by Adam.
-                "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
-                # AdamW with gradients from `radius` up the slope, twice the work of a step.
-                "sam": {"radius": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-            },
+            "optimizer": optimizer(),
             "schedule": {
                 "learning_rate": 3e-3,
                 "warmup_steps": 100,

@@ -14,7 +14,7 @@ from jaxflat.probes.finetune import Examples, finetuned_correct
 from jaxflat.stages.estimates import accuracy_estimate
 from jaxflat.stages.probe_sets import Part, ProbeSets
 from jaxflat.stages.records import Record, record
-from jaxflat.training.optimizers import OPTIMIZERS
+from jaxflat.training.optimizers import make_optimizer
 from jaxflat.trajectory import Snapshot
 
 
@@ -64,7 +64,7 @@ def _correct(
     """
     num_draws, num_sets = train[1].shape[:2]
     draws_J, sets_J = jnp.divmod(jnp.arange(num_draws * num_sets), num_sets)
-    optimizer = OPTIMIZERS["adamw"](**settings.adamw)
+    optimizer = make_optimizer("adamw", **settings.adamw)
 
     def features_fn(params: Any, tokens_NxT: jax.Array, lengths_N: jax.Array) -> jax.Array:
         return sentence_features(model.apply, params, tokens_NxT, lengths_N, settings.pooling)

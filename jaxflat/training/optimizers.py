@@ -1,7 +1,9 @@
 """Optimizers at unit learning rate, and the learning rate as a function of the step."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,15 +69,26 @@ def _sam(radius: float, **settings: float) -> optax.GradientTransformation:
     return sam(_adamw(**settings), ascent, opaque_mode=True)
 
 
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+OWN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _adamw,
-    "sgd": lambda **settings: optax.sgd(1.0, **settings),
+    "sgd": partial(optax.sgd, 1.0),
     "lion": lambda **settings: optax.lion(1.0, mask=decayed, **settings),
     "muon": _muon,
     "sam": _sam,
 }
-"""Each at learning rate 1; the training step multiplies the update by the schedule's value, so
-that a branch may anneal from its trunk's optimizer state as it is."""
+
+
+def make_optimizer(name: str, **settings: float) -> optax.GradientTransformation:
+    """Return an optimizer at learning rate 1: one of `OWN`, or optax's of that name.
+
+    The training step multiplies its update by the schedule's value, so that a branch may anneal
+    from its trunk's optimizer state as it is.
+    """
+    if name in OWN:
+        return OWN[name](**settings)
+    function = getattr(optax, name)
+    masks = {"mask", "weight_decay_mask"} & set(inspect.signature(function).parameters)
+    return function(1.0, **dict.fromkeys(masks, decayed), **settings)
 
 
 @jax.tree_util.register_dataclass

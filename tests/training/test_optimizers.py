@@ -11,7 +11,8 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat import experiment
-from jaxflat.training.optimizers import OPTIMIZERS, Schedule, decayed, orthogonalized
+from jaxflat.config.optimizers import OF_OPTAX
+from jaxflat.training.optimizers import Schedule, decayed, make_optimizer, orthogonalized
 from jaxflat.training.step import TrainState, train_step
 
 
@@ -31,30 +32,41 @@ def test_schedule_warms_up_stays_and_decays_to_nothing():
     np.testing.assert_allclose([float(anneal(jnp.asarray(s))) for s in range(5)], rates[15:])
 
 
+MASKED = ("adamw", "lion", "adamaxw", "adan", "nadamw")
 REFERENCES = {
-    "adamw": partial(optax.adamw, mask=decayed),
-    "sgd": optax.sgd,
-    "lion": partial(optax.lion, mask=decayed),
+    **{name: getattr(optax, name) for name in ("sgd", "lion", "adamw", *OF_OPTAX)},
+    **{name: partial(getattr(optax, name), mask=decayed) for name in MASKED},
+    "adadelta": partial(optax.adadelta, weight_decay_mask=decayed),
 }
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
+    """Of each leaf alone as well: none may look at more than one parameter at a time."""
     settings = dict(base_config.phase().optimizer[name])
+    settings |= {"momentum": 0.9} if name == "sgd" else {}
+    settings |= {"weight_decay": 0.1} if "weight_decay" in settings else {}
     params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
     gradient = {"kernel": jnp.array([0.3, 0.1]), "scale": jnp.array([-0.2])}
-    settings |= {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.1}
     reference = REFERENCES[name](0.05, **settings)
-    ours = OPTIMIZERS[name](**settings)
-    states = ours.init(params), reference.init(params)
-    for _ in range(3):
+    ours = make_optimizer(name, **settings)
+    halves = [{"kernel": slice(0, 1)}, {"kernel": slice(1, 2)}, {"scale": slice(0, 1)}]
+    apart = [{k: params[k][place] for k, place in half.items()} for half in halves]
+    states = ours.init(params), reference.init(params), [ours.init(part) for part in apart]
+    for step in range(1, 4):
+        gradient = {name: g * step for name, g in gradient.items()}
         with jax.numpy_dtype_promotion("standard"):
             unit, first = ours.update(gradient, states[0], params)
             expected, second = reference.update(gradient, states[1], params)
-        states = first, second
-        jax.tree.map(
-            lambda u, e: np.testing.assert_allclose(0.05 * u, e, rtol=1e-5), unit, expected
-        )
+            alone = [
+                ours.update({k: gradient[k][place] for k, place in half.items()}, state, part)
+                for half, state, part in zip(halves, states[2], apart, strict=True)
+            ]
+        states = first, second, [state for _, state in alone]
+        for leaf, value in unit.items():
+            np.testing.assert_allclose(0.05 * value, expected[leaf], rtol=1e-5)
+            parts = [update[leaf] for update, _ in alone if leaf in update]
+            np.testing.assert_allclose(np.concatenate(parts), value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
@@ -77,7 +89,8 @@ def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
         return losses_B.sum(), jnp.asarray(len(labels_B), losses_B.dtype)
 
     settings = dict(base_config.phase().optimizer.adamw) | {"weight_decay": 0.1}
-    sam, adamw = OPTIMIZERS["sam"](radius=0.5, **settings), OPTIMIZERS["adamw"](**settings)
+    sam = make_optimizer("sam", radius=0.5, **settings)
+    adamw = make_optimizer("adamw", **settings)
     with jax.enable_x64(True):
         batch = jnp.asarray(features_BxF), jnp.asarray(labels_B, jnp.float64)
         state = TrainState(jax.tree.map(jnp.asarray, params), sam.init(params), jnp.asarray(0))
@@ -102,7 +115,7 @@ def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
     gradient = jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, keys)
     settings = dict(base_config.phase().optimizer.muon)
-    optimizer = OPTIMIZERS["muon"](**settings)
+    optimizer = make_optimizer("muon", **settings)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
         nadam = optax.nadam(1.0)
