@@ -27,6 +27,7 @@ ALLOWED = {
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
+    "status": {"metrics"},
     "theory": {"languages", "flatness", "analysis", "metrics", "validation"},
 }
 ORDER = (

@@ -1,0 +1,49 @@
+"""Does size matter at the same pre-training loss? Bidirectional LSTMs, a hidden Markov model.
+
+    python -m jaxflat.main --config=configs/lstm_size_sweep.py
+
+The other family on the language that the paper trains it on, compared as in model_size_sweep.py:
+five seeds of each width, small ones trained longer, so that excess losses overlap.
+"""
+
+from jaxflat import config as base_config
+from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
+
+# Widths and, for each, the trunk steps at which measured checkpoints branch off.
+STEPS = {
+    "smoke": {8: (40,), 16: (40,)},
+    "laptop": {16: (4000, 6000), 32: (1700, 2400), 64: (700, 950)},
+    "paper": dict.fromkeys((480, 960, 1920), (30_000, 60_000)),
+}
+
+
+def get_config(scale: str | None = None) -> Config:
+    """Return what all points of the sweep share."""
+    scale, config = named_scale(scale), base_config.base()
+    phase, config.model.name = config.phases.pretrain, "lstm"
+    if scale == "smoke":
+        config.model.num_layers = 1  # most of the time goes into compiling
+        phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
+        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
+        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
+        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+    if scale == "paper":  # 9M to 134M parameters
+        config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
+        config.language.hmm.update({"min_length": 16, "tasks": (6, 10)})
+        phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
+        phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
+        config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
+        config.probes.shots = (1000, 10_000)
+    return config
+
+
+def get_sweep(scale: str | None = None) -> Sweep:
+    """Return the points, seed by seed."""
+    scale = named_scale(scale)
+    steps = STEPS[scale]
+    sizes = zipped(
+        param("model.width", steps),
+        param("phases.pretrain.checkpoint_steps", steps.values()),
+        param("phases.pretrain.steps", [s[-1] for s in steps.values()]),
+    )
+    return product(param("seed", range(2 if scale == "smoke" else 5)), sizes)

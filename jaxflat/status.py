@@ -1,0 +1,155 @@
+"""The command: python -m jaxflat.status WORKDIR [--json=FILE]"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from jaxflat.metrics import read_lines, write_json
+
+EXIT_UNUSABLE_INPUT = 2
+
+
+@dataclass(frozen=True)
+class PointStatus:
+    """How far a point of a sweep is.
+
+    state: waiting, running, done, partial (some stages only), preempted or failed. step of
+    num_steps: of training, with the last loss in nats. seconds: of all its stages so far. idle:
+    seconds since it last wrote; None where it has not.
+    """
+
+    name: str
+    state: str
+    reason: str
+    step: int
+    num_steps: int
+    loss: float | None
+    seconds: float
+    idle: float | None
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Return the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxflat.status",
+        description="Show the points of a sweep: how far each is, what failed and why, and how "
+        "long the rest will take. It reads files only, so it may look at a sweep that runs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="of a sweep")
+    parser.add_argument("--json", type=Path, help="also write the points to this file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    try:
+        points = read_points(flags.workdir, now=time.time())
+        if flags.json:
+            flags.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(flags.json, [asdict(point) for point in points])
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE_INPUT
+    console = Console()
+    console.print(points_table(points))
+    for point in points:
+        if point.state == "failed":
+            console.print(f"failed: {point.name}: {point.reason}", style="red", markup=False)
+    console.print(summary(points), highlight=False)
+    return 0
+
+
+def read_points(workdir: Path, now: float) -> list[PointStatus]:
+    """Return the points of a sweep in order, as their files say at `now` (seconds, as time.time).
+
+    Raises ValueError where the folder is not of a sweep.
+    """
+    path = workdir / "sweep.json"
+    if not path.is_file():
+        raise ValueError(
+            f"WORKDIR={workdir} has no sweep.json; name a folder of python -m jaxflat.main"
+        )
+    return [_read_point(workdir, p["name"], now) for p in json.loads(path.read_text())["points"]]
+
+
+def remaining_seconds(points: list[PointStatus]) -> float | None:
+    """Return about how long the points that are not done will take; None before the first is done.
+
+    Each as long as the done ones on average, as many at once as are running now.
+    """
+    done = [point.seconds for point in points if point.state == "done"]
+    if not done:
+        return None
+    each = sum(done) / len(done)
+    left = [p for p in points if p.state in ("waiting", "running", "preempted", "partial")]
+    num_workers = max(sum(point.state == "running" for point in left), 1)
+    return sum(max(each - point.seconds, 0) for point in left) / num_workers
+
+
+def summary(points: list[PointStatus]) -> str:
+    """Return how many points are in each state, and the time that is left, in a line."""
+    counts = Counter(point.state for point in points)
+    text = ", ".join(f"{number} {state}" for state, number in counts.most_common())
+    seconds = remaining_seconds(points)
+    if seconds is None or counts["done"] + counts["failed"] == len(points):
+        return text
+    return f"{text}; about {timedelta(seconds=round(seconds))} left"
+
+
+def points_table(points: list[PointStatus]) -> Table:
+    """Return a row for each point that has begun; losses in nats."""
+    names = ("Point", "State", "Step", "Loss", "Time", "Written")
+    columns = [Column(name, no_wrap=index > 0) for index, name in enumerate(names)]
+    columns[0].overflow = "fold"
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for point in points:
+        if point.state != "waiting":
+            table.add_row(
+                point.name,
+                point.state,
+                f"{point.step:,}/{point.num_steps:,}" if point.num_steps else "–",
+                "–" if point.loss is None else f"{point.loss:.4f}",
+                str(timedelta(seconds=round(point.seconds))),
+                "–" if point.idle is None else f"{timedelta(seconds=round(point.idle))} ago",
+            )
+    return table
+
+
+def _read_point(workdir: Path, name: str, now: float) -> PointStatus:
+    directory = workdir / name
+    status, config = _read(directory / "status.json"), _read(directory / "config.json")
+    phases = config.get("config", {}).get("phases", {})
+    order = config.get("config", {}).get("phase_order", [])
+    curve = list(read_lines(directory / "metrics.jsonl"))
+    trunk = [line["step"] for line in curve if "branch" not in line]
+    written = [p.stat().st_mtime for p in directory.glob("*.json*")]
+    return PointStatus(
+        name=name,
+        state=status.get("state", "waiting"),
+        reason=status.get("reason", ""),
+        step=max(trunk, default=0),
+        num_steps=sum(phases[phase]["steps"] for phase in order),
+        loss=curve[-1]["loss"] if curve else None,
+        seconds=sum(line["seconds"] for line in read_lines(directory / "timing.jsonl")),
+        idle=max(now - max(written), 0) if written else None,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

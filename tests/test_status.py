@@ -1,0 +1,71 @@
+"""A look at a sweep, of which there are only the files."""
+
+import json
+import time
+
+import pytest
+
+from jaxflat import status
+from jaxflat.metrics import write_json, write_lines
+
+CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps": 30}}}
+
+
+def make_sweep(workdir, states, seconds=20.0):
+    names = [f"seed={seed}" for seed in range(len(states))]
+    write_json(workdir / "sweep.json", {"points": [{"name": name} for name in names]})
+    for name, state in zip(names, states, strict=True):
+        if state != "waiting":
+            directory = workdir / name
+            directory.mkdir()
+            reason = "FloatingPointError: the loss is nan" if state == "failed" else ""
+            write_json(directory / "status.json", {"state": state, "reason": reason})
+            write_json(directory / "config.json", {"config": CONFIG})
+            curve = [{"phase": "a", "step": 10, "loss": 2.5}]
+            curve.append({"phase": "a", "step": 15, "branch": 10, "loss": 1.5})
+            write_lines(directory / "metrics.jsonl", curve)
+            share = 1.0 if state == "done" else 0.25
+            spent = [{"stage": "train", "seconds": seconds * share / 2}] * 2
+            write_lines(directory / "timing.jsonl", spent)
+
+
+def test_each_points_state_step_loss_and_time(tmp_path):
+    make_sweep(tmp_path, ["done", "running", "failed", "waiting"])
+    done, running, failed, waiting = status.read_points(tmp_path, now=time.time() + 60)
+    assert (done.state, done.step, done.num_steps, done.loss) == ("done", 10, 40, 1.5)
+    assert (done.seconds, running.seconds) == (20, 5)
+    assert 60 <= running.idle < 70
+    assert failed.reason == "FloatingPointError: the loss is nan"
+    assert (waiting.state, waiting.step, waiting.idle) == ("waiting", 0, None)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["waiting", "running"], None),  # nothing to go by yet
+        (["done", "done", "failed"], 0),
+        (["done", "waiting", "waiting"], 40),
+        (["done", "running", "waiting"], 15 + 20),
+        (["done", "running", "running", "waiting"], (15 + 15 + 20) / 2),
+    ],
+)
+def test_the_rest_takes_what_the_done_ones_took(states, expected, tmp_path):
+    make_sweep(tmp_path, states)
+    assert status.remaining_seconds(status.read_points(tmp_path, now=0.0)) == expected
+
+
+def test_what_is_printed_and_written(tmp_path, capsys):
+    make_sweep(tmp_path, ["done"] * 150 + ["running", "failed", "preempted"] + ["waiting"] * 47)
+    assert status.main([str(tmp_path), f"--json={tmp_path}/new/status.json"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "150 done, 47 waiting, 1 running, 1 failed, 1 preempted; about 0:16:10 left" in printed
+    assert "failed: seed=151: FloatingPointError: the loss is nan" in printed
+    written = json.loads((tmp_path / "new" / "status.json").read_text())
+    assert [point["state"] for point in written[149:154]] == [
+        *("done", "running", "failed", "preempted", "waiting")
+    ]
+
+
+def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):
+    assert status.main([str(tmp_path)]) == 2
+    assert f"error: WORKDIR={tmp_path} has no sweep.json" in capsys.readouterr().err
