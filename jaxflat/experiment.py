@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -97,7 +98,10 @@ def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[...
 @functools.cache
 def phase_optimizer(section: Config) -> Any:
     """Return the optimizer of a phase, at learning rate 1."""
-    return make_optimizer(section.name, **section[section.name])
+    optimizer = make_optimizer(section.name, **section[section.name])
+    if not section.skip_nonfinite:
+        return optimizer
+    return optax.apply_if_finite(optimizer, section.skip_nonfinite)
 
 
 def train_steps(

@@ -35,7 +35,7 @@ MAY_BE_ZERO = (
     *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "tasks", "num_positions"),
     *("embedded_width", "embedded_layers", "stored_sentences", "emission_probability"),
     *("num_largest", "num_smallest", "num_burnin", "localization", "relative_error"),
-    *("eps_root", "initial_scale", "initial_accumulator_value"),
+    *("eps_root", "initial_scale", "initial_accumulator_value", "skip_nonfinite"),
 )
 MAY_BE_EMPTY = ("phase_order", "checkpoint_steps")
 BELOW_ONE = ("b1", "b2", "b3", "momentum", ".beta", ".decay", ".rho")

@@ -88,7 +88,10 @@ def _advance(
     key = experiment.purpose_key(config.data_seed, f"train/{phase.name}")
     state, loss = steps(state, source, key, schedule, first, stop)
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {float(loss)} in phase {phase.name} by step {stop}")
+        where = phase.name if branch is None else f"{phase.name}, in the anneal from step {branch}"
+        raise FloatingPointError(
+            f"step {int(state.step)} of phase {where} made parameters that are not finite"
+        )
     return state, float(loss)
 
 

@@ -85,7 +85,10 @@ def make_train_steps(
     Steps run from state.step to stop in one compiled call. Its length, the schedule and the source
     of batches are arguments, so that none of them compiles anew. The batch of step s, the n-th of
     the call from 0, is sample_batch(source, fold_in(key, s), n), its learning rate
-    schedule(s - first). The state is donated.
+    schedule(s - first). The state is donated. A step that leaves parameters that are not finite
+    is the last: the mean loss is then nan, and state.step the number of steps with that one.
+    Losses that are not finite do not count where the parameters stay so: the optimizer left such
+    a step out.
     """
 
     def steps(
@@ -96,16 +99,31 @@ def make_train_steps(
         first: int,
         stop: int,
     ) -> tuple[TrainState, jax.Array]:
-        def body(step: jax.Array, carry: tuple[TrainState, jax.Array]):
-            state, loss_sum = carry
+        start_step = state.step
+
+        def goes_on(carry: tuple[TrainState, jax.Array, jax.Array]) -> jax.Array:
+            state, _, _ = carry
+            return (state.step < stop) & _is_finite(state.params)
+
+        def body(carry: tuple[TrainState, jax.Array, jax.Array]):
+            state, loss_sum, num_losses = carry
+            step = state.step
             batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
             learning_rate = schedule(step - first)
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
-            return state, loss_sum + loss
+            counts = jnp.isfinite(loss)
+            return (
+                state,
+                loss_sum + jnp.where(counts, loss, 0),
+                num_losses + counts.astype(loss.dtype),
+            )
 
         zero = jnp.zeros((), jax.tree.leaves(state.params)[0].dtype)
-        start_step = state.step
-        state, loss_sum = jax.lax.fori_loop(start_step, stop, body, (state, zero))
-        return state, loss_sum / (stop - start_step).astype(loss_sum.dtype)
+        state, loss_sum, num_losses = jax.lax.while_loop(goes_on, body, (state, zero, zero))
+        return state, jnp.where(_is_finite(state.params), loss_sum / num_losses, jnp.nan)
 
     return jax.jit(steps, donate_argnums=0)
+
+
+def _is_finite(params: Any) -> jax.Array:
+    return jnp.isfinite(sum(leaf.sum() for leaf in jax.tree.leaves(params)))

@@ -1,0 +1,64 @@
+"""Training stops at the first step that goes wrong, or leaves it out where that is asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from jaxflat import config as base_config
+from jaxflat import experiment
+from jaxflat.training.optimizers import Schedule
+from jaxflat.training.step import TrainState, make_train_steps
+
+CONSTANT = Schedule(learning_rate=0.1, warmup_steps=0, decay_steps=0, total_steps=100)
+
+
+def norm(params, scale):
+    """The gradient is nan where the scale is 0, though the loss is not."""
+    return jnp.sqrt(scale * params["w"] ** 2).sum(), jnp.ones(())
+
+
+def train(optimizer, bad_steps, stop):
+    scales = jnp.ones(100).at[jnp.array(bad_steps, int)].set(0.0)
+    steps = make_train_steps(norm, lambda scales, _, place: scales[place], optimizer)
+    params = {"w": jnp.array([4.0, -3.0])}
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return steps(state, scales, jax.random.key(0), CONSTANT, 0, stop)
+
+
+def skipping(number):
+    section = base_config.phase().optimizer
+    section.update({"name": "sgd", "skip_nonfinite": number})
+    return experiment.phase_optimizer(FrozenConfigDict(section))
+
+
+@pytest.mark.parametrize(("bad", "reached"), [([5], 6), ([9], 10), ([0], 1), ([], 10)])
+def test_a_gradient_that_is_not_finite_ends_the_call(bad, reached):
+    state, loss = train(skipping(0), bad, stop=10)
+    assert state.step == reached
+    assert np.isfinite(loss) == np.isfinite(state.params["w"]).all() == (not bad)
+
+
+def test_steps_are_left_out_as_many_in_a_row_as_are_allowed():
+    state, loss = train(skipping(2), [3, 4, 7], stop=10)
+    assert state.step == 10
+    np.testing.assert_allclose(state.params["w"], [4 - 0.7, -3 + 0.7], rtol=1e-6)
+    # Means of 7 losses 7, 6.8, ... and of 3 of nought.
+    np.testing.assert_allclose(loss, sum(7 - 0.2 * n for n in range(7)) / 10, rtol=1e-6)
+    state, loss = train(skipping(2), [3, 4, 5], stop=10)
+    assert state.step == 6
+    assert np.isnan(loss)
+
+
+def test_a_call_of_which_every_step_was_left_out_has_no_loss():
+    optimizer = optax.apply_if_finite(optax.sgd(1.0), 5)
+    steps = make_train_steps(
+        lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(())), lambda *_: None, optimizer
+    )
+    params = {"w": jnp.ones(2)}
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state, loss = steps(state, None, jax.random.key(0), CONSTANT, 0, 3)
+    assert np.isfinite(state.params["w"]).all()
+    assert np.isnan(loss)
