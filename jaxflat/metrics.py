@@ -32,7 +32,8 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file whole, in a folder that is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 

@@ -99,6 +99,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     config = FrozenConfigDict(stored["config"])
     measured: dict[Snapshot, dict[str, float]] = {}
     under = read_status(directory).get("measured", {})
+    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
     current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
     for name in current:
         for line in read_lines(directory / f"{name}.jsonl"):
@@ -112,6 +113,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
             "seed": config.seed,
             "step": snapshot.step,
             "projected": int(snapshot.projected),
+            "last": int(snapshot in ends),
             "num_params": stored["num_params"],
             "sentences_seen": trajectory.sentences_seen(config, snapshot),
             **values,

@@ -64,7 +64,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     obstacle = _obstacle(trained, variants)
     primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
     keys = distinguishing_keys(trained)
-    ways = not trajectories and all(key.startswith(OF_TRAINING) for key in keys)
+    ways = all(key.startswith(OF_TRAINING) for key in keys)
     algorithms = find_algorithms(variants, primary_columns) if ways else None
     matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis import drawing, evidence, figures, page, report, wording
-from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.evidence import Evidence
 from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
 from jaxflat.analysis.provenance import read_provenance
-from jaxflat.analysis.verdicts import RULES, Verdict
+from jaxflat.analysis.verdicts import RULES
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
@@ -31,7 +31,7 @@ def read_sweeps(workdirs: Mapping[str, Path]) -> dict[str, Comparison]:
 
 def write_joint(
     sweeps: Sweeps,
-    verdicts: Mapping[str, list[Verdict]],
+    judged: Mapping[str, Evidence],
     workdirs: Mapping[str, Path],
     output: Path,
 ) -> Path:
@@ -48,7 +48,7 @@ def write_joint(
         page.paragraph(report.QUESTION, "question"),
         page.paragraph(summary_sentence(sweeps), "lead"),
         page.heading("Verdicts of all sweeps"),
-        page.table(verdicts_table(verdicts)),
+        page.table(verdicts_table(judged)),
         page.details("The rules", page.bullets(RULES)),
         page.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
     ]
@@ -56,25 +56,25 @@ def write_joint(
         made = read_provenance(workdirs[name])
         language = made.config.get("language", {}).get("name", "")
         body.append(page.heading(f"{name}: {language}" if language else name, 1))
-        body += report.sweep_sections(comparison, made)
+        body += report.sweep_sections(comparison, judged[name], made)
     path = output / "report.html"
     path.write_text(page.page(title, [*body, *report.closing_sections()]), encoding="utf-8")
     return path
 
 
-def verdicts_of(sweeps: Sweeps) -> dict[str, list[Verdict]]:
-    return {name: judge(comparison) for name, comparison in sweeps.items()}
+def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
+    return {name: evidence.examine(comparison) for name, comparison in sweeps.items()}
 
 
-def verdicts_table(verdicts: Mapping[str, list[Verdict]]) -> list[list[str]]:
+def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
     """Claim by claim, the sweeps that were asked it one below the other."""
     header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
-    claims = dict.fromkeys(one.claim for found in verdicts.values() for one in found)
+    claims = dict.fromkeys(one.claim for found in judged.values() for one in found.verdicts)
     return [header] + [
         [claim, name, evidence.answer_words(one), one.evidence or wording.MISSING, one.statistic]
         for claim in claims
-        for name, found in verdicts.items()
-        for one in found
+        for name, found in judged.items()
+        for one in found.verdicts
         if one.claim == claim
     ]
 
@@ -94,13 +94,11 @@ def summary_sentence(sweeps: Sweeps) -> str:
 
 def matched_pairs(comparison: Comparison) -> list[Pair]:
     """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
+    pairs: list[Pair | None] = [*comparison.pairs]
     if comparison.algorithms:
-        pairs: list[Pair | None] = [*comparison.algorithms.pairs]
-    else:
-        ends = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-        columns = comparison.primary_columns
-        pairs = [*comparison.pairs]
-        pairs += [compare_pair(arm.start, arm.end, columns) for arm in ends]
+        pairs += comparison.algorithms.pairs
+    arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+    pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
