@@ -12,7 +12,7 @@ from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
 # Widths and, for each, the trunk steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
-    "laptop": {16: (4000, 6000), 32: (1700, 2400), 64: (700, 950)},
+    "laptop": {16: (2000, 3200), 32: (600, 1000), 64: (250, 500)},
     "paper": dict.fromkeys((480, 960, 1920), (30_000, 60_000)),
 }
 

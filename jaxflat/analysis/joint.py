@@ -103,40 +103,45 @@ def matched_pairs(comparison: Comparison) -> list[Pair]:
 
 
 def draw_pairs(sweeps: Sweeps) -> Figure:
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    """Every matched pair as a number, with what each stands for beside the panel."""
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     ax = figure.subplots()
     drawing.style(ax, "Accuracy, difference (points)", "Sharpness ratio, log scale")
     ax.axhline(0, color=drawing.GREY, linewidth=0.8)
     ax.axvline(1, color=drawing.GREY, linewidth=0.8)
-    ax.set_xscale("log")
+    ratios, key = [1.0], []
     for place, (name, comparison) in enumerate(sweeps.items()):
-        _scatter(ax, name, place, matched_pairs(comparison))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9)
+        drawn = [pair for pair in matched_pairs(comparison) if pair.trace_ratio and pair.accuracy]
+        key += [f"\n{name}"] * bool(drawn)
+        for pair in drawn:
+            number = len(ratios)
+            key.append(f"{number}  {_pair_words(pair)}")
+            ratios.append(_scatter(ax, place, str(number), pair))
+    drawing.log_axis(ax, ratios)
+    words = "\n".join(key).strip()
+    ax.text(1.03, 1, words, transform=ax.transAxes, va="top", fontsize=7, linespacing=1.5)
     return figure
 
 
-def _scatter(ax: Axes, name: str, place: int, pairs: list[Pair]) -> None:
+def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> float:
+    """Draw a pair with its intervals; return its ratio of sharpness."""
+    across, up = pair.trace_ratio, pair.accuracy
+    assert across is not None
+    assert up is not None
+    low, high = across.low or across.mean, across.high or across.mean
     color = drawing.COLORS[place % len(drawing.COLORS)]
     marker = drawing.MARKERS[place % len(drawing.MARKERS)]
-    label = name
-    for pair in pairs:
-        across, up = pair.trace_ratio, pair.accuracy
-        if across is None or up is None:
-            continue
-        low, high = across.low or across.mean, across.high or across.mean
-        lengths = (across.mean - low, high - across.mean)
-        ax.errorbar(
-            across.mean,
-            100 * up.mean,
-            xerr=[[length] for length in lengths],
-            yerr=100 * (up.half_width or 0.0),
-            **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
-            **{"linestyle": "none", "label": label},
-        )
-        where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 7}
-        ax.annotate(_pair_words(pair), textcoords="offset points", **where)
-        label = None
+    ax.errorbar(
+        across.mean,
+        100 * up.mean,
+        xerr=[[across.mean - low], [high - across.mean]],
+        yerr=100 * (up.half_width or 0.0),
+        **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
+        linestyle="none",
+    )
+    where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 8, "color": color}
+    ax.annotate(name, textcoords="offset points", **where)
+    return across.mean
 
 
 def _pair_words(pair: Pair) -> str:
