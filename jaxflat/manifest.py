@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,9 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         text = (folder / NAME).read_bytes()
     except FileNotFoundError:
         raise DamagedError(f"{folder}: {NAME} is missing: no proof that it is whole") from None
-    try:
+    files: Any = None
+    with suppress(ValueError, LookupError, TypeError):
         files = json.loads(text)["files"]
-    except (ValueError, LookupError, TypeError):
-        files = None
     if _text(files) != text:
         raise DamagedError(f"{folder}: {NAME} has other bytes than were written")
     return files

@@ -75,7 +75,8 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     undisturbed, expected, tmp_path, capsys, starts, chance
 ):
     """The newest recovery checkpoint is damaged each time, and some of the others."""
-    image = chance.choice([path for path in undisturbed[1] if (path / "run/recovery").exists()])
+    *unfinished, _ = (path for path in undisturbed[1] if (path / "run/recovery").exists())
+    image = chance.choice(unfinished)
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
     recovery = workdir / "run" / "recovery"
     *before, newest = checkpoint.steps(recovery)
@@ -170,14 +171,6 @@ def test_measuring_alone_trains_nothing(copied, capsys):
     reason = sweep.run(config(), [{}], copied, stages=("flatness",))["run"]
     assert reason.endswith("checkpoints/7: no such checkpoint")
     assert "is missing; now damaged-7" in capsys.readouterr().err
-
-
-def test_a_curve_that_is_too_short_is_not_filled_up(copied):
-    shutil.rmtree(copied / "run" / "checkpoints" / "16")
-    curve = copied / "run" / "metrics.jsonl"
-    curve.write_bytes(curve.read_bytes()[:100])
-    reason = sweep.run(config(), [{}], copied, stages=TRAIN)["run"]
-    assert "metrics.jsonl: 100 bytes; its checkpoint has seen" in reason
 
 
 def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, tmp_path):
