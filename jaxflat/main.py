@@ -1,6 +1,7 @@
 """The command: python -m jaxflat.main --config=configs/model_size_sweep.py[:smoke|laptop|paper]"""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
         preemption.install()
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
+    except OSError as error:
+        print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
+        return EXIT_SOME_FAILED
     if "report" in stages:
         show_report(workdir, console)
     for name, reason in failures.items():

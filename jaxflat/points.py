@@ -76,7 +76,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     base = validation.complete(config)
     trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(trains).to_json())
-    del trains["language"]["data_dir"]  # where it is, not what
+    del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
     try:

@@ -20,7 +20,7 @@ from jaxflat.metrics import Display, append_line, read_lines, write_json, write_
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.train import is_trained, train
+from jaxflat.stages.train import is_trained, set_aside_damaged, train
 from jaxflat.trajectory import Snapshot
 
 STAGES = ("train", "flatness", "probes", "report")
@@ -70,7 +70,11 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
 
 
 def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
-    """Bring a point up to date with its config, as far as `stages` go."""
+    """Bring a point up to date with its config, as far as `stages` go.
+
+    Its checkpoints are checked first, all of them: what is damaged is trained again.
+    """
+    set_aside_damaged(point.directory)
     trains = "train" in stages and point.config.phase_order
     if trains and not is_trained(point.config, point.directory):
         seconds = time.perf_counter()

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from jaxflat import corpus, experiment, trajectory
+from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
@@ -48,7 +50,8 @@ def run(
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
     Everything is checked before anything starts. `selection` as in the command's --points.
-    Raises InputError on unusable input, Preempted where a signal came.
+    Raises InputError on unusable input, Preempted where a signal came, OSError where the disk is
+    full: it then goes on like one that was preempted.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -134,8 +137,11 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        (point.directory / "error.txt").write_text(traceback.format_exc())
-        write_status(point.directory, "failed", reason)
+        with suppress(OSError):  # a full disk has no room for these either
+            (point.directory / "error.txt").write_text(traceback.format_exc())
+            write_status(point.directory, "failed", reason)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # nor would the other points find any
         return reason
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
