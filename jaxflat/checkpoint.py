@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,9 @@ def set_aside(folder: Path) -> Path:
     """Rename a folder to damaged-<its name>, in the place of an older one, and return its path."""
     aside = folder.with_name(f"damaged-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    return folder.rename(aside)
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(aside)
+    return aside
 
 
 @contextmanager

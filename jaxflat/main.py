@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import loading, memory, points, preemption, run, sweep, validation
+    from jaxflat import checkpoint, loading, memory, points, preemption, run, sweep, validation
 
     console = Console()
     try:
@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
+        if error.errno not in checkpoint.NO_ROOM:
+            raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
     if "report" in stages:

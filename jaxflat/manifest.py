@@ -16,12 +16,12 @@ class DamagedError(ValueError):
 
 
 def write(folder: Path) -> None:
-    """Write folder/manifest.json: size and SHA-256 of each file, pushed to disk."""
+    """Write folder/manifest.json: size and SHA-256 of each file. All are pushed to disk before."""
     files = {name: _measured(folder / name) for name in sorted(_names(folder))}
-    with (folder / NAME).open("wb") as file:
-        file.write(_text(files))
-        file.flush()
-        os.fsync(file.fileno())
+    for name in files:
+        _push(folder / name)
+    (folder / NAME).write_bytes(_text(files))
+    _push(folder / NAME)
 
 
 def check(folder: Path) -> None:
@@ -36,9 +36,7 @@ def check(folder: Path) -> None:
         try:
             found = _measured(folder / name)
         except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise DamagedError(f"{folder}: {name} cannot be read: {error.strerror}") from error
+            raise _unreadable(folder, name, error) from error
         if (size := found["size"]) != files[name]["size"]:
             raise DamagedError(f"{folder}: {name} has {size} bytes, not {files[name]['size']}")
         if found != files[name]:
@@ -51,12 +49,21 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         text = (folder / NAME).read_bytes()
     except FileNotFoundError:
         raise DamagedError(f"{folder}: {NAME} is missing: no proof that it is whole") from None
+    except OSError as error:
+        raise _unreadable(folder, NAME, error) from error
     files: Any = None
     with suppress(ValueError, LookupError, TypeError):
         files = json.loads(text)["files"]
     if _text(files) != text:
         raise DamagedError(f"{folder}: {NAME} has other bytes than were written")
     return files
+
+
+def _unreadable(folder: Path, name: str, error: OSError) -> Exception:
+    """Return what a failing read says: a bad sector is damage, all else is as it was."""
+    if error.errno != errno.EIO:
+        return error
+    return DamagedError(f"{folder}: {name} cannot be read: {error.strerror}")
 
 
 def _text(files: Any) -> bytes:
@@ -68,6 +75,11 @@ def _text(files: Any) -> bytes:
 def _names(folder: Path) -> set[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return {path.as_posix() for path in paths} - {NAME}
+
+
+def _push(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _measured(path: Path) -> dict[str, Any]:

@@ -72,10 +72,12 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
 def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
     """Bring a point up to date with its config, as far as `stages` go.
 
-    Its checkpoints are checked first, all of them: what is damaged is trained again.
+    Where it may train, all its checkpoints are checked first: what is damaged is trained again.
+    Else a measurement of a damaged one fails.
     """
-    set_aside_damaged(point.directory)
     trains = "train" in stages and point.config.phase_order
+    if trains:
+        set_aside_damaged(point.directory)
     if trains and not is_trained(point.config, point.directory):
         seconds = time.perf_counter()
         train(point.config, point.directory, display)

@@ -1,6 +1,7 @@
 """Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,8 @@ def check_outputs(json: Path | None, figures: Path | None = None) -> None:
         there = folder and next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if there and not there.is_dir():
             raise InputError(f"--{flag}: {there} is a file; it must be a folder")
+        if there and not os.access(there, os.W_OK):
+            raise InputError(f"--{flag}: {there} cannot be written in")
 
 
 def _is_dict(value: Any) -> bool:

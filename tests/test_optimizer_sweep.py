@@ -48,4 +48,4 @@ def test_smoke_scale_runs_from_start_to_page(tmp_path):
     command.append(f"--workdir={tmp_path}")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "adversary" in (tmp_path / "report.html").read_text()
+    assert "Ways of training, at their last checkpoints" in (tmp_path / "report.html").read_text()

@@ -18,13 +18,11 @@ class Algorithms:
     """`against` has every other algorithm's pair with the baseline, `pairs` all pairs of two.
 
     Checkpoints are fixed beforehand (the last), so nothing is chosen by its loss. Later: second.
-    `missing` names those that no seed has the last checkpoint of: they are in no pair.
     """
 
     baseline: Cell
     against: list[Pair]
     pairs: list[Pair]
-    missing: list[str]
 
     @property
     def matched(self) -> dict[str, Cell]:
@@ -37,13 +35,11 @@ def find_algorithms(
     variants: Mapping[str, list[Cell]], primary_columns: Sequence[str]
 ) -> Algorithms | None:
     """None where there is one way of training only, models differ in size, or share no seed."""
-    ends = {name: last_cell(cells) for name, cells in variants.items()}
-    last = [cell for cell in ends.values() if cell]
+    last = [cell for cells in variants.values() if (cell := last_cell(cells))]
     sizes = {cell.num_params for cell in last}
     if len(last) < 2 or len(sizes) > 1 or not np.isfinite(sizes.pop()):
         return None
     pairs = [compare_pair(*cells, primary_columns) for cells in combinations(last, 2)]
     known = [pair for pair in pairs if pair]
     against = [pair for pair in known if pair.first is last[0]]
-    missing = [name for name, cell in ends.items() if cell is None]
-    return Algorithms(last[0], against, known, missing) if against else None
+    return Algorithms(last[0], against, known) if against else None

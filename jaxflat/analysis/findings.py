@@ -25,17 +25,17 @@ def describe(comparison: Comparison) -> list[str]:
         sentences += algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
     else:
         sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
+    if left_out := ", ".join(comparison.missing):
+        sentences.append(f"Left out, the last checkpoint not measured: {left_out}.")
     return sentences + untrained_sentences(comparison)
 
 
 def algorithm_sentences(found: Algorithms) -> list[str]:
-    """Each algorithm against the sweep's first; then those that cannot be compared."""
+    """Each algorithm against the sweep's first."""
     baseline, pairs = found.baseline.variant, found.against
     compared = f"{wording.plural(len(pairs), 'way')} of training set against {baseline}"
     sentences = [headline(pairs, compared, "the other")]
     sentences += [pair_sentence(pair, baseline, pair.second.variant) for pair in pairs]
-    if found.missing:
-        sentences.append(f"Left out, the last checkpoint not measured: {', '.join(found.missing)}.")
     return sentences
 
 

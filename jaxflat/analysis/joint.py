@@ -95,36 +95,39 @@ def summary_sentence(sweeps: Sweeps) -> str:
 def matched_pairs(comparison: Comparison) -> list[Pair]:
     """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
     pairs: list[Pair | None] = [*comparison.pairs]
-    if comparison.algorithms:
-        pairs += comparison.algorithms.pairs
     arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
     pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
+    if comparison.algorithms and not arms:  # ends against ends would count the arms again
+        pairs += comparison.algorithms.pairs
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
 def draw_pairs(sweeps: Sweeps) -> Figure:
     """Every matched pair as a number, with what each stands for beside the panel."""
-    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    drawn = [
+        (name, place, pair)
+        for place, (name, comparison) in enumerate(sweeps.items())
+        for pair in matched_pairs(comparison)
+        if pair.trace_ratio and pair.accuracy
+    ]
+    height = max(4.8, 0.16 * (len(drawn) + 2 * len(sweeps)))
+    figure = Figure(figsize=(8.0, height), layout="constrained")
     ax = figure.subplots()
     drawing.style(ax, "Accuracy, difference (points)", "Sharpness ratio, log scale")
     ax.axhline(0, color=drawing.GREY, linewidth=0.8)
     ax.axvline(1, color=drawing.GREY, linewidth=0.8)
-    ratios, key = [1.0], []
-    for place, (name, comparison) in enumerate(sweeps.items()):
-        drawn = [pair for pair in matched_pairs(comparison) if pair.trace_ratio and pair.accuracy]
-        key += [f"\n{name}"] * bool(drawn)
-        for pair in drawn:
-            number = len(ratios)
-            key.append(f"{number}  {_pair_words(pair)}")
-            ratios.append(_scatter(ax, place, str(number), pair))
-    drawing.log_axis(ax, ratios)
-    words = "\n".join(key).strip()
+    spans, key = [1.0], {name: [f"\n{name}"] for name, _, _ in drawn}
+    for number, (name, place, pair) in enumerate(drawn, start=1):
+        key[name].append(f"{number}  {_pair_words(pair)}")
+        spans += _scatter(ax, place, str(number), pair)
+    drawing.log_axis(ax, spans)
+    words = "\n".join(line for lines in key.values() for line in lines).strip()
     ax.text(1.03, 1, words, transform=ax.transAxes, va="top", fontsize=7, linespacing=1.5)
     return figure
 
 
-def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> float:
-    """Draw a pair with its intervals; return its ratio of sharpness."""
+def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]:
+    """Draw a pair with its intervals; return the ends of that of the ratio of sharpness."""
     across, up = pair.trace_ratio, pair.accuracy
     assert across is not None
     assert up is not None
@@ -141,7 +144,7 @@ def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> float:
     )
     where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 8, "color": color}
     ax.annotate(name, textcoords="offset points", **where)
-    return across.mean
+    return low, high
 
 
 def _pair_words(pair: Pair) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxflat.analysis import wording
-from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.cells import Cell, last_cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN
@@ -25,7 +25,9 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
         return None
     column, cells = _arms(comparison, key)
     if not cells:
-        return Verdict(CLAIM, "", "", NONE, "the arms share no seed with two common checkpoints")
+        return Verdict(
+            CLAIM, "", "", NONE, "the arms share no seed with a first and a last checkpoint"
+        )
     both = change(column, *cells[2:]), change(column, *cells)
     ratios = [one.ratio for one in both]
     if None in ratios:
@@ -53,7 +55,7 @@ def _targets_key(comparison: Comparison) -> str:
 
 
 def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
-    """Of the first setting that was trained both ways: its first and last common checkpoints.
+    """Of the first setting that was trained both ways: its first common and last checkpoints.
 
     The control's come first. All have the same seeds; without one there are none.
     """
@@ -75,7 +77,9 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
     for like in cells:
         sampled, exact = arm("sampled", like), arm("exact", like)
         steps = sorted(sampled.keys() & exact.keys())
-        if len(steps) < 2:
+        if len(steps) < 2 or not (
+            last_cell([sampled[steps[-1]]]) and last_cell([exact[steps[-1]]])
+        ):
             continue
         four = [found[step] for found in (exact, sampled) for step in (steps[0], steps[-1])]
         measured = [cell.by_seed(name) for cell in four for name in (column, "excess_loss")]

@@ -134,11 +134,11 @@ def test_sharpness_is_shown_to_the_digits_that_its_interval_asks_for(tmp_path, t
 
 def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     third = "adversary → off"
-    some = read_comparison(write_algorithms(tmp_path, unfinished=2)).algorithms
-    pair = next(pair for pair in some.against if pair.second.variant == third)
+    some = read_comparison(write_algorithms(tmp_path, unfinished=2))
+    pair = next(pair for pair in some.algorithms.against if pair.second.variant == third)
     assert (pair.second.step, pair.excess.count, some.missing) == (100, 3, [])
     folder = write_algorithms(tmp_path, unfinished=5)
-    assert read_comparison(folder).algorithms.missing == [third]
+    assert read_comparison(folder).missing == [third]
     assert not [claim for claim in answers(folder) if third in claim]
     assert f"Left out, the last checkpoint not measured: {third}." in summary_sentences(folder)
 

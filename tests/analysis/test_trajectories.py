@@ -8,14 +8,15 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
-from jaxflat.analysis.findings import summary_sentences
+from jaxflat.analysis.findings import describe, summary_sentences
 from jaxflat.analysis.joint import matched_pairs
+from jaxflat.analysis.label_noise import noise_verdict
 from jaxflat.analysis.report import write_report
 from jaxflat.analysis.results import read_results
 from jaxflat.analysis.statistics import Interval
 from jaxflat.analysis.tables import summary_table
 from jaxflat.analysis.trajectory_words import trajectory_table, verdict
-from jaxflat.analysis.verdicts import SUPPORTED
+from jaxflat.analysis.verdicts import NONE, SUPPORTED
 
 
 def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
@@ -129,8 +130,8 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     for word in ("flatter", "more accurate"):
         claim = f"At matched excess loss targets sampled is {word} than targets exact"
         assert found[claim] == SUPPORTED
-    # The two ends, and each arm's end against its start.
-    assert len(matched_pairs(comparison)) == 3
+    # Each arm's end against its start; the two ends would say the same once more.
+    assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
     assert "Ways of training, at their last checkpoints" in write_report(tmp_path).read_text()
 
 
@@ -140,6 +141,8 @@ def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
     assert len(compare(rows).trajectories) == 2
     cut = [row for row in rows if not (row.last and row.point.startswith("exact"))]
     assert compare(cut).trajectories == []
+    assert "Left out, the last checkpoint not measured: targets exact." in describe(compare(cut))
+    assert noise_verdict(compare(cut)).answer == NONE
 
 
 def test_arms_of_several_sizes_are_no_trajectories(tmp_path):

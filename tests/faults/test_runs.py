@@ -169,8 +169,10 @@ def test_measure_names_what_is_damaged_and_leaves_it(copied, monkeypatch, capsys
 def test_measuring_alone_trains_nothing(copied, capsys):
     shutil.rmtree(copied / "run" / "checkpoints" / "7" / "d")
     reason = sweep.run(config(), [{}], copied, stages=("flatness",))["run"]
-    assert reason.endswith("checkpoints/7: no such checkpoint")
-    assert "is missing; now damaged-7" in capsys.readouterr().err
+    assert "checkpoints/7: d/" in reason
+    assert reason.endswith("is missing")
+    assert checkpoint.steps(copied / "run" / "checkpoints") == [7, 14]
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, tmp_path):
