@@ -86,10 +86,10 @@ def make_train_steps(
     Steps run from state.step to stop in one compiled call. Its length, the schedule and the source
     of batches are arguments, so that none of them compiles anew. The batch of step s, the n-th of
     the call from 0, is sample_batch(source, fold_in(key, s), n), its learning rate
-    schedule(s - first). The state is donated. A step whose loss is not finite, or that leaves
-    parameters or an optimizer's state that are not, is the last: the mean loss is then not finite,
-    and state.step the number of steps with that one. `skips`: the optimizer leaves out steps of
-    its own; losses that are not finite do not count, and without any other the mean is nan.
+    schedule(s - first). The state is donated. A step whose loss is not finite is the last, and
+    counted in state.step; the mean loss is then not finite, nor is it where the call ends with
+    parameters or an optimizer's state that are not. `skips`: the optimizer leaves out steps
+    itself; losses that are not finite do not count then, and without any other the mean is nan.
     """
 
     def steps(
@@ -104,7 +104,7 @@ def make_train_steps(
 
         def goes_on(carry: tuple[TrainState, jax.Array, jax.Array]) -> jax.Array:
             state, loss_sum, _ = carry
-            return (state.step < stop) & jnp.isfinite(loss_sum) & _is_finite(state)
+            return (state.step < stop) & jnp.isfinite(loss_sum)
 
         def body(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
