@@ -7,6 +7,7 @@ is in a hidden folder beside the steps.
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,10 +125,11 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
 
 @contextmanager
 def _hidden(directory: Path) -> Iterator[Path]:
-    """Give an empty hidden folder in `directory`, which is gone afterwards."""
-    hidden = directory / ".unfinished"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
+    """Give an empty hidden folder in `directory`; it and older ones are gone afterwards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob(".unfinished*"):
+        shutil.rmtree(old, ignore_errors=True)
+    hidden = Path(tempfile.mkdtemp(prefix=".unfinished", dir=directory))
     try:
         yield hidden
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxflat import preemption, trajectory
+from jaxflat import checkpoint, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
@@ -80,7 +80,11 @@ def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
         set_aside_damaged(point.directory)
     if trains and not is_trained(point.config, point.directory):
         seconds = time.perf_counter()
-        train(point.config, point.directory, display)
+        try:
+            train(point.config, point.directory, display)
+        except FloatingPointError as error:
+            last = max(checkpoint.steps(point.directory / "recovery"), default="none")
+            raise FloatingPointError(f"{error}; last checkpoint before: {last}") from error
         _log_time(point, "train", time.perf_counter() - seconds)
     for name in files_of(point, stages):
         measure(point, name, display)

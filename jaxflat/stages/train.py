@@ -50,7 +50,7 @@ def train(config: Config, directory: Path, display: Display) -> None:
         step = int(state.step)
         for number, stop in enumerate(_call_ends(config, phase), start=1):
             if stop > step:
-                state, loss = _advance(config, directory, phase, state, stop)
+                state, loss = _advance(config, phase, state, stop)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
@@ -93,17 +93,9 @@ def _save_recovery(config: Config, directory: Path, state: TrainState, curve: Cu
 
 
 def _advance(
-    config: Config,
-    directory: Path,
-    phase: Phase,
-    state: TrainState,
-    stop: int,
-    branch: int | None = None,
+    config: Config, phase: Phase, state: TrainState, stop: int, branch: int | None = None
 ) -> tuple[TrainState, float]:
-    """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`.
-
-    Raises FloatingPointError saying where what is not finite any more, and what is on disk.
-    """
+    """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`."""
     mesh = experiment.make_mesh(config)
     model, masking = experiment.make_model(config), config.language.masking
     steps = experiment.train_steps(model, phase.settings, masking, mesh)
@@ -116,8 +108,7 @@ def _advance(
         where = phase.name if branch is None else f"{phase.name}, anneal from step {branch}"
         raise FloatingPointError(
             f"loss, parameters or the optimizer's state are not finite in phase {where}, by step "
-            f"{int(state.step)}; last checkpoint before: "
-            f"{max(checkpoint.steps(directory / 'recovery'), default='none')}"
+            f"{int(state.step)}"
         )
     return state, float(loss)
 
@@ -142,7 +133,7 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
     end, length = branch + num_steps, config.training.steps_per_call
     state = jax.tree.map(lambda x: x.copy(), trunk)
     for stop in (*range(branch + length, end, length), *([end] if num_steps else [])):
-        state, loss = _advance(config, directory, phase, state, stop, branch)
+        state, loss = _advance(config, phase, state, stop, branch)
         curve.add(phase.name, stop, loss, branch)
         preemption.check()
     checkpoint.save(directory / Snapshot(end).folder, end, state.params)
@@ -156,7 +147,7 @@ def _project(
     """Train a measured checkpoint through its projection, and keep the outcome beside it."""
     state = _replicated(config, experiment.init_state(measured.params, projection))
     for stop in _call_ends(config, projection):
-        state, loss = _advance(config, directory, projection, state, stop)
+        state, loss = _advance(config, projection, state, stop)
         curve.add(projection.name, stop, loss, projection.start)
         preemption.check()
     twin = Snapshot(projection.start, projected=True)
