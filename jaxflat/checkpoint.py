@@ -1,6 +1,7 @@
 """Save and restore pytrees of arrays, one folder a step."""
 
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxflat import locks
+
 
 def save(directory: Path, step: int, tree: Any) -> None:
     """Write `tree` to directory/<step>; the folder appears complete or not at all."""
+    locks.check()
+    for leftover in directory.glob(".unfinished*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished = directory.absolute() / f".unfinished.{uuid.uuid4().hex}"
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute() / str(step), tree, force=True)
+        checkpointer.save(unfinished, tree)
+    locks.check()
+    shutil.rmtree(directory / str(step), ignore_errors=True)
+    unfinished.rename(directory / str(step))
 
 
 def restore(directory: Path, step: int, template: Any) -> Any:
@@ -47,6 +57,7 @@ def keep_only(directory: Path, step: int) -> None:
     """Delete every other step."""
     for other in steps(directory):
         if other != step:
+            locks.check()
             shutil.rmtree(directory / str(other))
 
 

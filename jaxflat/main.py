@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import loading, memory, points, preemption, run, sweep, validation
+    from jaxflat import loading, locks, memory, points, preemption, run, sweep, validation
 
     console = Console()
     try:
@@ -56,14 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         preemption.install()
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+        if "report" in stages:
+            with locks.alone(workdir / "report.html", preemption.check):
+                show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
-    if "report" in stages:
-        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from jaxflat import locks
+
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line and push it to disk."""
+    locks.check()
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
@@ -22,8 +26,11 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file; none where there is no file."""
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    yield from map(json.loads, lines)
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -38,9 +45,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        locks.check()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Curve:
@@ -49,6 +60,7 @@ class Curve:
     def __init__(self, directory: Path, num_bytes: int):
         """Go on after the first `num_bytes` of metrics.jsonl; what follows them is undone."""
         self.path = directory / "metrics.jsonl"
+        locks.check()
         with self.path.open("ab") as file:
             file.truncate(num_bytes)
         self._events = SummaryWriter(str(directory), write_to_disk=True)
@@ -87,6 +99,7 @@ class Display:
         )
         self._points = self._progress.add_task("sweep", total=num_points)
         self._stage = self._progress.add_task("", total=1, visible=False)
+        self._awaited = ""
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -108,6 +121,13 @@ class Display:
     def advance_stage(self, completed: int, note: str) -> None:
         """Show how far the stage is, with its current value."""
         self._progress.update(self._stage, completed=completed, description=note)
+
+    def wait(self, text: str) -> None:
+        """Show what is waited for: in a line when that has changed, and as a bar."""
+        if text != self._awaited:
+            self.line(text)
+            self.start_stage("wait", 1)
+        self._awaited = text
 
     def finish_point(self, text: str) -> None:
         """Count a point as done, and say so in a line with the time that is left."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import checks, loading, validation
 from jaxflat.config import Config, Sweep
+from jaxflat.locks import Lost, alone
 from jaxflat.metrics import write_json
+from jaxflat.preemption import check
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.validation import InputError
 
@@ -73,17 +76,32 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stored = _read(path)
+        while stored != (extended := _extended(stored, config, points, workdir)):
+            with suppress(Lost), alone(path, check):
+                if _read(path) == stored:
+                    write_json(path, extended)
+            stored = _read(path)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _extended(
+    stored: dict[str, Any], config: Config, points: list[Point], workdir: Path
+) -> dict[str, Any]:
+    """Return what sweep.json is to hold: what it holds, and these points."""
     base = validation.complete(config)
     trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(trains).to_json())
     del trains["language"]["data_dir"]  # where it is, not what
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
-    try:
-        stored = json.loads(path.read_text()) if path.exists() else None
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
     entries = {}
     if stored:
         phases = stored["trains"]["phases"].values()
@@ -100,7 +118,8 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
-    write_json(path, {"trains": _only(trains, used), "points": list(entries.values())})
+    extended = {"trains": _only(trains, used), "points": list(entries.values())}
+    return json.loads(json.dumps(extended))  # tuples as lists, as they are read
 
 
 def select(points: list[Point], selection: str) -> list[Point]:

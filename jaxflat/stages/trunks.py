@@ -7,11 +7,11 @@ had been interrupted at that step itself.
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from pathlib import Path
 
-from jaxflat import checkpoint, experiment, trajectory
+from jaxflat import checkpoint, experiment, locks, trajectory
 from jaxflat.config import Config
 from jaxflat.trajectory import Phase
 
@@ -23,14 +23,17 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
     target = _folder(config, directory, phase)
     if phase.name == config.phase_order[-1] or target.exists():
         return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
-    _copy(directory, temporary)
-    if target.exists():  # another process was first
-        shutil.rmtree(temporary)
-    else:
+    try:
+        _copy(directory, temporary)
+        locks.check()
         temporary.rename(target)
+    except OSError:
+        if not target.exists():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def start_from(config: Config, directory: Path) -> None:
@@ -63,12 +66,13 @@ def _copy(source: Path, target: Path) -> None:
     for name in ("checkpoints", "projected", "recovery"):
         for step in checkpoint.steps(source / name):
             (target / name).mkdir(exist_ok=True)
-            temporary = target / name / f".{step}.{os.getpid()}"
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary = target / name / f".unfinished.{uuid.uuid4().hex}"
             shutil.copytree(source / name / str(step), temporary)
+            locks.check()
             shutil.rmtree(target / name / str(step), ignore_errors=True)
             temporary.rename(target / name / str(step))
         if name == "projected" and (source / "metrics.jsonl").exists():
+            locks.check()
             shutil.copy2(source / "metrics.jsonl", target)
 
 

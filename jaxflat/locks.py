@@ -1,0 +1,197 @@
+"""Locks among processes on any hosts that share a folder: one holder at a time, and none for ever.
+
+The lock of TARGET is the one file in locks/TARGET beside it. Its name is a number, the token, and
+".free" behind it while nobody holds the lock; who renames it to the next number has it. Of several
+that try one succeeds: the old name is gone then, and never comes back. The holder writes into its
+file every BEAT seconds. Who sees no change for LEASE seconds of its own clock may take the lock
+over; clocks of two machines are never compared. A holder that slept meanwhile finds its file gone.
+"""
+
+import functools
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+BEAT, LEASE, POLL = 5.0, 30.0, 1.0  # seconds
+
+
+class Lost(Exception):
+    """Another process has taken over what this one held."""
+
+
+def check() -> None:
+    """Raise Lost where a lock of this process has been taken over.
+
+    It stands right before each write that a lock is for. One that stops between the two for longer
+    than LEASE still does that one write, so a write should be whole and of what any holder writes.
+    """
+    for held in _held:
+        if held.is_lost():
+            raise Lost(f"{held.path}: another process has taken it over")
+
+
+@contextmanager
+def alone(target: Path, wait: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock of a file or folder; until it may be taken, call `wait` every POLL seconds."""
+    lock = Lock(target)
+    while True:
+        if lock.look():
+            with lock.taken() as taken:
+                if taken:
+                    yield
+                    return
+        wait()
+        time.sleep(POLL)
+
+
+class Lock:
+    """The lock of a file or folder, as one process sees it."""
+
+    def __init__(self, target: Path):
+        """Look at the lock for the first time; make it where there is none."""
+        self._folder = target.parent / "locks" / target.name
+        self._seen, self._since = ("0.free", ""), time.monotonic()
+        _make(self._folder)
+        self.look()
+        self._first = self._seen[0]
+
+    def look(self) -> bool:
+        """Say whether the lock may be taken: free, or its holder is dead or silent for LEASE."""
+        try:
+            name = max((n for n in os.listdir(self._folder) if n[0].isdigit()), key=_token)
+            seen = name, (self._folder / name).read_text()
+        except (FileNotFoundError, ValueError):  # it is being renamed
+            return False
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        is_silent = time.monotonic() - self._since > LEASE
+        return name.endswith(".free") or is_silent or _is_dead(*seen)
+
+    def was_taken(self) -> bool:
+        """Say whether, at the last look, anyone had taken the lock since the first look."""
+        return _token(self._seen[0]) > _token(self._first)
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Hold the lock; give False where it is not as it was at the last look."""
+        token = _token(self._seen[0]) + 1
+        path = self._folder / str(token)
+        if not _rename(self._folder / self._seen[0], path):
+            yield False
+            return
+        held, ended = _Held(path, _owner(token)), threading.Event()
+        thread = threading.Thread(target=held.beat_until, args=(ended,), daemon=True)
+        try:
+            held.beat(0)
+            thread.start()
+            _held.append(held)
+            yield True
+        finally:
+            ended.set()
+            if held in _held:
+                _held.remove(held)
+                thread.join()
+            _rename(path, path.with_suffix(".free"))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A lock that this process holds: its file, and the line with which that begins."""
+
+    path: Path
+    owner: str
+
+    def is_lost(self) -> bool:
+        """Say whether the file is gone, or another's."""
+        try:
+            # Over NFS a file may be found by its old name for a while, but with its new content.
+            return not self.path.read_text().startswith(self.owner)
+        except FileNotFoundError:
+            return True
+
+    def beat(self, number: int) -> None:
+        """Write into the file; raise FileNotFoundError where it is gone."""
+        with self.path.open("r+") as file:
+            file.write(f"{self.owner}{number}\n")
+            file.truncate()
+
+    def beat_until(self, ended: threading.Event) -> None:
+        """Write into the file every BEAT seconds."""
+        number = 0
+        while not ended.wait(BEAT):
+            number += 1
+            with suppress(OSError):  # such as a full disk; the next may succeed
+                if not self.is_lost():
+                    self.beat(number)
+
+
+_held: list[_Held] = []
+
+
+def _make(folder: Path) -> None:
+    """Make a lock that nobody holds, unless it is there: no folder replaces one that has a file."""
+    if folder.is_dir():
+        return
+    new = folder.with_name(f".{uuid.uuid4().hex}")
+    new.mkdir(parents=True)
+    (new / "0.free").touch()
+    try:
+        new.rename(folder)
+    except OSError:
+        shutil.rmtree(new)
+        if not folder.is_dir():
+            raise
+
+
+def _rename(old: Path, new: Path) -> bool:
+    """Rename a file; say whether it was there."""
+    with suppress(FileNotFoundError):
+        old.rename(new)
+        return True
+    return False
+
+
+def _token(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _owner(token: int) -> str:
+    """Return what tells a holder from all others, in a line."""
+    process = {"pid": os.getpid(), "started": _started(os.getpid())}
+    return json.dumps({"token": token, "machine": _machine(), **process}) + "\n"
+
+
+def _is_dead(name: str, content: str) -> bool:
+    """Say whether it is known that the holder was a process of this machine, and is no more."""
+    with suppress(ValueError):  # the holder has not written yet
+        owner = json.loads(content.partition("\n")[0])
+        if _machine() and (owner["machine"], owner["token"]) == (_machine(), _token(name)):
+            return _started(owner["pid"]) != owner["started"]
+    return False
+
+
+@functools.cache
+def _machine() -> list[str | int]:
+    """Return host, boot and whose processes can be seen; nothing where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return [socket.gethostname(), boot, os.readlink("/proc/self/ns/pid"), os.getuid()]
+    except OSError:
+        return []
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks since the boot; nothing where it runs no more."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]

@@ -1,0 +1,327 @@
+"""One holder of a lock at a time, and none for ever: in one process, by threads, after a kill."""
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from jaxflat import checkpoint, locks
+from jaxflat.locks import Lock, Lost
+from jaxflat.metrics import Curve, append_line, write_json
+
+NEVER = 3600.0
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "point"
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """Holders that do not beat, and observers of little patience."""
+    monkeypatch.setattr(locks, "BEAT", NEVER)
+    monkeypatch.setattr(locks, "LEASE", 0.05)
+
+
+def names(target: Path) -> list[str]:
+    return sorted(path.name for path in (target.parent / "locks" / target.name).iterdir())
+
+
+def written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return which file is where, and when it was last written."""
+    found = {path: path.stat() for path in folder.rglob("*")}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+def all_at_once(functions) -> None:
+    """Call each function in a thread of its own, all let loose together; raise what they raise."""
+    barrier, errors = threading.Barrier(len(functions)), []
+
+    def call(function):
+        try:
+            barrier.wait(30)
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def take_all_at_once(observers: list[Lock]) -> list[Lock]:
+    """Return those that took the lock, all having tried before the first released it."""
+    winners, all_tried = [], threading.Barrier(len(observers))
+
+    def take(lock):
+        with lock.taken() as taken:
+            winners.extend([lock] * taken)
+            all_tried.wait(30)
+
+    all_at_once([lambda lock=lock: take(lock) for lock in observers])
+    return winners
+
+
+def test_one_of_many_takes_it_every_time(target):
+    for token in range(1, 31):
+        observers = [Lock(target) for _ in range(6)]
+        assert all([lock.look() for lock in observers])
+        assert len(take_all_at_once(observers)) == 1
+        assert names(target) == [f"{token}.free"]
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_silent_lock_goes_to_one_observer_and_its_holder_is_fenced(target, silent, attempt):
+    old, observers = Lock(target), [Lock(target) for _ in range(6)]
+    assert old.look()
+    with old.taken() as taken:
+        assert taken
+        for lock in observers:
+            lock.look()
+        time.sleep(0.1)
+        assert all([lock.look() for lock in observers])
+        locks.check()
+        assert len(take_all_at_once(observers)) == 1
+        with pytest.raises(Lost):
+            locks.check()
+    assert names(target) == ["2.free"]
+
+
+def test_a_fenced_holder_writes_nothing(target, silent, tmp_path):
+    other = Lock(target)
+    assert other.look()
+    with other.taken():
+        checkpoint.save(target / "checkpoints", 3, {"x": jnp.ones(3)})
+        checkpoint.save(target / "checkpoints", 5, {"x": jnp.ones(3)})
+        append_line(target / "metrics.jsonl", {"step": 1})
+        write_json(target / "status.json", {"state": "running"})
+        locks._rename(tmp_path / "locks/point/1", tmp_path / "locks/point/2")
+        before = written(target)
+        for write in (
+            lambda: append_line(target / "metrics.jsonl", {"step": 2}),
+            lambda: write_json(target / "status.json", {"state": "done"}),
+            lambda: Curve(target, 0),
+            lambda: checkpoint.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
+            lambda: checkpoint.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
+            lambda: checkpoint.keep_only(target / "checkpoints", 3),
+        ):
+            with pytest.raises(Lost, match="locks/point/1: another process"):
+                write()
+        assert written(target) == before
+    assert names(target) == ["2"]
+    append_line(target / "metrics.jsonl", {"step": 2})  # it holds nothing any more
+
+
+def test_beats_hold_a_lock_for_longer_than_the_lease(target, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr(locks, "LEASE", 1.5)
+    holder, observer = Lock(target), Lock(target)
+    assert holder.look()
+    with holder.taken():
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert not observer.look()
+            time.sleep(0.05)
+        locks.check()
+    assert observer.look()
+    assert observer.was_taken()
+    assert not Lock(target).was_taken()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from jaxflat.locks import Lock
+lock = Lock(Path(sys.argv[1]))
+assert lock.look()
+with lock.taken():
+    print("taken", flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def holder(target):
+    """A process that has taken the lock."""
+    command = [sys.executable, "-c", HOLDER, str(target)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "taken\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_lock_of_a_killed_process_of_this_machine_is_free_at_once(target, holder):
+    observer = Lock(target)
+    assert not observer.look()
+    holder.send_signal(signal.SIGSTOP)
+    assert not observer.look()
+    holder.kill()
+    while not observer.look():  # the signal takes a moment; no one waits for the process yet
+        time.sleep(0.01)
+    holder.wait()
+    assert observer.look()
+    assert names(target) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_free"),
+    [
+        ({}, True),
+        ({"started": "1"}, True),  # another process has its number now
+        ({"machine": ["elsewhere", "boot", "pid:[1]", 0]}, False),
+        ({"machine": []}, False),
+        ({"token": 2}, False),  # of the holder before
+    ],
+)
+def test_only_what_is_known_to_be_dead_is_free_at_once(target, holder, changed, is_free):
+    holder.kill()
+    holder.wait()
+    path = target.parent / "locks/point/1"
+    owner, beat = path.read_text().splitlines()
+    path.write_text(f"{json.dumps(json.loads(owner) | changed)}\n{beat}\n")
+    assert Lock(target).look() == is_free
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0" * 80, '{"token": 1, "mach'])
+def test_a_torn_lock_is_left_alone_for_the_lease(target, silent, content):
+    holder, observer = Lock(target), Lock(target)
+    assert holder.look()
+    with holder.taken():
+        (target.parent / "locks/point/1").write_text(content)
+        assert not observer.look()
+        with pytest.raises(Lost):
+            locks.check()
+        time.sleep(0.1)
+        assert observer.look()
+
+
+def test_a_holder_leaves_the_new_one_its_file_also_where_a_cached_name_leads_there(
+    target, monkeypatch
+):
+    """Over NFS the old name may lead to the file for a while after it was renamed."""
+    monkeypatch.setattr(locks, "BEAT", 0.02)
+    holder = Lock(target)
+    assert holder.look()
+    with holder.taken():
+        path = target.parent / "locks/point/1"
+        path.write_text("the new holder's\n")
+        time.sleep(0.2)
+        assert path.read_text() == "the new holder's\n"
+        with pytest.raises(Lost):
+            locks.check()
+
+
+def test_alone_waits_for_its_turn(target, monkeypatch):
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    inside, waits, order = [], itertools.count(), []
+
+    def work(number):
+        with locks.alone(target, lambda: next(waits)):
+            inside.append(number)
+            time.sleep(0.05)
+            assert inside == [number]
+            inside.remove(number)
+            order.append(number)
+
+    all_at_once([lambda number=number: work(number) for number in range(5)])
+    assert sorted(order) == list(range(5))
+    assert next(waits) > 4
+
+
+def test_alone_stops_waiting_where_wait_raises(target):
+    holder = Lock(target)
+    assert holder.look()
+
+    def wait():
+        raise KeyboardInterrupt
+
+    with holder.taken(), pytest.raises(KeyboardInterrupt), locks.alone(target, wait):
+        pass
+
+
+class Workers(RuleBasedStateMachine):
+    """Three workers who look, take, beat, sleep and release in any order, on a clock of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.now = 0.0
+        self.originals = locks.time, locks.BEAT
+        locks.time = SimpleNamespace(monotonic=lambda: self.now)
+        locks.BEAT = NEVER
+        self.locks = [Lock(self.folder / "point") for _ in range(3)]
+        self.held = [ExitStack() for _ in self.locks]
+        self.mine = [None] * 3
+        self.looked = [None] * 3
+        self.token = 0
+
+    @rule(worker=st.integers(0, 2))
+    def look(self, worker):
+        if self.locks[worker].look() and self.mine[worker] is None:
+            self.looked[worker] = names(self.folder / "point")
+
+    @rule(worker=st.integers(0, 2))
+    def take(self, worker):
+        if self.looked[worker] is None or self.mine[worker] is not None:
+            return
+        is_as_it_was = self.looked[worker] == names(self.folder / "point")
+        taken = self.held[worker].enter_context(self.locks[worker].taken())
+        assert taken == is_as_it_was
+        if taken:
+            self.token += 1
+            self.mine[worker] = locks._held[-1]
+        self.looked[worker] = None
+
+    @rule(worker=st.integers(0, 2))
+    def beat(self, worker):
+        if self.mine[worker] is not None and not self.mine[worker].is_lost():
+            self.mine[worker].beat(int(self.now * 10))
+
+    @rule(worker=st.integers(0, 2))
+    def release(self, worker):
+        self.held[worker].close()
+        self.mine[worker] = None
+
+    @rule(seconds=st.floats(0, 2 * locks.LEASE))
+    def sleep(self, seconds):
+        self.now += seconds
+
+    @invariant()
+    def one_holder_and_a_token_that_only_grows(self):
+        (name,) = names(self.folder / "point")
+        assert name.partition(".")[0] == str(self.token)
+        holders = [held for held in self.mine if held is not None and not held.is_lost()]
+        assert len(holders) == (not name.endswith(".free"))
+
+    def teardown(self):
+        for stack in self.held:
+            stack.close()
+        locks.time, locks.BEAT = self.originals
+        shutil.rmtree(self.folder)
+        assert locks._held == []
+
+
+TestWorkers = Workers.TestCase
+TestWorkers.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
