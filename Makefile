@@ -1,12 +1,15 @@
 PYTHON ?= python
 
-.PHONY: test slow lint smoke
+.PHONY: test slow faults lint smoke
 
 test:  ## the default tests
 	$(PYTHON) -m pytest
 
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
+
+faults:  ## kills, stops and races, ten times as many as by default
+	JAXFLAT_FAULT_TRIALS=20 $(PYTHON) -m pytest -n 0 -m "slow or not slow" tests/faults
 
 lint:  ## style and types
 	$(PYTHON) -m ruff format --check

@@ -128,13 +128,11 @@ def build_dataset(
     return open_dataset(directory)
 
 
-def prepare(section: Config, display: Display, wait: Callable[[], object]) -> None:
-    """Make what a language needs on disk, unless it is there: its teacher, stored sentences.
-
-    `wait` is called now and then while another process makes it.
-    """
+def prepare(section: Config, display: Display) -> None:
+    """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
+    say = functools.partial(display.wait, "waiting for another worker, which makes the language")
     if not text_language.is_ready(section):
-        with alone(text_language.teacher_folder(section), wait):
+        with alone(text_language.teacher_folder(section), say):
             text_language.prepare_teacher(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
@@ -145,7 +143,7 @@ def prepare(section: Config, display: Display, wait: Callable[[], object]) -> No
             display.advance_stage(made, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with alone(folder, wait):
+        with alone(folder, say):
             display.start_stage("store sentences", section.stored_sentences)
             build_dataset(
                 section,

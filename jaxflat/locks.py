@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxflat import preemption
+
 BEAT, LEASE, POLL = 5.0, 30.0, 1.0  # seconds
 
 
@@ -39,8 +41,11 @@ def check() -> None:
 
 
 @contextmanager
-def alone(target: Path, wait: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of a file or folder; until it may be taken, call `wait` every POLL seconds."""
+def alone(target: Path, say: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Hold the lock of a file or folder; until it may be taken, call `say` every POLL seconds.
+
+    Raises Preempted where a signal comes meanwhile.
+    """
     lock = Lock(target)
     while True:
         if lock.look():
@@ -48,7 +53,8 @@ def alone(target: Path, wait: Callable[[], object]) -> Iterator[None]:
                 if taken:
                     yield
                     return
-        wait()
+        say()
+        preemption.check()
         time.sleep(POLL)
 
 
@@ -59,7 +65,8 @@ class Lock:
         """Look at the lock for the first time; make it where there is none."""
         self._folder = target.parent / "locks" / target.name
         self._seen, self._since = ("0.free", ""), time.monotonic()
-        _make(self._folder)
+        if not self._folder.is_dir():
+            _make(self._folder)
         self.look()
         self._first = self._seen[0]
 
@@ -72,8 +79,7 @@ class Lock:
             return False
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()
-        is_silent = time.monotonic() - self._since > LEASE
-        return name.endswith(".free") or is_silent or _is_dead(*seen)
+        return name.endswith(".free") or _is_dead(*seen) or time.monotonic() - self._since > LEASE
 
     def was_taken(self) -> bool:
         """Say whether, at the last look, anyone had taken the lock since the first look."""
@@ -89,16 +95,15 @@ class Lock:
             return
         held, ended = _Held(path, _owner(token)), threading.Event()
         thread = threading.Thread(target=held.beat_until, args=(ended,), daemon=True)
+        thread.start()
+        _held.append(held)
         try:
             held.beat(0)
-            thread.start()
-            _held.append(held)
             yield True
         finally:
+            _held.remove(held)
             ended.set()
-            if held in _held:
-                _held.remove(held)
-                thread.join()
+            thread.join()
             _rename(path, path.with_suffix(".free"))
 
 
@@ -137,9 +142,7 @@ _held: list[_Held] = []
 
 
 def _make(folder: Path) -> None:
-    """Make a lock that nobody holds, unless it is there: no folder replaces one that has a file."""
-    if folder.is_dir():
-        return
+    """Make a lock that nobody holds, or leave it: a folder does not replace one that has a file."""
     new = folder.with_name(f".{uuid.uuid4().hex}")
     new.mkdir(parents=True)
     (new / "0.free").touch()

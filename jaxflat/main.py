@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         preemption.install()
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         if "report" in stages:
-            with locks.alone(workdir / "report.html", preemption.check):
+            with locks.alone(workdir / "report.html"):
                 show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)

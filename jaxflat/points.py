@@ -14,7 +14,6 @@ from jaxflat import checks, loading, validation
 from jaxflat.config import Config, Sweep
 from jaxflat.locks import Lost, alone
 from jaxflat.metrics import write_json
-from jaxflat.preemption import check
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.validation import InputError
 
@@ -80,7 +79,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         stored = _read(path)
         while stored != (extended := _extended(stored, config, points, workdir)):
-            with suppress(Lost), alone(path, check):
+            with suppress(Lost), alone(path):
                 if _read(path) == stored:
                     write_json(path, extended)
             stored = _read(path)

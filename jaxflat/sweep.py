@@ -64,12 +64,8 @@ def run(
 
 
 def _prepare(language: Config, display: Display) -> None:
-    def wait() -> None:
-        check()
-        display.wait("waiting for another worker, which makes the language")
-
     try:
-        corpus.prepare(language, display, wait)
+        corpus.prepare(language, display)
     except (ValueError, FloatingPointError, OSError) as error:
         raise InputError(str(error)) from error
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from jaxflat import checkpoint, locks
+from jaxflat import checkpoint, locks, preemption
 from jaxflat.locks import Lock, Lost
 from jaxflat.metrics import Curve, append_line, write_json
 
@@ -250,14 +250,12 @@ def test_alone_waits_for_its_turn(target, monkeypatch):
     assert next(waits) > 4
 
 
-def test_alone_stops_waiting_where_wait_raises(target):
+def test_a_signal_ends_the_wait(target, monkeypatch):
     holder = Lock(target)
     assert holder.look()
 
-    def wait():
-        raise KeyboardInterrupt
-
-    with holder.taken(), pytest.raises(KeyboardInterrupt), locks.alone(target, wait):
+    monkeypatch.setattr(preemption, "_received", [15])
+    with holder.taken(), pytest.raises(preemption.Preempted), locks.alone(target):
         pass
 
 
