@@ -87,7 +87,7 @@ class Lock:
 
     @contextmanager
     def taken(self) -> Iterator[bool]:
-        """Hold the lock; give False where it is not as it was at the last look."""
+        """Hold the lock, which the last look has allowed; give False where it changed since."""
         token = _token(self._seen[0]) + 1
         path = self._folder / str(token)
         if not _rename(self._folder / self._seen[0], path):

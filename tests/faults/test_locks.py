@@ -277,8 +277,8 @@ class Workers(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 2))
     def look(self, worker):
-        if self.locks[worker].look() and self.mine[worker] is None:
-            self.looked[worker] = names(self.folder / "point")
+        may_take = self.locks[worker].look()
+        self.looked[worker] = names(self.folder / "point") if may_take else None
 
     @rule(worker=st.integers(0, 2))
     def take(self, worker):
