@@ -8,8 +8,8 @@ test:  ## the default tests
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
 
-faults:  ## kills, stops and races, ten times as many as by default
-	JAXFLAT_FAULT_TRIALS=20 $(PYTHON) -m pytest -n 0 -m "slow or not slow" tests/faults
+faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the default tests
+	JAXFLAT_FAULT_TRIALS=60 $(PYTHON) -m pytest tests/faults -m "slow or not slow"
 
 lint:  ## style and types
 	$(PYTHON) -m ruff format --check

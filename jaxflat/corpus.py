@@ -130,9 +130,8 @@ def build_dataset(
 
 def prepare(section: Config, display: Display) -> None:
     """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
-    say = functools.partial(display.wait, "waiting for another worker, which makes the language")
     if not text_language.is_ready(section):
-        with alone(text_language.teacher_folder(section), say):
+        with alone(text_language.teacher_folder(section), display.wait):
             text_language.prepare_teacher(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
@@ -143,7 +142,7 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(made, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with alone(folder, say):
+        with alone(folder, display.wait):
             display.start_stage("store sentences", section.stored_sentences)
             build_dataset(
                 section,

@@ -7,11 +7,10 @@ file every BEAT seconds. Who sees no change for LEASE seconds of its own clock m
 over; clocks of two machines are never compared. A holder that slept meanwhile finds its file gone.
 """
 
-import functools
+import itertools
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -41,19 +40,20 @@ def check() -> None:
 
 
 @contextmanager
-def alone(target: Path, say: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a file or folder; until it may be taken, call `say` every POLL seconds.
+def alone(target: Path, say: Callable[[str], object] = print) -> Iterator[None]:
+    """Hold the lock of a file or folder; `say` what is waited for where it takes a while.
 
     Raises Preempted where a signal comes meanwhile.
     """
     lock = Lock(target)
-    while True:
+    for attempt in itertools.count():
         if lock.look():
             with lock.taken() as taken:
                 if taken:
                     yield
                     return
-        say()
+        if attempt == 2:
+            say(f"waiting for another worker, which is at {target}")
         preemption.check()
         time.sleep(POLL)
 
@@ -64,7 +64,7 @@ class Lock:
     def __init__(self, target: Path):
         """Look at the lock for the first time; make it where there is none."""
         self._folder = target.parent / "locks" / target.name
-        self._seen, self._since = ("0.free", ""), time.monotonic()
+        self._seen, self._since = ("0.free", b""), time.monotonic()
         if not self._folder.is_dir():
             _make(self._folder)
         self.look()
@@ -72,14 +72,15 @@ class Lock:
 
     def look(self) -> bool:
         """Say whether the lock may be taken: free, or its holder is dead or silent for LEASE."""
+        now = time.monotonic()  # before it reads: a sleep in between is not the holder's silence
         try:
             name = max((n for n in os.listdir(self._folder) if n[0].isdigit()), key=_token)
-            seen = name, (self._folder / name).read_text()
+            seen = name, (self._folder / name).read_bytes()
         except (FileNotFoundError, ValueError):  # it is being renamed
             return False
         if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
-        return name.endswith(".free") or _is_dead(*seen) or time.monotonic() - self._since > LEASE
+            self._seen, self._since = seen, now
+        return name.endswith(".free") or _is_dead(*seen) or now - self._since > LEASE
 
     def was_taken(self) -> bool:
         """Say whether, at the last look, anyone had taken the lock since the first look."""
@@ -89,11 +90,12 @@ class Lock:
     def taken(self) -> Iterator[bool]:
         """Hold the lock, which the last look has allowed; give False where it changed since."""
         token = _token(self._seen[0]) + 1
-        path = self._folder / str(token)
-        if not _rename(self._folder / self._seen[0], path):
+        owner = json.dumps([token, _process(os.getpid())]).encode() + b"\n"
+        held = _Held(self._folder / str(token), owner)
+        if not _rename(self._folder / self._seen[0], held.path):
             yield False
             return
-        held, ended = _Held(path, _owner(token)), threading.Event()
+        ended = threading.Event()
         thread = threading.Thread(target=held.beat_until, args=(ended,), daemon=True)
         thread.start()
         _held.append(held)
@@ -104,7 +106,7 @@ class Lock:
             _held.remove(held)
             ended.set()
             thread.join()
-            _rename(path, path.with_suffix(".free"))
+            _rename(held.path, held.path.with_suffix(".free"))
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,33 @@ class _Held:
     """A lock that this process holds: its file, and the line with which that begins."""
 
     path: Path
-    owner: str
+    owner: bytes
 
     def is_lost(self) -> bool:
         """Say whether the file is gone, or another's."""
         try:
             # Over NFS a file may be found by its old name for a while, but with its new content.
-            return not self.path.read_text().startswith(self.owner)
+            return not self.path.read_bytes().startswith(self.owner)
         except FileNotFoundError:
             return True
 
     def beat(self, number: int) -> None:
-        """Write into the file; raise FileNotFoundError where it is gone."""
-        with self.path.open("r+") as file:
-            file.write(f"{self.owner}{number}\n")
-            file.truncate()
+        """Write into the file, unless it is gone. Raises OSError naming it."""
+        try:
+            with self.path.open("r+b") as file:
+                file.write(b"%s%d\n" % (self.owner, number))
+                file.truncate()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # one of a full disk names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def beat_until(self, ended: threading.Event) -> None:
         """Write into the file every BEAT seconds."""
-        number = 0
-        while not ended.wait(BEAT):
-            number += 1
-            with suppress(OSError):  # such as a full disk; the next may succeed
+        for number in itertools.count(1):
+            if ended.wait(BEAT):
+                return
+            with suppress(OSError):  # the next may succeed
                 if not self.is_lost():
                     self.beat(number)
 
@@ -144,12 +151,12 @@ _held: list[_Held] = []
 def _make(folder: Path) -> None:
     """Make a lock that nobody holds, or leave it: a folder does not replace one that has a file."""
     new = folder.with_name(f".{uuid.uuid4().hex}")
-    new.mkdir(parents=True)
-    (new / "0.free").touch()
     try:
+        new.mkdir(parents=True)
+        (new / "0.free").touch()
         new.rename(folder)
     except OSError:
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)
         if not folder.is_dir():
             raise
 
@@ -166,35 +173,26 @@ def _token(name: str) -> int:
     return int(name.partition(".")[0])
 
 
-def _owner(token: int) -> str:
-    """Return what tells a holder from all others, in a line."""
-    process = {"pid": os.getpid(), "started": _started(os.getpid())}
-    return json.dumps({"token": token, "machine": _machine(), **process}) + "\n"
-
-
-def _is_dead(name: str, content: str) -> bool:
+def _is_dead(name: str, content: bytes) -> bool:
     """Say whether it is known that the holder was a process of this machine, and is no more."""
     with suppress(ValueError):  # the holder has not written yet
-        owner = json.loads(content.partition("\n")[0])
-        if _machine() and (owner["machine"], owner["token"]) == (_machine(), _token(name)):
-            return _started(owner["pid"]) != owner["started"]
+        token, holder = json.loads(content.partition(b"\n")[0])
+        this = _process(os.getpid())
+        if this and (token, holder[:3]) == (_token(name), this[:3]):
+            return _process(holder[3]) != holder
     return False
 
 
-@functools.cache
-def _machine() -> list[str | int]:
-    """Return host, boot and whose processes can be seen; nothing where the system does not say."""
+def _process(pid: int) -> list[str | int]:
+    """Return the boot, whose processes can be seen, and the process; nothing where it is not there.
+
+    Nor is there anything where the system has no /proc.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return [socket.gethostname(), boot, os.readlink("/proc/self/ns/pid"), os.getuid()]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        started = fields[18]  # a number is used again, but not at the same moment
+        space = os.readlink("/proc/self/ns/pid")
     except OSError:
         return []
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; nothing where it runs no more."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else fields[18]
+    return [] if state in "ZX" else [boot, space, os.getuid(), pid, started]

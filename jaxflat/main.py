@@ -1,6 +1,7 @@
 """The command: python -m jaxflat.main --config=configs/model_size_sweep.py[:smoke|laptop|paper]"""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -38,7 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import loading, locks, memory, points, preemption, run, sweep, validation
+    from jaxflat import (
+        checkpoint,
+        loading,
+        locks,
+        memory,
+        points,
+        preemption,
+        run,
+        sweep,
+        validation,
+    )
 
     console = Console()
     try:
@@ -55,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
         preemption.install()
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         if "report" in stages:
             with locks.alone(workdir / "report.html"):
@@ -65,6 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
+    except locks.Lost as error:
+        print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except OSError as error:
+        if error.errno not in checkpoint.NO_ROOM:
+            raise
+        print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
+        return EXIT_SOME_FAILED
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

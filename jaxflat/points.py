@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat import checks, loading, validation
+from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep
-from jaxflat.locks import Lost, alone
+from jaxflat.locks import alone
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.validation import InputError
@@ -77,32 +77,23 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     path = workdir / "sweep.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        stored = _read(path)
-        while stored != (extended := _extended(stored, config, points, workdir)):
-            with suppress(Lost), alone(path):
-                if _read(path) == stored:
-                    write_json(path, extended)
-            stored = _read(path)
+        with alone(path):
+            stored = json.loads(path.read_text()) if path.exists() else None
+            write_json(path, _extended(stored, config, points, workdir))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _extended(
-    stored: dict[str, Any], config: Config, points: list[Point], workdir: Path
+    stored: dict[str, Any] | None, config: Config, points: list[Point], workdir: Path
 ) -> dict[str, Any]:
     """Return what sweep.json is to hold: what it holds, and these points."""
-    base = validation.complete(config)
-    trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
-    trains = json.loads(FrozenConfigDict(trains).to_json())
-    del trains["language"]["data_dir"]  # where it is, not what
+    trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
     entries = {}
     if stored:
+        stored["trains"] = _with_defaults(stored["trains"])
         phases = stored["trains"]["phases"].values()
         recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
         used |= recorded
@@ -117,8 +108,7 @@ def _extended(
         settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
-    extended = {"trains": _only(trains, used), "points": list(entries.values())}
-    return json.loads(json.dumps(extended))  # tuples as lists, as they are read
+    return {"trains": _only(trains, used), "points": list(entries.values())}
 
 
 def select(points: list[Point], selection: str) -> list[Point]:
@@ -170,6 +160,30 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         for name, phase in trains["phases"].items()
     }
     return trains | {"language": sections(trains["language"]), "phases": phases}
+
+
+def _trains(config: Config) -> dict[str, Any]:
+    """Return what decides the trained models, as JSON has it."""
+    chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
+    trains = json.loads(FrozenConfigDict(chosen).to_json())
+    del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
+    return trains
+
+
+def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
+    """Give keys that are newer than a record their defaults: what was done before they were."""
+
+    def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+        new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}
+        old = {
+            key: known(section[key], value) if isinstance(section.get(key), dict) else value
+            for key, value in recorded.items()
+        }
+        return new | old
+
+    defaults = base_config.base()
+    defaults.phases = {name: base_config.phase() for name in trains["phases"]}
+    return known(_trains(defaults), trains)
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

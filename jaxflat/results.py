@@ -9,13 +9,23 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat import trajectory
+from jaxflat.locks import alone
 from jaxflat.metrics import read_lines, write_whole
 from jaxflat.run import read_status, snapshot_of
 from jaxflat.trajectory import Snapshot
 
 
 def gather(workdir: Path) -> None:
-    """Rebuild results.csv from what every point has measured under its present settings."""
+    """Rebuild results.csv from what every point has measured under its present settings.
+
+    One worker at a time, or the one that looked first might write last.
+    """
+    path = workdir / "results.csv"
+    with alone(path):
+        write_whole(path, _table(workdir))
+
+
+def _table(workdir: Path) -> str:
     points = json.loads((workdir / "sweep.json").read_text())["points"]
     swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
     rows: list[dict[str, Any]] = []
@@ -28,7 +38,7 @@ def gather(workdir: Path) -> None:
     writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(workdir / "results.csv", buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict[str, Any]]:
@@ -37,6 +47,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     config = FrozenConfigDict(stored["config"])
     measured: dict[Snapshot, dict[str, float]] = {}
     under = read_status(directory).get("measured", {})
+    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
     current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
     for name in current:
         for line in read_lines(directory / f"{name}.jsonl"):
@@ -50,6 +61,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
             "seed": config.seed,
             "step": snapshot.step,
             "projected": int(snapshot.projected),
+            "last": int(snapshot in ends),
             "num_params": stored["num_params"],
             "sentences_seen": trajectory.sentences_seen(config, snapshot),
             **values,

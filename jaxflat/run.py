@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 
-from jaxflat import locks, preemption, trajectory
+from jaxflat import checkpoint, locks, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.train import is_trained, train
+from jaxflat.stages.train import is_trained, set_aside_damaged, train
 from jaxflat.trajectory import Snapshot
 
 STAGES = ("train", "flatness", "probes", "report")
@@ -70,11 +70,21 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
 
 
 def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
-    """Bring a point up to date with its config, as far as `stages` go."""
+    """Bring a point up to date with its config, as far as `stages` go.
+
+    Where it may train, all its checkpoints are checked first: what is damaged is trained again.
+    Else a measurement of a damaged one fails.
+    """
     trains = "train" in stages and point.config.phase_order
+    if trains:
+        set_aside_damaged(point.directory)
     if trains and not is_trained(point.config, point.directory):
         seconds = time.perf_counter()
-        train(point.config, point.directory, display)
+        try:
+            train(point.config, point.directory, display)
+        except FloatingPointError as error:
+            last = max(checkpoint.steps(point.directory / "recovery"), default="none")
+            raise FloatingPointError(f"{error}; last checkpoint before: {last}") from error
         _log_time(point, "train", time.perf_counter() - seconds)
     for name in files_of(point, stages):
         measure(point, name, display)

@@ -9,18 +9,19 @@ import subprocess
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxflat import corpus, experiment
+from jaxflat import corpus, experiment, locks, preemption
+from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
-from jaxflat.locks import POLL, Lock, Lost
 from jaxflat.metrics import Display, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted, check
+from jaxflat.preemption import Preempted
 from jaxflat.results import gather, summary
 from jaxflat.run import (
     STAGES,
@@ -48,7 +49,8 @@ def run(
     Everything is checked before anything starts. `selection` as in the command's --points. Other
     processes may run the same sweep at the same time: each point is run by one of them, and all
     return when all points have ended. Raises InputError on unusable input, Preempted where a signal
-    came.
+    came, OSError where the disk is full: it then goes on like one that was preempted, as it does
+    after Lost: this process slept, and another took over a file or language that it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -72,25 +74,28 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point, or see another worker run it; return the reasons of those that failed."""
-    locks = {point.name: Lock(point.directory) for point in points}
+    point_locks = {point.name: locks.Lock(point.directory) for point in points}
     reasons: dict[str, str] = {}
     while left := [point for point in points if point.name not in reasons]:
         num_ended = len(reasons)
         for point in left:
-            check()
-            reason = _attempt(point, locks[point.name], stages, display)
+            preemption.check()
+            reason = _attempt(point, point_locks[point.name], stages, display)
             if reason is not None:
                 reasons[point.name] = reason
                 outcome = f"failed, {reason}" if reason else summary(point.directory)
                 display.finish_point(f"{point.name}: {outcome}")
         if len(reasons) == num_ended:
             names = ", ".join(point.name for point in left[:3]) + ", ..." * (len(left) > 3)
-            display.wait(f"waiting for other workers, which run {names}")
-            time.sleep(POLL)
+            display.wait(
+                f"waiting for {names}: with another worker, or one that died; "
+                f"taken over after {locks.LEASE:g} seconds without a sign of life"
+            )
+            time.sleep(locks.POLL)
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _attempt(point: Point, lock: Lock, stages: Sequence[str], display: Display) -> str | None:
+def _attempt(point: Point, lock: locks.Lock, stages: Sequence[str], display: Display) -> str | None:
     """Run a point unless it has ended; return why it failed, or "" where it did not.
 
     None where it is with another worker. One that failed there is not tried again.
@@ -108,8 +113,8 @@ def _attempt(point: Point, lock: Lock, stages: Sequence[str], display: Display) 
             if not taken:
                 return None
             reason = _run_one(point, stages, display)
-    except Lost:
-        display.line(f"{point.name}: taken over by another worker")
+    except locks.Lost:
+        display.line(f"{point.name}: taken over by another worker, while this one slept")
         return None
     gather(point.directory.parent)
     return reason
@@ -125,10 +130,15 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except Preempted:
         write_status(point.directory, "preempted")
         raise
+    except locks.Lost:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_whole(point.directory / "error.txt", traceback.format_exc())
-        write_status(point.directory, "failed", reason)
+        with suppress(OSError):  # a full disk has no room for these either
+            write_whole(point.directory / "error.txt", traceback.format_exc())
+            write_status(point.directory, "failed", reason)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # nor would the other points find any
         return reason
     write_status(point.directory, "done" if is_done(point) else "partial")
     (point.directory / "error.txt").unlink(missing_ok=True)

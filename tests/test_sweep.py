@@ -224,3 +224,10 @@ def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch
     monkeypatch.setattr(sweep, "run_point", run_point)
     assert sweep.run(tiny_config(), tiny_sweep(), tmp_path) == {}
     assert contents(tmp_path) == contents(finished)
+
+
+def test_a_point_that_diverges_says_where_and_what_is_left(tmp_path):
+    config = tiny_config()
+    config.phases.drift.schedule.learning_rate = 1e30
+    (reason,) = sweep.run(config, [{"seed": 0}], tmp_path, stages=("train",)).values()
+    assert "are not finite in phase drift, by step 12; last checkpoint before: 10" in reason

@@ -83,7 +83,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
 def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
     """Draw each measure's arrays as <measure>.png and .svg; return the files."""
     if curves:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, arrays in curves.items():
         title, panel = PANELS[name]

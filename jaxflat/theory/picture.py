@@ -13,7 +13,7 @@ def save(
     name: str, panels: Sequence[tuple[str, Callable[[Axes], None]]], folder: Path
 ) -> list[Path]:
     """Draw each titled panel; return the files, <name>.png and .svg in the folder."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     size = (1.2 * PANEL_INCHES[0] * len(panels), PANEL_INCHES[1])
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]

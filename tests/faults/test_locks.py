@@ -82,14 +82,14 @@ def take_all_at_once(observers: list[Lock]) -> list[Lock]:
 
 
 def test_one_of_many_takes_it_every_time(target):
-    for token in range(1, 31):
+    for token in range(1, 11):
         observers = [Lock(target) for _ in range(6)]
         assert all([lock.look() for lock in observers])
         assert len(take_all_at_once(observers)) == 1
         assert names(target) == [f"{token}.free"]
 
 
-@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("attempt", range(2))
 def test_a_silent_lock_goes_to_one_observer_and_its_holder_is_fenced(target, silent, attempt):
     old, observers = Lock(target), [Lock(target) for _ in range(6)]
     assert old.look()
@@ -122,7 +122,8 @@ def test_a_fenced_holder_writes_nothing(target, silent, tmp_path):
             lambda: Curve(target, 0),
             lambda: checkpoint.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
             lambda: checkpoint.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
-            lambda: checkpoint.keep_only(target / "checkpoints", 3),
+            lambda: checkpoint.delete(target / "checkpoints", 3),
+            lambda: checkpoint.set_aside(target / "checkpoints" / "3"),
         ):
             with pytest.raises(Lost, match="locks/point/1: another process"):
                 write()
@@ -133,11 +134,11 @@ def test_a_fenced_holder_writes_nothing(target, silent, tmp_path):
 
 def test_beats_hold_a_lock_for_longer_than_the_lease(target, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.05)
-    monkeypatch.setattr(locks, "LEASE", 1.5)
+    monkeypatch.setattr(locks, "LEASE", 0.7)
     holder, observer = Lock(target), Lock(target)
     assert holder.look()
     with holder.taken():
-        end = time.monotonic() + 4
+        end = time.monotonic() + 1.5
         while time.monotonic() < end:
             assert not observer.look()
             time.sleep(0.05)
@@ -159,62 +160,44 @@ with lock.taken():
 """
 
 
-@pytest.fixture
-def holder(target):
-    """A process that has taken the lock."""
+def test_only_a_holder_known_to_be_dead_is_so_at_once(target):
     command = [sys.executable, "-c", HOLDER, str(target)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "taken\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_the_lock_of_a_killed_process_of_this_machine_is_free_at_once(target, holder):
-    observer = Lock(target)
-    assert not observer.look()
-    holder.send_signal(signal.SIGSTOP)
-    assert not observer.look()
-    holder.kill()
-    while not observer.look():  # the signal takes a moment; no one waits for the process yet
-        time.sleep(0.01)
-    holder.wait()
-    assert observer.look()
-    assert names(target) == ["1"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "is_free"),
-    [
-        ({}, True),
-        ({"started": "1"}, True),  # another process has its number now
-        ({"machine": ["elsewhere", "boot", "pid:[1]", 0]}, False),
-        ({"machine": []}, False),
-        ({"token": 2}, False),  # of the holder before
-    ],
-)
-def test_only_what_is_known_to_be_dead_is_free_at_once(target, holder, changed, is_free):
-    holder.kill()
-    holder.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "taken\n"
+        assert not Lock(target).look()
+        holder.send_signal(signal.SIGSTOP)
+        assert not Lock(target).look()
+        holder.kill()
+        while not Lock(target).look():  # the signal takes a moment; no one waits for the process
+            time.sleep(0.01)
+    assert Lock(target).look()
     path = target.parent / "locks/point/1"
-    owner, beat = path.read_text().splitlines()
-    path.write_text(f"{json.dumps(json.loads(owner) | changed)}\n{beat}\n")
-    assert Lock(target).look() == is_free
+    token, (boot, space, user, pid, started) = json.loads(path.read_text().splitlines()[0])
+    for holder, is_dead in (
+        ([token, [boot, space, user, pid, "1"]], True),  # another process has its number now
+        ([token, ["another boot", space, user, pid, started]], False),
+        ([token, [boot, "pid:[1]", user, pid, started]], False),
+        ([token, [boot, space, user + 1, pid, started]], False),
+        ([token, []], False),  # of a system that does not say
+        ([token + 1, [boot, space, user, pid, started]], False),  # of the holder before
+    ):
+        path.write_text(f"{json.dumps(holder)}\n7\n")
+        assert Lock(target).look() == is_dead
 
 
-@pytest.mark.parametrize("content", ["", "{", "\0" * 80, '{"token": 1, "mach'])
-def test_a_torn_lock_is_left_alone_for_the_lease(target, silent, content):
-    holder, observer = Lock(target), Lock(target)
-    assert holder.look()
-    with holder.taken():
-        (target.parent / "locks/point/1").write_text(content)
-        assert not observer.look()
-        with pytest.raises(Lost):
-            locks.check()
-        time.sleep(0.1)
-        assert observer.look()
+def test_a_torn_lock_is_left_alone_for_the_lease(target, silent):
+    for content in (b"", b"{", b"\0" * 80, b"\xff", b'[1, ["mach'):
+        holder, observer = Lock(target), Lock(target)
+        assert holder.look()
+        with holder.taken():
+            (path,) = (path for path in (target.parent / "locks/point").iterdir())
+            path.write_bytes(content)
+            assert not observer.look()
+            with pytest.raises(Lost):
+                locks.check()
+            time.sleep(0.06)
+            assert observer.look()
 
 
 def test_a_holder_leaves_the_new_one_its_file_also_where_a_cached_name_leads_there(
@@ -238,7 +221,7 @@ def test_alone_waits_for_its_turn(target, monkeypatch):
     inside, waits, order = [], itertools.count(), []
 
     def work(number):
-        with locks.alone(target, lambda: next(waits)):
+        with locks.alone(target, lambda _: next(waits)):
             inside.append(number)
             time.sleep(0.05)
             assert inside == [number]
@@ -247,7 +230,7 @@ def test_alone_waits_for_its_turn(target, monkeypatch):
 
     all_at_once([lambda number=number: work(number) for number in range(5)])
     assert sorted(order) == list(range(5))
-    assert next(waits) > 4
+    assert next(waits) > 0
 
 
 def test_a_signal_ends_the_wait(target, monkeypatch):
@@ -322,4 +305,4 @@ class Workers(RuleBasedStateMachine):
 
 
 TestWorkers = Workers.TestCase
-TestWorkers.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestWorkers.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
