@@ -23,14 +23,7 @@ from jaxflat.metrics import Display, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
 from jaxflat.preemption import Preempted
 from jaxflat.results import gather, summary
-from jaxflat.run import (
-    STAGES,
-    Point,
-    is_done,
-    read_status,
-    run_point,
-    write_status,
-)
+from jaxflat.run import STAGES, Point, is_done, read_status, run_point, write_status
 from jaxflat.validation import InputError
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -140,8 +133,9 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise  # nor would the other points find any
         return reason
-    write_status(point.directory, "done" if is_done(point) else "partial")
+    locks.check()
     (point.directory / "error.txt").unlink(missing_ok=True)
+    write_status(point.directory, "done" if is_done(point) else "partial")
     return ""
 
 
