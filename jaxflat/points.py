@@ -77,17 +77,16 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     path = workdir / "sweep.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        _extended(path, config, points)  # what is refused is so before anything is written
         with alone(path):
-            stored = json.loads(path.read_text()) if path.exists() else None
-            write_json(path, _extended(stored, config, points, workdir))
+            write_json(path, _extended(path, config, points))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
 
 
-def _extended(
-    stored: dict[str, Any] | None, config: Config, points: list[Point], workdir: Path
-) -> dict[str, Any]:
+def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
     """Return what sweep.json is to hold: what it holds, and these points."""
+    stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
@@ -100,7 +99,7 @@ def _extended(
         if difference := _first_difference(stored["trains"], _only(trains, recorded)):
             key, old, new = difference
             raise InputError(
-                f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
+                f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
                 "choose another --workdir"
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
