@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint,
         compilation,
         loading,
+        locks,
         memory,
         points,
         preemption,
@@ -70,19 +71,23 @@ def main(arguments: list[str] | None = None) -> int:
         programs = compilation.keep_programs() or "not kept"
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+        if "report" in stages:
+            with locks.alone(workdir / "report.html"):
+                show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
+    except locks.Lost as error:
+        print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
     except OSError as error:
         if error.errno not in checkpoint.NO_ROOM:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
-    if "report" in stages:
-        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

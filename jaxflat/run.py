@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxflat import checkpoint, preemption, trajectory
+from jaxflat import checkpoint, locks, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
@@ -99,6 +99,7 @@ def measure(point: Point, name: str, display: Display) -> None:
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
     settings = settings_of(point.config, name)
     if status.get("measured", {}).get(name) != settings:
+        locks.check()
         path.unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
         write_json(point.directory / "status.json", status | {"measured": measured})
