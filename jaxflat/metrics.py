@@ -47,23 +47,28 @@ class Curve:
     """A training curve: metrics.jsonl, free of clocks, and TensorBoard events beside it."""
 
     def __init__(self, directory: Path, num_bytes: int):
-        """Go on after the first `num_bytes` of metrics.jsonl; what follows them is undone."""
-        self.path = directory / "metrics.jsonl"
-        with self.path.open("ab") as file:
-            file.truncate(num_bytes)
+        """Go on after the first `num_bytes` of metrics.jsonl: the next line replaces the rest."""
+        self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
+        self.path.touch()
         self._events = SummaryWriter(str(directory), write_to_disk=True)
 
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
         where = {} if branch is None else {"branch": branch}
+        os.truncate(self.path, self.num_bytes)
         append_line(self.path, {"phase": phase, **where, "step": step, "loss": loss})
+        self.num_bytes = self.path.stat().st_size
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
         self._events.add_scalar(f"loss/{tag}", loss, step)
 
-    @property
-    def num_bytes(self) -> int:
-        """The length of metrics.jsonl now."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def skip(self, num_lines: int) -> bool:
+        """Go on after the next lines, which are there from before; say whether they are."""
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes)
+            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
+            if are_there:
+                self.num_bytes = file.tell()
+        return are_there
 
     def close(self) -> None:
         """Flush the TensorBoard events."""

@@ -1,5 +1,10 @@
 """The command: python -m jaxflat.report WORKDIR [WORKDIR ...] [--output=DIR]"""
 
+from jaxflat import preemption
+
+if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
+
 import argparse
 import sys
 from dataclasses import asdict

@@ -21,7 +21,7 @@ from jaxflat import corpus, experiment, trajectory
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted
+from jaxflat.preemption import Preempted, check, deferred
 from jaxflat.run import (
     STAGES,
     Point,
@@ -37,6 +37,7 @@ from jaxflat.validation import InputError
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+@deferred()
 def run(
     config: Config,
     points: Sweep,
@@ -60,6 +61,7 @@ def run(
         for section in dict.fromkeys(point.config.language for point in undone.values()):
             _prepare(section, display)
         for point in chosen:
+            check()
             reason = _run_one(point, stages, display) if point.name in undone else ""
             gather(workdir)
             outcome = f"failed, {reason}" if reason else _summary(point.directory)

@@ -27,8 +27,8 @@ ALLOWED = {
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
-    "status": {"metrics"},
-    "theory": {"languages", "flatness", "analysis", "metrics", "validation"},
+    "status": {"metrics", "preemption"},
+    "theory": {"languages", "flatness", "analysis", "metrics", "preemption", "validation"},
 }
 ORDER = (
     *(

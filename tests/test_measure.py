@@ -17,7 +17,7 @@ from test_bert import published_logits as bert_logits
 from test_huggingface import Published
 from tiny_checkpoints import BERT, CLS, GPT2, OPT, SEP, save, tensors_of, write_tokenizer
 
-from jaxflat import experiment, points, preemption
+from jaxflat import experiment, points
 from jaxflat.data.token_files import TokenTexts
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
@@ -61,11 +61,6 @@ def files(tmp_path_factory):
 def write_texts(path, texts):
     path.write_text("".join(f"{json.dumps(text)}\n" for text in texts))
     return path
-
-
-@pytest.fixture(autouse=True)
-def signals_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(preemption, "install", lambda: None)
 
 
 def strict_json(path):

@@ -80,8 +80,7 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "projected"])
-def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(preemption, "install", lambda: None)
+def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, folder):
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     step = max(int(path.name) for path in (point / "checkpoints").iterdir())
     file = tmp_path / "measured.json"
@@ -98,8 +97,7 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
             assert found[name] == line[name], line["measure"]
 
 
-def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "install", lambda: None)
+def test_the_command_measures_again_with_another_seed(finished, tmp_path):
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     file, values = tmp_path / "measured.json", []
     for seed in ((), ("--seed=5",)):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.drawing import COLORS
-from jaxflat.analysis.figures import PANEL_INCHES, render
+from jaxflat.analysis.figures import PANEL_INCHES, render, write_whole
 
 Curves = Mapping[str, Any]
 
@@ -93,5 +93,5 @@ def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
         for kind in ("png", "svg"):
             paths.append(folder / f"{name}.{kind}")
-            paths[-1].write_bytes(render(figure, kind, transparent=False))
+            write_whole(paths[-1], render(figure, kind, transparent=False))
     return paths

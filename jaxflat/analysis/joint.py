@@ -40,7 +40,7 @@ def write_joint(
     (output / "figures").mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
         path = output / "figures" / f"interventions.{kind}"
-        path.write_bytes(figures.render(figure, kind, transparent=False))
+        figures.write_whole(path, figures.render(figure, kind, transparent=False))
     title = f"jaxflat: {', '.join(sweeps)}"
     svg = figures.render(figure, "svg", transparent=True)
     body = [
@@ -58,7 +58,8 @@ def write_joint(
         body.append(page.heading(f"{name}: {language}" if language else name, 1))
         body += report.sweep_sections(comparison, made)
     path = output / "report.html"
-    path.write_text(page.page(title, [*body, *report.closing_sections()]), encoding="utf-8")
+    text = page.page(title, [*body, *report.closing_sections()])
+    figures.write_whole(path, text.encode())
     return path
 
 

@@ -45,7 +45,7 @@ def write_report(workdir: Path) -> Path:
         *closing_sections(),
     ]
     path = workdir / "report.html"
-    path.write_text(page.page(title, body), encoding="utf-8")
+    figures.write_whole(path, page.page(title, body).encode())
     return path
 
 

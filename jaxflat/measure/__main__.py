@@ -1,5 +1,10 @@
 """The command: python -m jaxflat.measure --checkpoint=RUN_STEP_DIR|HF_FOLDER --measures=NAME,..."""
 
+from jaxflat import preemption
+
+if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
+
 import argparse
 import sys
 from pathlib import Path
@@ -9,7 +14,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import checks, loading, preemption, validation
+from jaxflat import checks, loading, validation
 from jaxflat import config as base_config
 from jaxflat.analysis.curves import save_curves
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
@@ -24,7 +29,7 @@ from jaxflat.validation import InputError
 OF_TEXTS = {"data": "language", "length": "sentences"}
 """The flags for Hugging Face folders, and what a run has in their place."""
 
-EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
+EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED = 2, 3
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,7 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        preemption.install()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
         if not console.is_terminal:  # a file has room for the whole table
@@ -114,9 +118,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
-    except preemption.Preempted as signal:
-        print(f"stopped by {signal}", file=sys.stderr)
-        return EXIT_PREEMPTED
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
@@ -163,7 +164,6 @@ def measure(
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("loss", total=len(measures))
         for name in measures:
-            preemption.check()
             progress.update(bar, description=name)
             try:
                 measured = jax.block_until_ready(MEASURES[name](problem, settings))

@@ -1,7 +1,10 @@
 """Training through the phases, leaving checkpoints to measure and one to recover from."""
 
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,13 +28,15 @@ def is_trained(config: Config, directory: Path) -> bool:
 def train(config: Config, directory: Path, display: Display) -> None:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
-    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming.
-    Phases that another point of the sweep has begun with are taken from there (see `trunks`).
+    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming
+    unless a signal cut it off: that leaves a state of its own. Phases that another point of the
+    sweep has begun with are taken from there (see `trunks`).
     """
     trunks.start_from(config, directory)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = _resume(config, directory, phases)
+    preemption.check()
     for phase in phases:
         if state.step == phase.start:
             state = _replicated(config, experiment.init_state(state.params, phase))
@@ -45,9 +50,9 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 last = stop in phase.branches or stop == phase.stop
                 if due or last or preemption.requested():
                     _save_recovery(directory, state, curve)
-                if stop == phase.stop:
-                    trunks.keep(config, directory, phase)
-                preemption.check()
+                    if stop == phase.stop:
+                        trunks.keep(config, directory, phase)
+                    preemption.check()
             if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
     curve.close()
@@ -113,27 +118,54 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
+    stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    for stop in (*range(branch + length, end, length), *([end] if num_steps else [])):
-        state, loss = _advance(config, phase, state, stop, branch)
-        curve.add(phase.name, stop, loss, branch)
-        preemption.check()
-    checkpoint.save(directory / Snapshot(end).folder, end, state.params)
+    _train_aside(config, directory, phase, state, curve, stops, Snapshot(end), branch)
     if branch in phase.projected_branches:
-        _project(config, directory, trajectory.projection(phase, end), state, curve)
+        params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
+        _project(config, directory, trajectory.projection(phase, end), params, curve)
 
 
-def _project(
-    config: Config, directory: Path, projection: Phase, measured: TrainState, curve: Curve
-) -> None:
+def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
     """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = _replicated(config, experiment.init_state(measured.params, projection))
-    for stop in _call_ends(config, projection):
-        state, loss = _advance(config, projection, state, stop)
-        curve.add(projection.name, stop, loss, projection.start)
-        preemption.check()
+    state = _replicated(config, experiment.init_state(params, projection))
     twin = Snapshot(projection.start, projected=True)
-    checkpoint.save(directory / twin.folder, twin.step, state.params)
+    stops = _call_ends(config, projection)
+    _train_aside(config, directory, projection, state, curve, stops, twin)
+
+
+def _train_aside(
+    config: Config,
+    directory: Path,
+    phase: Phase,
+    state: TrainState,
+    curve: Curve,
+    stops: Sequence[int],
+    snapshot: Snapshot,
+    branch: int | None = None,
+) -> None:
+    """Train through `stops` aside from the trunk, and keep the outcome as `snapshot`.
+
+    What was done before, as the curve's next lines tell, is not done again: all of it, or up to
+    the state that a signal left.
+    """
+    unfinished = directory / f"{snapshot.folder}_{snapshot.step}.unfinished"
+    is_there = snapshot.step in checkpoint.steps(directory / snapshot.folder)
+    if not (is_there and curve.skip(len(stops))):
+        for stop in checkpoint.steps(unfinished)[-1:]:
+            if curve.skip(stops.index(stop) + 1):
+                state = checkpoint.restore(unfinished, stop, state)
+        for stop in stops:
+            if stop > state.step:
+                state, loss = _advance(config, phase, state, stop, branch)
+                curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
+                if stop < stops[-1] and preemption.requested():
+                    checkpoint.save(unfinished, stop, state)
+                    checkpoint.keep_only(unfinished, stop)
+                    preemption.check()
+        checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    preemption.check()
 
 
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:

@@ -1,5 +1,10 @@
 """The command: python -m jaxflat.theory bartlett|drift|dyck."""
 
+from jaxflat import preemption
+
+if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
+
 import argparse
 import sys
 from importlib import import_module

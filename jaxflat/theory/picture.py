@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.figures import PANEL_INCHES, render
+from jaxflat.analysis.figures import PANEL_INCHES, render, write_whole
 
 
 def save(
@@ -23,5 +23,5 @@ def save(
         ax.spines[["top", "right"]].set_visible(False)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
-        path.write_bytes(render(figure, path.suffix[1:], transparent=False))
+        write_whole(path, render(figure, path.suffix[1:], transparent=False))
     return paths
