@@ -1,12 +1,15 @@
 PYTHON ?= python
 
-.PHONY: test slow lint smoke
+.PHONY: test slow faults lint smoke
 
 test:  ## the default tests
 	$(PYTHON) -m pytest
 
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
+
+faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the default tests
+	JAXFLAT_FAULT_TRIALS=60 $(PYTHON) -m pytest tests/faults -m "slow or not slow"
 
 lint:  ## style and types
 	$(PYTHON) -m ruff format --check

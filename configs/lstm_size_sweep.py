@@ -12,7 +12,7 @@ from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
 # Widths and, for each, the trunk steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
-    "laptop": {16: (4000, 6000), 32: (1700, 2400), 64: (700, 950)},
+    "laptop": {16: (2000, 3200), 32: (600, 1000), 64: (250, 500)},
     "paper": dict.fromkeys((480, 960, 1920), (30_000, 60_000)),
 }
 
@@ -27,7 +27,7 @@ def get_config(scale: str | None = None) -> Config:
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
-    if scale == "paper":  # 9M to 134M parameters
+    if scale == "paper":  # 8M to 134M parameters
         config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
         config.language.hmm.update({"min_length": 16, "tasks": (6, 10)})
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})

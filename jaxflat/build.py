@@ -1,10 +1,5 @@
 """The command: python -m jaxflat.build --config=FILE.py[:SCALE] --output=DIR --num_sentences=N"""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import sys
 import time
@@ -16,13 +11,13 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import checks, experiment, loading, text_language, validation
+from jaxflat import checks, experiment, loading, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 
-EXIT_UNUSABLE_INPUT = 2
+EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,14 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
             checks.check_labelings(config)
         else:
             experiment.make_language(config.language)
-        with preemption.deferred():
-            show_build(flags, config)
+        preemption.install()
+        show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
-        return signal.code
+        return EXIT_PREEMPTED
     return 0
 
 

@@ -1,6 +1,15 @@
-"""Save and restore pytrees of arrays, one folder a step."""
+"""Save and restore pytrees of arrays, one folder a step.
 
+A step appears whole, its manifest included, and goes at once: what is not whole yet, or no more,
+is in a hidden folder beside the steps.
+"""
+
+import errno
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +17,46 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxflat import manifest
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 def save(directory: Path, step: int, tree: Any) -> None:
-    """Write `tree` to directory/<step>; the folder appears complete or not at all."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute() / str(step), tree, force=True)
+    """Write `tree` to directory/<step>; the folder appears complete or not at all.
+
+    Raises OSError naming it where the disk is full.
+    """
+    with _appearing(directory, step) as unfinished:
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        if shutil.disk_usage(unfinished.parent).free < num_bytes:
+            # Or orbax would fill the disk first, and fail with some of its threads still at it.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished.absolute(), tree)
+        manifest.write(unfinished)
+
+
+def copy(source: Path, directory: Path, step: int) -> None:
+    """Copy source/<step> to directory/<step>; as in `save`, complete or not at all."""
+    with _appearing(directory, step) as unfinished:
+        shutil.copytree(source / str(step), unfinished)
 
 
 def restore(directory: Path, step: int, template: Any) -> Any:
     """Return the tree of directory/<step>, with the structure and placement of `template`.
 
-    Raises ValueError naming the leaf whose shape or dtype differs: orbax would cast in silence;
-    or the folder, where it holds no checkpoint.
+    Raises ValueError naming the file that is not as it was saved; the leaf whose shape or dtype
+    differs: orbax would cast in silence; or the folder, where it is none.
     """
     path = directory.absolute() / str(step)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such checkpoint")
+    manifest.check(path)
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
-            raise ValueError(f"{path}: holds no checkpoint, or a damaged one")
+            raise ValueError(f"{path}: holds no arrays")
         stored = jax.tree.leaves(metadata.tree)
         found = {leaf.name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in stored}
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(template):
@@ -37,17 +68,81 @@ def restore(directory: Path, step: int, template: Any) -> Any:
 
 
 def steps(directory: Path) -> list[int]:
-    """Return the complete steps in `directory`, in order."""
+    """Return the steps in `directory`, in order; those set aside are none."""
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def keep_only(directory: Path, step: int) -> None:
-    """Delete every other step."""
-    for other in steps(directory):
-        if other != step:
-            shutil.rmtree(directory / str(other))
+def delete(directory: Path, step: int) -> None:
+    """Delete a step, at once."""
+    with _hidden(directory) as hidden:
+        (directory / str(step)).rename(hidden / "old")
+
+
+def check(directory: Path, step: int) -> None:
+    """Raise DamagedError naming the first file of directory/<step> that is not as it was saved."""
+    manifest.check(directory / str(step))
+
+
+def set_aside_damaged(directory: Path) -> list[str]:
+    """Rename each step that is not as it was saved to damaged-<step>; return a line on each."""
+    lines = []
+    for step in steps(directory):
+        try:
+            check(directory, step)
+        except manifest.DamagedError as error:
+            lines.append(f"{error}; now {set_aside(directory / str(step)).name}")
+    return lines
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to damaged-<its name>, in the place of an older one, and return its path."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(aside)
+    return aside
+
+
+@contextmanager
+def _appearing(directory: Path, step: int) -> Iterator[Path]:
+    """Give a path to make a step at, which takes its place among the steps once all went well."""
+    target = directory / str(step)
+    try:
+        with _hidden(directory) as hidden:
+            yield hidden / "new"
+            if target.exists():
+                target.rename(hidden / "old")
+            (hidden / "new").rename(target)
+            _push(directory)
+    except Exception as error:  # of several kinds, with the system's words somewhere in them
+        for number in NO_ROOM:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(target)) from error
+        raise
+
+
+@contextmanager
+def _hidden(directory: Path) -> Iterator[Path]:
+    """Give an empty hidden folder in `directory`; it and older ones are gone afterwards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob(".unfinished*"):
+        shutil.rmtree(old, ignore_errors=True)
+    hidden = Path(tempfile.mkdtemp(prefix=".unfinished", dir=directory))
+    try:
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _push(directory: Path) -> None:
+    """Push the names in a folder to disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _key(key: Any) -> Any:

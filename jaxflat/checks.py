@@ -100,7 +100,7 @@ def check_flatness(settings: Config) -> None:
     if "gradient_noise" in settings.measures and settings.num_microbatches < 6:
         raise ValueError(
             f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "
-            "gradient_noise: two triples"
+            "gradient_noise, two triples: --config.flatness.num_microbatches=6"
         )
     for name in ("num_points", "plane_points"):
         if (number := settings.slices[name]) < 2:

@@ -120,7 +120,8 @@ def _train_steps(
     # A head is fitted to all sentences at once, not to those of each device.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard else 1
-    return make_train_steps(*objective, phase_optimizer(settings.optimizer), num_shards)
+    optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
+    return make_train_steps(*objective, optimizer, num_shards, skips)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:

@@ -1,11 +1,7 @@
 """The command: python -m jaxflat.main --config=configs/model_size_sweep.py[:smoke|laptop|paper]"""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -13,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED = 2, 3
+EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -43,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import loading, memory, points, run, sweep, validation
+    from jaxflat import checkpoint, loading, memory, points, preemption, run, sweep, validation
 
     console = Console()
     try:
@@ -59,15 +55,22 @@ def main(arguments: list[str] | None = None) -> int:
             chosen = points.select(points.expand(config, listed, workdir), flags.points)
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
+        preemption.install()
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
-        if "report" in stages:
-            show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
-        return signal.code
+        return EXIT_PREEMPTED
+    except OSError as error:
+        if error.errno not in checkpoint.NO_ROOM:
+            raise
+        print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
+        return EXIT_SOME_FAILED
+    if "report" in stages:
+        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

@@ -2,22 +2,38 @@
 
 import json
 import os
+import socket
+import struct
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line and push it to disk."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _append(path, f"{json.dumps(record)}\n".encode())
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
+    with _naming(path), path.open("ab", buffering=0) as file:
+        num_bytes = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(num_bytes)
+            raise
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -32,47 +48,67 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file whole, in a folder that is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with _naming(path):
+            temporary.write_text(text)
+            os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name a file in an OSError of writing it: one of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Curve:
     """A training curve: metrics.jsonl, free of clocks, and TensorBoard events beside it."""
 
     def __init__(self, directory: Path, num_bytes: int):
-        """Go on after the first `num_bytes` of metrics.jsonl: the next line replaces the rest."""
-        self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
-        self.path.touch()
-        self._events = SummaryWriter(str(directory), write_to_disk=True)
+        """Go on after the first `num_bytes` of metrics.jsonl; what follows them is undone.
+
+        Raises ValueError where there are fewer.
+        """
+        self.path = directory / "metrics.jsonl"
+        with self.path.open("ab") as file:
+            if (found := file.tell()) < num_bytes:
+                raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
+            file.truncate(num_bytes)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._events = directory / name
+        self._add_event(file_version="brain.Event:2")
 
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
         where = {} if branch is None else {"branch": branch}
-        os.truncate(self.path, self.num_bytes)
         append_line(self.path, {"phase": phase, **where, "step": step, "loss": loss})
-        self.num_bytes = self.path.stat().st_size
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
-        self._events.add_scalar(f"loss/{tag}", loss, step)
+        self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
 
-    def skip(self, num_lines: int) -> bool:
-        """Go on after the next lines, which are there from before; say whether they are."""
-        with self.path.open("rb") as file:
-            file.seek(self.num_bytes)
-            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
-            if are_there:
-                self.num_bytes = file.tell()
-        return are_there
+    def _add_event(self, **content: Any) -> None:
+        """Not by a SummaryWriter, whose thread dies where the disk is full, and all wait for it."""
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        parts = (struct.pack("<Q", len(event)), event)
+        record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
+        _append(self._events, record)
 
-    def close(self) -> None:
-        """Flush the TensorBoard events."""
-        self._events.close()
+    @property
+    def num_bytes(self) -> int:
+        """The length of metrics.jsonl now."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
 
 class Display:

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat import checks, loading, validation
+from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
@@ -73,10 +74,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
-    base = validation.complete(config)
-    trains = {key: base[key] for key in ("seed", *TRAINING_KEYS)}
-    trains = json.loads(FrozenConfigDict(trains).to_json())
-    del trains["language"]["data_dir"]  # where it is, not what
+    trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
     try:
@@ -86,6 +84,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
     entries = {}
     if stored:
+        stored["trains"] = _with_defaults(stored["trains"])
         phases = stored["trains"]["phases"].values()
         recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
         used |= recorded
@@ -152,6 +151,30 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         for name, phase in trains["phases"].items()
     }
     return trains | {"language": sections(trains["language"]), "phases": phases}
+
+
+def _trains(config: Config) -> dict[str, Any]:
+    """Return what decides the trained models, as JSON has it."""
+    chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
+    trains = json.loads(FrozenConfigDict(chosen).to_json())
+    del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
+    return trains
+
+
+def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
+    """Give keys that are newer than a record their defaults: what was done before they were."""
+
+    def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+        new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}
+        old = {
+            key: known(section[key], value) if isinstance(section.get(key), dict) else value
+            for key, value in recorded.items()
+        }
+        return new | old
+
+    defaults = base_config.base()
+    defaults.phases = {name: base_config.phase() for name in trains["phases"]}
+    return known(_trains(defaults), trains)
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

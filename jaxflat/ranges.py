@@ -36,6 +36,7 @@ MAY_BE_ZERO = (
     *("embedded_width", "embedded_layers", "stored_sentences", "emission_probability"),
     *("num_largest", "num_smallest", "num_burnin", "localization", "relative_error"),
     *("eps_root", "initial_scale", "initial_accumulator_value", "skip_nonfinite"),
+    *(".beta", ".decay", ".rho"),
 )
 MAY_BE_EMPTY = ("phase_order", "checkpoint_steps")
 BELOW_ONE = ("b1", "b2", "b3", "momentum", ".beta", ".decay", ".rho")
@@ -63,7 +64,8 @@ def check_range(key: str, value: Any) -> None:
             if number < 0:
                 raise InputError(f"{key}={value!r} must not be negative")
         elif number <= 0 or (isinstance(number, int) and number < lowest):
-            raise InputError(f"{key}={value!r} must be at least {lowest}")
+            least = f"at least {lowest}" if isinstance(number, int) else "positive"
+            raise InputError(f"{key}={value!r} must be {least}")
 
 
 def _numbers(value: Any) -> list[int | float]:

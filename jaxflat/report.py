@@ -1,10 +1,5 @@
 """The command: python -m jaxflat.report WORKDIR [WORKDIR ...] [--output=DIR]"""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import sys
 from dataclasses import asdict
@@ -33,24 +28,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from jaxflat.analysis import joint
     from jaxflat.metrics import write_json
-    from jaxflat.validation import InputError
+    from jaxflat.validation import InputError, check_outputs
 
     try:
+        check_outputs(flags.json)
         workdirs = _named(flags.workdirs)
         sweeps = joint.read_sweeps(workdirs)
-        verdicts = joint.verdicts_of(sweeps)
-        report = joint.write_joint(sweeps, verdicts, workdirs, flags.output)
+        judged = joint.judge_sweeps(sweeps)
+        report = joint.write_joint(sweeps, judged, workdirs, flags.output)
         if flags.json:
-            write_json(flags.json, {n: [asdict(v) for v in found] for n, found in verdicts.items()})
+            listed = {n: [asdict(v) for v in one.verdicts] for n, one in judged.items()}
+            write_json(flags.json, listed)
     except (InputError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
-    header, *rows = joint.verdicts_table(verdicts)
-    table = Table(*header[:4])
+    header, *rows = joint.verdicts_table(judged)
+    table = Table(*(Column(name, overflow="fold") for name in header[:4]))
     for row in rows:
         table.add_row(*row[:4])
     console = Console()

@@ -9,27 +9,18 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxflat import preemption, trajectory
+from jaxflat import checkpoint, preemption, trajectory
 from jaxflat.config import Config
-from jaxflat.metrics import (
-    Display,
-    append_line,
-    read_lines,
-    write_json,
-    write_lines,
-    write_whole,
-)
+from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.records import below
-from jaxflat.stages.train import is_trained, train
+from jaxflat.stages.train import is_trained, set_aside_damaged, train
 from jaxflat.trajectory import Snapshot
 
 STAGES = ("train", "flatness", "probes", "report")
@@ -79,11 +70,21 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
 
 
 def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
-    """Bring a point up to date with its config, as far as `stages` go."""
+    """Bring a point up to date with its config, as far as `stages` go.
+
+    Where it may train, all its checkpoints are checked first: what is damaged is trained again.
+    Else a measurement of a damaged one fails.
+    """
     trains = "train" in stages and point.config.phase_order
+    if trains:
+        set_aside_damaged(point.directory)
     if trains and not is_trained(point.config, point.directory):
         seconds = time.perf_counter()
-        train(point.config, point.directory, display)
+        try:
+            train(point.config, point.directory, display)
+        except FloatingPointError as error:
+            last = max(checkpoint.steps(point.directory / "recovery"), default="none")
+            raise FloatingPointError(f"{error}; last checkpoint before: {last}") from error
         _log_time(point, "train", time.perf_counter() - seconds)
     for name in files_of(point, stages):
         measure(point, name, display)
@@ -92,47 +93,26 @@ def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
 def measure(point: Point, name: str, display: Display) -> None:
     """Bring <name>.jsonl up to date: the records of each measured checkpoint.
 
-    Records made under other settings are dropped first. Those of a checkpoint are written when all
-    are there; what a signal cut off has its parts in <name>.unfinished.json. Matrix products run
-    at full float32 precision, also where an accelerator's default is less.
+    Records made under other settings are dropped first. Matrix products run at full float32
+    precision, also where an accelerator's default is less.
     """
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
-    unfinished = path.with_suffix(".unfinished.json")
     settings = settings_of(point.config, name)
     if status.get("measured", {}).get(name) != settings:
         path.unlink(missing_ok=True)
-        unfinished.unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
         write_json(point.directory / "status.json", status | {"measured": measured})
     done, snapshots = _measured(path), trajectory.snapshots(point.config)
     display.start_stage(name, len(snapshots))
     for number, snapshot in enumerate(snapshots, start=1):
         if snapshot not in done:
+            preemption.check()
             seconds = time.perf_counter()
-            keep = below(partial(_keep, unfinished), f"{snapshot.folder}/{snapshot.step}")
             with jax.default_matmul_precision("highest"):
-                new = MEASUREMENTS[name](point.config, point.directory, snapshot, keep)
+                new = MEASUREMENTS[name](point.config, point.directory, snapshot)
             write_lines(path, [*read_lines(path), *new])
-            unfinished.unlink(missing_ok=True)
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
-
-
-def _keep(path: Path, name: str, make: Callable[[], Any]) -> Any:
-    """Return the part of a measurement that `path` has under this name; make it where it has none.
-
-    A signal stops before the next part: this one is kept.
-    """
-    if name not in (parts := _read_parts(path)):
-        preemption.check()
-        made = make()  # which may keep parts of its own
-        parts = _read_parts(path) | {name: made}
-        write_whole(path, json.dumps(parts))
-    return parts[name]
-
-
-def _read_parts(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_status(directory: Path) -> dict[str, Any]:

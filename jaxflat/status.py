@@ -1,10 +1,5 @@
 """The command: python -m jaxflat.status WORKDIR [--json=FILE]"""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import json
 import sys
@@ -29,8 +24,8 @@ class PointStatus:
     """How far a point of a sweep is.
 
     state: waiting, running, done, partial (some stages only), preempted or failed. step of
-    num_steps: of training, with the last loss in nats. seconds: of all its stages so far. idle:
-    seconds since it last wrote; None where it has not.
+    num_steps: of training, with the last loss in nats. seconds: that its stages took, or since the
+    present attempt began. idle: seconds since it last wrote; None where it has not.
     """
 
     name: str
@@ -62,7 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         points = read_points(flags.workdir, now=time.time())
         if flags.json:
-            flags.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(flags.json, [asdict(point) for point in points])
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -139,7 +133,10 @@ def _read_point(workdir: Path, name: str, now: float) -> PointStatus:
     order = config.get("config", {}).get("phase_order", [])
     curve = list(read_lines(directory / "metrics.jsonl"))
     trunk = [line["step"] for line in curve if "branch" not in line]
-    written = [p.stat().st_mtime for p in directory.glob("*.json*")]
+    written = [path.stat().st_mtime for path in directory.glob("[!.]*.json*")]
+    seconds = sum(line["seconds"] for line in read_lines(directory / "timing.jsonl"))
+    if status.get("state") == "running":  # a stage is in timing.jsonl once it is over
+        seconds = max(seconds, now - (directory / "config.json").stat().st_mtime)
     return PointStatus(
         name=name,
         state=status.get("state", "waiting"),
@@ -147,7 +144,7 @@ def _read_point(workdir: Path, name: str, now: float) -> PointStatus:
         step=max(trunk, default=0),
         num_steps=sum(phases[phase]["steps"] for phase in order),
         loss=curve[-1]["loss"] if curve else None,
-        seconds=sum(line["seconds"] for line in read_lines(directory / "timing.jsonl")),
+        seconds=seconds,
         idle=max(now - max(written), 0) if written else None,
     )
 

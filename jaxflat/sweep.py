@@ -10,6 +10,7 @@ import platform
 import subprocess
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from jaxflat import corpus, experiment, trajectory
+from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted, check, deferred
+from jaxflat.preemption import Preempted
 from jaxflat.run import (
     STAGES,
     Point,
@@ -37,7 +39,6 @@ from jaxflat.validation import InputError
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-@deferred()
 def run(
     config: Config,
     points: Sweep,
@@ -49,7 +50,8 @@ def run(
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
     Everything is checked before anything starts. `selection` as in the command's --points.
-    Raises InputError on unusable input, Preempted where a signal came.
+    Raises InputError on unusable input, Preempted where a signal came, OSError where the disk is
+    full: it then goes on like one that was preempted.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -61,7 +63,6 @@ def run(
         for section in dict.fromkeys(point.config.language for point in undone.values()):
             _prepare(section, display)
         for point in chosen:
-            check()
             reason = _run_one(point, stages, display) if point.name in undone else ""
             gather(workdir)
             outcome = f"failed, {reason}" if reason else _summary(point.directory)
@@ -101,6 +102,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     config = FrozenConfigDict(stored["config"])
     measured: dict[Snapshot, dict[str, float]] = {}
     under = read_status(directory).get("measured", {})
+    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
     current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
     for name in current:
         for line in read_lines(directory / f"{name}.jsonl"):
@@ -114,6 +116,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
             "seed": config.seed,
             "step": snapshot.step,
             "projected": int(snapshot.projected),
+            "last": int(snapshot in ends),
             "num_params": stored["num_params"],
             "sentences_seen": trajectory.sentences_seen(config, snapshot),
             **values,
@@ -134,8 +137,11 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        (point.directory / "error.txt").write_text(traceback.format_exc())
-        write_status(point.directory, "failed", reason)
+        with suppress(OSError):  # a full disk has no room for these either
+            (point.directory / "error.txt").write_text(traceback.format_exc())
+            write_status(point.directory, "failed", reason)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # nor would the other points find any
         return reason
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")

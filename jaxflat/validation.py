@@ -1,6 +1,8 @@
 """Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
 
 import difflib
+import os
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -118,6 +120,18 @@ def coerced(key: str, default: Any, value: Any) -> Any:
         f"{key}={value!r} is {type(value).__name__}; it must be "
         f"{expected.__name__}, for example {default!r}"
     )
+
+
+def check_outputs(json: Path | None, figures: Path | None = None) -> None:
+    """Raise InputError where --json=FILE or --figures=DIR cannot be; its folder need not be."""
+    if json and json.is_dir():
+        raise InputError(f"--json={json} is a folder; it must be a file")
+    for flag, folder in (("json", json and json.parent), ("figures", figures)):
+        there = folder and next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if there and not there.is_dir():
+            raise InputError(f"--{flag}: {there} is a file; it must be a folder")
+        if there and not os.access(there, os.W_OK):
+            raise InputError(f"--{flag}: {there} cannot be written in")
 
 
 def _is_dict(value: Any) -> bool:

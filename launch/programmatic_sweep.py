@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jaxflat import config as base_config
-from jaxflat import preemption, sweep
+from jaxflat import sweep
 from jaxflat.analysis.report import write_report
 from jaxflat.config import param
 from jaxflat.sharding import use_cpu_cores
@@ -27,6 +27,5 @@ def main(workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    preemption.install()  # Ctrl-C and SIGTERM: exit code 75; run it again to go on
     use_cpu_cores()
     sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/grammar_seeds")))

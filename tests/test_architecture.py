@@ -14,7 +14,8 @@ ALLOWED = {
     "languages": set(),
     "models": set(),
     "flatness": set(),
-    "checkpoint": set(),
+    "manifest": set(),
+    "checkpoint": {"manifest"},
     "sharding": set(),
     "metrics": set(),
     "config": set(),
@@ -27,8 +28,8 @@ ALLOWED = {
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
-    "status": {"metrics", "preemption"},
-    "theory": {"languages", "flatness", "analysis", "metrics", "preemption", "validation"},
+    "status": {"metrics"},
+    "theory": {"languages", "flatness", "analysis", "metrics", "validation"},
 }
 ORDER = (
     *(

@@ -255,7 +255,7 @@ BAD = {
     ("languages", "--torch=python"): "--torch compares flatness",
     ("--torch=no-such-python",): "--torch=no-such-python is not a program",
     ("calibration", "--seeds=1"): "--seeds=1: a coverage takes at least 2",
-    ("--json=no/such/folder.json",): "there is no folder no/such",
+    ("--json=setup.cfg/x.json",): "--json: setup.cfg is a file; it must be a folder",
 }
 
 

@@ -1,5 +1,6 @@
 """The command line: bad input is one line and exit code 2, and nothing is written."""
 
+import json
 import re
 
 import pytest
@@ -162,6 +163,24 @@ def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
     for key, value in (("phases.pretrain.optimizer.adamw.b1", 0.5), ("language.hmm.num_states", 7)):
         with pytest.raises(validation.InputError, match=re.escape(key)):
             record(**{key: value})
+
+
+def test_keys_that_are_newer_than_a_record_have_been_at_their_defaults(tmp_path):
+    def record(**changed):
+        config, listed = loading.load(f"{CONFIG}:smoke")
+        config.update_from_flattened_dict(changed)
+        points.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+
+    record()
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    del stored["trains"]["model"]["cls"]
+    del stored["trains"]["phases"]["pretrain"]["optimizer"]["skip_nonfinite"]
+    (tmp_path / "sweep.json").write_text(json.dumps(stored))
+    record()
+    assert "cls" in json.loads((tmp_path / "sweep.json").read_text())["trains"]["model"]
+    (tmp_path / "sweep.json").write_text(json.dumps(stored))
+    with pytest.raises(validation.InputError, match=r"model\.cls=False, this one has"):
+        record(**{"model.cls": True})
 
 
 def test_validate_keeps_a_good_config_as_it_is():

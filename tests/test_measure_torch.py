@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from tiny_checkpoints import BERT, GPT2, OPT, write_tokenizer
 
+from jaxflat import preemption
 from jaxflat.flatness import hessian_trace, mean_loss
 from jaxflat.measure import __main__ as measure
 from jaxflat.measure.texts import text_subject
@@ -132,6 +133,7 @@ def test_loss_and_curvature_are_those_of_transformers(tmp_path, name, monkeypatc
     fixed = hessian_trace(problem.loss_fn, problem.params, batches, problem.key, **how)
     assert abs(fixed.mean - trace) < 4 * fixed.sem < 0.4 * abs(trace)
 
+    monkeypatch.setattr(preemption, "install", lambda: None)
     flags = [f"--config.flatness.{key}={value}" for key, value in SETTINGS.items()]
     where = [f"--checkpoint={tmp_path}", f"--data={tmp_path / 'texts.jsonl'}"]
     out = tmp_path / "out.json"

@@ -1,8 +1,5 @@
 """The optimizer sweep's points at every scale."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,14 +35,3 @@ def test_the_adversary_is_trained_once_for_itself_and_for_what_follows_it(tmp_pa
     orders = [p.config.phase_order for p in points.expand(config, listed, tmp_path)]
     followed = orders.index(("warm", "adversary", "off"))
     assert followed < orders.index(("warm", "adversary"))
-
-
-@pytest.mark.slow
-def test_smoke_scale_runs_from_start_to_page(tmp_path):
-    """On the devices that there are: eight on two cores wait for one another in vain."""
-    command = [sys.executable, "-m", "jaxflat.main", f"--config={CONFIG}:smoke"]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    command.append(f"--workdir={tmp_path}")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "adversary" in (tmp_path / "report.html").read_text()

@@ -159,7 +159,7 @@ def assert_same(workdir: Path, other: Path) -> None:
     assert contents(workdir) == contents(other)
     arrays, others = saved_arrays(workdir), saved_arrays(other)
     assert arrays.keys() == others.keys()
-    assert len(arrays) == 3 + 1 + 1  # measured checkpoints, a twin, and one to go on from
+    assert len(arrays) == 3 + 1 + 2  # measured checkpoints, a twin, and two to go on from
     jax.tree.map(np.testing.assert_array_equal, arrays, others)
 
 

@@ -80,7 +80,8 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "projected"])
-def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, folder):
+def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(preemption, "install", lambda: None)
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     step = max(int(path.name) for path in (point / "checkpoints").iterdir())
     file = tmp_path / "measured.json"
@@ -97,7 +98,8 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, fo
             assert found[name] == line[name], line["measure"]
 
 
-def test_the_command_measures_again_with_another_seed(finished, tmp_path):
+def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "install", lambda: None)
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     file, values = tmp_path / "measured.json", []
     for seed in ((), ("--seed=5",)):
@@ -222,3 +224,10 @@ def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch
     monkeypatch.setattr(sweep, "run_point", run_point)
     assert sweep.run(tiny_config(), tiny_sweep(), tmp_path) == {}
     assert contents(tmp_path) == contents(finished)
+
+
+def test_a_point_that_diverges_says_where_and_what_is_left(tmp_path):
+    config = tiny_config()
+    config.phases.drift.schedule.learning_rate = 1e30
+    (reason,) = sweep.run(config, [{"seed": 0}], tmp_path, stages=("train",)).values()
+    assert "are not finite in phase drift, by step 12; last checkpoint before: 10" in reason

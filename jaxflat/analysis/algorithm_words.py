@@ -19,10 +19,10 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
         page.heading("Ways of training, at their last checkpoints"),
         page.paragraph(
             "Mean ± half-width of the 95% t interval over seeds; against "
-            f"{found.baseline.variant}, the first that the sweep lists, paired by seed. Same loss: "
+            f"{found.baseline.variant}, the first of them in the sweep, paired by seed. Same loss: "
             f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
             "the same is in the table and in no verdict against the first: its differences may "
-            "come from the loss. Ways share a seed's start; their sentences after it differ. "
+            "come from the loss. Ways share a seed's start; their sentences after it may differ. "
             "Intervals of different ways are not corrected for one another.",
             "note",
         ),
@@ -48,7 +48,7 @@ def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
             wording.plus_minus(cell, name, style, scale)
             for name, style, scale in (
                 ("excess_loss", ".4f", 1.0),
-                (column, ".1f", 1.0),
+                (column, "", 1.0),
                 (PRIMARY_ACCURACY, ".1f", 100.0),
             )
         ]

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.cells import Cell, last_cell
 from jaxflat.analysis.pairs import Pair, compare_pair
 
 
@@ -35,7 +35,7 @@ def find_algorithms(
     variants: Mapping[str, list[Cell]], primary_columns: Sequence[str]
 ) -> Algorithms | None:
     """None where there is one way of training only, models differ in size, or share no seed."""
-    last = [cells[-1] for cells in variants.values()]
+    last = [cell for cells in variants.values() if (cell := last_cell(cells))]
     sizes = {cell.num_params for cell in last}
     if len(last) < 2 or len(sizes) > 1 or not np.isfinite(sizes.pop()):
         return None

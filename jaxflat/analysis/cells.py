@@ -60,6 +60,12 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
     }
 
 
+def last_cell(cells: Sequence[Cell]) -> Cell | None:
+    """A variant's last checkpoint; None where none but earlier ones are measured."""
+    ends = [cell for cell in cells if all(row.last for row in cell.rows.values())]
+    return ends[-1] if ends else None
+
+
 def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
     """What tells a row's settings from others'; the first `num_skipped` phases do not."""
     if row.is_lookup_table:

@@ -67,11 +67,14 @@ def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> 
 
 
 def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
+    """One pair may outweigh the rest in the mean, so it says beside it how many go which way."""
     matched = [pair for pair in pairs if pair.equivalence.holds]
     column, sharpness = _common_column(matched)
+    relations = [pair.relation for pair in matched]
+    counts = f"alone, {relations.count(1)} go together and {relations.count(-1)} dissociate"
     return _judged(
         "At matched excess loss the flatter model is the more accurate",
-        f"accuracy, smaller {sharpness} minus larger, points",
+        f"accuracy, smaller {sharpness} minus larger, points ({counts})",
         (matched, why),
         lambda: _flatter_more_accurate(matched, column),
     )

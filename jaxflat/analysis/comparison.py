@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxflat.analysis import results
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
-from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells
+from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells, last_cell
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
 from jaxflat.analysis.results import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
@@ -19,7 +19,10 @@ OF_TRAINING = ("phase_order", "phases.", "training.")  # keys whose values are w
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sweep's table allows to be said. `obstacle` is why sizes were not compared, if not."""
+    """What a sweep's table allows to be said. `obstacle` is why sizes were not compared, if not.
+
+    `missing` names ways of training without their last checkpoint, which are not compared.
+    """
 
     variants: dict[str, list[Cell]]
     lookup_tables: list[Cell]
@@ -32,6 +35,7 @@ class Comparison:
     projected: bool = False
     trajectories: list[Trajectories] = field(default_factory=list)
     algorithms: Algorithms | None = None
+    missing: list[str] = field(default_factory=list)
 
     @property
     def cells(self) -> list[Cell]:
@@ -64,7 +68,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     obstacle = _obstacle(trained, variants)
     primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
     keys = distinguishing_keys(trained)
-    ways = not trajectories and all(key.startswith(OF_TRAINING) for key in keys)
+    ways = all(key.startswith(OF_TRAINING) for key in keys)
     algorithms = find_algorithms(variants, primary_columns) if ways else None
     matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(
@@ -79,6 +83,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
         projected=projected,
         trajectories=trajectories,
         algorithms=algorithms,
+        missing=[name for name, cells in variants.items() if ways and not last_cell(cells)],
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.drawing import COLORS
-from jaxflat.analysis.figures import PANEL_INCHES, render, write_whole
+from jaxflat.analysis.figures import PANEL_INCHES, render
 
 Curves = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
 def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
     """Draw each measure's arrays as <measure>.png and .svg; return the files."""
     if curves:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, arrays in curves.items():
         title, panel = PANELS[name]
@@ -93,5 +93,5 @@ def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
         for kind in ("png", "svg"):
             paths.append(folder / f"{name}.{kind}")
-            write_whole(paths[-1], render(figure, kind, transparent=False))
+            paths[-1].write_bytes(render(figure, kind, transparent=False))
     return paths

@@ -1,6 +1,6 @@
 """Panels: one Axes each, in one style, legible on a phone and to the colour-blind."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -167,16 +167,20 @@ def _size_axis(ax: Axes, comparison: Comparison) -> None:
 
 
 def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
-    """Where every mean is positive: a log axis with four numbers on it, to two digits.
+    """A log axis where every mean is positive.
 
     It spans the means: an interval that reaches 0 runs off the panel instead of stretching it.
     """
     means = [cell.mean(column) for cell in comparison.cells if cell.interval(column)]
-    if not means or min(means) <= 0:
-        return
-    low, high = min(means) / 1.2, max(means) * 1.2
+    if means and min(means) > 0:
+        log_axis(ax, means)
+        ax.set_xlabel(f"{ax.get_xlabel()}, log scale")
+
+
+def log_axis(ax: Axes, values: Sequence[float]) -> None:
+    """Make x a log axis that spans the values, with four numbers on it, to two digits."""
+    low, high = min(values) / 1.2, max(values) * 1.2
     ax.set_xscale("log", nonpositive="clip")
-    ax.set_xlabel(f"{ax.get_xlabel()}, log scale")
     ticks = [float(f"{tick:.2g}") for tick in np.geomspace(low * 1.05, high / 1.05, 4)]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_xticks([], minor=True)

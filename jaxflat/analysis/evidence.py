@@ -1,6 +1,7 @@
 """The verdicts and the correlations of a sweep, as sections of the page and as sentences."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxflat.analysis import page, wording
 from jaxflat.analysis.associations import STATISTICS, Association, associations
@@ -34,6 +35,19 @@ JIANG = (
     "hyper-parameters: 0 to 1, without regard to sign. By chance: the same for the measure in "
     "random order (Jiang et al. 2020)."
 )
+
+
+class Evidence(NamedTuple):
+    """What is said of a sweep's claims, and the correlations that some of it rests on."""
+
+    verdicts: list[Verdict]
+    correlations: list[Association]
+
+
+def examine(comparison: Comparison) -> Evidence:
+    """Return what the sections of the page, and the joint table, are made from."""
+    found = associations(comparison)
+    return Evidence(judge(comparison, found), found)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
@@ -113,12 +127,6 @@ def correlations_section(found: Sequence[Association]) -> list[str]:
         page.bullets(missing_numbers(found)),
         *(page.paragraph(note, "note") for note in (SIMPSON, JIANG) if any(o.found for o in found)),
     ]
-
-
-def sections(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """The section of verdicts, and that of correlations."""
-    found = associations(comparison)
-    return verdicts_section(judge(comparison, found)), correlations_section(found)
 
 
 def _information(one: Association) -> str:

@@ -1,7 +1,6 @@
 """The figures of a sweep: files for papers and talks, and the panels that the page inlines."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ def save_figures(comparison: Comparison, folder: Path) -> list[Path]:
         figure = draw(plate.panels, comparison)
         for kind in ("png", "svg"):
             paths.append(folder / f"{plate.name}.{kind}")
-            write_whole(paths[-1], render(figure, kind, transparent=False))
+            paths[-1].write_bytes(render(figure, kind, transparent=False))
     return paths
 
 
@@ -114,10 +113,3 @@ def render(figure: Figure, kind: str, transparent: bool) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "jaxflat"}):  # the same results, the same bytes
         figure.savefig(buffer, format=kind, dpi=160, transparent=transparent, metadata=metadata)
     return buffer.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there with all its content, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

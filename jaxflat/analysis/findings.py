@@ -19,13 +19,14 @@ def summary_sentences(workdir: Path) -> list[str]:
 
 
 def describe(comparison: Comparison) -> list[str]:
-    """The sentences of what the sweep varies: ways of training on, algorithms, or sizes."""
-    if arms := trajectory_sentences(comparison.trajectories):
-        sentences = [*arms, INTERVALS]
-    elif comparison.algorithms:
-        sentences = algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
+    """The sentences of what the sweep varies: ways of training, then at their ends; or sizes."""
+    sentences = trajectory_sentences(comparison.trajectories)
+    if comparison.algorithms:
+        sentences += algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
     else:
-        sentences = sizes_sentences(comparison)
+        sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
+    if left_out := ", ".join(comparison.missing):
+        sentences.append(f"Left out, the last checkpoint not measured: {left_out}.")
     return sentences + untrained_sentences(comparison)
 
 
@@ -33,9 +34,9 @@ def algorithm_sentences(found: Algorithms) -> list[str]:
     """Each algorithm against the sweep's first."""
     baseline, pairs = found.baseline.variant, found.against
     compared = f"{wording.plural(len(pairs), 'way')} of training set against {baseline}"
-    return [headline(pairs, compared, "the other")] + [
-        pair_sentence(pair, baseline, pair.second.variant) for pair in pairs
-    ]
+    sentences = [headline(pairs, compared, "the other")]
+    sentences += [pair_sentence(pair, baseline, pair.second.variant) for pair in pairs]
+    return sentences
 
 
 def sizes_sentences(comparison: Comparison) -> list[str]:

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis import drawing, evidence, figures, page, report, wording
-from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.evidence import Evidence
 from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
 from jaxflat.analysis.provenance import read_provenance
-from jaxflat.analysis.verdicts import RULES, Verdict
+from jaxflat.analysis.verdicts import RULES
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
@@ -31,7 +31,7 @@ def read_sweeps(workdirs: Mapping[str, Path]) -> dict[str, Comparison]:
 
 def write_joint(
     sweeps: Sweeps,
-    verdicts: Mapping[str, list[Verdict]],
+    judged: Mapping[str, Evidence],
     workdirs: Mapping[str, Path],
     output: Path,
 ) -> Path:
@@ -40,7 +40,7 @@ def write_joint(
     (output / "figures").mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
         path = output / "figures" / f"interventions.{kind}"
-        figures.write_whole(path, figures.render(figure, kind, transparent=False))
+        path.write_bytes(figures.render(figure, kind, transparent=False))
     title = f"jaxflat: {', '.join(sweeps)}"
     svg = figures.render(figure, "svg", transparent=True)
     body = [
@@ -48,7 +48,7 @@ def write_joint(
         page.paragraph(report.QUESTION, "question"),
         page.paragraph(summary_sentence(sweeps), "lead"),
         page.heading("Verdicts of all sweeps"),
-        page.table(verdicts_table(verdicts)),
+        page.table(verdicts_table(judged)),
         page.details("The rules", page.bullets(RULES)),
         page.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
     ]
@@ -56,26 +56,25 @@ def write_joint(
         made = read_provenance(workdirs[name])
         language = made.config.get("language", {}).get("name", "")
         body.append(page.heading(f"{name}: {language}" if language else name, 1))
-        body += report.sweep_sections(comparison, made)
+        body += report.sweep_sections(comparison, judged[name], made)
     path = output / "report.html"
-    text = page.page(title, [*body, *report.closing_sections()])
-    figures.write_whole(path, text.encode())
+    path.write_text(page.page(title, [*body, *report.closing_sections()]), encoding="utf-8")
     return path
 
 
-def verdicts_of(sweeps: Sweeps) -> dict[str, list[Verdict]]:
-    return {name: judge(comparison) for name, comparison in sweeps.items()}
+def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
+    return {name: evidence.examine(comparison) for name, comparison in sweeps.items()}
 
 
-def verdicts_table(verdicts: Mapping[str, list[Verdict]]) -> list[list[str]]:
+def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
     """Claim by claim, the sweeps that were asked it one below the other."""
     header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
-    claims = dict.fromkeys(one.claim for found in verdicts.values() for one in found)
+    claims = dict.fromkeys(one.claim for found in judged.values() for one in found.verdicts)
     return [header] + [
         [claim, name, evidence.answer_words(one), one.evidence or wording.MISSING, one.statistic]
         for claim in claims
-        for name, found in verdicts.items()
-        for one in found
+        for name, found in judged.items()
+        for one in found.verdicts
         if one.claim == claim
     ]
 
@@ -95,51 +94,57 @@ def summary_sentence(sweeps: Sweeps) -> str:
 
 def matched_pairs(comparison: Comparison) -> list[Pair]:
     """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
-    if comparison.algorithms:
-        pairs: list[Pair | None] = [*comparison.algorithms.pairs]
-    else:
-        ends = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-        columns = comparison.primary_columns
-        pairs = [*comparison.pairs]
-        pairs += [compare_pair(arm.start, arm.end, columns) for arm in ends]
+    pairs: list[Pair | None] = [*comparison.pairs]
+    arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+    pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
+    if comparison.algorithms and not arms:  # ends against ends would count the arms again
+        pairs += comparison.algorithms.pairs
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
 def draw_pairs(sweeps: Sweeps) -> Figure:
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    """Every matched pair as a number, with what each stands for beside the panel."""
+    drawn = [
+        (name, place, pair)
+        for place, (name, comparison) in enumerate(sweeps.items())
+        for pair in matched_pairs(comparison)
+        if pair.trace_ratio and pair.accuracy
+    ]
+    height = max(4.8, 0.16 * (len(drawn) + 2 * len(sweeps)))
+    figure = Figure(figsize=(8.0, height), layout="constrained")
     ax = figure.subplots()
     drawing.style(ax, "Accuracy, difference (points)", "Sharpness ratio, log scale")
     ax.axhline(0, color=drawing.GREY, linewidth=0.8)
     ax.axvline(1, color=drawing.GREY, linewidth=0.8)
-    ax.set_xscale("log")
-    for place, (name, comparison) in enumerate(sweeps.items()):
-        _scatter(ax, name, place, matched_pairs(comparison))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9)
+    spans, key = [1.0], {name: [f"\n{name}"] for name, _, _ in drawn}
+    for number, (name, place, pair) in enumerate(drawn, start=1):
+        key[name].append(f"{number}  {_pair_words(pair)}")
+        spans += _scatter(ax, place, str(number), pair)
+    drawing.log_axis(ax, spans)
+    words = "\n".join(line for lines in key.values() for line in lines).strip()
+    ax.text(1.03, 1, words, transform=ax.transAxes, va="top", fontsize=7, linespacing=1.5)
     return figure
 
 
-def _scatter(ax: Axes, name: str, place: int, pairs: list[Pair]) -> None:
+def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]:
+    """Draw a pair with its intervals; return the ends of that of the ratio of sharpness."""
+    across, up = pair.trace_ratio, pair.accuracy
+    assert across is not None
+    assert up is not None
+    low, high = across.low or across.mean, across.high or across.mean
     color = drawing.COLORS[place % len(drawing.COLORS)]
     marker = drawing.MARKERS[place % len(drawing.MARKERS)]
-    label = name
-    for pair in pairs:
-        across, up = pair.trace_ratio, pair.accuracy
-        if across is None or up is None:
-            continue
-        low, high = across.low or across.mean, across.high or across.mean
-        lengths = (across.mean - low, high - across.mean)
-        ax.errorbar(
-            across.mean,
-            100 * up.mean,
-            xerr=[[length] for length in lengths],
-            yerr=100 * (up.half_width or 0.0),
-            **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
-            **{"linestyle": "none", "label": label},
-        )
-        where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 7}
-        ax.annotate(_pair_words(pair), textcoords="offset points", **where)
-        label = None
+    ax.errorbar(
+        across.mean,
+        100 * up.mean,
+        xerr=[[across.mean - low], [high - across.mean]],
+        yerr=100 * (up.half_width or 0.0),
+        **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
+        linestyle="none",
+    )
+    where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 8, "color": color}
+    ax.annotate(name, textcoords="offset points", **where)
+    return low, high
 
 
 def _pair_words(pair: Pair) -> str:

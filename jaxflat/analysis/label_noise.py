@@ -1,33 +1,16 @@
 """Does flatness come from label noise? Sampled labels against the control of exact targets."""
 
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import replace
 
 from jaxflat.analysis import wording
-from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.cells import Cell, last_cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.pairs import MARGIN
-from jaxflat.analysis.results import Row
-from jaxflat.analysis.statistics import log_ratio_interval, tost_paired
+from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide
 
 CLAIM = "At matched excess loss the trace falls under sampled labels and not so under exact targets"
-
-
-@dataclass(frozen=True)
-class Arms:
-    """The first and last checkpoints of both arms, one row a seed."""
-
-    start: list[Row]
-    end: list[Row]
-    control_start: list[Row]
-    control_end: list[Row]
-
-    def values(self, column: str) -> list[list[float]]:
-        arms = (self.start, self.end, self.control_start, self.control_end)
-        return [[row.values[column] for row in rows] for rows in arms]
 
 
 def noise_verdict(comparison: Comparison) -> Verdict | None:
@@ -40,25 +23,23 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
     key = _targets_key(comparison)
     if not key:
         return None
-    column, arms = _arms(comparison, key)
-    if arms is None:
-        return Verdict(CLAIM, "", "", NONE, "the arms share no seed with two common checkpoints")
-    start, end, control_start, control_end = arms.values(column)
-    losses = arms.values("excess_loss")
-    if min(*start, *end, *control_start, *control_end) <= 0:
+    column, cells = _arms(comparison, key)
+    if not cells:
+        return Verdict(
+            CLAIM, "", "", NONE, "the arms share no seed with a first and a last checkpoint"
+        )
+    both = change(column, *cells[2:]), change(column, *cells)
+    ratios = [one.ratio for one in both]
+    if None in ratios:
         return Verdict(CLAIM, "", "", NONE, f"{EMBEDDED[column]} is not positive everywhere")
-    matched = [tost_paired(losses[1], other, MARGIN) for other in (losses[0], losses[3])]
-    change = log_ratio_interval(start, end)
-    control = np.divide(control_end, control_start)
-    contrast = log_ratio_interval(control.tolist(), np.divide(end, start).tolist())
     statistic = f"{EMBEDDED[column]}, last over first checkpoint; and this over the control's"
-    evidence = f"{wording.ratio(change)}; {wording.ratio(contrast)}"
-    if any(test.p is None for test in matched):
+    evidence = "; ".join(map(wording.ratio, ratios))
+    if len(cells[0].rows) == 1:
         return Verdict(CLAIM, statistic, evidence, NONE, "one seed gives no interval")
-    if not all(test.holds for test in matched):
+    if not all(one.equal and one.equal.holds for one in both):
         why = f"the excess losses are not shown to be equal within ±{MARGIN} nats"
         return Verdict(CLAIM, statistic, evidence, NONE, why)
-    answer = all_of(decide(ratio, 1.0, -1) for ratio in (change, contrast))
+    answer = all_of(decide(ratio, 1.0, -1) for ratio in ratios)
     return Verdict(CLAIM, statistic, evidence, answer)
 
 
@@ -73,11 +54,13 @@ def _targets_key(comparison: Comparison) -> str:
     return next((key for key, found in values.items() if {"sampled", "exact"} <= found), "")
 
 
-def _arms(comparison: Comparison, key: str) -> tuple[str, Arms | None]:
-    """Of the first setting that was trained both ways: its first and last common checkpoints."""
+def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
+    """Of the first setting that was trained both ways: its first common and last checkpoints.
+
+    The control's come first. All have the same seeds; without one there are none.
+    """
     cells = comparison.cells
     column = next((name for name in EMBEDDED if any(c.interval(name) for c in cells)), "")
-    needed = (column, "excess_loss")
 
     def setting(cell: Cell) -> tuple[tuple[str, str], ...]:
         swept = next(iter(cell.rows.values())).swept
@@ -94,14 +77,13 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, Arms | None]:
     for like in cells:
         sampled, exact = arm("sampled", like), arm("exact", like)
         steps = sorted(sampled.keys() & exact.keys())
-        if len(steps) < 2:
+        if len(steps) < 2 or not (
+            last_cell([sampled[steps[-1]]]) and last_cell([exact[steps[-1]]])
+        ):
             continue
-        four = [sampled[steps[0]], sampled[steps[-1]], exact[steps[0]], exact[steps[-1]]]
-        seeds = [s for s in four[0].rows if all(_has(cell, s, needed) for cell in four)]
+        four = [found[step] for found in (exact, sampled) for step in (steps[0], steps[-1])]
+        measured = [cell.by_seed(name) for cell in four for name in (column, "excess_loss")]
+        seeds = [seed for seed in four[0].rows if all(seed in values for values in measured)]
         if seeds:
-            return column, Arms(*([cell.rows[seed] for seed in seeds] for cell in four))
-    return column, None
-
-
-def _has(cell: Cell, seed: str, columns: tuple[str, ...]) -> bool:
-    return seed in cell.rows and all(name in cell.rows[seed].values for name in columns)
+            return column, [replace(cell, rows={s: cell.rows[s] for s in seeds}) for cell in four]
+    return column, []

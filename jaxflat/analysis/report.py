@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxflat.analysis import evidence, figures, findings, page, tables
 from jaxflat.analysis.algorithm_words import algorithms_section
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.evidence import Evidence
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.provenance import Provenance, read_provenance
 from jaxflat.analysis.trajectory_words import trajectory_section
@@ -41,24 +42,23 @@ def write_report(workdir: Path) -> Path:
     body = [
         page.heading(title, 1),
         page.paragraph(QUESTION, "question"),
-        *sweep_sections(comparison, read_provenance(workdir)),
+        *sweep_sections(comparison, evidence.examine(comparison), read_provenance(workdir)),
         *closing_sections(),
     ]
     path = workdir / "report.html"
-    figures.write_whole(path, page.page(title, body).encode())
+    path.write_text(page.page(title, body), encoding="utf-8")
     return path
 
 
-def sweep_sections(comparison: Comparison, made: Provenance) -> list[str]:
+def sweep_sections(comparison: Comparison, judged: Evidence, made: Provenance) -> list[str]:
     """What one sweep found, what it rests on, and how it was made."""
-    verdicts, correlations = evidence.sections(comparison)
     return [
         *_found(comparison),
-        *verdicts,
+        *evidence.verdicts_section(judged.verdicts),
         *_figures(comparison),
         *_pairs(comparison),
         *trajectory_section(comparison.trajectories),
-        *correlations,
+        *evidence.correlations_section(judged.correlations),
         *_results(comparison),
         *_unfinished(made),
         *_made(made),

@@ -20,7 +20,10 @@ _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>
 
 @dataclass(frozen=True)
 class Row:
-    """One measured checkpoint. A missing value is absent from `values`."""
+    """One measured checkpoint. A missing value is absent from `values`.
+
+    `last`: no later one of its run, projected as it is or not, is to be measured.
+    """
 
     point: str
     swept: dict[str, str]
@@ -28,6 +31,7 @@ class Row:
     step: int
     projected: bool
     values: dict[str, float]
+    last: bool = True
 
     @property
     def is_lookup_table(self) -> bool:
@@ -117,7 +121,7 @@ def add_task_means(rows: Sequence[Row]) -> None:
 def _read_row(record: dict[str, str], header: list[str]) -> Row:
     before_step = header[: header.index("step")]
     swept = [name for name in before_step if name != "point" and name not in SEEDS]
-    taken = {"point", "step", "projected", *swept, *SEEDS}
+    taken = {"point", "step", "projected", "last", *swept, *SEEDS}
     numbers = {name: float(text) for name, text in record.items() if text and name not in taken}
     return Row(
         point=record["point"],
@@ -126,4 +130,5 @@ def _read_row(record: dict[str, str], header: list[str]) -> Row:
         step=int(float(record["step"] or 0)),
         projected=record.get("projected") in ("1", "True"),
         values={name: number for name, number in numbers.items() if np.isfinite(number)},
+        last=record.get("last") != "0",
     )

@@ -17,14 +17,10 @@ from jaxflat.analysis.statistics import standard_error
 Table = list[list[str]]
 
 
-def _digits(column: str) -> str:
-    return ".1f" if column.endswith("_trace") else ".3g"
-
-
 COLUMNS = (
     ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
     *(
-        (f"{name}{suffix}", f"{column}{at}", _digits(column), 1.0)
+        (f"{name}{suffix}", f"{column}{at}", "", 1.0)
         for column, name in SHARPNESS.items()
         for suffix, at in ((", embedded", "@embedded"), ("", ""))
     ),

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxflat.analysis.cells import Cell, group_cells
+from jaxflat.analysis.cells import Cell, group_cells, last_cell
 from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
@@ -29,8 +29,8 @@ class Change:
 
     For an arm, end over start and end minus start; for two, the second's ratio over the first's
     and the second's difference minus the first's. None where nothing was measured, or a value
-    that should have a logarithm is not positive. `equal`, of two arms: are their losses at the end
-    the same within the margin?
+    that should have a logarithm is not positive. `equal`: are an arm's losses at start and end, of
+    two arms those at their ends, the same within the margin?
     """
 
     ratio: Interval | None
@@ -73,18 +73,18 @@ def find_trajectories(trained: Sequence[Row]) -> list[Trajectories]:
 def _follow(rows: Sequence[Row]) -> Trajectories:
     measure = next((name for name in SHARPNESS if any(name in row.values for row in rows)), "")
     arms = [
-        Arm(name, cells[0], cells[-1], _change(measure, cells[0], cells[-1]))
+        Arm(name, cells[0], end, change(measure, cells[0], end))
         for name, cells in group_cells(rows).items()
-        if len(cells) > 1
+        if (end := last_cell(cells)) and end is not cells[0]
     ]
     contrasts = [
-        (first, second, _change(measure, first.start, first.end, second.start, second.end))
+        (first, second, change(measure, first.start, first.end, second.start, second.end))
         for first, second in combinations(arms, 2)
     ]
     return Trajectories(any(row.projected for row in rows), measure, arms, contrasts)
 
 
-def _change(measure: str, *cells: Cell) -> Change:
+def change(measure: str, *cells: Cell) -> Change:
     """Return the change over (start, end), or of the second two cells against the first two."""
 
     def values(column: str) -> list[np.ndarray]:
@@ -110,6 +110,6 @@ def _change(measure: str, *cells: Cell) -> Change:
 
     losses = values("excess_loss")
     equal = None
-    if len(cells) > 2 and losses[0].size:
-        equal = tost_paired(losses[1].tolist(), losses[3].tolist(), MARGIN)
+    if losses[0].size:
+        equal = tost_paired(losses[len(cells) // 2 - 1].tolist(), losses[-1].tolist(), MARGIN)
     return Change(ratio(), difference("excess_loss"), difference(PRIMARY_ACCURACY), equal)

@@ -87,7 +87,7 @@ def _losses(change: Change) -> str:
 
 
 def _arm(kind: Trajectories, arm: Arm) -> str:
-    ends = [wording.plus_minus(cell, kind.measure, ".1f") for cell in (arm.start, arm.end)]
+    ends = [wording.plus_minus(cell, kind.measure) for cell in (arm.start, arm.end)]
     return (
         f"{arm.name.capitalize()} ({_kind(kind)}), step {arm.start.step:,} to {arm.end.step:,}: "
         f"the {_name(kind)} goes from {ends[0]} to {ends[1]}, {wording.ratio(arm.change.ratio)}: "
@@ -110,7 +110,7 @@ def _arm_row(kind: Trajectories, arm: Arm) -> list[str]:
 
     return [
         *(arm.name, _kind(kind), f"{arm.start.step:,} → {arm.end.step:,}"),
-        *(both("excess_loss", ".4f"), both(kind.measure, ".1f"), wording.ratio(arm.change.ratio)),
+        *(both("excess_loss", ".4f"), both(kind.measure, ""), wording.ratio(arm.change.ratio)),
         *(both(PRIMARY_ACCURACY, ".1f", 100), wording.points(arm.change.accuracy)),
     ]
 

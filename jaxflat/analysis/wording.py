@@ -1,20 +1,29 @@
 """Numbers as people read them: means with their half-widths, intervals, signs that line up."""
 
+import math
+
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.statistics import Interval
 
 MISSING = "–"
 
 
-def plus_minus(cell: Cell, column: str, style: str, scale: float = 1.0) -> str:
-    """'mean ± half-width' over the seeds; the mean alone for one seed."""
+def plus_minus(cell: Cell, column: str, style: str = "", scale: float = 1.0) -> str:
+    """'mean ± half-width' over the seeds; the mean alone for one seed. Style: as the error asks."""
     interval = cell.interval(column)
     if interval is None:
         return MISSING
+    style = style or _style(scale * interval.mean, scale * (interval.half_width or 0.0))
     text = format(scale * interval.mean, style)
     if interval.half_width is not None:
         text += f" ± {format(scale * interval.half_width, style.lstrip('+'))}"
     return minus(text)
+
+
+def _style(mean: float, error: float) -> str:
+    """A format to two digits of the error and six of the mean at most; to three without one."""
+    unit = max(error / 10, abs(mean) / (1e5 if error else 100))
+    return f",.{max(0, -math.floor(math.log10(unit))) if unit else 0}f"
 
 
 def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str = "") -> str:

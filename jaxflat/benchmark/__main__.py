@@ -1,10 +1,5 @@
 """The command: python -m jaxflat.benchmark [training|flatness|languages|calibration ...]"""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import dataclasses
 import os

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from jaxflat.validation import InputError
+from jaxflat.validation import InputError, check_outputs
 
 GROUPS = ("training", "flatness", "languages")
 LONG_GROUPS = ("calibration",)  # minutes each, and only where they are named
@@ -79,8 +79,7 @@ def check_arguments(flags: argparse.Namespace) -> None:
         raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
     if flags.peer_script and not flags.peer_script.is_file():
         raise InputError(f"--peer_script={flags.peer_script} is not a file")
-    if flags.json and not flags.json.parent.is_dir():
-        raise InputError(f"--json={flags.json}: there is no folder {flags.json.parent}")
+    check_outputs(flags.json)
 
 
 def _positive(text: str) -> int:

@@ -26,6 +26,7 @@ def base() -> Config:
             "training": {
                 "steps_per_call": 250,  # optimizer steps in one compiled call; a curve point each
                 "save_every": 4,  # compiled calls between recovery checkpoints
+                "keep": 2,  # recovery checkpoints kept: the newest that is whole is resumed from
             },
             "evaluation": {
                 "num_sentences": 4096,  # the language's evaluation set, every position masked

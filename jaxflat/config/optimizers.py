@@ -20,7 +20,8 @@ def optimizer() -> Config:
     return ConfigDict(
         {
             "name": "adamw",  # which of the sections below applies
-            # Steps in a row to leave out where the gradient is not finite; one more ends the run.
+            # Steps in a row to leave out where the gradient (SAM: the first) is not finite; one
+            # more ends the run, as does a compiled call of which every step was left out.
             "skip_nonfinite": 0,
             "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
             "sgd": {"momentum": 0.0},

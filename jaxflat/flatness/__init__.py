@@ -10,7 +10,7 @@ from jaxflat.flatness.learning_coefficient import (
     split_r_hat,
 )
 from jaxflat.flatness.measures import MEASURES
-from jaxflat.flatness.problem import Keep, Measured, Problem, afresh
+from jaxflat.flatness.problem import Measured, Problem
 from jaxflat.flatness.products import (
     fisher_vector_product,
     gauss_newton_vector_product,
@@ -49,13 +49,11 @@ __all__ = [
     "MEASURES",
     "Estimate",
     "GradientNoise",
-    "Keep",
     "LearningCoefficient",
     "Measured",
     "Problem",
     "SpectralDensity",
     "TraceTerms",
-    "afresh",
     "average_sharpness",
     "critical_sharpness",
     "curvature_along",

@@ -1,20 +1,12 @@
 """What a measure is given and what it gives."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jaxflat.flatness.estimate import Estimate
 from jaxflat.flatness.products import LogProbsFn, LossFn, PyTree
-
-Keep = Callable[[str, Callable[[], Any]], Any]
-"""keep(name, make) -> what make() returns, or returned before this was cut off."""
-
-
-def afresh(name: str, make: Callable[[], Any]) -> Any:
-    """Keep nothing."""
-    return make()
 
 
 class Problem(NamedTuple):
@@ -24,7 +16,7 @@ class Problem(NamedTuple):
     other than traces use round 0. num_examples: how many predictions the parameters were fitted to.
     Traces also come in groups of parameters: each of `groupings` names the group of a path.
     `stacked` marks leaves whose axis 0 is a stack of layers. `toward` has the parameters that
-    loss_path leads to. `keep` is asked for the TraceTerms of every round.
+    loss_path leads to.
     """
 
     loss_fn: LossFn
@@ -36,7 +28,6 @@ class Problem(NamedTuple):
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
     toward: PyTree | None = None
-    keep: Keep = afresh
 
 
 class Measured(NamedTuple):

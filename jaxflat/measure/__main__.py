@@ -1,20 +1,15 @@
 """The command: python -m jaxflat.measure --checkpoint=RUN_STEP_DIR|HF_FOLDER --measures=NAME,..."""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import checks, loading, validation
+from jaxflat import checks, loading, preemption, validation
 from jaxflat import config as base_config
 from jaxflat.analysis.curves import save_curves
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
@@ -29,7 +24,7 @@ from jaxflat.validation import InputError
 OF_TEXTS = {"data": "language", "length": "sentences"}
 """The flags for Hugging Face folders, and what a run has in their place."""
 
-EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED = 2, 3
+EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,14 +77,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise InputError(f"--length={flags.length} must be at least 2")
     if flags.seed is not None and not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed={flags.seed} must be at least 0 and below 2^32")
-    for name in ("json", "figures"):
-        path = getattr(flags, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"--{name}={path}: there is no folder {path.absolute().parent}")
-    if flags.json and flags.json.is_dir():
-        raise InputError(f"--json={flags.json} is a folder; it must be a file")
-    if flags.figures and flags.figures.is_file():
-        raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
+    validation.check_outputs(flags.json, flags.figures)
     pictures = asked & {"loss_slices", "loss_plane"}
     if pictures and not (flags.json or flags.figures):
         raise InputError(f"{sorted(pictures)[0]} makes pictures: set --figures or --json")
@@ -99,13 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        preemption.install()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
         if not console.is_terminal:  # a file has room for the whole table
             console = Console(width=120)
         console.print(subject.about, highlight=False, markup=False)
         with jax.default_matmul_precision("highest"):
-            estimates, curves, failures = measure(subject, flags.measures.split(","), console)
+            estimates, curves, failures = measure(subject, flags.measures.split(","))
         console.print(table(estimates))
         for line in remarks(estimates, subject.config.flatness):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -118,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
+    except preemption.Preempted as signal:
+        print(f"stopped by {signal}", file=sys.stderr)
+        return EXIT_PREEMPTED
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
@@ -154,26 +146,28 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
 
 
 def measure(
-    subject: Subject, measures: list[str], console: Console
+    subject: Subject, measures: list[str]
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Any]], dict[str, str]]:
-    """Return the mean loss and all estimates by name, the curves by measure, and what failed."""
+    """Return the mean loss and all estimates by name, the curves by measure, and what failed.
+
+    Says on stderr which measure is at work, and how long each took.
+    """
     problem, settings = subject.problem, subject.config.flatness
     estimates = {"loss": mean_loss(problem.loss_fn, problem.params, problem.sample(0))}
     curves, failures = {}, {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        bar = progress.add_task("loss", total=len(measures))
-        for name in measures:
-            progress.update(bar, description=name)
-            try:
-                measured = jax.block_until_ready(MEASURES[name](problem, settings))
-            except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as: no memory left
-                failures[name] = _first_line(error)
-            else:
-                estimates |= measured.estimates
-                if measured.curves:
-                    curves[name] = measured.curves
-            progress.advance(bar)
+    for number, name in enumerate(measures, start=1):
+        preemption.check()
+        print(f"[{number}/{len(measures)}] {name} ...", end=" ", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            measured = jax.block_until_ready(MEASURES[name](problem, settings))
+        except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as: no memory left
+            failures[name] = _first_line(error)
+        else:
+            estimates |= measured.estimates
+            if measured.curves:
+                curves[name] = measured.curves
+        print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr)
     return estimates, curves, failures
 
 

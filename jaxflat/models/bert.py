@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.models.causal import ACTIVATIONS, layer_norm
-from jaxflat.models.transformer import Attention, take_positions
+from jaxflat.models.transformer import Attention, embedding, take_positions
 
 
 class BertBlock(nn.Module):
@@ -61,13 +61,9 @@ class Bert(nn.Module):
         if length > self.max_length:
             raise ValueError(f"{length} tokens exceed the model's {self.max_length} positions")
 
-        def embedding(name: str, num_rows: int) -> jax.Array:
-            initializer = nn.initializers.normal(self.width**-0.5)
-            return self.param(name, initializer, (num_rows, self.width), jnp.float32)
-
-        tokens_VxD = embedding("token_embedding", self.num_tokens)
-        positions_PxD = embedding("position_embedding", self.max_length)
-        first_type_1xD = embedding("type_embedding", self.num_types)[:1]
+        tokens_VxD = embedding(self, "token_embedding", self.num_tokens)
+        positions_PxD = embedding(self, "position_embedding", self.max_length)
+        first_type_1xD = embedding(self, "type_embedding", self.num_types)[:1]
         hidden_BxTxD = tokens_VxD[tokens_BxT] + (positions_PxD[:length] + first_type_1xD)[None]
         hidden_BxTxD = layer_norm("embedding_norm", hidden_BxTxD, self.epsilon)
         padding_BxT = jnp.arange(length, dtype=lengths_B.dtype)[None, :] >= lengths_B[:, None]

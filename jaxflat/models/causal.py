@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxflat.models.transformer import Projections
+from jaxflat.models.transformer import Projections, embedding
 
 ACTIVATIONS = {
     "gelu": nn.gelu,  # by its tanh approximation
@@ -129,12 +129,8 @@ class CausalTransformer(nn.Module):
         _check_room(start, num_new, min(num_slots, self.max_length))
         start = jnp.asarray(start, jnp.int32)
 
-        def embedding(name: str, num_rows: int) -> jax.Array:
-            initializer = nn.initializers.normal(self.width**-0.5)
-            return self.param(name, initializer, (num_rows, self.width), jnp.float32)
-
-        tokens_VxD = embedding("token_embedding", self.num_tokens)
-        positions_PxD = embedding("position_embedding", self.max_length)
+        tokens_VxD = embedding(self, "token_embedding", self.num_tokens)
+        positions_PxD = embedding(self, "position_embedding", self.max_length)
         new_S = jnp.arange(num_new, dtype=jnp.int32)
         hidden_BxSxD = tokens_VxD[tokens_BxS] + positions_PxD[start + new_S][None]
         old = cache

@@ -4,7 +4,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxflat.models.transformer import NUM_SPECIAL_TOKENS, layer_norm, take_positions
+from jaxflat.models.transformer import (
+    NUM_SPECIAL_TOKENS,
+    decode,
+    embedding,
+    layer_norm,
+    run_blocks,
+    take_positions,
+)
 
 State = tuple[jax.Array, jax.Array]  # cell_BxE and output_BxE
 
@@ -123,27 +130,7 @@ class Lstm(nn.Module):
 
         intermediates["features_BxMxD"]: the representations under the decoder, for probes.
         """
-        shape = (self.num_words + NUM_SPECIAL_TOKENS, self.width)
-        initializer = nn.initializers.normal(self.width**-0.5)
-        embedding = self.param("token_embedding", initializer, shape, jnp.float32)
-        hidden_BxTxD = embedding[tokens_BxT]
-        length = tokens_BxT.shape[1]
-        padding_BxT = jnp.arange(length, dtype=lengths_B.dtype)[None, :] >= lengths_B[:, None]
-        if self.num_layers > 1:
-            stack = nn.scan(
-                lambda block, h_BxTxD, _: (block(h_BxTxD, padding_BxT, None), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.num_layers - 1,
-            )
-            hidden_BxTxD, _ = stack(LstmBlock(name="stack"), hidden_BxTxD, None)
-        hidden_BxMxD = LstmBlock(name="last")(hidden_BxTxD, padding_BxT, positions_BxM)
-        features_BxMxD = layer_norm("final_norm", hidden_BxMxD)
-        if self.tied_decoder:
-            decoder_DxV = embedding[: self.num_words].T
-        else:
-            shape = (self.width, self.num_words)
-            decoder_DxV = self.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
-        bias_V = self.param("decoder_bias", nn.initializers.zeros, (self.num_words,), jnp.float32)
-        logits_BxMxV = features_BxMxD @ decoder_DxV + bias_V[None, None, :]
-        return logits_BxMxV, {"features_BxMxD": features_BxMxD}
+        tokens_RxD = embedding(self, "token_embedding", self.num_words + NUM_SPECIAL_TOKENS)
+        blocks = (LstmBlock, self.num_layers, tokens_RxD[tokens_BxT])
+        features_BxMxD = layer_norm("final_norm", run_blocks(*blocks, lengths_B, positions_BxM))
+        return decode(self, tokens_RxD, features_BxMxD), {"features_BxMxD": features_BxMxD}

@@ -1,5 +1,9 @@
 """A BERT-style pre-layer-norm transformer that computes only what a masked-LM loss needs."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,43 +129,55 @@ class Transformer(nn.Module):
             tokens_BxT = jnp.pad(tokens_BxT, ((0, 0), (1, 0)), constant_values=self.num_words + 2)
             lengths_B = lengths_B + 1
             positions_BxM = None if positions_BxM is None else positions_BxM + 1
-        embedding = self.param(
-            "token_embedding",
-            nn.initializers.normal(self.width**-0.5),
-            (self.num_words + NUM_SPECIAL_TOKENS, self.width),
-            jnp.float32,
-        )
-        positions_TxD = self.param(
-            "position_embedding",
-            nn.initializers.normal(self.width**-0.5),
-            (self.max_length + self.cls, self.width),
-            jnp.float32,
-        )
-        length = tokens_BxT.shape[1]
-        hidden_BxTxD = embedding[tokens_BxT] + positions_TxD[None, :length]
-        padding_BxT = jnp.arange(length, dtype=lengths_B.dtype)[None, :] >= lengths_B[:, None]
-        if self.num_layers > 1:
-            stack = nn.scan(
-                lambda block, h_BxTxD, _: (block(h_BxTxD, padding_BxT, None), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.num_layers - 1,
-            )
-            hidden_BxTxD, _ = stack(Block(self.num_heads, name="stack"), hidden_BxTxD, None)
-        last = Block(self.num_heads, name="last")
-        hidden_BxMxD = last(hidden_BxTxD, padding_BxT, positions_BxM)
+        tokens_RxD = embedding(self, "token_embedding", self.num_words + NUM_SPECIAL_TOKENS)
+        positions_TxD = embedding(self, "position_embedding", self.max_length + self.cls)
+        hidden_BxTxD = tokens_RxD[tokens_BxT] + positions_TxD[None, : tokens_BxT.shape[1]]
+        block = partial(Block, self.num_heads)
+        hidden_BxMxD = run_blocks(block, self.num_layers, hidden_BxTxD, lengths_B, positions_BxM)
         features_BxMxD = layer_norm("final_norm", hidden_BxMxD)
         features = {}
         if self.cls and positions_BxM is None:
             features["cls_BxD"], features_BxMxD = features_BxMxD[:, 0], features_BxMxD[:, 1:]
-        if self.tied_decoder:
-            decoder_DxV = embedding[: self.num_words].T
-        else:
-            shape = (self.width, self.num_words)
-            decoder_DxV = self.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
-        bias_V = self.param("decoder_bias", nn.initializers.zeros, (self.num_words,), jnp.float32)
-        logits_BxMxV = features_BxMxD @ decoder_DxV + bias_V[None, None, :]
+        logits_BxMxV = decode(self, tokens_RxD, features_BxMxD)
         return logits_BxMxV, {"features_BxMxD": features_BxMxD, **features}
+
+
+def embedding(model: Any, name: str, num_rows: int) -> jax.Array:
+    """Return a table of embeddings of a model, RxD; for its compact __call__, as what follows."""
+    shape = (num_rows, model.width)
+    return model.param(name, nn.initializers.normal(model.width**-0.5), shape, jnp.float32)
+
+
+def run_blocks(
+    make_block: Callable[..., Any],
+    num_layers: int,
+    hidden_BxTxD: jax.Array,
+    lengths_B: jax.Array,
+    positions_BxM: jax.Array | None,
+) -> jax.Array:
+    """Return hidden_BxMxD after all blocks, of which the last one stands apart."""
+    times_T = jnp.arange(hidden_BxTxD.shape[1], dtype=lengths_B.dtype)
+    padding_BxT = times_T[None, :] >= lengths_B[:, None]
+    if num_layers > 1:
+        stack = nn.scan(
+            lambda block, h_BxTxD, _: (block(h_BxTxD, padding_BxT, None), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=num_layers - 1,
+        )
+        hidden_BxTxD, _ = stack(make_block(name="stack"), hidden_BxTxD, None)
+    return make_block(name="last")(hidden_BxTxD, padding_BxT, positions_BxM)
+
+
+def decode(model: Any, tokens_RxD: jax.Array, features_BxMxD: jax.Array) -> jax.Array:
+    """Return logits_BxMxV; a tied decoder is the embeddings of the words."""
+    if model.tied_decoder:
+        decoder_DxV = tokens_RxD[: model.num_words].T
+    else:
+        shape = (model.width, model.num_words)
+        decoder_DxV = model.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
+    bias_V = model.param("decoder_bias", nn.initializers.zeros, (model.num_words,), jnp.float32)
+    return features_BxMxD @ decoder_DxV + bias_V[None, None, :]
 
 
 def take_positions(x_BxTxD: jax.Array, positions_BxM: jax.Array) -> jax.Array:

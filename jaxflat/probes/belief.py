@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxflat.probes.ridge import equal_weights, moments
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ def belief_errors(
     missed_L = jax.vmap(lambda fit: _errors(validation, *fit).sum())(fitted)
     best = len(l2_L) - 1 - jnp.argmin(missed_L[::-1])
     kernel_FxC, bias_C = jax.tree.map(lambda x: x[best], fitted)
-    weights_N = _weights(test)
-    mean_C = weights_N @ test.probs_NxC
+    weights_Nx1 = equal_weights(test.valid_N.astype(test.probs_NxC.dtype))
+    mean_C = (weights_Nx1 * test.probs_NxC).sum(0)
     spreads_N = ((test.probs_NxC - mean_C[None]) ** 2).sum(1)
     return _errors(test, kernel_FxC, bias_C), jnp.where(test.valid_N, spreads_N, 0)
 
@@ -46,26 +48,18 @@ def belief_errors(
 def _ridge(train: Beliefs, l2_L: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return (kernels_LxFxC, biases_LxC) for raw features, one fit for each penalty.
 
-    Each minimises mean_n |x_n W + b - p_n|^2 + l2 |W|^2 over features centred and scaled to a
-    mean squared norm of 1, in closed form: W = (X'X / N + l2)^-1 X'P / N, by the eigenvectors of
-    X'X / N, which serve all penalties.
+    Each minimises mean |p - mean p - (x - mean x) W|^2 + l2 mean |x - mean x|^2 |W|^2 in closed
+    form, by the eigenvectors of the features' covariance, which serve all penalties.
     """
-    weights_N = _weights(train)
-    mean_F, mean_C = weights_N @ train.features_NxF, weights_N @ train.probs_NxC
-    centred_NxF = train.features_NxF - mean_F[None]
-    scale = jnp.sqrt(weights_N @ (centred_NxF**2).sum(1)) + 1e-12
-    inputs_NxF = centred_NxF / scale
-    weighted_FxN = inputs_NxF.T * weights_N[None]
-    squares_F, rotation_FxR = jnp.linalg.eigh(weighted_FxN @ inputs_NxF)
-    slopes_RxC = rotation_FxR.T @ (weighted_FxN @ (train.probs_NxC - mean_C[None]))
-    shrunk_LxR = 1 / (jnp.maximum(squares_F, 0)[None] + l2_L[:, None])
-    kernels_LxFxC = jnp.einsum("fr,lr,rc->lfc", rotation_FxR, shrunk_LxR, slopes_RxC) / scale
-    return kernels_LxFxC, mean_C[None] - jnp.einsum("f,lfc->lc", mean_F, kernels_LxFxC)
-
-
-def _weights(data: Beliefs) -> jax.Array:
-    valid_N = data.valid_N.astype(data.features_NxF.dtype)
-    return valid_N / jnp.maximum(valid_N.sum(), 1)
+    valid_N = train.valid_N.astype(train.probs_NxC.dtype)
+    found = moments(train.features_NxF, train.probs_NxC, valid_N)
+    mean_1xF, mean_1xC, gram_FxF, products_FxC = found
+    squares_R, rotation_FxR = jnp.linalg.eigh(gram_FxF)
+    penalties_L = l2_L * (jnp.trace(gram_FxF) + 1e-24)
+    shrunk_LxR = 1 / (jnp.maximum(squares_R, 0)[None] + penalties_L[:, None])
+    slopes_RxC = rotation_FxR.T @ products_FxC
+    kernels_LxFxC = jnp.einsum("fr,lr,rc->lfc", rotation_FxR, shrunk_LxR, slopes_RxC)
+    return kernels_LxFxC, mean_1xC - jnp.einsum("nf,lfc->lc", mean_1xF, kernels_LxFxC)
 
 
 def _errors(data: Beliefs, kernel_FxC: jax.Array, bias_C: jax.Array) -> jax.Array:

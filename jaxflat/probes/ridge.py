@@ -21,17 +21,13 @@ def unexplained_variance(fit: Examples, held_out: Examples, l2: float | jax.Arra
 
     def of_task(targets: tuple[jax.Array, jax.Array]) -> jax.Array:
         targets_NxC, held_out_targets_NxC = targets
-        weights_Nx1 = _weights(targets_NxC)
-        mean_1xF = (weights_Nx1 * fit[0]).sum(0, keepdims=True)
-        mean_1xC = (weights_Nx1 * targets_NxC).sum(0, keepdims=True)
-        x_NxF, y_NxC = fit[0] - mean_1xF, targets_NxC - mean_1xC
-        gram_FxF = x_NxF.T @ (weights_Nx1 * x_NxF)
+        found = moments(fit[0], targets_NxC, targets_NxC.sum(1))
+        mean_1xF, mean_1xC, gram_FxF, products_FxC = found
         penalty_FxF = l2 * jnp.trace(gram_FxF) * jnp.eye(len(gram_FxF), dtype=gram_FxF.dtype)
-        moments_FxC = x_NxF.T @ (weights_Nx1 * y_NxC)
-        kernel_FxC = jax.scipy.linalg.solve(gram_FxF + penalty_FxF, moments_FxC, assume_a="pos")
+        kernel_FxC = jax.scipy.linalg.solve(gram_FxF + penalty_FxF, products_FxC, assume_a="pos")
         y_NxC = held_out_targets_NxC - mean_1xC
         errors_NxC = y_NxC - (held_out[0] - mean_1xF) @ kernel_FxC
-        weights_Nx1 = _weights(held_out_targets_NxC)
+        weights_Nx1 = equal_weights(held_out_targets_NxC.sum(1))
         return (weights_Nx1 * errors_NxC**2).sum() / (weights_Nx1 * y_NxC**2).sum()
 
     # Not as one batch: on CPUs a batch of matrices is factorised by other threads of the pool,
@@ -40,7 +36,14 @@ def unexplained_variance(fit: Examples, held_out: Examples, l2: float | jax.Arra
     return jnp.stack([of_task(task) for task in tasks]).mean()
 
 
-def _weights(targets_NxC: jax.Array) -> jax.Array:
-    """Equal weights that sum to 1 over the examples with a label."""
-    labelled_Nx1 = targets_NxC.sum(1, keepdims=True)
-    return labelled_Nx1 / jnp.maximum(labelled_Nx1.sum(), 1)
+def moments(x_NxF: jax.Array, y_NxC: jax.Array, chosen_N: jax.Array) -> tuple[jax.Array, ...]:
+    """Return mean_1xF, mean_1xC, and E xx' FxF and E xy' FxC of centred x and y, where chosen."""
+    weights_Nx1 = equal_weights(chosen_N)
+    mean_1xF, mean_1xC = ((weights_Nx1 * a).sum(0, keepdims=True) for a in (x_NxF, y_NxC))
+    x_NxF, y_NxC = x_NxF - mean_1xF, y_NxC - mean_1xC
+    return mean_1xF, mean_1xC, x_NxF.T @ (weights_Nx1 * x_NxF), x_NxF.T @ (weights_Nx1 * y_NxC)
+
+
+def equal_weights(chosen_N: jax.Array) -> jax.Array:
+    """Return weights_Nx1 that sum to 1, equal where chosen."""
+    return (chosen_N / jnp.maximum(chosen_N.sum(), 1))[:, None]

@@ -1,41 +1,34 @@
 """How flat the loss is around a checkpoint."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
-from jaxflat.flatness import MEASURES, Estimate, Keep, Problem, TraceTerms, afresh
+from jaxflat.flatness import MEASURES, Estimate, Problem
 from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
-from jaxflat.stages.records import Record, below, load_params, record
+from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import self_labelled_loss
 from jaxflat.trajectory import Snapshot, sentences_seen
 
 
-def flatness(
-    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
-) -> list[Record]:
+def flatness(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Take each configured measure: raw, and as seen in the sweep's largest model."""
-    params = load_params(config, directory, snapshot)
-
-    def taken(measure: str) -> list[Record]:
-        estimates = measure_both(config, params, measure, snapshot, below(keep, measure))
-        return [record(snapshot, name, estimate) for name, estimate in estimates.items()]
-
-    kept = [keep(m, functools.partial(taken, m)) for m in config.flatness.measures]
-    return [each for records in kept for each in records]
+    params, records = load_params(config, directory, snapshot), []
+    for measure in config.flatness.measures:
+        estimates = measure_both(config, params, measure, snapshot)
+        records += [record(snapshot, name, estimate) for name, estimate in estimates.items()]
+    return records
 
 
 def measure_both(
-    config: Config, params: Any, measure: str, snapshot: Snapshot, keep: Keep = afresh
+    config: Config, params: Any, measure: str, snapshot: Snapshot
 ) -> dict[str, Estimate]:
     """Return a measure's estimates, and their "@embedded" values where models have a common width.
 
@@ -43,7 +36,7 @@ def measure_both(
     rule, so they are taken again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
-    problem = make_problem(config, model, params, snapshot, below(keep, "raw"))
+    problem = make_problem(config, model, params, snapshot)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
@@ -54,8 +47,7 @@ def measure_both(
     else:
         embedded = estimates = MEASURES[measure](problem, settings).estimates
         if large != model:
-            kept = below(keep, "embedded")
-            problem = make_problem(config, large, enlarge(params, *larger), snapshot, kept)
+            problem = make_problem(config, large, enlarge(params, *larger), snapshot)
             embedded = MEASURES[measure](problem._replace(groupings=()), settings).estimates
     seen = embedded if factor else {}
     # Groups of parameters are of the model itself.
@@ -63,9 +55,7 @@ def measure_both(
     return estimates | {f"{name}@embedded": seen[name] for name in whole}
 
 
-def make_problem(
-    config: Config, model: Any, params: Any, snapshot: Snapshot, keep: Keep = afresh
-) -> Problem:
+def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
     """Return what is measured at `params`: the model's loss on the language's own sentences."""
     settings = config.flatness
     key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), snapshot.step)
@@ -84,22 +74,7 @@ def make_problem(
         sentences_seen(config, snapshot),
         groupings=(block_of, kind_of) if settings.by_block else (),
         stacked=is_stacked,
-        keep=functools.partial(_kept_terms, keep),
     )
-
-
-def _kept_terms(keep: Keep, name: str, make: Callable[[], TraceTerms]) -> TraceTerms:
-    """Return samples that may have been kept, as lists of numbers."""
-
-    def lists() -> dict[str, Any]:
-        made = make()
-        arrays = {"terms": made.terms, "weights_n": made.weights_n}
-        return {**jax.tree.map(lambda x: x.tolist(), arrays), "over": made.over}
-
-    kept = dict(keep(name, lists))
-    over = kept.pop("over")
-    arrays = jax.tree.map(jnp.asarray, kept, is_leaf=lambda x: isinstance(x, list))
-    return TraceTerms(**arrays, over=over)
 
 
 def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:

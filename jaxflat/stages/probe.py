@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jaxflat import experiment
 from jaxflat.config import Config
-from jaxflat.flatness import Keep, afresh
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
@@ -19,13 +18,13 @@ from jaxflat.stages.belief import belief_records
 from jaxflat.stages.estimates import accuracy_estimate
 from jaxflat.stages.finetune import finetune_records
 from jaxflat.stages.probe_sets import ProbeSets, probe_sets
-from jaxflat.stages.records import Record, below, load_params, record
+from jaxflat.stages.records import Record, load_params, record
 from jaxflat.trajectory import Snapshot
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-def probe(config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh) -> list[Record]:
+def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
     if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
@@ -33,46 +32,34 @@ def probe(config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afre
         source = (experiment.make_model(config), load_params(config, directory, snapshot))
     records = []
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
-        kept = below(keep, sets.names[0])
-        records += _readouts(config, source, sets, snapshot, kept)
+        records += _readouts(config, source, sets, snapshot)
         if sets.finetune is not None and config.model.name != "lookup_table":
-            records += finetune_records(config, *source, sets, snapshot, below(kept, "finetune"))
+            records += finetune_records(config, *source, sets, snapshot)
     return records
 
 
 def _readouts(
-    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot, keep: Keep
+    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot
 ) -> list[Record]:
     """Return what is linear in the representations: labels, posteriors, and labels projected."""
     settings = config.probes
-    known = sets.known if settings.belief_state else None
-
-    @functools.cache
-    def seen() -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        spans = known.spans if known else ()
-        parts = [
+    spans = sets.known.spans if sets.known and settings.belief_state else ()
+    features, local = zip(
+        *(
             _featurize(settings.pooling, spans, *source, sentences)
             for sentences, _, _ in (sets.train, sets.validation, sets.test)
-        ]
-        features, local = zip(*parts, strict=True)
-        return features, local
-
-    def linear() -> list[Record]:
-        return _linear_records(settings, seen()[0], sets, snapshot, "linear_probe")
-
-    def linear_projected() -> list[Record]:
-        features, _ = seen()
-        key = experiment.purpose_key(config.language.seed, "probe_projection")
-        matrix_FxP = projection(key, features[0].shape[-1], settings.projected_dimension)
-        projected = tuple(x @ matrix_FxP for x in features)
-        return _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
-
-    records = keep("linear", linear)
+        ),
+        strict=True,
+    )
+    records = _linear_records(settings, features, sets, snapshot, "linear_probe")
     records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
-    if settings.projected_dimension:
-        records += keep("projected", linear_projected)
-    if known and known.spans:
-        records += keep("belief", lambda: belief_records(settings, seen()[1], known, snapshot))
+    if dimension := settings.projected_dimension:
+        key = experiment.purpose_key(config.language.seed, "probe_projection")
+        matrix_FxP = projection(key, features[0].shape[-1], dimension)
+        projected = tuple(x @ matrix_FxP for x in features)
+        records += _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
+    if spans and sets.known:
+        records += belief_records(settings, local, sets.known, snapshot)
     return records
 
 

@@ -1,12 +1,11 @@
 """Measured numbers as lines on disk, and the checkpoints they are measured on."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxflat import checkpoint, experiment, sharding
 from jaxflat.config import Config
-from jaxflat.flatness import Estimate, Keep
+from jaxflat.flatness import Estimate
 from jaxflat.trajectory import Snapshot
 
 Record = dict[str, Any]
@@ -23,15 +22,6 @@ def record(snapshot: Snapshot, measure: str, estimate: Estimate) -> Record:
         "num_samples": estimate.num_samples,
         "over": estimate.over,
     }
-
-
-def below(keep: Keep, prefix: str) -> Keep:
-    """Return what keeps the parts of a part: under names below its own."""
-
-    def keep_below(name: str, make: Callable[[], Any]) -> Any:
-        return keep(f"{prefix}/{name}", make)
-
-    return keep_below
 
 
 def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:

@@ -1,10 +1,8 @@
-"""Training through the phases, leaving checkpoints to measure and one to recover from."""
+"""Training through the phases, leaving checkpoints to measure and some to recover from."""
 
 import math
-import shutil
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,18 +23,27 @@ def is_trained(config: Config, directory: Path) -> bool:
     return finished and _are_there(directory, trajectory.snapshots(config))
 
 
+def set_aside_damaged(directory: Path) -> None:
+    """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
+
+    It counts no more: training makes it again, bit for bit, from the last one before it or anew.
+    """
+    for folder in trunks.FOLDERS:
+        for line in checkpoint.set_aside_damaged(directory / folder):
+            print(f"warning: {line}; training makes it again", file=sys.stderr)
+
+
 def train(config: Config, directory: Path, display: Display) -> None:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
-    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming
-    unless a signal cut it off: that leaves a state of its own. Phases that another point of the
-    sweep has begun with are taken from there (see `trunks`).
+    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming.
+    Phases that another point of the sweep has begun with are taken from there (see `trunks`).
     """
+    _go_back(config, directory)
     trunks.start_from(config, directory)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = _resume(config, directory, phases)
-    preemption.check()
     for phase in phases:
         if state.step == phase.start:
             state = _replicated(config, experiment.init_state(state.params, phase))
@@ -49,35 +56,40 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 due = number % config.training.save_every == 0
                 last = stop in phase.branches or stop == phase.stop
                 if due or last or preemption.requested():
-                    _save_recovery(directory, state, curve)
-                    if stop == phase.stop:
-                        trunks.keep(config, directory, phase)
-                    preemption.check()
+                    _save_recovery(config, directory, state, curve)
+                if stop == phase.stop:
+                    trunks.keep(config, directory, phase)
+                preemption.check()
             if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
-    curve.close()
+
+
+def _go_back(config: Config, directory: Path) -> None:
+    """Delete the recovery checkpoints that are beyond a measured one that is not there."""
+    for step in reversed(checkpoint.steps(directory / "recovery")):
+        if not _are_there(directory, trajectory.snapshots(config, branched_before=step)):
+            checkpoint.delete(directory / "recovery", step)
 
 
 def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
     """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
-    recovery = directory / "recovery"
     params = experiment.init_params(config)
-    for step in reversed(checkpoint.steps(recovery)):
-        phase = next(phase for phase in phases if step <= phase.stop)
-        state = _replicated(config, experiment.init_state(params, phase))
-        template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
-        stored = checkpoint.restore(recovery, step, template)
-        if _are_there(directory, trajectory.snapshots(config, branched_before=step)):
-            return stored["state"], Curve(directory, int(stored["curve_bytes"]))
-    state = experiment.init_state(params, phases[0])
-    return _replicated(config, state), Curve(directory, 0)
+    if not (steps := checkpoint.steps(directory / "recovery")):
+        state = experiment.init_state(params, phases[0])
+        return _replicated(config, state), Curve(directory, 0)
+    phase = next(phase for phase in phases if steps[-1] <= phase.stop)
+    state = _replicated(config, experiment.init_state(params, phase))
+    template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
+    stored = checkpoint.restore(directory / "recovery", steps[-1], template)
+    return stored["state"], Curve(directory, int(stored["curve_bytes"]))
 
 
-def _save_recovery(directory: Path, state: TrainState, curve: Curve) -> None:
-    recovery, step = directory / "recovery", int(state.step)
+def _save_recovery(config: Config, directory: Path, state: TrainState, curve: Curve) -> None:
+    recovery = directory / "recovery"
     tree = {"state": state, "curve_bytes": np.asarray(curve.num_bytes, np.int64)}
-    checkpoint.save(recovery, step, tree)
-    checkpoint.keep_only(recovery, step)
+    checkpoint.save(recovery, int(state.step), tree)
+    for step in checkpoint.steps(recovery)[: -config.training.keep]:
+        checkpoint.delete(recovery, step)
 
 
 def _advance(
@@ -93,9 +105,10 @@ def _advance(
     key = experiment.purpose_key(config.data_seed, f"train/{phase.name}")
     state, loss = steps(state, source, key, schedule, first, stop)
     if not math.isfinite(loss):
-        where = phase.name if branch is None else f"{phase.name}, in the anneal from step {branch}"
+        where = phase.name if branch is None else f"{phase.name}, anneal from step {branch}"
         raise FloatingPointError(
-            f"step {int(state.step)} of phase {where} made parameters that are not finite"
+            f"loss, parameters or the optimizer's state are not finite in phase {where}, by step "
+            f"{int(state.step)}"
         )
     return state, float(loss)
 
@@ -118,54 +131,27 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
-    stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    _train_aside(config, directory, phase, state, curve, stops, Snapshot(end), branch)
+    for stop in (*range(branch + length, end, length), *([end] if num_steps else [])):
+        state, loss = _advance(config, phase, state, stop, branch)
+        curve.add(phase.name, stop, loss, branch)
+        preemption.check()
+    checkpoint.save(directory / Snapshot(end).folder, end, state.params)
     if branch in phase.projected_branches:
-        params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
-        _project(config, directory, trajectory.projection(phase, end), params, curve)
+        _project(config, directory, trajectory.projection(phase, end), state, curve)
 
 
-def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
-    """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = _replicated(config, experiment.init_state(params, projection))
-    twin = Snapshot(projection.start, projected=True)
-    stops = _call_ends(config, projection)
-    _train_aside(config, directory, projection, state, curve, stops, twin)
-
-
-def _train_aside(
-    config: Config,
-    directory: Path,
-    phase: Phase,
-    state: TrainState,
-    curve: Curve,
-    stops: Sequence[int],
-    snapshot: Snapshot,
-    branch: int | None = None,
+def _project(
+    config: Config, directory: Path, projection: Phase, measured: TrainState, curve: Curve
 ) -> None:
-    """Train through `stops` aside from the trunk, and keep the outcome as `snapshot`.
-
-    What was done before, as the curve's next lines tell, is not done again: all of it, or up to
-    the state that a signal left.
-    """
-    unfinished = directory / f"{snapshot.folder}_{snapshot.step}.unfinished"
-    is_there = snapshot.step in checkpoint.steps(directory / snapshot.folder)
-    if not (is_there and curve.skip(len(stops))):
-        for stop in checkpoint.steps(unfinished)[-1:]:
-            if curve.skip(stops.index(stop) + 1):
-                state = checkpoint.restore(unfinished, stop, state)
-        for stop in stops:
-            if stop > state.step:
-                state, loss = _advance(config, phase, state, stop, branch)
-                curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
-                if stop < stops[-1] and preemption.requested():
-                    checkpoint.save(unfinished, stop, state)
-                    checkpoint.keep_only(unfinished, stop)
-                    preemption.check()
-        checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    preemption.check()
+    """Train a measured checkpoint through its projection, and keep the outcome beside it."""
+    state = _replicated(config, experiment.init_state(measured.params, projection))
+    for stop in _call_ends(config, projection):
+        state, loss = _advance(config, projection, state, stop)
+        curve.add(projection.name, stop, loss, projection.start)
+        preemption.check()
+    twin = Snapshot(projection.start, projected=True)
+    checkpoint.save(directory / twin.folder, twin.step, state.params)
 
 
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:

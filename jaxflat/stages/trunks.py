@@ -9,11 +9,16 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from jaxflat import checkpoint, experiment, trajectory
 from jaxflat.config import Config
+from jaxflat.manifest import DamagedError
 from jaxflat.trajectory import Phase
+
+FOLDERS = ("checkpoints", "projected", "recovery")
+"""Where a run's checkpoints are; what to go on from is the last that is copied."""
 
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
@@ -26,23 +31,24 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _copy(directory, temporary)
-    if target.exists():  # another process was first
-        shutil.rmtree(temporary)
-    else:
-        temporary.rename(target)
+    try:
+        _copy(directory, temporary)
+        if not target.exists():  # else another process was first
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def start_from(config: Config, directory: Path) -> None:
     """Copy the longest trunk there is for a run that has not saved anything itself.
 
-    Its own last phase may be one that another point has gone on from.
+    Its own last phase may be one that another point has gone on from. A damaged trunk is set aside.
     """
     if checkpoint.steps(directory / "recovery"):
         return
     for phase in reversed(trajectory.phases(config)):
         folder = _folder(config, directory, phase)
-        if folder.exists():
+        if folder.exists() and _is_whole(folder):
             _copy(folder, directory)
             return
 
@@ -50,7 +56,7 @@ def start_from(config: Config, directory: Path) -> None:
 def _folder(config: Config, directory: Path, phase: Phase) -> Path:
     """Return the folder of a trunk: named by what decides its bits, the number of devices too."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
-    del decides["language"]["data_dir"]  # where it is, not what
+    del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name]) for name in names]
     decides["num_devices"] = experiment.make_mesh(config).shape["data"]
@@ -58,16 +64,24 @@ def _folder(config: Config, directory: Path, phase: Phase) -> Path:
     return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _is_whole(trunk: Path) -> bool:
+    """Say whether all checkpoints of a trunk are as they were saved; set it aside where not."""
+    try:
+        for name in FOLDERS:
+            for step in checkpoint.steps(trunk / name):
+                checkpoint.check(trunk / name, step)
+    except DamagedError as error:
+        aside = checkpoint.set_aside(trunk)
+        print(f"warning: {error}; the trunk is now {aside.name}, and not used", file=sys.stderr)
+        return False
+    return True
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy checkpoints and curve, each whole or not at all; the one to go on from is the last."""
-    for name in ("checkpoints", "projected", "recovery"):
+    for name in FOLDERS:
         for step in checkpoint.steps(source / name):
-            (target / name).mkdir(exist_ok=True)
-            temporary = target / name / f".{step}.{os.getpid()}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(source / name / str(step), temporary)
-            shutil.rmtree(target / name / str(step), ignore_errors=True)
-            temporary.rename(target / name / str(step))
+            checkpoint.copy(source / name, target / name, step)
         if name == "projected" and (source / "metrics.jsonl").exists():
             shutil.copy2(source / "metrics.jsonl", target)
 

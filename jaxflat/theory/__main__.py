@@ -1,10 +1,5 @@
 """The command: python -m jaxflat.theory bartlett|drift|dyck."""
 
-from jaxflat import preemption
-
-if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
-
 import argparse
 import sys
 from importlib import import_module
@@ -13,7 +8,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from jaxflat.validation import InputError, check_choices
+from jaxflat.validation import InputError, check_choices, check_outputs
 
 EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT = 1, 2
 RESULTS = {
@@ -42,14 +37,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the picture there")
     flags = parser.parse_args(arguments)
     check_choices("RESULT", [flags.result], RESULTS)
-    for name in ("json", "figures"):
-        path = getattr(flags, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"--{name}={path}: there is no folder {path.absolute().parent}")
-    if flags.json and flags.json.is_dir():
-        raise InputError(f"--json={flags.json} is a folder; it must be a file")
-    if flags.figures and flags.figures.is_file():
-        raise InputError(f"--figures={flags.figures} is a file; it must be a folder")
+    check_outputs(flags.json, flags.figures)
     return flags
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.figures import PANEL_INCHES, render, write_whole
+from jaxflat.analysis.figures import PANEL_INCHES, render
 
 
 def save(
     name: str, panels: Sequence[tuple[str, Callable[[Axes], None]]], folder: Path
 ) -> list[Path]:
     """Draw each titled panel; return the files, <name>.png and .svg in the folder."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     size = (1.2 * PANEL_INCHES[0] * len(panels), PANEL_INCHES[1])
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -23,5 +23,5 @@ def save(
         ax.spines[["top", "right"]].set_visible(False)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
-        write_whole(path, render(figure, path.suffix[1:], transparent=False))
+        path.write_bytes(render(figure, path.suffix[1:], transparent=False))
     return paths

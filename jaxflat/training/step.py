@@ -79,16 +79,17 @@ def make_train_steps(
     sample_batch: Callable[[Any, jax.Array, jax.Array], Any],
     optimizer: optax.GradientTransformation,
     num_shards: int = 1,
+    skips: bool = False,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, first, stop) -> (state, mean loss of the call).
 
     Steps run from state.step to stop in one compiled call. Its length, the schedule and the source
     of batches are arguments, so that none of them compiles anew. The batch of step s, the n-th of
     the call from 0, is sample_batch(source, fold_in(key, s), n), its learning rate
-    schedule(s - first). The state is donated. A step that leaves parameters that are not finite
-    is the last: the mean loss is then nan, and state.step the number of steps with that one.
-    Losses that are not finite do not count where the parameters stay so: the optimizer left such
-    a step out.
+    schedule(s - first). The state is donated. A step whose loss is not finite is the last, and
+    counted in state.step; the mean loss is then not finite, nor is it where the call ends with
+    parameters or an optimizer's state that are not. `skips`: the optimizer leaves out steps
+    itself; losses that are not finite do not count then, and without any other the mean is nan.
     """
 
     def steps(
@@ -102,8 +103,8 @@ def make_train_steps(
         start_step = state.step
 
         def goes_on(carry: tuple[TrainState, jax.Array, jax.Array]) -> jax.Array:
-            state, _, _ = carry
-            return (state.step < stop) & _is_finite(state.params)
+            state, loss_sum, _ = carry
+            return (state.step < stop) & jnp.isfinite(loss_sum)
 
         def body(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
@@ -111,7 +112,7 @@ def make_train_steps(
             batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
             learning_rate = schedule(step - first)
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
-            counts = jnp.isfinite(loss)
+            counts = jnp.isfinite(loss) | (not skips)
             return (
                 state,
                 loss_sum + jnp.where(counts, loss, 0),
@@ -120,10 +121,12 @@ def make_train_steps(
 
         zero = jnp.zeros((), jax.tree.leaves(state.params)[0].dtype)
         state, loss_sum, num_losses = jax.lax.while_loop(goes_on, body, (state, zero, zero))
-        return state, jnp.where(_is_finite(state.params), loss_sum / num_losses, jnp.nan)
+        return state, jnp.where(_is_finite(state), loss_sum / num_losses, jnp.nan)
 
     return jax.jit(steps, donate_argnums=0)
 
 
-def _is_finite(params: Any) -> jax.Array:
-    return jnp.isfinite(sum(leaf.sum() for leaf in jax.tree.leaves(params)))
+def _is_finite(state: TrainState) -> jax.Array:
+    leaves = jax.tree.leaves((state.params, state.optimizer_state))
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.isfinite(sum(leaf.sum() for leaf in numbers))

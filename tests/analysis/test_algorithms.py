@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import write_rows
 
-from jaxflat.analysis import joint
+from jaxflat.analysis import claims, joint
+from jaxflat.analysis.algorithm_words import algorithms_table
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.findings import summary_sentences
@@ -20,20 +21,31 @@ ORDERS = {
 }
 
 
-def write_algorithms(folder, accuracy=0.0, log_trace=0.0, excess=0.0, seeds=5):
-    """Effects, in units of its scatter, of the second algorithm; `excess` (nats) of the third."""
+def write_algorithms(
+    folder, accuracy=0.0, log_trace=0.0, excess=0.0, seeds=5, trace=40.0, unfinished=0
+):
+    """Effects, in units of its scatter, of the second algorithm; `excess` (nats) of the third.
+
+    In the first `unfinished` seeds the third has only an earlier checkpoint.
+    """
     random = np.random.default_rng(1)
     rows = []
     for seed in range(seeds):
         for place, order in enumerate(ORDERS.values()):
             second, third = place == 1, place == 2
+            last = not (third and seed < unfinished)
             rows.append(
                 {
                     **{"point": f"{place},{seed}", "model.name": "transformer"},
-                    **{"model.features": "", "phase_order": order, "seed": seed, "step": 100},
-                    **{"projected": 0, "num_params": 1000},
+                    **{
+                        "model.features": "",
+                        "phase_order": order,
+                        "seed": seed,
+                        "step": 50 + 50 * last,
+                    },
+                    **{"projected": 0, "last": int(last), "num_params": 1000},
                     "excess_loss": 0.004 + excess * third + random.normal(0, 1e-4),
-                    "hessian_trace@embedded": 40
+                    "hessian_trace@embedded": trace
                     * np.exp(log_trace * second + random.normal(0, 0.03)),
                     "linear_probe/a.map/100": 0.9 + accuracy * second + random.normal(0, 0.005),
                 }
@@ -114,21 +126,42 @@ def test_one_seed_is_no_verdict(tmp_path):
     assert "more than one seed" in summary_sentences(folder)[0]
 
 
-def test_one_page_over_several_sweeps(tmp_path, sweep, capsys):
-    (tmp_path / "a").mkdir()
+@pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
+def test_sharpness_is_shown_to_the_digits_that_its_interval_asks_for(tmp_path, trace, shown):
+    comparison = read_comparison(write_algorithms(tmp_path, trace=trace))
+    assert algorithms_table(comparison.algorithms, [])[1][4] == shown
+
+
+def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
+    third = "adversary → off"
+    some = read_comparison(write_algorithms(tmp_path, unfinished=2))
+    pair = next(pair for pair in some.algorithms.against if pair.second.variant == third)
+    assert (pair.second.step, pair.excess.count, some.missing) == (100, 3, [])
+    folder = write_algorithms(tmp_path, unfinished=5)
+    assert read_comparison(folder).missing == [third]
+    assert not [claim for claim in answers(folder) if third in claim]
+    assert f"Left out, the last checkpoint not measured: {third}." in summary_sentences(folder)
+
+
+def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
+    judged, name = [], "a_sweep_with_a_long_name-laptop"
+    monkeypatch.setattr(claims, "noise_verdict", judged.append)
+    (tmp_path / name).mkdir()
     folders = [
-        write_algorithms(tmp_path / "a", accuracy=0.05, log_trace=-0.5),
+        write_algorithms(tmp_path / name, accuracy=0.05, log_trace=-0.5),
         sweep(accuracy=1.5, log_trace=0.3),
     ]
-    output = tmp_path / "page"
-    assert main([*map(str, folders), f"--output={output}", f"--json={tmp_path / 'v.json'}"]) == 0
+    output, file = tmp_path / "page", tmp_path / "new" / "v.json"
+    assert main([*map(str, folders), f"--output={output}", f"--json={file}"]) == 0
+    assert len(judged) == 2  # each sweep once
     printed = " ".join(capsys.readouterr().out.split())
+    assert "…" not in printed
     assert "go together in 2, dissociate in 3, and cannot be told in 1" in printed
     page = (output / "report.html").read_text()
     for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 2"):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
-    assert '"answer": "supported"' in (tmp_path / "v.json").read_text()
+    assert '"answer": "supported"' in file.read_text()
 
 
 def test_a_folder_without_results_is_unusable(tmp_path, capsys):

@@ -1,17 +1,22 @@
 """Changes from start to end are paired by seed, and named whichever way they go."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
-from jaxflat.analysis.findings import summary_sentences
+from jaxflat.analysis.findings import describe, summary_sentences
+from jaxflat.analysis.joint import matched_pairs
+from jaxflat.analysis.label_noise import noise_verdict
 from jaxflat.analysis.report import write_report
 from jaxflat.analysis.results import read_results
 from jaxflat.analysis.statistics import Interval
 from jaxflat.analysis.tables import summary_table
 from jaxflat.analysis.trajectory_words import trajectory_table, verdict
+from jaxflat.analysis.verdicts import NONE, SUPPORTED
 
 
 def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
@@ -115,6 +120,29 @@ def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path)
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, -0.25)))
     assert "undecided, as it is not positive" in sentences[0]
     write_report(tmp_path)
+
+
+def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
+    comparison = read_comparison(write_arms(tmp_path, ratios=(1.0, 0.25)))
+    (pair,) = comparison.algorithms.pairs
+    assert (pair.first.step, pair.second.step) == (12_000, 12_000)
+    found = {one.claim: one.answer for one in judge(comparison)}
+    for word in ("flatter", "more accurate"):
+        claim = f"At matched excess loss targets sampled is {word} than targets exact"
+        assert found[claim] == SUPPORTED
+    # Each arm's end against its start; the two ends would say the same once more.
+    assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
+    assert "Ways of training, at their last checkpoints" in write_report(tmp_path).read_text()
+
+
+def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
+    rows = read_results(write_arms(tmp_path, ratios=(1.0, 0.25)) / "results.csv")
+    rows = [replace(row, last=row.step == 12_000) for row in rows]
+    assert len(compare(rows).trajectories) == 2
+    cut = [row for row in rows if not (row.last and row.point.startswith("exact"))]
+    assert compare(cut).trajectories == []
+    assert "Left out, the last checkpoint not measured: targets exact." in describe(compare(cut))
+    assert noise_verdict(compare(cut)).answer == NONE
 
 
 def test_arms_of_several_sizes_are_no_trajectories(tmp_path):

@@ -31,14 +31,15 @@ def test_a_check_holds_within_its_error_or_beyond_it(relation, measured, holds):
 def test_the_exit_code_and_the_json_say_what_holds(checks, code, monkeypatch, tmp_path, capsys):
     panels = [("A line", lambda ax: ax.plot([0, 1]))]
     monkeypatch.setattr(bartlett, "run", lambda: Outcome(checks, panels, ["a remark"]))
-    out = (f"--json={tmp_path / 'out.json'}", f"--figures={tmp_path / 'pictures'}")
+    new = tmp_path / "new" / "folder"
+    out = (f"--json={new / 'out.json'}", f"--figures={new / 'pictures'}")
     assert theory.main(["bartlett", *out]) == code
     expected = [
         {"name": "two and two", "expected": 4, "measured": 4.01, "error_bar": 0.02, "holds": True},
         {"name": "two and three", "expected": 5, "measured": 4, "error_bar": 0.5, "holds": False},
     ]
-    assert json.loads((tmp_path / "out.json").read_text()) == {"checks": expected[: len(checks)]}
-    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert json.loads((new / "out.json").read_text()) == {"checks": expected[: len(checks)]}
+    drawn = sorted(path.name for path in (new / "pictures").iterdir())
     assert drawn == ["bartlett.png", "bartlett.svg"]
     printed = capsys.readouterr()
     assert "a remark" in printed.out
@@ -60,8 +61,7 @@ def test_what_is_not_a_number_is_null_and_does_not_hold():
         ([], "RESULT"),
         (["dick"], "'dick' is not one of bartlett, drift, dyck"),
         (["dyck", "--jsn=x"], "--jsn"),
-        (["dyck", "--json=no/folder/x.json"], "no/folder"),
-        (["dyck", "--figures=no/folder/x"], "no/folder"),
+        (["dyck", "--json=setup.cfg/x/y.json"], "setup.cfg is a file"),
         (["dyck", "--json=."], "is a folder"),
         (["dyck", "--figures=setup.cfg"], "is a file"),
     ],

@@ -20,9 +20,10 @@ def norm(params, scale):
     return jnp.sqrt(scale * params["w"] ** 2).sum(), jnp.ones(())
 
 
-def train(optimizer, bad_steps, stop):
+def train(optimizer, bad_steps, stop, skips=True):
     scales = jnp.ones(100).at[jnp.array(bad_steps, int)].set(0.0)
-    steps = make_train_steps(norm, lambda scales, _, place: scales[place], optimizer)
+    sampled = (lambda scales, _, place: scales[place], optimizer)
+    steps = make_train_steps(norm, *sampled, skips=skips)
     params = {"w": jnp.array([4.0, -3.0])}
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     return steps(state, scales, jax.random.key(0), CONSTANT, 0, stop)
@@ -34,11 +35,47 @@ def skipping(number):
     return experiment.phase_optimizer(FrozenConfigDict(section))
 
 
-@pytest.mark.parametrize(("bad", "reached"), [([5], 6), ([9], 10), ([0], 1), ([], 10)])
+@pytest.mark.parametrize(("bad", "reached"), [([5], 7), ([9], 10), ([0], 2), ([], 10)])
 def test_a_gradient_that_is_not_finite_ends_the_call(bad, reached):
-    state, loss = train(skipping(0), bad, stop=10)
+    """By the loss of the step after, and in the last step by the parameters."""
+    state, loss = train(skipping(0), bad, stop=10, skips=False)
     assert state.step == reached
     assert np.isfinite(loss) == np.isfinite(state.params["w"]).all() == (not bad)
+
+
+@pytest.mark.parametrize("name", ["lion", "signum", "adamw"])
+def test_an_optimizers_state_that_is_not_finite_is_found_at_the_end_of_the_call(name):
+    """The sign of infinity is 1, and Adam divides by it: parameters alone would not tell."""
+    section = base_config.phase().optimizer
+    section.name = name
+    optimizer = experiment.phase_optimizer(FrozenConfigDict(section))
+    steps = make_train_steps(
+        lambda params, slope: ((params["w"] * slope).sum(), jnp.ones(())),
+        lambda slopes, _, place: slopes[place],
+        optimizer,
+    )
+    params = {"w": jnp.zeros(2)}
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    slopes = jnp.ones(10).at[4].set(1e30 if name == "adamw" else jnp.inf)
+    state, loss = steps(state, slopes, jax.random.key(0), CONSTANT, 0, 10)
+    assert np.isfinite(state.params["w"]).all()
+    assert np.isnan(loss)
+
+
+def test_a_loss_that_is_not_finite_ends_the_call_unless_steps_are_left_out():
+    def infinite(params, number):
+        return params["w"].sum() + jax.lax.stop_gradient(1 / number), jnp.ones(())
+
+    for skips in (False, True):
+        optimizer = optax.sgd(1.0)
+        sampled = (lambda numbers, _, place: numbers[place], optimizer, 1, skips)
+        steps = make_train_steps(infinite, *sampled)
+        params = {"w": jnp.zeros(2)}
+        state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        numbers = jnp.ones(10).at[4].set(0.0)
+        state, loss = steps(state, numbers, jax.random.key(0), CONSTANT, 0, 10)
+        assert state.step == (10 if skips else 5)
+        assert np.isfinite(loss) == skips
 
 
 def test_steps_are_left_out_as_many_in_a_row_as_are_allowed():
@@ -48,14 +85,16 @@ def test_steps_are_left_out_as_many_in_a_row_as_are_allowed():
     # Means of 7 losses 7, 6.8, ... and of 3 of nought.
     np.testing.assert_allclose(loss, sum(7 - 0.2 * n for n in range(7)) / 10, rtol=1e-6)
     state, loss = train(skipping(2), [3, 4, 5], stop=10)
-    assert state.step == 6
     assert np.isnan(loss)
 
 
 def test_a_call_of_which_every_step_was_left_out_has_no_loss():
     optimizer = optax.apply_if_finite(optax.sgd(1.0), 5)
     steps = make_train_steps(
-        lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(())), lambda *_: None, optimizer
+        lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(())),
+        lambda *_: None,
+        optimizer,
+        skips=True,
     )
     params = {"w": jnp.ones(2)}
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))

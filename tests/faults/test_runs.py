@@ -1,0 +1,247 @@
+"""A run whose checkpoints are damaged says so, goes back, and ends with the same bits."""
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from damage import KINDS, files_of
+from images import TRAIN, config, run, take_images, warnings_in
+from test_sweep import contents, saved_arrays
+
+from jaxflat import checkpoint, main, preemption, sweep
+from jaxflat.measure import __main__ as measure
+from jaxflat.metrics import Display
+from jaxflat.stages import train as training
+
+REMADE = "training makes it again"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run left alone, and images of it on the way."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        images = take_images(root / "whole", root / "images", monkeypatch)
+    return root / "whole", images
+
+
+@pytest.fixture(scope="module")
+def expected(undisturbed):
+    return contents(undisturbed[0]), saved_arrays(undisturbed[0])
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+    """A finished run, its evaluation lost: it takes its checkpoints to make it again."""
+    workdir = Path(shutil.copytree(undisturbed[0], tmp_path / "copied"))
+    (workdir / "run" / "evaluation.jsonl").unlink()
+    return workdir
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The steps of the trunk at which training went on, one a run."""
+    found, resume = [], training._resume
+
+    def remember(*arguments):
+        state, curve = resume(*arguments)
+        found.append(int(state.step))
+        return state, curve
+
+    monkeypatch.setattr(training, "_resume", remember)
+    return found
+
+
+def assert_as_expected(workdir, expected):
+    """But for what was set aside, results, parameters and optimizer states are the same bits."""
+    for folder in list(workdir.glob("*/*/damaged-*")):
+        shutil.rmtree(folder)
+    files, arrays = contents(workdir), saved_arrays(workdir)
+    assert files == expected[0]
+    assert arrays.keys() == expected[1].keys()
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected[1])
+
+
+def damage(step, chance):
+    """Damage a file of a step; return the file's name."""
+    return chance.choice(KINDS)(chance.choice(files_of(step)), chance)
+
+
+def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
+    undisturbed, expected, tmp_path, capsys, starts, chance
+):
+    """The newest recovery checkpoint is damaged each time, and some of the others."""
+    *unfinished, _ = (path for path in undisturbed[1] if (path / "run/recovery").exists())
+    image = chance.choice(unfinished)
+    workdir = Path(shutil.copytree(image, tmp_path / "image"))
+    recovery = workdir / "run" / "recovery"
+    *before, newest = checkpoint.steps(recovery)
+    others = [recovery / str(step) for step in before]
+    others += [*workdir.glob("run/checkpoints/*"), *workdir.glob("run/projected/*")]
+    hit = [recovery / str(newest), *chance.sample(others, chance.randrange(len(others) // 2 + 1))]
+    names = {str(step): damage(step, chance) for step in hit}
+    run(workdir)
+    said = warnings_in(capsys.readouterr().err)
+    assert said.keys() == names.keys()
+    for step, what in said.items():
+        assert names[step] in what
+        assert what.endswith(f"; now damaged-{Path(step).name}; {REMADE}")
+    assert starts[0] in {*before, 0, 10}  # 10: the trunk
+    assert_as_expected(workdir, expected)
+
+
+def test_the_recovery_checkpoint_before_a_damaged_one_is_used(copied, expected, starts, capsys):
+    (copied / "run" / "recovery" / "16" / "_METADATA").write_bytes(b"")
+    run(copied)
+    what = warnings_in(capsys.readouterr().err)[f"{copied}/run/recovery/16"]
+    assert what.startswith("_METADATA has 0 bytes, not ")
+    assert starts == [14]
+    assert_as_expected(copied, expected)
+
+
+@pytest.mark.parametrize(("step", "start"), [("checkpoints/7", 0), ("projected/16", 16)])
+def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, step, start):
+    shutil.rmtree(copied / "trunks")
+    (copied / "run" / step / "manifest.json").unlink()
+    run(copied)
+    assert starts == [start]
+    assert (copied / "trunks").exists() == (start == 0)
+    assert_as_expected(copied, expected)
+
+
+def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch, starts):
+    """Recovery checkpoints beyond the damaged one count no more, whatever comes between."""
+    shutil.rmtree(copied / "trunks")
+    (copied / "run" / "checkpoints" / "7" / "_METADATA").unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def die(_, completed, __):
+        if completed == moments[-1]:
+            raise Killed
+
+    moments = []
+    for moment in (2, 4):
+        moments.append(moment)
+        with monkeypatch.context() as patched:
+            patched.setattr(Display, "advance_stage", die)
+            with pytest.raises(Killed):
+                run(copied)
+    run(copied)
+    assert starts == [0, 0, 3]
+    assert_as_expected(copied, expected)
+
+
+def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
+    shutil.copytree(undisturbed[0] / "trunks", tmp_path / "trunks")
+    (trunk,) = (tmp_path / "trunks").iterdir()
+    (trunk / "recovery" / "10" / "extra").write_text("")
+    run(tmp_path, [{"phases.drift.steps": 8}])
+    what = warnings_in(capsys.readouterr().err)[f"{trunk}/recovery/10"]
+    assert what == (
+        f"extra is not in manifest.json; the trunk is now damaged-{trunk.name}, and not used"
+    )
+    assert starts == [0]
+    assert {path.name for path in trunk.parent.iterdir()} == {trunk.name, f"damaged-{trunk.name}"}
+    whole, again = (saved_arrays(path) for path in (undisturbed[0] / "trunks", tmp_path / "trunks"))
+    again = {name: arrays for name, arrays in again.items() if "damaged" not in name}
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+@pytest.mark.parametrize("step", ["checkpoints/7", "projected/16"])
+def test_measure_names_what_is_damaged_and_leaves_it(copied, monkeypatch, capsys, step):
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    (copied / "run" / step / "_METADATA").write_bytes(b"")
+    before = sorted(copied.rglob("*"))
+    assert measure.main([f"--checkpoint={copied}/run/{step}"]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"error: {copied}/run/{step}: _METADATA has 0 bytes, not ")
+    assert said.out == ""
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_measuring_alone_trains_nothing(copied, capsys):
+    shutil.rmtree(copied / "run" / "checkpoints" / "7" / "d")
+    reason = sweep.run(config(), [{}], copied, stages=("flatness",))["run"]
+    assert "checkpoints/7: d/" in reason
+    assert reason.endswith("is missing")
+    assert checkpoint.steps(copied / "run" / "checkpoints") == [7, 14, 16]
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, tmp_path):
+    """In an old folder, too."""
+    image = next(path for path in undisturbed[1] if (path / "run/recovery/14").exists())
+    workdir = Path(shutil.copytree(image, tmp_path / "image"))
+    assert checkpoint.steps(workdir / "run" / "recovery") == [10, 14]
+    keeps = config()
+    keeps.training.keep = 1
+    assert sweep.run(keeps, [{}], workdir, stages=TRAIN) == {}
+    assert checkpoint.steps(workdir / "run" / "recovery") == [16]
+    assert contents(workdir) == expected[0]
+
+
+CONFIG_FILE = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
+import images
+get_config = lambda scale: images.config()
+"""
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, and what gives it a size in bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size, *options):
+        how = ",".join((f"size={size}", *options))
+        return subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], capture_output=True
+        ).returncode
+
+    if resize(1 << 20):
+        pytest.skip("only root may mount a disk")
+    yield folder, lambda size: resize(size, "remount")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+# Where the disk fills while orbax writes, threads of it come to their end after its own.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    undisturbed, expected, disk, tmp_path, monkeypatch, capsys, disk_trial
+):
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE)
+    folder, resize = disk
+    workdir = folder / "work"
+    command = [f"--config={tmp_path}/tiny.py", f"--workdir={workdir}", "--stages=train"]
+    pages = sum(-(-file.stat().st_size // 4096) for file in files_of(undisturbed[0]))
+    resize(4096 * random.Random(disk_trial).randrange(pages // 10, pages))
+    assert main.main(command) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: [Errno 28] No space left on device: '" + str(workdir))
+    assert line.endswith("'; mended, the same command goes on from here")
+    left = [path.name for path in workdir.rglob("*")]
+    assert not [name for name in left if name.startswith(".")]
+    resize(16 << 20)
+    assert main.main(command) == 0
+    assert capsys.readouterr().err == ""  # no step that was there is damaged
+    assert_as_expected(workdir, expected)
+
+
+@pytest.mark.slow
+def test_all_that_is_measured_is_the_same_after_damage(undisturbed, tmp_path):
+    stages = ("train", "flatness", "probes")
+    workdirs = [Path(shutil.copytree(undisturbed[0], tmp_path / name)) for name in ("left", "hit")]
+    (workdirs[1] / "run" / "checkpoints" / "14" / "_METADATA").unlink()
+    for workdir in workdirs:
+        run(workdir, stages=stages)
+    assert contents(workdirs[0]) == contents(workdirs[1])
