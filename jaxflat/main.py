@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat import preemption
+
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import checkpoint, loading, memory, points, preemption, run, sweep, validation
+    from jaxflat import checkpoint, loading, memory, points, run, sweep, validation
 
     console = Console()
     try:
@@ -55,9 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
             chosen = points.select(points.expand(config, listed, workdir), flags.points)
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
-        preemption.install()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+        with preemption.at_once():
+            if "report" in stages:
+                show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
@@ -69,8 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
-    if "report" in stages:
-        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0
@@ -95,6 +97,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
     from jaxflat.sharding import use_cpu_cores
 
     use_cpu_cores()

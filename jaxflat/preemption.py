@@ -1,8 +1,19 @@
-"""A signal to stop: remembered when it comes, acted on where the work can be saved."""
+"""A signal to stop: remembered when it comes, acted on between compiled calls."""
 
+import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 0.2  # seconds; `timeout` signals a process and then its group: one request that comes twice
+
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""keep(name, make) -> what make() returns, or what it returned before a signal came."""
 
 
 class Preempted(Exception):
@@ -10,19 +21,21 @@ class Preempted(Exception):
 
 
 _received: list[int] = []
+_at_once = False
 
 
 def install() -> None:
-    """Remember SIGTERM and SIGINT from now on; a second one ends the process at once."""
+    """Remember SIGTERM and SIGINT from now on; a second one ends the process at once.
 
-    def handle(number: int, _: Any) -> None:
-        _received.append(number)
-        name = signal.Signals(number).name
-        print(f"{name}: saving after the current call; once more ends at once", file=sys.stderr)
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    Python runs handlers in its main thread and not before a compiled call returns, so a thread
+    answers meanwhile: it gets the signals' numbers through a pipe.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    for number in SIGNALS:
+        signal.signal(number, _remember)
+    threading.Thread(target=_answer, args=(reading,), daemon=True).start()
 
 
 def requested() -> bool:
@@ -30,7 +43,48 @@ def requested() -> bool:
     return bool(_received)
 
 
-def check() -> None:
-    """Raise Preempted where a signal has come."""
-    if _received:
+def check(save: Callable[[], Any] | None = None) -> None:
+    """Save and raise Preempted where a signal has come: between compiled calls."""
+    if requested():
+        if save is not None:
+            save()
         raise Preempted(signal.Signals(_received[0]).name)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let a signal stop what is within wherever it is: nothing of it has to be saved."""
+    global _at_once
+    check()
+    _at_once = True
+    try:
+        yield
+    finally:
+        _at_once = False
+    check()
+
+
+def afresh(name: str, make: Callable[[], Any]) -> Any:
+    """Keep nothing."""
+    return make()
+
+
+def _remember(number: int, _: Any) -> None:
+    _received.append(number)
+    if _at_once:
+        raise Preempted(signal.Signals(number).name)
+
+
+def _answer(reading: int) -> None:
+    """Say that a signal has come; end the process where another does."""
+    came = None
+    while True:
+        number = os.read(reading, 1)[0]
+        if number not in SIGNALS:  # someone else's
+            continue
+        if came is None:
+            came = time.monotonic()
+            name = signal.Signals(number).name
+            print(f"{name}: saving after the current call; once more ends at once", file=sys.stderr)
+        elif time.monotonic() - came > ECHO:
+            os._exit(128 + number)

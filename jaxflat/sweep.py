@@ -23,7 +23,7 @@ from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted
+from jaxflat.preemption import Preempted, check
 from jaxflat.run import (
     STAGES,
     Point,
@@ -63,6 +63,7 @@ def run(
         for section in dict.fromkeys(point.config.language for point in undone.values()):
             _prepare(section, display)
         for point in chosen:
+            check()
             reason = _run_one(point, stages, display) if point.name in undone else ""
             gather(workdir)
             outcome = f"failed, {reason}" if reason else _summary(point.directory)
