@@ -59,9 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
-        with preemption.at_once():
-            if "report" in stages:
-                show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
@@ -73,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
+    if "report" in stages:
+        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

@@ -1,4 +1,4 @@
-"""A signal to stop: remembered when it comes, acted on between compiled calls."""
+"""A signal to stop: obeyed at once, or between compiled calls where there is work to save."""
 
 import os
 import signal
@@ -16,17 +16,24 @@ Keep = Callable[[str, Callable[[], Any]], Any]
 """keep(name, make) -> what make() returns, or what it returned before a signal came."""
 
 
-class Preempted(Exception):
-    """The process was asked to stop; what was done so far is on disk."""
+class Preempted(SystemExit):
+    """The process was asked to stop; what was done so far is on disk.
+
+    Where nothing catches it, Python ends with exit code 75 and without a traceback.
+    """
+
+    code = 75
 
 
 _received: list[int] = []
-_at_once = False
+_at_once = True
+_answered = threading.Event()
 
 
 def install() -> None:
-    """Remember SIGTERM and SIGINT from now on; a second one ends the process at once.
+    """From now on SIGTERM and SIGINT raise Preempted, within `deferred` at the next `check`.
 
+    A second one ends the process at once.
     Python runs handlers in its main thread and not before a compiled call returns, so a thread
     answers meanwhile: it gets the signals' numbers through a pipe.
     """
@@ -52,15 +59,14 @@ def check(save: Callable[[], Any] | None = None) -> None:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Let a signal stop what is within wherever it is: nothing of it has to be saved."""
+def deferred() -> Iterator[None]:
+    """Leave it to `check` to stop what is within: it saves the work first."""
     global _at_once
-    check()
-    _at_once = True
+    _at_once = False
     try:
         yield
     finally:
-        _at_once = False
+        _at_once = True
     check()
 
 
@@ -71,7 +77,8 @@ def afresh(name: str, make: Callable[[], Any]) -> Any:
 
 def _remember(number: int, _: Any) -> None:
     _received.append(number)
-    if _at_once:
+    if _at_once and len(_received) == 1:
+        _answered.wait(timeout=1)
         raise Preempted(signal.Signals(number).name)
 
 
@@ -85,6 +92,8 @@ def _answer(reading: int) -> None:
         if came is None:
             came = time.monotonic()
             name = signal.Signals(number).name
-            print(f"{name}: saving after the current call; once more ends at once", file=sys.stderr)
+            text = f"{name}: stopping after the current call; once more ends at once"
+            print(text, file=sys.stderr, flush=True)
+            _answered.set()
         elif time.monotonic() - came > ECHO:
             os._exit(128 + number)

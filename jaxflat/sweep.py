@@ -23,7 +23,7 @@ from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted, check
+from jaxflat.preemption import Preempted, check, deferred
 from jaxflat.run import (
     STAGES,
     Point,
@@ -39,6 +39,7 @@ from jaxflat.validation import InputError
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+@deferred()
 def run(
     config: Config,
     points: Sweep,
