@@ -10,8 +10,9 @@ from jaxflat.stages import train as training
 COMPILED = (
     (training, "_advance"),
     (evaluate, "_losses"),
-    *((trace_measures, f"hessian_trace_{kind}") for kind in ("terms", "samples")),
+    (trace_measures, "hessian_trace_terms"),
     (trace_measures, "fisher_trace_terms"),
+    (trace_measures, "gauss_newton_trace_samples"),
     (probe, "_linear_records"),
     (probe, "belief_records"),
     (finetune, "_correct"),

@@ -48,6 +48,7 @@ def every_stage() -> ConfigDict:
     config.phases.drift.targets = "exact"  # one program is compiled for all of training
     config.phases.drift.optimizer.name = "adamw"
     config.phases.pretrain.checkpoint_steps = (3,)
+    config.flatness.measures = ("fisher_trace", "gauss_newton_trace")  # soon compiled
     config.flatness.update({"embedded_width": 16, "relative_error": 1e-9, "max_rounds": 2})
     config.flatness.update({"num_microbatches": 64, "microbatch_size": 1})
     tuning = {"shots": 8, "num_draws": 2, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
