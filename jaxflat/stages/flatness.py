@@ -69,10 +69,12 @@ def _estimates(
 
     def numbers() -> dict[str, Any]:
         found = MEASURES[measure](problem, settings).estimates.items()
-        return {k: ([float(e.mean), float(e.sem)], e.num_samples, e.over) for k, e in found}
+        return {k: (float(e.mean), float(e.sem), e.num_samples, e.over) for k, e in found}
 
-    kept = keep(name, numbers).items()
-    return {k: Estimate(*jnp.asarray(pair), num, over) for k, (pair, num, over) in kept}
+    return {
+        key: Estimate(jnp.asarray(mean), jnp.asarray(sem), num_samples, over)
+        for key, (mean, sem, num_samples, over) in keep(name, numbers).items()
+    }
 
 
 def _keeping_rounds(problem: Problem, name: str, keep: Keep) -> Problem:
