@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat import preemption
+
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
@@ -46,7 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         locks,
         memory,
         points,
-        preemption,
         run,
         sweep,
         validation,
@@ -66,7 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
             chosen = points.select(points.expand(config, listed, workdir), flags.points)
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
-        preemption.install()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
@@ -112,6 +112,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
     from jaxflat.sharding import use_cpu_cores
 
     use_cpu_cores()

@@ -85,16 +85,15 @@ class Curve:
     """A training curve: metrics.jsonl, free of clocks, and TensorBoard events beside it."""
 
     def __init__(self, directory: Path, num_bytes: int):
-        """Go on after the first `num_bytes` of metrics.jsonl; what follows them is undone.
+        """Go on after the first `num_bytes` of metrics.jsonl; the next line replaces what follows.
 
         Raises ValueError where there are fewer.
         """
-        self.path = directory / "metrics.jsonl"
         locks.check()
-        with self.path.open("ab") as file:
-            if (found := file.tell()) < num_bytes:
-                raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
-            file.truncate(num_bytes)
+        self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
+        self.path.touch()
+        if (found := self.path.stat().st_size) < num_bytes:
+            raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._events = directory / name
         self._add_event(file_version="brain.Event:2")
@@ -102,7 +101,10 @@ class Curve:
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
         where = {} if branch is None else {"branch": branch}
+        locks.check()
+        os.truncate(self.path, self.num_bytes)
         append_line(self.path, {"phase": phase, **where, "step": step, "loss": loss})
+        self.num_bytes = self.path.stat().st_size
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
         self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
 
@@ -113,10 +115,14 @@ class Curve:
         record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
         _append(self._events, record)
 
-    @property
-    def num_bytes(self) -> int:
-        """The length of metrics.jsonl now."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def skip(self, num_lines: int) -> bool:
+        """Go on after the next lines, where an earlier process left them; say whether it did."""
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes)
+            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
+            if are_there:
+                self.num_bytes = file.tell()
+        return are_there
 
 
 class Display:

@@ -21,7 +21,7 @@ from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted
+from jaxflat.preemption import Preempted, deferred
 from jaxflat.results import gather, summary
 from jaxflat.run import STAGES, Point, is_done, read_status, run_point, write_status
 from jaxflat.validation import InputError
@@ -29,6 +29,7 @@ from jaxflat.validation import InputError
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+@deferred()
 def run(
     config: Config,
     points: Sweep,
