@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxflat import loading, main, points, preemption, trajectory
+from jaxflat import loading, main, points, trajectory
 
 CONFIG = f"{Path(__file__).parents[1]}/configs/continued_training_sweep.py"
 
@@ -27,7 +27,6 @@ def test_arms_differ_in_their_targets_alone_and_end_projected(scale, tmp_path):
 
 @pytest.mark.slow
 def test_the_smoke_scale_runs_and_compares_the_arms(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preemption, "install", lambda: None)
     assert main.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path}"]) == 0
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -12,7 +12,7 @@ import pytest
 from signals import COMPILED, signal_in, until_done
 from sweeps import tiny_config, tiny_sweep
 
-from jaxflat import preemption, sweep
+from jaxflat import sweep
 from jaxflat.measure import __main__ as measure
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
@@ -82,7 +82,6 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
 
 @pytest.mark.parametrize("folder", ["checkpoints", "projected"])
 def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(preemption, "install", lambda: None)
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     step = max(int(path.name) for path in (point / "checkpoints").iterdir())
     file = tmp_path / "measured.json"
@@ -100,7 +99,6 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
 
 
 def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "install", lambda: None)
     point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
     file, values = tmp_path / "measured.json", []
     for seed in ((), ("--seed=5",)):

@@ -17,7 +17,7 @@ from test_locks import all_at_once
 from test_sweep import contents
 from worker import PATIENCE, Settings, Worker, holders
 
-from jaxflat import checks, corpus, locks, main, points, preemption, sweep
+from jaxflat import checks, corpus, locks, main, points, sweep
 from jaxflat.config import param
 from jaxflat.metrics import Display, read_lines
 from jaxflat.stages import trunks
@@ -193,7 +193,6 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
     def lose(*_, **__):
         raise locks.Lost("locks/results.csv/3: another process has taken it over")
 
-    monkeypatch.setattr(preemption, "install", lambda: None)
     monkeypatch.setattr(checks, "check", lambda _: None)
     monkeypatch.setattr(sweep, "gather", lose)
     monkeypatch.setattr(sweep, "_share", lambda *_: {})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweeps import tiny_config
 
-from jaxflat import checks, locks, main, run, sweep  # noqa: F401 (before the fork)
+from jaxflat import checks, locks, main, preemption, run, sweep  # noqa: F401 (before the fork)
 from jaxflat.config import param
 
 RATE = "phases.drift.schedule.learning_rate"
@@ -58,6 +58,7 @@ def work(workdir: Path, log: Path, settings: Settings) -> None:
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    preemption.install()
     run.MEASUREMENTS["probes"] = measure
     if settings.stages == "probes":
         checks.check = lambda _: None  # seconds of compiling
