@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,10 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def succeeds(*command: str) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
 def until(condition):
     """Return what `condition` returns, once that is true."""
     deadline = time.monotonic() + PATIENCE
@@ -110,23 +115,22 @@ def slurm(monkeypatch):
     conf.write_text(SLURM_CONF.format(folder=folder, host=host, cpus=cpus, ports=free_ports(2)))
     monkeypatch.setenv("SLURM_CONF", str(conf))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    commands = [munged(folder), ["slurmctld", "-D"], ["slurmd", "-D"]]
-    daemons = []
-    with (folder / "daemons.log").open("w") as log:
-        for command in commands:
-            daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
-            if command[0] == "munged":
-                until((folder / "munge.socket").exists)
-        until(
-            lambda: "idle" in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout
-        )
+    ready = {
+        "munged": (folder / "munge.socket").exists,
+        "slurmctld": lambda: succeeds("scontrol", "ping"),
+        "slurmd": lambda: "idle" in output_of("sinfo", "--noheader"),
+    }
+    with (folder / "daemons.log").open("w") as log, ExitStack() as daemons:
+        for command in (munged(folder), ["slurmctld", "-D"], ["slurmd", "-D"]):
+            daemon = daemons.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            daemons.callback(daemon.terminate)
+            until(ready[command[0]])
         yield folder
-        subprocess.run(["scancel", "--user=root"], check=False)
-        until(lambda: not output_of("squeue", "-h"))
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            daemon.wait()
+        output_of("scancel", "--user=root")
+        until(lambda: not output_of("squeue", "--noheader"))
     shutil.rmtree(folder)
 
 
@@ -143,7 +147,7 @@ def interrupt_and_await(job: str, workdir: Path) -> None:
     subprocess.run(["scancel", "--signal=TERM", job], check=True)
     saved = until(lambda: [p for p in points() if any((p / "recovery").glob("[0-9]*"))])
     curves = {path: (path / "metrics.jsonl").read_bytes() for path in saved}
-    until(lambda: not output_of("squeue", "-h", f"--job={job}"))
+    until(lambda: not output_of("squeue", "--noheader", f"--job={job}"))
     tasks = output_of("scontrol", "show", "job", job)
     assert tasks.count("JobState=COMPLETED") == tasks.count("Restarts=1") == 2, tasks
     for path, curve in curves.items():
