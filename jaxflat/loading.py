@@ -29,11 +29,15 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
         config = module.get_config(scale or None)
         points = module.get_sweep(scale or None) if hasattr(module, "get_sweep") else [{}]
     except Exception as error:
-        raise InputError(f"{config_argument}: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())  # on one line
+        raise InputError(f"{config_argument}: {type(error).__name__}: {said}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config must return a ConfigDict made from config.base()")
     if not (isinstance(points, list) and points and all(isinstance(p, dict) for p in points)):
         raise InputError(f"{path}: get_sweep must return a list of {{key: value}} dicts")
+    for key in (key for point in points for key in point):
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise InputError(f"{path}: get_sweep: {key!r} is no key; one is 'model.width'")
     return config, points
 
 

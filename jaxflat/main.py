@@ -39,7 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import checkpoint, loading, memory, points, preemption, run, sweep, validation
+    from jaxflat import (
+        checkpoint,
+        compilation,
+        loading,
+        memory,
+        points,
+        preemption,
+        run,
+        sweep,
+        validation,
+    )
 
     console = Console()
     try:
@@ -57,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         preemption.install()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
+        programs = compilation.keep_programs() or "not kept"
+        console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Strict tests: eight CPU devices, no silent dtype promotion, no silent rank promotion."""
 
 import os
+from pathlib import Path
 
 import jaxlib
 
@@ -11,6 +12,12 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 if jaxlib.version.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["MPLBACKEND"] = "agg"
+# What one test compiled another reads, in a process of its own too. A folder a worker, as JAX does
+# not write whole files at once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    f"{Path(__file__).parents[1]}/.pytest_cache/programs-{os.environ.get('PYTEST_XDIST_WORKER', 0)}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

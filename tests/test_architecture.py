@@ -20,6 +20,7 @@ ALLOWED = {
     "metrics": set(),
     "config": set(),
     "preemption": set(),
+    "compilation": set(),
     "data": set(),
     "trajectory": {"config"},
     "ranges": {"config"},

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 from rich.console import Console
 
-from jaxflat import checks, loading, preemption, validation
+from jaxflat import checks, compilation, loading, preemption, validation
 from jaxflat import config as base_config
 from jaxflat.analysis.curves import save_curves
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         preemption.install()
+        compilation.keep_programs()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
         if not console.is_terminal:  # a file has room for the whole table
