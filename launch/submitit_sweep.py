@@ -27,14 +27,18 @@ class Worker(submitit.helpers.Checkpointable):
         """Work until the sweep is done, or until a signal comes and the work is saved."""
         from jaxflat import main, preemption, sharding
 
+        sharding.use_cpu_cores()
         requeue = signal.getsignal(signal.SIGTERM)
         assert callable(requeue)  # submitit's
         preemption.install()
-        sharding.use_cpu_cores()
-        code = main.main(arguments)
+        try:
+            code = main.main(arguments)
+        except SystemExit as end:  # stopped before there was anything to save
+            code = end.code
         if code == EXIT_PREEMPTED:
             requeue(signal.SIGTERM, None)
-        sys.exit(code)
+        if code:
+            sys.exit(code)
 
 
 def main() -> None:

@@ -69,9 +69,12 @@ while [ -z "$code" ]; do
             if prepare; then run "$@"; else false; fi
             code=$?
             case $code in
-                0 | 2 | 3) ;;                                      # done, unusable or failed
-                1) sleep 60; [ "$(state)" = ACTIVE ] || code='' ;; # crashed, unless it was taken away
-                *) sleep 60; code='' ;;                            # saved, or cut off
+                0 | 2) ;; # done, or unusable
+                1 | 3)    # failed, unless the slice was taken away
+                    sleep 60
+                    [ "$(state)" = ACTIVE ] || code=''
+                    ;;
+                *) sleep 60 && code='' ;; # saved, or cut off
             esac
             ;;
         *) sleep 60 ;; # on its way up or down

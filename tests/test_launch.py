@@ -105,8 +105,8 @@ def test_a_preempted_slice_is_replaced(launch):
 @pytest.mark.parametrize(
     ("states", "codes", "code", "steps"),
     [
-        (("ACTIVE",), (3,), 3, "run fetch delete"),  # some points failed
-        (("ACTIVE", "ACTIVE"), (1,), 1, "run fetch delete"),  # a crash
+        (("ACTIVE",), (2,), 2, "run fetch delete"),  # unusable input
+        (("ACTIVE", "ACTIVE"), (3,), 3, "run fetch delete"),  # some points failed
         (GONE, (1, 0), 0, "run delete create run fetch delete"),
         (("ACTIVE", "ACTIVE"), (255, 0), 0, "run run fetch delete"),  # a lost connection
     ],
