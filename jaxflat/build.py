@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             experiment.make_language(config.language)
         preemption.install()
-        show_build(flags, config)
+        with preemption.deferred():
+            show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT

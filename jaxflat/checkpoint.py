@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxflat import manifest
+from jaxflat import locks, manifest
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,6 +77,7 @@ def steps(directory: Path) -> list[int]:
 def delete(directory: Path, step: int) -> None:
     """Delete a step, at once."""
     with _hidden(directory) as hidden:
+        locks.check()
         (directory / str(step)).rename(hidden / "old")
 
 
@@ -99,6 +100,7 @@ def set_aside_damaged(directory: Path) -> list[str]:
 def set_aside(folder: Path) -> Path:
     """Rename a folder to damaged-<its name>, in the place of an older one, and return its path."""
     aside = folder.with_name(f"damaged-{folder.name}")
+    locks.check()
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):  # another process was first
         folder.rename(aside)
@@ -112,6 +114,7 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
     try:
         with _hidden(directory) as hidden:
             yield hidden / "new"
+            locks.check()
             if target.exists():
                 target.rename(hidden / "old")
             (hidden / "new").rename(target)
@@ -126,6 +129,7 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
 @contextmanager
 def _hidden(directory: Path) -> Iterator[Path]:
     """Give an empty hidden folder in `directory`; it and older ones are gone afterwards."""
+    locks.check()
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob(".unfinished*"):
         shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ from jaxflat.data.records import Columns, Types, layout_of
 from jaxflat.data.shards import claim, finish, is_finished, sha256, shard_path, write_shard
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
+from jaxflat.locks import alone
 from jaxflat.metrics import Display
 
 SHARD_SIZE = 65_536
@@ -129,8 +130,9 @@ def build_dataset(
 
 def prepare(section: Config, display: Display) -> None:
     """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
-    if section.name == "generated":
-        text_language.prepare_teacher(section, display)
+    if not text_language.is_ready(section):
+        with alone(text_language.teacher_folder(section), display.wait):
+            text_language.prepare_teacher(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
 
@@ -139,18 +141,18 @@ def prepare(section: Config, display: Display) -> None:
             made += size
             display.advance_stage(made, "store sentences")
 
-        display.start_stage("store sentences", section.stored_sentences)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        build_dataset(
-            section,
-            folder,
-            num_sentences=section.stored_sentences,
-            seed=section.seed,
-            shard_size=shard_size,
-            purpose="stored",
-            on_shard=on_shard,
-        )
+        with alone(folder, display.wait):
+            display.start_stage("store sentences", section.stored_sentences)
+            build_dataset(
+                section,
+                folder,
+                num_sentences=section.stored_sentences,
+                seed=section.seed,
+                shard_size=shard_size,
+                purpose="stored",
+                on_shard=on_shard,
+            )
 
 
 def stored_sentences(

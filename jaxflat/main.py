@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat import preemption
+
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
@@ -43,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint,
         compilation,
         loading,
+        locks,
         memory,
         points,
-        preemption,
         run,
         sweep,
         validation,
@@ -65,24 +67,27 @@ def main(arguments: list[str] | None = None) -> int:
             chosen = points.select(points.expand(config, listed, workdir), flags.points)
             console.print(memory.table([(point.name, point.config) for point in chosen]))
             return 0
-        preemption.install()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+        if "report" in stages:
+            with locks.alone(workdir / "report.html"):
+                show_report(workdir, console)
     except validation.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
+    except locks.Lost as error:
+        print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
     except OSError as error:
         if error.errno not in checkpoint.NO_ROOM:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
-    if "report" in stages:
-        show_report(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0
@@ -107,6 +112,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
+    preemption.install()  # before imports that take seconds
     from jaxflat.sharding import use_cpu_cores
 
     use_cpu_cores()

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,14 +18,17 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
+from jaxflat import locks
+
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and push it to disk."""
+    """Append one JSON line and push it to disk. As all that writes here, Lost as `locks.check`."""
     _append(path, f"{json.dumps(record)}\n".encode())
 
 
 def _append(path: Path, content: bytes) -> None:
     """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
+    locks.check()
     with _naming(path), path.open("ab", buffering=0) as file:
         num_bytes = file.tell()
         try:
@@ -38,8 +42,11 @@ def _append(path: Path, content: bytes) -> None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file; none where there is no file."""
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    yield from map(json.loads, lines)
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -55,14 +62,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with _naming(path):
             temporary.write_text(text)
+            locks.check()
             os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -78,15 +85,15 @@ class Curve:
     """A training curve: metrics.jsonl, free of clocks, and TensorBoard events beside it."""
 
     def __init__(self, directory: Path, num_bytes: int):
-        """Go on after the first `num_bytes` of metrics.jsonl; what follows them is undone.
+        """Go on after the first `num_bytes` of metrics.jsonl; the next line replaces what follows.
 
         Raises ValueError where there are fewer.
         """
-        self.path = directory / "metrics.jsonl"
-        with self.path.open("ab") as file:
-            if (found := file.tell()) < num_bytes:
-                raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
-            file.truncate(num_bytes)
+        locks.check()
+        self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
+        self.path.touch()
+        if (found := self.path.stat().st_size) < num_bytes:
+            raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._events = directory / name
         self._add_event(file_version="brain.Event:2")
@@ -94,7 +101,10 @@ class Curve:
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
         where = {} if branch is None else {"branch": branch}
+        locks.check()
+        os.truncate(self.path, self.num_bytes)
         append_line(self.path, {"phase": phase, **where, "step": step, "loss": loss})
+        self.num_bytes = self.path.stat().st_size
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
         self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
 
@@ -105,10 +115,14 @@ class Curve:
         record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
         _append(self._events, record)
 
-    @property
-    def num_bytes(self) -> int:
-        """The length of metrics.jsonl now."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def skip(self, num_lines: int) -> bool:
+        """Go on after the next lines, where an earlier process left them; say whether it did."""
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes)
+            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
+            if are_there:
+                self.num_bytes = file.tell()
+        return are_there
 
 
 class Display:
@@ -128,6 +142,7 @@ class Display:
         )
         self._points = self._progress.add_task("sweep", total=num_points)
         self._stage = self._progress.add_task("", total=1, visible=False)
+        self._awaited = ""
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -149,6 +164,12 @@ class Display:
     def advance_stage(self, completed: int, note: str) -> None:
         """Show how far the stage is, with its current value."""
         self._progress.update(self._stage, completed=completed, description=note)
+
+    def wait(self, text: str) -> None:
+        """Say what is waited for, in a line when that has changed."""
+        if text != self._awaited:
+            self.line(text)
+        self._awaited = text
 
     def finish_point(self, text: str) -> None:
         """Count a point as done, and say so in a line with the time that is left."""

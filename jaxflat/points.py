@@ -12,6 +12,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat import checks, loading, validation
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep
+from jaxflat.locks import alone
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.validation import InputError
@@ -74,14 +75,21 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _extended(path, config, points)  # what is refused is so before anything is written
+        with alone(path):
+            write_json(path, _extended(path, config, points))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
+
+
+def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
+    """Return what sweep.json is to hold: what it holds, and these points."""
+    stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
-    try:
-        stored = json.loads(path.read_text()) if path.exists() else None
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
     entries = {}
     if stored:
         stored["trains"] = _with_defaults(stored["trains"])
@@ -91,7 +99,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         if difference := _first_difference(stored["trains"], _only(trains, recorded)):
             key, old, new = difference
             raise InputError(
-                f"{workdir} holds a sweep with {key}={old}, this one has {key}={new}; "
+                f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
                 "choose another --workdir"
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
@@ -99,7 +107,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
         entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
         entries[point.name] = entry
-    write_json(path, {"trains": _only(trains, used), "points": list(entries.values())})
+    return {"trains": _only(trains, used), "points": list(entries.values())}
 
 
 def select(points: list[Point], selection: str) -> list[Point]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxflat import checkpoint, preemption, trajectory
+from jaxflat import checkpoint, locks, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
@@ -93,13 +93,17 @@ def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
 def measure(point: Point, name: str, display: Display) -> None:
     """Bring <name>.jsonl up to date: the records of each measured checkpoint.
 
-    Records made under other settings are dropped first. Matrix products run at full float32
-    precision, also where an accelerator's default is less.
+    Records made under other settings are dropped first. Those of a checkpoint are written when all
+    are there; what a signal cut off has its parts in <name>.unfinished.json. Matrix products run
+    at full float32 precision, also where an accelerator's default is less.
     """
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
+    unfinished = path.with_suffix(".unfinished.json")
     settings = settings_of(point.config, name)
     if status.get("measured", {}).get(name) != settings:
+        locks.check()
         path.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
         write_json(point.directory / "status.json", status | {"measured": measured})
     done, snapshots = _measured(path), trajectory.snapshots(point.config)
@@ -108,11 +112,28 @@ def measure(point: Point, name: str, display: Display) -> None:
         if snapshot not in done:
             preemption.check()
             seconds = time.perf_counter()
+            keep = _keeping(unfinished, snapshot)
             with jax.default_matmul_precision("highest"):
-                new = MEASUREMENTS[name](point.config, point.directory, snapshot)
+                new = MEASUREMENTS[name](point.config, point.directory, snapshot, keep)
             write_lines(path, [*read_lines(path), *new])
+            unfinished.unlink(missing_ok=True)
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
+
+
+def _keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
+    """Return what keeps the parts of a checkpoint's measurement, in `path` where a signal comes."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    measured = f"{snapshot.folder}/{snapshot.step}"
+    parts = stored.get(measured, {})
+
+    def keep(name: str, make: Callable[[], Any]) -> Any:
+        if name not in parts:
+            parts[name] = make()  # which may keep parts of its own
+            preemption.check(lambda: write_json(path, {measured: parts}))
+        return parts[name]
+
+    return keep
 
 
 def read_status(directory: Path) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""The points of a sweep: expand, check, run, resume, gather.
+"""The points of a sweep: expand, check, share out, run, resume, gather.
 
 A point is its overrides, not its place in the list: the same overrides find the same folder again.
 """
 
-import csv
-import io
 import json
 import platform
 import subprocess
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,29 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import FrozenConfigDict
 
-from jaxflat import corpus, experiment, trajectory
+from jaxflat import corpus, experiment, locks, preemption
 from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
-from jaxflat.metrics import Display, read_lines, write_json, write_whole
+from jaxflat.metrics import Display, write_json, write_whole
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted
-from jaxflat.run import (
-    STAGES,
-    Point,
-    is_done,
-    read_status,
-    run_point,
-    snapshot_of,
-    write_status,
-)
-from jaxflat.trajectory import Snapshot
+from jaxflat.preemption import Preempted, deferred
+from jaxflat.results import gather, summary
+from jaxflat.run import STAGES, Point, is_done, read_status, run_point, write_status
 from jaxflat.validation import InputError
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+@deferred()
 def run(
     config: Config,
     points: Sweep,
@@ -49,26 +40,22 @@ def run(
 ) -> dict[str, str]:
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
-    Everything is checked before anything starts. `selection` as in the command's --points.
-    Raises InputError on unusable input, Preempted where a signal came, OSError where the disk is
-    full: it then goes on like one that was preempted.
+    Everything is checked before anything starts. `selection` as in the command's --points. Other
+    processes may run the same sweep at the same time: each point is run by one of them, and all
+    return when all points have ended. Raises InputError on unusable input, Preempted where a signal
+    came, OSError where the disk is full: it then goes on like one that was preempted, as it does
+    after Lost: this process slept, and another took over a file or language that it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
     chosen = select(expanded, selection)
     record_sweep(config, expanded, workdir)
-    failures: dict[str, str] = {}
     with Display(len(chosen)) as display:
-        undone = {point.name: point for point in chosen if not is_done(point, stages)}
-        for section in dict.fromkeys(point.config.language for point in undone.values()):
+        undone = [point for point in chosen if not is_done(point, stages)]
+        for section in dict.fromkeys(point.config.language for point in undone):
             _prepare(section, display)
-        for point in chosen:
-            reason = _run_one(point, stages, display) if point.name in undone else ""
-            gather(workdir)
-            outcome = f"failed, {reason}" if reason else _summary(point.directory)
-            display.finish_point(f"{point.name}: {outcome}")
-            if reason:
-                failures[point.name] = reason
+        failures = _share(chosen, stages, display)
+    gather(workdir)
     return failures
 
 
@@ -79,50 +66,52 @@ def _prepare(language: Config, display: Display) -> None:
         raise InputError(str(error)) from error
 
 
-def gather(workdir: Path) -> None:
-    """Rebuild results.csv from what every point has measured under its present settings."""
-    points = json.loads((workdir / "sweep.json").read_text())["points"]
-    swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
-    rows: list[dict[str, Any]] = []
-    for point in points:
-        directory = workdir / point["name"]
-        if (directory / "config.json").exists():
-            rows += _rows(point, directory, swept)
-    names = dict.fromkeys(name for row in rows for name in row)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(workdir / "results.csv", buffer.getvalue())
+def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
+    """Run each point, or see another worker run it; return the reasons of those that failed."""
+    point_locks = {point.name: locks.Lock(point.directory) for point in points}
+    reasons: dict[str, str] = {}
+    while left := [point for point in points if point.name not in reasons]:
+        num_ended = len(reasons)
+        for point in left:
+            preemption.check()
+            reason = _attempt(point, point_locks[point.name], stages, display)
+            if reason is not None:
+                reasons[point.name] = reason
+                outcome = f"failed, {reason}" if reason else summary(point.directory)
+                display.finish_point(f"{point.name}: {outcome}")
+        if len(reasons) == num_ended:
+            names = ", ".join(point.name for point in left[:3]) + ", ..." * (len(left) > 3)
+            display.wait(
+                f"waiting for {names}: with another worker, or one that died; "
+                f"taken over after {locks.LEASE:g} seconds without a sign of life"
+            )
+            time.sleep(locks.POLL)
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict[str, Any]]:
-    """Return a point's rows of results.csv, one for each measured checkpoint."""
-    stored = json.loads((directory / "config.json").read_text())
-    config = FrozenConfigDict(stored["config"])
-    measured: dict[Snapshot, dict[str, float]] = {}
-    under = read_status(directory).get("measured", {})
-    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
-    current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
-    for name in current:
-        for line in read_lines(directory / f"{name}.jsonl"):
-            values = measured.setdefault(snapshot_of(line), {})
-            values[line["measure"]] = line["mean"]
-            values[f"{line['measure']}_sem"] = line["sem"]
-    return [
-        {
-            "point": point["name"],
-            **{key: point["overrides"].get(key, "") for key in swept},
-            "seed": config.seed,
-            "step": snapshot.step,
-            "projected": int(snapshot.projected),
-            "last": int(snapshot in ends),
-            "num_params": stored["num_params"],
-            "sentences_seen": trajectory.sentences_seen(config, snapshot),
-            **values,
-        }
-        for snapshot, values in sorted(measured.items())
-    ]
+def _attempt(point: Point, lock: locks.Lock, stages: Sequence[str], display: Display) -> str | None:
+    """Run a point unless it has ended; return why it failed, or "" where it did not.
+
+    None where it is with another worker. One that failed there is not tried again.
+    """
+    is_free = lock.look()
+    if is_done(point, stages):
+        return ""
+    if not is_free:
+        return None
+    status = read_status(point.directory)
+    if lock.was_taken() and status.get("state") == "failed":
+        return status["reason"]
+    try:
+        with lock.taken() as taken:
+            if not taken:
+                return None
+            reason = _run_one(point, stages, display)
+    except locks.Lost:
+        display.line(f"{point.name}: taken over by another worker, while this one slept")
+        return None
+    gather(point.directory.parent)
+    return reason
 
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
@@ -135,14 +124,17 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except Preempted:
         write_status(point.directory, "preempted")
         raise
+    except locks.Lost:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         with suppress(OSError):  # a full disk has no room for these either
-            (point.directory / "error.txt").write_text(traceback.format_exc())
+            write_whole(point.directory / "error.txt", traceback.format_exc())
             write_status(point.directory, "failed", reason)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise  # nor would the other points find any
         return reason
+    locks.check()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return ""
@@ -163,12 +155,3 @@ def _provenance(config: Config) -> dict[str, Any]:
         "git_commit": commit.strip() or None,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-
-
-def _summary(directory: Path) -> str:
-    """Return a point's last measurements in a line."""
-    parts = []
-    for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
-        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
-        parts += [f"{measure} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
-    return ", ".join(parts) or "done"

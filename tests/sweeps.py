@@ -40,3 +40,17 @@ def tiny_sweep(num_seeds: int = 2) -> Sweep:
             param("seed", [0]), param("model.name", ["lookup_table"]), param("phase_order", [()])
         ),
     )
+
+
+def every_stage() -> ConfigDict:
+    """A run with something of each stage: two rounds, an embedding, a projection, fine-tuning."""
+    config = tiny_config()
+    config.phases.drift.targets = "exact"  # one program is compiled for all of training
+    config.phases.drift.optimizer.name = "adamw"
+    config.phases.pretrain.checkpoint_steps = (3,)
+    config.flatness.measures = ("fisher_trace", "gauss_newton_trace")  # soon compiled
+    config.flatness.update({"embedded_width": 16, "relative_error": 1e-9, "max_rounds": 2})
+    config.flatness.update({"num_microbatches": 64, "microbatch_size": 1})
+    tuning = {"shots": 8, "num_draws": 2, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    config.probes.finetune.update(tuning)
+    return config

@@ -234,6 +234,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
         patch.setattr(corpus.jax, "local_devices", lambda: jax.devices()[:1])
         assert build.main(command) == 75
     preemption._received.clear()
+    signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert "stopped by SIGTERM; run the same command again to go on" in capsys.readouterr().err

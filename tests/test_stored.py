@@ -53,7 +53,7 @@ def stored_rows(section, seed: int, step: int, num_steps: int) -> list[tuple[int
 
 
 def folders(section) -> list[Path]:
-    return sorted(Path(section.data_dir).glob("jaxflat/*"))
+    return sorted(Path(section.data_dir).glob("jaxflat/*-*"))
 
 
 @pytest.fixture(scope="module")

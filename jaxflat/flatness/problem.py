@@ -7,6 +7,7 @@ import jax
 
 from jaxflat.flatness.estimate import Estimate
 from jaxflat.flatness.products import LogProbsFn, LossFn, PyTree
+from jaxflat.flatness.terms import TraceTerms
 
 
 class Problem(NamedTuple):
@@ -16,7 +17,7 @@ class Problem(NamedTuple):
     other than traces use round 0. num_examples: how many predictions the parameters were fitted to.
     Traces also come in groups of parameters: each of `groupings` names the group of a path.
     `stacked` marks leaves whose axis 0 is a stack of layers. `toward` has the parameters that
-    loss_path leads to.
+    loss_path leads to. keep_round(i, draw) gives a trace's terms of round i: drawn, or from before.
     """
 
     loss_fn: LossFn
@@ -28,6 +29,7 @@ class Problem(NamedTuple):
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
     toward: PyTree | None = None
+    keep_round: Callable[[int, Callable[[], TraceTerms]], TraceTerms] = lambda i, draw: draw()
 
 
 class Measured(NamedTuple):

@@ -66,7 +66,8 @@ def side_by_side(settings: Any) -> int:
 
 def _rounds(draw: Callable[..., TraceTerms], problem: Problem, settings: Any) -> TraceTerms:
     def draw_round(i: int) -> TraceTerms:
-        return draw(problem.params, problem.sample(i), jax.random.fold_in(problem.key, i))
+        key = jax.random.fold_in(problem.key, i)
+        return problem.keep_round(i, lambda: draw(problem.params, problem.sample(i), key))
 
     rounds = settings.max_rounds if settings.relative_error > 0 else 1
     return sample_until(draw_round, settings.relative_error, rounds)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,11 +76,10 @@ def _tensors(model: CausalTransformer, params: Mapping[str, Any]) -> dict[str, n
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """Give a hidden folder to fill, which takes the name of `folder` once all went well."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     if folder.exists():
         raise ValueError(f"{folder}: it is there already")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
         os.rename(unfinished, folder)

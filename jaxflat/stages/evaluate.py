@@ -12,13 +12,20 @@ from jaxflat.config import Config
 from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.masked import MaskedModel
+from jaxflat.preemption import Keep, afresh
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import prediction_losses
 from jaxflat.trajectory import Snapshot
 
 
-def evaluate(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
+def evaluate(
+    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
+) -> list[Record]:
     """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
+    return keep("losses", lambda: _losses(config, directory, snapshot))
+
+
+def _losses(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
     mesh = experiment.make_mesh(config)
     asked = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # what it says is exact

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
+from jaxflat.preemption import Keep, afresh
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.finetune import Examples, finetuned_correct
 from jaxflat.stages.estimates import accuracy_estimate
@@ -19,23 +21,45 @@ from jaxflat.trajectory import Snapshot
 
 
 def finetune_records(
-    config: Config, model: Any, params: Any, sets: ProbeSets, snapshot: Snapshot
+    config: Config,
+    model: Any,
+    params: Any,
+    sets: ProbeSets,
+    snapshot: Snapshot,
+    keep: Keep = afresh,
 ) -> list[Record]:
-    """Return the accuracy of each task and labeling, each fine-tuned by itself."""
-    parts = (sets.finetune, sets.validation, sets.test)
-    settings = config.probes.finetune
+    """Return the accuracy of each task and labeling, each fine-tuned by itself.
+
+    Every draw and label set is a job. As many run in a call as there are devices, where that comes
+    out even, each device having one of its own; and every call is kept.
+    """
+    settings, mesh = config.probes.finetune, experiment.make_mesh(config)
+    shape = (settings.num_draws, len(sets.names))
+    num_data, num_jobs = mesh.shape["data"], shape[0] * shape[1]
+    width = num_data if num_jobs % num_data == 0 else 1
     key = experiment.purpose_key(config.probe_seed, "finetune")
-    correct_DxKxN = _correct(
-        model,
-        experiment.make_mesh(config),
-        settings,
-        sets.num_classes,
-        params,
-        *parts,
-        key,
-        jnp.asarray(settings.learning_rates),
-        settings.warmup_steps,
-    )
+
+    def correct(first: int) -> list:
+        jobs = np.unravel_index(np.arange(first, first + width), shape)
+        correct_WxN = _correct(
+            model,
+            mesh,
+            settings,
+            sets.num_classes,
+            params,
+            *(sets.finetune, sets.validation, sets.test),
+            key,
+            jnp.asarray(settings.learning_rates),
+            settings.warmup_steps,
+            *map(jnp.asarray, jobs),
+        )
+        return correct_WxN.tolist()
+
+    kept = [
+        keep(f"{sets.names[0]}/finetune_{first}", functools.partial(correct, first))
+        for first in range(0, num_jobs, width)
+    ]
+    correct_DxKxN = jnp.asarray(kept).reshape(*shape, -1)
     return [
         record(
             snapshot, f"finetune/{name}", accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
@@ -57,13 +81,13 @@ def _correct(
     key: jax.Array,
     rates_R: jax.Array,
     warmup_steps: jax.Array,
+    draws_W: jax.Array,
+    sets_W: jax.Array,
 ) -> jax.Array:
-    """Return correct_DxKxN: every draw and label set is a job, and each device has jobs of its own.
+    """Return correct_WxN of jobs side by side, split over the devices.
 
     A job's key is that of its draw: label sets of a draw share sentences, start and order.
     """
-    num_draws, num_sets = train[1].shape[:2]
-    draws_J, sets_J = jnp.divmod(jnp.arange(num_draws * num_sets), num_sets)
     optimizer = make_optimizer("adamw", **settings.adamw)
 
     def features_fn(params: Any, tokens_NxT: jax.Array, lengths_N: jax.Array) -> jax.Array:
@@ -85,20 +109,12 @@ def _correct(
             epochs=settings.epochs,
         )
 
-    # As many jobs at a time as there are devices, where that comes out even.
-    num_data = mesh.shape["data"]
-    width = num_data if len(draws_J) % num_data == 0 else 1
-
-    def side_by_side(jobs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *x.shape)), params)
-        arguments = (copies, *jobs)
-        if width > 1:
-            arguments = sharding.shard_examples(mesh, arguments)
-        return jax.vmap(job)(*arguments)
-
-    jobs = (draws_J.reshape(-1, width), sets_J.reshape(-1, width))
-    correct_GxWxN = jax.lax.map(side_by_side, jobs)
-    return correct_GxWxN.reshape(num_draws, num_sets, -1)
+    width = len(draws_W)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *x.shape)), params)
+    arguments = (copies, draws_W, sets_W)
+    if width > 1:
+        arguments = sharding.shard_examples(mesh, arguments)
+    return jax.vmap(job)(*arguments)
 
 
 def _examples(part: Part, k: jax.Array) -> Examples:

@@ -1,34 +1,39 @@
 """How flat the loss is around a checkpoint."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxflat import experiment, sharding
 from jaxflat.config import Config
-from jaxflat.flatness import MEASURES, Estimate, Problem
+from jaxflat.flatness import MEASURES, Estimate, Problem, TraceTerms
 from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
+from jaxflat.preemption import Keep, afresh
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.training.objectives import self_labelled_loss
 from jaxflat.trajectory import Snapshot, sentences_seen
 
 
-def flatness(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
+def flatness(
+    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
+) -> list[Record]:
     """Take each configured measure: raw, and as seen in the sweep's largest model."""
     params, records = load_params(config, directory, snapshot), []
     for measure in config.flatness.measures:
-        estimates = measure_both(config, params, measure, snapshot)
+        estimates = measure_both(config, params, measure, snapshot, keep)
         records += [record(snapshot, name, estimate) for name, estimate in estimates.items()]
     return records
 
 
 def measure_both(
-    config: Config, params: Any, measure: str, snapshot: Snapshot
+    config: Config, params: Any, measure: str, snapshot: Snapshot, keep: Keep = afresh
 ) -> dict[str, Estimate]:
     """Return a measure's estimates, and their "@embedded" values where models have a common width.
 
@@ -36,7 +41,7 @@ def measure_both(
     rule, so they are taken again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
-    problem = make_problem(config, model, params, snapshot)
+    problem = _keeping_rounds(make_problem(config, model, params, snapshot), measure, keep)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
@@ -45,14 +50,47 @@ def measure_both(
         estimates = trace_estimates(measure, terms, problem).estimates
         embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
-        embedded = estimates = MEASURES[measure](problem, settings).estimates
+        embedded = estimates = _estimates(problem, settings, measure, measure, keep)
         if large != model:
+            name = f"{measure}@embedded"
             problem = make_problem(config, large, enlarge(params, *larger), snapshot)
-            embedded = MEASURES[measure](problem._replace(groupings=()), settings).estimates
+            problem = _keeping_rounds(problem._replace(groupings=()), name, keep)
+            embedded = _estimates(problem, settings, measure, name, keep)
     seen = embedded if factor else {}
     # Groups of parameters are of the model itself.
     whole = [name for name in seen if name == measure or not measure.endswith("_trace")]
     return estimates | {f"{name}@embedded": seen[name] for name in whole}
+
+
+def _estimates(
+    problem: Problem, settings: Config, measure: str, name: str, keep: Keep
+) -> dict[str, Estimate]:
+    """Return a measure's estimates, kept under a name as numbers."""
+
+    def numbers() -> dict[str, Any]:
+        found = MEASURES[measure](problem, settings).estimates.items()
+        return {k: (float(e.mean), float(e.sem), e.num_samples, e.over) for k, e in found}
+
+    return {
+        key: Estimate(jnp.asarray(mean), jnp.asarray(sem), num_samples, over)
+        for key, (mean, sem, num_samples, over) in keep(name, numbers).items()
+    }
+
+
+def _keeping_rounds(problem: Problem, name: str, keep: Keep) -> Problem:
+    """Return a problem whose traces have each of their rounds kept, as lists of numbers."""
+
+    def keep_round(i: int, draw: Callable[[], TraceTerms]) -> TraceTerms:
+        def lists() -> tuple[Any, list, str]:
+            made = draw()
+            terms, weights_n = jax.tree.map(lambda x: x.tolist(), (made.terms, made.weights_n))
+            return terms, weights_n, made.over
+
+        terms, weights_n, over = keep(f"{name}/round_{i}", lists)
+        terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))
+        return TraceTerms(terms, jnp.asarray(weights_n), over)
+
+    return problem._replace(keep_round=keep_round)
 
 
 def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:

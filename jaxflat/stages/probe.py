@@ -12,19 +12,20 @@ from jaxflat.config import Config
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
+from jaxflat.preemption import Keep, afresh
 from jaxflat.probes.features import pool, projection, span_mean
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.stages.belief import belief_records
 from jaxflat.stages.estimates import accuracy_estimate
 from jaxflat.stages.finetune import finetune_records
-from jaxflat.stages.probe_sets import ProbeSets, probe_sets
+from jaxflat.stages.probe_sets import Known, ProbeSets, probe_sets
 from jaxflat.stages.records import Record, load_params, record
 from jaxflat.trajectory import Snapshot
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
+def probe(config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh) -> list[Record]:
     """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
     if config.model.name == "lookup_table":
         source = (config.model.features, experiment.make_language(config.language))
@@ -32,34 +33,47 @@ def probe(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
         source = (experiment.make_model(config), load_params(config, directory, snapshot))
     records = []
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
-        records += _readouts(config, source, sets, snapshot)
+        records += _readouts(config, source, sets, snapshot, keep)
         if sets.finetune is not None and config.model.name != "lookup_table":
-            records += finetune_records(config, *source, sets, snapshot)
+            records += finetune_records(config, *source, sets, snapshot, keep)
     return records
 
 
 def _readouts(
-    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot
+    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot, keep: Keep
 ) -> list[Record]:
-    """Return what is linear in the representations: labels, posteriors, and labels projected."""
-    settings = config.probes
-    spans = sets.known.spans if sets.known and settings.belief_state else ()
-    features, local = zip(
-        *(
-            _featurize(settings.pooling, spans, *source, sentences)
-            for sentences, _, _ in (sets.train, sets.validation, sets.test)
-        ),
-        strict=True,
-    )
-    records = _linear_records(settings, features, sets, snapshot, "linear_probe")
-    records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
-    if dimension := settings.projected_dimension:
+    """Return what is linear in the representations: labels, posteriors, and labels projected.
+
+    Each is kept; the representations, too large for that, are made again where they are needed.
+    """
+    settings, known = config.probes, sets.known
+    spans = known.spans if known and settings.belief_state else ()
+
+    @functools.cache
+    def represented() -> tuple[Any, Any]:
+        parts = [part[0] for part in (sets.train, sets.validation, sets.test)]
+        return _featurize(settings.pooling, spans, *source, parts)
+
+    def belief(known: Known) -> list[Record]:
+        return belief_records(settings, represented()[1], known, snapshot)
+
+    def linear() -> list[Record]:
+        return _linear_records(settings, represented()[0], sets, snapshot, "linear_probe")
+
+    def linear_projected() -> list[Record]:
+        features = represented()[0]
         key = experiment.purpose_key(config.language.seed, "probe_projection")
-        matrix_FxP = projection(key, features[0].shape[-1], dimension)
+        matrix_FxP = projection(key, features[0].shape[-1], settings.projected_dimension)
         projected = tuple(x @ matrix_FxP for x in features)
-        records += _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
-    if spans and sets.known:
-        records += belief_records(settings, local, sets.known, snapshot)
+        return _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
+
+    first = sets.names[0]
+    records = [*keep(f"{first}/linear", linear)]
+    records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
+    if settings.projected_dimension:
+        records += keep(f"{first}/projected", linear_projected)
+    if known and spans:
+        records += keep(f"{first}/belief", functools.partial(belief, known))
     return records
 
 
@@ -98,13 +112,26 @@ def _featurize(
     spans: tuple[tuple[int, int], ...],
     model: MaskedModel | str,
     source: Any,
-    sentences: Sentences,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both.
+    parts: list[Sentences],
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
+    """Return each part's features_NxF, and its local_JxNxD: one call, the most a signal costs.
 
     They are of a trained model (source: its parameters) or of the lookup table (model: which
     features; source: the language).
     """
+    made = [_features(pooling, spans, model, source, sentences) for sentences in parts]
+    features, local = zip(*made, strict=True)
+    return features, local
+
+
+def _features(
+    pooling: str,
+    spans: tuple[tuple[int, int], ...],
+    model: MaskedModel | str,
+    source: Any,
+    sentences: Sentences,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both."""
     leading = sentences.lengths_B.shape
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
 

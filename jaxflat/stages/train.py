@@ -1,8 +1,12 @@
 """Training through the phases, leaving checkpoints to measure and some to recover from."""
 
 import math
+import shutil
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +32,7 @@ def set_aside_damaged(directory: Path) -> None:
 
     It counts no more: training makes it again, bit for bit, from the last one before it or anew.
     """
-    for folder in trunks.FOLDERS:
+    for folder in (*trunks.FOLDERS, "aside/checkpoints", "aside/projected"):
         for line in checkpoint.set_aside_damaged(directory / folder):
             print(f"warning: {line}; training makes it again", file=sys.stderr)
 
@@ -36,8 +40,9 @@ def set_aside_damaged(directory: Path) -> None:
 def train(config: Config, directory: Path, display: Display) -> None:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
-    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming.
-    Phases that another point of the sweep has begun with are taken from there (see `trunks`).
+    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming
+    unless a signal cut it off: that leaves its state in aside/. Phases that another point of the
+    sweep has begun with are taken from there (see `trunks`).
     """
     _go_back(config, directory)
     trunks.start_from(config, directory)
@@ -54,12 +59,12 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
-                last = stop in phase.branches or stop == phase.stop
-                if due or last or preemption.requested():
-                    _save_recovery(config, directory, state, curve)
+                save = partial(_save_recovery, config, directory, state, curve)
+                if saved := due or stop in phase.branches or stop == phase.stop:
+                    save()
                 if stop == phase.stop:
                     trunks.keep(config, directory, phase)
-                preemption.check()
+                preemption.check(None if saved else save)
             if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
 
@@ -131,27 +136,50 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
+    stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    for stop in (*range(branch + length, end, length), *([end] if num_steps else [])):
-        state, loss = _advance(config, phase, state, stop, branch)
-        curve.add(phase.name, stop, loss, branch)
-        preemption.check()
-    checkpoint.save(directory / Snapshot(end).folder, end, state.params)
+    _train_aside(config, directory, phase, state, curve, stops, Snapshot(end), branch)
     if branch in phase.projected_branches:
-        _project(config, directory, trajectory.projection(phase, end), state, curve)
+        params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
+        _project(config, directory, trajectory.projection(phase, end), params, curve)
 
 
-def _project(
-    config: Config, directory: Path, projection: Phase, measured: TrainState, curve: Curve
-) -> None:
+def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
     """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = _replicated(config, experiment.init_state(measured.params, projection))
-    for stop in _call_ends(config, projection):
-        state, loss = _advance(config, projection, state, stop)
-        curve.add(projection.name, stop, loss, projection.start)
-        preemption.check()
-    twin = Snapshot(projection.start, projected=True)
-    checkpoint.save(directory / twin.folder, twin.step, state.params)
+    state = _replicated(config, experiment.init_state(params, projection))
+    stops, twin = _call_ends(config, projection), Snapshot(projection.start, projected=True)
+    _train_aside(config, directory, projection, state, curve, stops, twin)
+
+
+def _train_aside(
+    config: Config,
+    directory: Path,
+    phase: Phase,
+    state: TrainState,
+    curve: Curve,
+    stops: Sequence[int],
+    snapshot: Snapshot,
+    branch: int | None = None,
+) -> None:
+    """Train aside from the trunk through `stops`, and keep the outcome as `snapshot`.
+
+    What an earlier process did of it, as the curve's next lines tell, is not done again: all, or
+    up to the state that a signal left.
+    """
+    aside = directory / "aside" / snapshot.folder
+    if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
+        return
+    if snapshot.step in checkpoint.steps(aside):
+        left = checkpoint.restore(aside, snapshot.step, state)
+        if curve.skip(stops.index(int(left.step)) + 1):
+            state = left
+    for stop in stops:
+        if stop > state.step:
+            state, loss = _advance(config, phase, state, stop, branch)
+            curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
+            preemption.check(partial(checkpoint.save, aside, snapshot.step, state))
+    checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
+    shutil.rmtree(directory / "aside", ignore_errors=True)
 
 
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:

@@ -7,12 +7,12 @@ had been interrupted at that step itself.
 
 import hashlib
 import json
-import os
 import shutil
 import sys
+import uuid
 from pathlib import Path
 
-from jaxflat import checkpoint, experiment, trajectory
+from jaxflat import checkpoint, experiment, locks, trajectory
 from jaxflat.config import Config
 from jaxflat.manifest import DamagedError
 from jaxflat.trajectory import Phase
@@ -28,13 +28,15 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
     target = _folder(config, directory, phase)
     if phase.name == config.phase_order[-1] or target.exists():
         return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         _copy(directory, temporary)
+        locks.check()
+        temporary.rename(target)
+    except OSError:
         if not target.exists():  # else another process was first
-            temporary.rename(target)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -83,6 +85,7 @@ def _copy(source: Path, target: Path) -> None:
         for step in checkpoint.steps(source / name):
             checkpoint.copy(source / name, target / name, step)
         if name == "projected" and (source / "metrics.jsonl").exists():
+            locks.check()
             shutil.copy2(source / "metrics.jsonl", target)
 
 

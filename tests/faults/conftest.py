@@ -13,6 +13,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("trial", range(TRIALS))
     if "disk_trial" in metafunc.fixturenames:
         metafunc.parametrize("disk_trial", range(-(-TRIALS // 3)))
+    if "worker_trial" in metafunc.fixturenames:
+        metafunc.parametrize("worker_trial", range(-(-TRIALS // 6)))
 
 
 @pytest.fixture

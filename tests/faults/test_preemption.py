@@ -1,0 +1,271 @@
+"""A signal: nothing that was computed is lost, and what goes on ends as if there had been none."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from signals import COMPILED, signal_in, until_done
+from sweeps import every_stage, tiny_config
+from test_sweep import contents
+
+from jaxflat import points, preemption, run, sweep
+from jaxflat.metrics import Display, write_json
+from jaxflat.stages import train as training
+
+CONFIG = """
+from sweeps import every_stage
+
+def get_config(_):
+    return every_stage()
+"""
+
+
+def leftovers(workdir: Path) -> list[Path]:
+    return [*workdir.glob("**/*unfinished*"), *workdir.glob("**/aside"), *workdir.glob("**/.*")]
+
+
+@pytest.fixture(autouse=True)
+def no_signal(monkeypatch):
+    monkeypatch.setattr(preemption, "_received", [])
+
+
+@pytest.fixture
+def point(tmp_path):
+    config = tiny_config()
+    config.phases.pretrain.update({"steps": 3, "checkpoint_steps": (3,), "anneal_steps": 3})
+    config.phases.drift.update({"steps": 2, "checkpoint_steps": (2,)})
+    config.phases.drift.projection.checkpoint_steps = (2,)
+    (point,) = points.expand(config, [{}], tmp_path)
+    point.directory.mkdir()
+    return point
+
+
+# In process.
+
+
+def test_a_measurement_that_was_stopped_goes_on_after_its_last_part(point, monkeypatch):
+    made, signals = [], [signal.SIGTERM]
+
+    def measured(config, directory, snapshot, keep):
+        def part(name):
+            made.append((snapshot, name))
+            preemption._received.extend(signals)
+            where = {"step": snapshot.step, "projected": int(snapshot.projected)}
+            return [{**where, "measure": name, "mean": 0.1 * len(name), "sem": float("nan")}]
+
+        def rounds():
+            return [r for i in "012" for r in keep(f"rounds/{i}", partial(part, i))]
+
+        return keep("first", lambda: part("first")) + keep("rounds", rounds)
+
+    monkeypatch.setitem(run.MEASUREMENTS, "flatness", measured)
+    path = point.directory / "flatness.jsonl"
+    measure = partial(run.measure, point, "flatness", Display(1))
+    with pytest.raises(preemption.Preempted):
+        measure()
+    assert not path.exists()
+    assert not run.is_done(point, ("flatness",))
+    assert until_done(measure) == 3 * 4 - 1
+    assert len(made) == len(set(made)) == 3 * 4
+    assert not leftovers(point.directory)
+    lines = path.read_text()
+    path.unlink()
+    signals.clear()
+    preemption._received.clear()
+    measure()
+    assert path.read_text() == lines
+
+
+def test_parts_made_under_other_settings_are_dropped(point, monkeypatch):
+    write_json(point.directory / "probes.unfinished.json", {"checkpoints/6": {"one": ["old"]}})
+    monkeypatch.setitem(
+        run.MEASUREMENTS, "probes", lambda *args: args[-1]("one", lambda: [{"step": 6}])
+    )
+    run.measure(point, "probes", Display(1))
+    assert "old" not in (point.directory / "probes.jsonl").read_text()
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def advance(config, phase, state, stop, branch=None):
+        return dataclasses.replace(state, step=jnp.asarray(stop, jnp.int32)), 1 / stop
+
+    monkeypatch.setattr(training, "_advance", advance)
+
+
+def train(point):
+    training.set_aside_damaged(point.directory)
+    training.train(point.config, point.directory, Display(1))
+
+
+def steps_of(point) -> list[int]:
+    lines = (point.directory / "metrics.jsonl").read_bytes().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+CURVE = [2, 3, 5, 6, 5, 7, 8]
+"""Where calls end: trunk, anneal of 3 steps from there, drift, projection of 3 steps from there."""
+
+
+def test_training_that_is_stopped_in_every_call_makes_each_call_once(
+    point, no_training, monkeypatch
+):
+    calls = signal_in(monkeypatch, [(training, "_advance")])
+    assert until_done(partial(train, point)) == len(calls) == len(CURVE)
+    assert steps_of(point) == CURVE
+    assert training.is_trained(point.config, point.directory)
+    assert not leftovers(point.directory)
+
+
+@pytest.mark.parametrize("lost", ["lines", "state"])
+def test_an_anneal_of_which_something_is_lost_is_trained_again(
+    point, no_training, monkeypatch, capsys, lost
+):
+    with monkeypatch.context() as patch:
+        signal_in(patch, [(training, "_advance")], every=3)  # in the anneal
+        with pytest.raises(preemption.Preempted):
+            train(point)
+    assert steps_of(point) == CURVE[:3]
+    if lost == "lines":
+        curve = point.directory / "metrics.jsonl"
+        curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:2]))
+    else:
+        (point.directory / "aside/checkpoints/6/_METADATA").write_bytes(b"")
+    calls = signal_in(monkeypatch, [(training, "_advance")], every=0)
+    preemption._received.clear()
+    train(point)
+    assert len(calls) == len(CURVE) - 2
+    assert steps_of(point) == CURVE
+    assert ("aside/checkpoints/6: _METADATA" in capsys.readouterr().err) == (lost == "state")
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_every_compiled_call_makes_each_once(tmp_path, monkeypatch):
+    calls = []
+    for name, every in (("undisturbed", 0), ("stopped", 1)):
+        with monkeypatch.context() as patch:
+            calls.append(signal_in(patch, COMPILED, every))
+            stops = until_done(partial(sweep.run, every_stage(), [{}], tmp_path / name))
+    assert {name for _, name in COMPILED} - {"hessian_trace_terms"} == set(calls[0])
+    assert calls[0] == calls[1]
+    assert stops == len(calls[1])
+    assert contents(tmp_path / "undisturbed") == contents(tmp_path / "stopped")
+    assert not leftovers(tmp_path)
+
+
+def test_a_signal_is_obeyed_at_once_where_no_work_has_to_be_saved():
+    done = []
+    preemption._answered.set()
+    with pytest.raises(preemption.Preempted, match="SIGINT"):
+        done.append(preemption._remember(signal.SIGINT, None))
+    preemption._received.clear()
+    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.deferred():
+        done.append(preemption._remember(signal.SIGTERM, None))
+    assert done == [None]
+
+
+# In processes of their own, as users run it.
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    here = Path(__file__).parent
+    paths = (*map(str, (here.parents[1], here.parent, here)), os.environ.get("PYTHONPATH", ""))
+    how = {"COLUMNS": "200", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **how}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+SCRIPT = """
+import hashlib, os, signal, threading, time
+from jaxflat import preemption
+preemption.install()
+def send(*delays):
+    for delay in delays:
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=send, args=({delays}), daemon=True).start()
+with preemption.deferred():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {number})  # a call that no handler runs in
+    preemption.check(lambda: print("saved", flush=True))
+"""
+
+
+def test_a_second_signal_ends_a_call_that_would_go_on_for_an_hour():
+    process = python("-c", SCRIPT.format(delays="0.1, 1.0", number=2**31 - 1))
+    assert process.returncode == 128 + signal.SIGTERM
+    assert process.stderr.startswith("SIGTERM: stopping after the current call")
+    assert process.stdout == ""
+
+
+def test_a_request_that_comes_twice_is_one():
+    """`timeout` signals the process and its group."""
+    process = python("-c", SCRIPT.format(delays="0.1, 0.0", number=2_000_000))
+    assert (process.returncode, process.stdout) == (75, "saved\n")
+    assert process.stderr.count("\n") == 1
+
+
+PLACES = {
+    "jaxflat.sweep": 1,
+    "jaxflat.training.step:train_step": 1,
+    "jaxflat.stages.train:_advance": 11,
+    "jaxflat.checkpoint:save": 5,
+    "jaxflat.stages.evaluate:_answers": 3,
+    "jaxflat.stages.flatness:sample_microbatches": 12,
+    "jaxflat.stages.probe:_featurize": 3,
+    "jaxflat.stages.belief:_errors": 3,
+    "jaxflat.stages.finetune:_correct": 12,
+    "jaxflat.analysis.figures:render": 2,
+}
+"""Imports, tracing for the compiler, training, saving, each measurement, the report; and as many
+calls as there are at least."""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return lambda workdir: ("jaxflat.main", f"--config={path}", f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    process = python("-m", *command(workdir))
+    assert process.returncode == 0, process.stderr
+    return contents(workdir)
+
+
+@pytest.mark.slow
+def test_a_run_signalled_in_any_stage_ends_as_the_undisturbed_one(
+    command, undisturbed, tmp_path, trial
+):
+    choose = random.Random(trial)
+    where, most = list(PLACES.items())[trial % len(PLACES)]
+    number, name = choose.randint(1, most), choose.choice(["SIGTERM", "SIGINT"])
+    driver = Path(__file__).with_name("signalled.py")
+    process = python(driver, where, number, name, *command(tmp_path))
+    ended = time.monotonic()
+    assert process.returncode == 75, process.stderr
+    lines = process.stderr.splitlines()
+    (sent,) = (line for line in lines if line.startswith("signalled at "))
+    seconds = ended - float(sent.removeprefix("signalled at "))
+    print(f"\ntrial {trial}: {name} at call {number} of {where}: ended after {seconds:.1f} s")
+    assert any(line.startswith(f"{name}: stopping") for line in lines)
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "report.html").exists()
+    process = python("-m", *command(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert contents(tmp_path) == undisturbed
+    assert (tmp_path / "report.html").exists()
+    shutil.rmtree(tmp_path)

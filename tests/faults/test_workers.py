@@ -1,0 +1,251 @@
+"""Several workers on one sweep: every point once, whoever is killed, stopped, woken or fails."""
+
+import csv
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from ml_collections import FrozenConfigDict
+from sweeps import tiny_config
+from test_locks import all_at_once
+from test_sweep import contents
+from worker import PATIENCE, Settings, Worker, holders
+
+from jaxflat import checks, corpus, locks, main, points, preemption, sweep
+from jaxflat.config import param
+from jaxflat.metrics import Display, read_lines
+from jaxflat.stages import trunks
+from jaxflat.trajectory import phases
+
+BOOT = "/proc/sys/kernel/random/boot_id"
+SNAPSHOTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
+FEW = pytest.param(5, "probes", id="few")
+TWENTY = pytest.param(20, "train,probes", id="twenty", marks=pytest.mark.slow)
+TRAINED = pytest.param("train,probes", marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def start(workdir, monkeypatch):
+    """Start a worker; end it where the test has not."""
+    here = Path(__file__).parent
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(map(str, (here.parents[1], here.parent, here)))
+    )
+    started: list[Worker] = []
+
+    def start(*arguments, folder=workdir, **settings):
+        started.append(Worker(folder, Settings(*arguments, **settings)))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.send(signal.SIGKILL)
+        worker.process.join()
+
+
+def until(condition):
+    """Return what `condition` returns, once that is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+def states(workdir: Path) -> dict[str, str]:
+    return {
+        p.parent.name: json.loads(p.read_text())["state"] for p in workdir.glob("*/status.json")
+    }
+
+
+def stopped_with_a_point(workers: list[Worker], workdir: Path) -> tuple[Worker | None, str]:
+    """Stop a worker that has a point; None where it was done with it by then."""
+    for point, pid in holders(workdir).items():
+        (worker,) = (worker for worker in workers if worker.pid == pid)
+        worker.send(signal.SIGSTOP)
+        if holders(workdir).get(point) == pid and states(workdir).get(point) == "running":
+            return worker, point
+        worker.send(signal.SIGCONT)
+    return None, ""
+
+
+def written(folder: Path, pattern: str = "*=*/**/*") -> dict[str, tuple[bytes, int]]:
+    """Return the bytes of the files of points, and when they were written."""
+    files = [path for path in folder.glob(pattern) if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
+    """Every point's results are there once, those of failed ones not at all; nothing is torn."""
+    assert {name for name, state in states(workdir).items() if state == "failed"} == failed
+    assert len(states(workdir)) == num_points
+    for name in states(workdir).keys() - failed:
+        lines = read_lines(workdir / name / "probes.jsonl")
+        assert [(line["step"], line["projected"]) for line in lines] == SNAPSHOTS
+    with (workdir / "results.csv").open() as file:
+        rows = csv.DictReader(file)
+        measured = Counter(row["point"] for row in rows if row["accuracy"])
+    assert measured == dict.fromkeys(states(workdir).keys() - failed, len(SNAPSHOTS))
+    assert {path.suffix for path in workdir.glob("locks/*/*")} == {".free"}
+    assert not list(workdir.glob("*=*/**/.*"))
+
+
+@pytest.mark.parametrize(("num_points", "stages"), [FEW, TWENTY])
+def test_three_workers_race(start, workdir, num_points, stages):
+    """One is killed, one point diverges, one raises: the others are done, each once."""
+    workers = [start(num_points, stages, fails=True) for _ in range(3)]
+    pid = until(lambda: next(iter(holders(workdir).values()), None))
+    time.sleep(random.uniform(0, 0.2 if stages == "probes" else 20))
+    (victim,) = (worker for worker in workers if worker.pid == pid)
+    victim.send(signal.SIGKILL)
+    raising, diverging = "learning_rate=0.001_seed=1_", "learning_rate=1e+30_seed=0_"
+    for worker in workers:
+        if worker is not victim:
+            output = worker.ends_with(3)
+            assert output.count(f"/{num_points}] learning_rate=") == num_points
+            assert output.count("failed: ") == 2
+    failed = {name for name in states(workdir) if name.startswith((raising, diverging))}
+    assert_done_but(workdir, failed, num_points)
+    reasons = {
+        json.loads((workdir / name / "status.json").read_text())["reason"] for name in failed
+    }
+    assert sorted(reason.partition(":")[0] for reason in reasons) == [
+        *("FloatingPointError", "RuntimeError")
+    ]
+    before = written(workdir)
+    assert "waiting" not in start(num_points, stages).ends_with(3)
+    changed = {name for name, content in written(workdir).items() if before.get(name) != content}
+    assert {Path(name).relative_to(workdir).parts[0] for name in changed} == failed
+    assert_done_but(workdir, {name for name in failed if name.startswith(diverging)}, num_points)
+    if stages != "probes":
+        alone = workdir.with_name("alone")
+        start(num_points, stages, folder=alone).ends_with(3)
+        assert contents(workdir) == contents(alone)
+
+
+@pytest.mark.parametrize("stages", ["probes", TRAINED])
+def test_a_worker_that_slept_through_its_takeover_writes_nothing(
+    start, workdir, stages, worker_trial
+):
+    """It is stopped while it has a point, for longer than the lease, and woken."""
+    chance = random.Random(worker_trial)
+    workers = [start(3, stages, measuring=0.2, lease=2.0) for _ in range(2)]
+    asleep, point = None, ""
+    while asleep is None:
+        until(lambda: holders(workdir))
+        time.sleep(chance.uniform(0, 0.5 if stages == "probes" else 10))
+        asleep, point = stopped_with_a_point(workers, workdir)
+    (awake,) = (worker for worker in workers if worker is not asleep)
+    awake.ends_with(3)
+    before, results = written(workdir), (workdir / "results.csv").read_bytes()
+    asleep.send(signal.SIGCONT)
+    assert f"{point}: taken over by another worker" in asleep.ends_with(3)
+    assert written(workdir) == before
+    assert (workdir / "results.csv").read_bytes() == results
+    assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 3)
+
+
+def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
+    """For one of another machine it waits as long as that may live, and says so."""
+    first = start(1, measuring=1.0)
+    until(lambda: holders(workdir))
+    first.send(signal.SIGKILL)
+    second = start(1, measuring=1.0)
+    (name,) = until(lambda: [n for n, pid in holders(workdir).items() if pid == second.pid])
+    second.send(signal.SIGKILL)
+    second.process.join()
+    assert "waiting" not in second.printed()
+    lock = workdir / "locks" / name / "2"
+    lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
+    output = start(1, lease=1.0).ends_with(3)
+    assert output.count("waiting") == 1
+    assert f"waiting for {name}: with another worker, or one that died" in output
+    assert_done_but(workdir, {name}, 1)
+
+
+def test_a_signal_to_a_worker_that_waits(start, workdir):
+    """It ends at once, with exit code 75; one that runs a point leaves it to the others."""
+    running = start(2, measuring=1.0)
+    until(lambda: holders(workdir))
+    waiting, other = start(2), start(2)
+    until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
+    waiting.send(signal.SIGINT)
+    assert "stopped by SIGINT" in waiting.ends_with(75)
+    until(lambda: "waiting for learning_rate=0.001" in other.printed())
+    running.send(signal.SIGTERM)
+    assert "stopped by SIGTERM" in running.ends_with(75)
+    other.ends_with(3)
+    assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 2)
+
+
+def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatch, capsys):
+    def lose(*_, **__):
+        raise locks.Lost("locks/results.csv/3: another process has taken it over")
+
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(checks, "check", lambda _: None)
+    monkeypatch.setattr(sweep, "gather", lose)
+    monkeypatch.setattr(sweep, "_share", lambda *_: {})
+    config = Path(__file__).with_name("worker.py")
+    assert main.main([f"--config={config}:2", f"--workdir={tmp_path}", "--stages=probes"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stopped: locks/results.csv/3: another process has taken it over; run")
+
+
+def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    config = tiny_config()
+    monkeypatch.setattr(checks, "check", lambda _: None)
+    parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
+
+    def record(part):
+        points.record_sweep(config, part, tmp_path)
+
+    all_at_once([lambda part=part: record(part) for part in [*parts, *parts]])
+    recorded = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert sorted(entry["overrides"]["seed"] for entry in recorded) == list(range(3))
+
+
+def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch):
+    config = FrozenConfigDict(tiny_config())
+    both_copied = threading.Barrier(2)
+
+    def copy(source, target):
+        (target / "metrics.jsonl").write_text("the same in both")
+        both_copied.wait(30)
+
+    monkeypatch.setattr(trunks, "_copy", copy)
+    first, _ = phases(config)
+    all_at_once([lambda name=name: trunks.keep(config, tmp_path / name, first) for name in "ab"])
+    (kept,) = (tmp_path / "trunks").iterdir()
+    assert [path.name for path in kept.iterdir()] == ["metrics.jsonl"]
+
+
+def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    config = tiny_config()
+    config.language.update({"stored_sentences": 32, "data_dir": str(tmp_path)})
+    section, inside, waited = FrozenConfigDict(config).language, [], []
+
+    def build(*_, **__):
+        inside.append(0)
+        time.sleep(0.1)
+        assert len(inside) == 1
+        inside.pop()
+
+    monkeypatch.setattr(corpus, "build_dataset", build)
+    monkeypatch.setattr(Display, "wait", lambda self, text: waited.append(text))
+    all_at_once([lambda: corpus.prepare(section, Display(1))] * 3)
+    assert waited
+    assert all(text.startswith("waiting for another worker, which is at") for text in waited)
