@@ -14,6 +14,7 @@ faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the
 lint:  ## style and types
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m ruff check
+	shellcheck launch/*.sh launch/slurm.sbatch .ci/run
 	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 smoke:  ## the main job in under a minute

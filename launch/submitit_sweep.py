@@ -1,0 +1,67 @@
+"""A sweep on Slurm, from Python by submitit: pip install -e '.[slurm]'
+
+    python launch/submitit_sweep.py --workers=8 --minutes=480 --slurm=partition=a,gpus-per-task=1 \
+        --config=configs/model_size_sweep.py:paper --workdir=/shared/sizes
+
+Each of the jobs is a worker, which takes points that nobody has. One that is told to stop saves its
+work, and submitit puts it back in the queue. Arguments that are not of this script are those of
+jaxflat.main.
+"""
+
+import argparse
+import os
+import signal
+import sys
+
+os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # read when submitit is imported, here and in jobs
+
+import submitit
+
+EXIT_PREEMPTED = 75
+
+
+class Worker(submitit.helpers.Checkpointable):
+    """A process of jaxflat.main; submitit's requeue starts it again with the same arguments."""
+
+    def __call__(self, arguments: list[str]) -> None:
+        """Work until the sweep is done, or until a signal comes and the work is saved."""
+        from jaxflat import main, preemption, sharding
+
+        sharding.use_cpu_cores()
+        requeue = signal.getsignal(signal.SIGTERM)
+        assert callable(requeue)  # submitit's
+        preemption.install()
+        try:
+            code = main.main(arguments)
+        except SystemExit as end:  # stopped before there was anything to save
+            code = end.code
+        if code == EXIT_PREEMPTED:
+            requeue(signal.SIGTERM, None)
+        if code:
+            sys.exit(code)
+
+
+def main() -> None:
+    """Submit the workers and print their jobs."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workers", type=int, required=True, help="how many jobs")
+    parser.add_argument("--minutes", type=int, required=True, help="each job's time limit")
+    parser.add_argument("--slurm", default="", help="options of sbatch: NAME=VALUE,NAME=VALUE")
+    parser.add_argument("--logs", default="runs/slurm", help="default: %(default)s")
+    flags, arguments = parser.parse_known_args()
+    options = dict(option.split("=", 1) for option in flags.slurm.split(",") if option)
+    executor = submitit.SlurmExecutor(folder=flags.logs, max_num_timeout=1000)
+    executor.update_parameters(
+        job_name="jaxflat",
+        time=flags.minutes,
+        signal_delay_s=120,
+        array_parallelism=flags.workers,
+        additional_parameters={"requeue": True, **options},
+    )
+    for job in executor.map_array(Worker(), [arguments] * flags.workers):
+        print(f"job {job.job_id}: {job.paths.stderr}")
+
+
+if __name__ == "__main__":
+    main()
