@@ -1,25 +1,19 @@
-"""From shapes for accelerators to a killed process: what one run of the suite cannot see by size.
+"""Shapes for accelerators, and one device against eight: what the suite cannot see by size.
 
 The paper's points are traced, never allocated; programs are lowered for GPUs and TPUs from here.
 """
 
-import os
-import random
-import subprocess
-import sys
-import time
 from functools import cache, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
-from sweeps import tiny_config, tiny_sweep
+from sweeps import tiny_config
 
-from jaxflat import checkpoint, experiment, loading, memory, points, sharding, trajectory
+from jaxflat import experiment, loading, memory, points, sharding, trajectory
 from jaxflat.flatness import MEASURES, hessian_trace_terms
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
@@ -29,7 +23,6 @@ from jaxflat.stages.flatness import make_problem
 from jaxflat.trajectory import Snapshot
 
 ROOT = Path(__file__).parents[1]
-FILES = ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl")
 
 
 @cache
@@ -142,76 +135,3 @@ def test_the_stage_measures_the_same_on_one_device_and_on_eight(measure):
     one, eight = estimates
     assert float(eight.mean) == pytest.approx(float(one.mean), rel=1e-4)
     assert float(eight.sem) == pytest.approx(float(one.sem), rel=1e-4)
-
-
-CONFIG_FILE = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from sweeps import tiny_config, tiny_sweep
-
-get_config, get_sweep = lambda scale: tiny_config(), lambda scale: tiny_sweep()
-"""
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Return a function that starts the command on the tiny sweep in a process of its own."""
-    config_file = tmp_path / "tiny.py"
-    config_file.write_text(CONFIG_FILE)
-    # As in conftest.py, compile quickly: otherwise death would almost always find it compiling.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, "-m", "jaxflat.main", f"--config={config_file}"]
-
-    def start(workdir: Path) -> subprocess.Popen:
-        with (tmp_path / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [*command, f"--workdir={workdir}"],
-                cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    return start
-
-
-@pytest.mark.slow
-def test_command_killed_at_random_moments_ends_bitwise_like_one_left_alone(start, tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    begin = time.monotonic()
-    assert start(undisturbed).wait() == 0
-    duration = time.monotonic() - begin
-
-    seed = random.randrange(2**32)
-    print(f"moments of death from seed {seed}")
-    moments, deaths = random.Random(seed), 0
-    while deaths < 3:
-        process = start(killed)
-        try:
-            assert process.wait(moments.uniform(0.2, 0.9) * duration) == 0
-            break  # earlier deaths left it too little to do
-        except subprocess.TimeoutExpired:
-            process.kill()
-            assert process.wait() == -9
-            deaths += 1
-    assert deaths
-    assert start(killed).wait() == 0
-
-    assert (killed / "results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
-    for point in points.expand(tiny_config(), tiny_sweep(), undisturbed):
-        other = killed / point.name
-        for name in FILES:
-            assert read(other / name) == read(point.directory / name), f"{point.name}/{name}"
-        if point.config.phase_order:
-            compare_final_checkpoints(point, other)
-
-
-def read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
-
-
-def compare_final_checkpoints(point: Point, other: Path) -> None:
-    template = experiment.init_params(point.config)
-    snapshot = trajectory.snapshots(point.config)[-1]
-    restored = [
-        checkpoint.restore(directory / snapshot.folder, snapshot.step, template)
-        for directory in (point.directory, other)
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *restored)

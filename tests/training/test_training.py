@@ -1,6 +1,7 @@
 """Optimizer steps: what they minimise, how calls split, and how devices share a batch."""
 
 from dataclasses import replace
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -78,12 +79,20 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     assert 0 < excess < 0.005
 
 
+ALL = [name for name, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)]
+ALWAYS = (("adamw", "exact"), ("muon", "sampled"))
+REST = [pair for pair in product(ALL, ("exact", "sampled")) if pair not in ALWAYS]
+
+
 @pytest.mark.parametrize(
-    "optimizer",
-    ["adamw", "muon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sgd", "lion", "sam"))],
+    ("optimizer", "targets"),
+    [*ALWAYS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)],
 )
-def test_calls_of_any_length_and_stored_in_between_are_the_same_training(optimizer, tmp_path):
-    config = resolved(optimizer={**base_config.phase().optimizer, "name": optimizer})
+def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
+    optimizer, targets, tmp_path
+):
+    chosen = {**base_config.phase().optimizer, "name": optimizer}
+    config = resolved(optimizer=chosen, targets=targets)
     (phase,) = trajectory.phases(config)
     mesh = experiment.sharding.make_mesh(1)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
