@@ -1,11 +1,9 @@
-"""Faults come at random: a tenth of the trials by default, all of them by `make faults`."""
+"""Faults come at random, in as many trials as are asked for."""
 
-import os
 import random
 
 import pytest
-
-TRIALS = int(os.environ.get("JAXFLAT_FAULT_TRIALS", "6"))
+from trials import TRIALS
 
 
 def pytest_generate_tests(metafunc):

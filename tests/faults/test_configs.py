@@ -1,17 +1,15 @@
 """Configs mutilated in their keys, types, ranges and sweeps: run, or refused in one line."""
 
-import os
 import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from trials import ALL, TRIALS
 
 from jaxflat import config as base_config
 from jaxflat import loading, main, points
 from jaxflat.validation import InputError
-
-TRIALS = int(os.environ.get("JAXFLAT_FAULT_TRIALS", "6"))  # 60 are the full count
 
 
 def dotted(section: ConfigDict, prefix: str = "") -> list[str]:
@@ -87,7 +85,7 @@ def trials(number: int) -> settings:
     )
 
 
-@trials(500 * TRIALS // 60)
+@trials(500 * TRIALS // ALL)
 @given(mutilated())
 def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):
     keys, text = config
@@ -99,7 +97,7 @@ def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):
         assert_one_line_on(keys, str(error))
 
 
-@trials(20 * TRIALS // 60)
+@trials(20 * TRIALS // ALL)
 @given(mutilated())
 def test_the_command_says_the_line_and_writes_nothing(tmp_path, capsys, config):
     keys, text = config

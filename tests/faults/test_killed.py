@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 from sweeps import tiny_config
 from test_sweep import assert_same
+from trials import TRIALS
 
-DEATHS = int(os.environ.get("JAXFLAT_FAULT_TRIALS", "6")) // 2
+DEATHS = TRIALS // 2
 
 
 def saving_continually() -> ConfigDict:

@@ -1,18 +1,17 @@
-"""Training that is stored and taken up again is the same training, bit for bit, by every optimizer."""
+"""Training that is stored and taken up again is the same training to the bit, by each optimizer."""
 
-import os
 from itertools import product
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
+from trials import ALL, TRIALS
 
 from jaxflat import checkpoint, experiment, trajectory
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
 
-TRIALS = int(os.environ.get("JAXFLAT_FAULT_TRIALS", "6"))
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
 ]
@@ -34,7 +33,7 @@ def resolved(optimizer: str, targets: str) -> FrozenConfigDict:
     ("optimizer", "targets"),
     [
         *ALWAYS,
-        *(pytest.param(*p, marks=pytest.mark.slow) for p in REST[:: max(60 // TRIALS, 1)]),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in REST[:: max(ALL // TRIALS, 1)]),
     ],
 )
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
