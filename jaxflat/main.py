@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat import hosts
+
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
@@ -32,6 +34,12 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
     )
+    parser.add_argument(
+        "--multihost",
+        default="auto",
+        help="on: be one of several processes that make one run; off; auto (default): where there "
+        "is a cluster of several",
+    )
     return parser.parse_known_args(arguments)
 
 
@@ -41,8 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat import checkpoint, loading, memory, points, preemption, run, sweep, validation
 
-    console = Console()
     try:
+        validation.check_choices("--multihost", [flags.multihost], hosts.MODES)
+        hosts.start(flags.multihost)
+        console = Console(quiet=not hosts.is_first())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
@@ -58,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         preemption.install()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
-    except validation.InputError as error:
+    except (validation.InputError, hosts.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
@@ -70,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
     if "report" in stages:
-        show_report(workdir, console)
+        hosts.first(show_report)(workdir, console)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

@@ -17,12 +17,15 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
+from jaxflat import hosts
+
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line and push it to disk."""
     _append(path, f"{json.dumps(record)}\n".encode())
 
 
+@hosts.first
 def _append(path: Path, content: bytes) -> None:
     """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
     with _naming(path), path.open("ab", buffering=0) as file:
@@ -53,6 +56,7 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
+@hosts.first
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -83,13 +87,17 @@ class Curve:
         Raises ValueError where there are fewer.
         """
         self.path = directory / "metrics.jsonl"
+        self._cut(num_bytes)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._events = directory / name
+        self._add_event(file_version="brain.Event:2")
+
+    @hosts.first
+    def _cut(self, num_bytes: int) -> None:
         with self.path.open("ab") as file:
             if (found := file.tell()) < num_bytes:
                 raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
             file.truncate(num_bytes)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        self._events = directory / name
-        self._add_event(file_version="brain.Event:2")
 
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
@@ -115,7 +123,7 @@ class Display:
     """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
 
     def __init__(self, num_points: int):
-        self.console = Console()
+        self.console = Console(quiet=not hosts.is_first())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

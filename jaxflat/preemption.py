@@ -4,6 +4,8 @@ import signal
 import sys
 from typing import Any
 
+from jaxflat import hosts
+
 
 class Preempted(Exception):
     """The process was asked to stop; what was done so far is on disk."""
@@ -26,11 +28,12 @@ def install() -> None:
 
 
 def requested() -> bool:
-    """Say whether a signal has come."""
-    return bool(_received)
+    """Say whether a signal has come, to any of the run's processes: all must ask as often."""
+    return any(hosts.gather(bool(_received), "preemption"))
 
 
 def check() -> None:
     """Raise Preempted where a signal has come."""
-    if _received:
-        raise Preempted(signal.Signals(_received[0]).name)
+    if requested():
+        own = [signal.Signals(number).name for number in _received]
+        raise Preempted(own[0] if own else "a signal to another process")

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxflat import corpus, experiment, trajectory
+from jaxflat import corpus, experiment, hosts, trajectory
 from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, read_lines, write_json, write_whole
@@ -72,6 +72,7 @@ def run(
     return failures
 
 
+@hosts.first
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
@@ -79,6 +80,7 @@ def _prepare(language: Config, display: Display) -> None:
         raise InputError(str(error)) from error
 
 
+@hosts.first
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings."""
     points = json.loads((workdir / "sweep.json").read_text())["points"]
@@ -136,9 +138,11 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         write_status(point.directory, "preempted")
         raise
     except Exception as error:
+        if not hosts.failed_together():
+            raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         with suppress(OSError):  # a full disk has no room for these either
-            (point.directory / "error.txt").write_text(traceback.format_exc())
+            write_whole(point.directory / "error.txt", traceback.format_exc())
             write_status(point.directory, "failed", reason)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise  # nor would the other points find any

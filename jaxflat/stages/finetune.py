@@ -86,8 +86,7 @@ def _correct(
         )
 
     # As many jobs at a time as there are devices, where that comes out even.
-    num_data = mesh.shape["data"]
-    width = num_data if len(draws_J) % num_data == 0 else 1
+    width = mesh.size if len(draws_J) % mesh.size == 0 else 1
 
     def side_by_side(jobs: tuple[jax.Array, jax.Array]) -> jax.Array:
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *x.shape)), params)
