@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_sweep import contents, saved_arrays
+from test_sweep import saved_arrays
 
 from jaxflat import checkpoint
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 HEARTBEAT = 8  # seconds
+MEASURED, TRAIN = "--stages=train,flatness", "--stages=train"
 CONFIG_FILE = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
@@ -68,29 +69,40 @@ class Processes:
                 environment["JAX_NUM_PROCESSES"] = str(len(num_devices))
                 environment["JAX_PROCESS_ID"] = str(number)
             with self.logs[number].open("wb") as log:
-                self.started.append(
-                    subprocess.Popen(
-                        [*command, f"--workdir={workdir}", *arguments],
-                        cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                    )  # fmt: skip
-                )
+                output = {"stdout": log, "stderr": subprocess.STDOUT}
+                whole = [*command, f"--workdir={workdir}", *arguments]
+                process = subprocess.Popen(whole, cwd=folder, env=environment, **output)
+            self.started.append(process)
 
     def codes(self) -> list[int]:
         return [process.wait(timeout=500) for process in self.started]
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """Return a function that starts a run, in processes that do not outlive the test."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture(scope="module")
+def launch(folder):
+    """Return a function that starts a run, in processes that do not outlive the tests."""
     made = []
 
     def launch(workdir, num_devices, *arguments):
-        made.append(Processes(tmp_path, workdir, num_devices, *arguments))
+        made.append(Processes(folder, workdir, num_devices, *arguments))
         return made[-1]
 
     yield launch
     for process in [process for processes in made for process in processes.started]:
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def both(launch, folder):
+    """What two processes of four devices make when they are left alone, and what they say."""
+    processes = launch(folder / "both", (4, 4), MEASURED)
+    assert processes.codes() == [0, 0], processes.logs[0].read_text()
+    return folder / "both", [log.read_text() for log in processes.logs]
 
 
 def wait_for_step(workdir: Path, step: int) -> None:
@@ -121,34 +133,46 @@ def assert_close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(*pairs, rtol=tolerance, err_msg=name)
 
 
-MEASURED = "--stages=train,flatness"
-TRAIN = "--stages=train"
+def assert_same_training(workdir: Path, other: Path) -> None:
+    for name in ("metrics.jsonl", "evaluation.jsonl"):
+        assert (workdir / "run" / name).read_bytes() == (other / "run" / name).read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, saved_arrays(workdir), saved_arrays(other))
 
 
-def test_two_processes_compute_what_one_does_and_either_goes_on_from_the_other(launch, tmp_path):
-    both, one = tmp_path / "both", tmp_path / "one"
-    runs = launch(both, (4, 4), MEASURED), launch(one, (8,), MEASURED)
-    assert runs[0].codes() == [0, 0], runs[0].logs[0].read_text()
-    assert runs[1].codes() == [0]
-    assert_close(both, one)
-    said = [log.read_text() for log in runs[0].logs]
+def test_two_processes_compute_what_one_does(launch, folder, both):
+    one, (workdir, said) = folder / "one", both
+    assert launch(one, (8,), MEASURED).codes() == [0]
+    assert_close(workdir, one)
     assert ["[1/1] run" in text for text in said] == [True, False]
-    step = both / "run" / "checkpoints" / "16"
+    assert len(list((workdir / "run").glob("events*"))) == 1
+
+
+def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
+    step = both[0] / "run" / "checkpoints" / "16"
+    checkpoint.check(step.parent, 16)
+    named = json.loads((step / "manifest.json").read_text())["files"]
     for process in (0, 1):
-        assert list((step / f"ocdbt.process_{process}" / "d").iterdir())
-    assert len(list((both / "run").glob("events*"))) == 1
-    for workdir, num_devices in ((both, (8,)), (one, (4, 4))):
-        moved = Path(shutil.copytree(workdir, tmp_path / f"{workdir.name}-moved"))
-        for last in ("recovery/16", "checkpoints/16", "projected/16"):
-            shutil.rmtree(moved / "run" / last)
-        shutil.rmtree(moved / "trunks")
-        assert set(launch(moved, num_devices, MEASURED).codes()) == {0}
-        assert_close(moved, one)
+        (file, *_) = (step / f"ocdbt.process_{process}" / "d").iterdir()
+        assert file.relative_to(step).as_posix() in named
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, tmp_path, victim):
-    workdir, whole = tmp_path / "killed", tmp_path / "whole"
+@pytest.mark.parametrize(("before", "after"), [((4, 4), (8,)), ((8,), (4, 4))])
+def test_a_run_moves_between_processes(launch, folder, both, before, after):
+    """Its last phase is trained again from the recovery checkpoint of before."""
+    workdir = folder / f"moved-to-{len(after)}"
+    if before == (8,):
+        assert launch(workdir, before, TRAIN).codes() == [0]
+    else:
+        shutil.copytree(both[0], workdir)
+    for last in ("recovery/16", "checkpoints/16", "projected/16"):
+        shutil.rmtree(workdir / "run" / last)
+    assert set(launch(workdir, after, MEASURED).codes()) == {0}
+    assert_close(workdir, both[0])
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, folder, both, victim):
+    workdir = folder / f"killed-{victim}"
     processes = launch(workdir, (4, 4), TRAIN)
     wait_for_step(workdir, 4)
     processes.started[victim].kill()
@@ -157,19 +181,16 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, tmp_path, vict
     print(f"ended {time.monotonic() - died:.1f} s after the death")
     assert json.loads((workdir / "run" / "status.json").read_text())["state"] == "running"
     assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
-    assert launch(whole, (4, 4), TRAIN).codes() == [0, 0]
-    assert contents(workdir) == contents(whole)
-    jax.tree.map(np.testing.assert_array_equal, saved_arrays(workdir), saved_arrays(whole))
+    assert_same_training(workdir, both[0])
 
 
-@pytest.mark.parametrize("told", [0, 1])
-def test_when_one_is_told_to_stop_both_save_the_same_step(launch, tmp_path, told):
-    workdir, whole = tmp_path / "stopped", tmp_path / "whole"
+@pytest.mark.parametrize("told", [1, 0])
+def test_when_one_is_told_to_stop_both_save_the_same_step(launch, folder, both, told):
+    workdir = folder / f"stopped-{told}"
     processes = launch(workdir, (4, 4), TRAIN)
     wait_for_step(workdir, 4)
     processes.started[told].send_signal(signal.SIGTERM)
     assert processes.codes() == [75, 75], [log.read_text() for log in processes.logs]
     assert max(checkpoint.steps(workdir / "run" / "recovery")) < 16
     assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
-    assert launch(whole, (4, 4), TRAIN).codes() == [0, 0]
-    assert contents(workdir) == contents(whole)
+    assert_same_training(workdir, both[0])
