@@ -20,6 +20,7 @@ MODES = ("auto", "on", "off")
 HEARTBEAT = 30  # seconds: a process that is silent for as long is dead, and ends the others
 FOREVER = 10**9  # milliseconds: one may train a teacher for days while the others wait
 GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_HOW = f"start it by srun or mpirun, on a TPU pod, or set {', '.join(GIVEN)}"
 
 
 class ClusterError(ValueError):
@@ -36,8 +37,8 @@ def start(mode: str) -> None:
 
     mode: "off" to stay alone; "auto" to join where there are others: on Slurm, Open MPI, Kubernetes
     and TPU pods, as JAX finds them, or as the variables `GIVEN` say; "on" to insist on a cluster.
-    Raises ClusterError where there is none to insist on; whatever goes wrong with one that there
-    is, is raised as it comes: each host would train alone.
+    Raises ClusterError where there is none to insist on. Whatever goes wrong with one that there is
+    is raised as it comes: without the others each host would train alone.
     """
     global _process, _num_processes
     if mode == "off":
@@ -62,25 +63,28 @@ def start(mode: str) -> None:
     _process, _num_processes = jax.process_index(), jax.process_count()
 
 
-_HOW = f"start it by srun or mpirun, on a TPU pod, or set {', '.join(GIVEN)}"
-
-
 def _cluster() -> tuple[str | None, int | None, int | None]:
     """Return (address of the first process, how many there are, which this is), None if none."""
     from jax._src.clusters import ClusterEnv  # as jax.distributed.initialize() finds them
 
-    address, *numbers = (os.environ.get(name) for name in GIVEN)
-    for name, number in zip(GIVEN[1:], numbers, strict=True):
-        if number is not None and not number.isdigit():
-            raise ClusterError(f"{name}={number!r} must be a number")
-    given = (address, *(None if number is None else int(number) for number in numbers))
-    found = given
-    if None in given:
-        found = ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, 300)[:3]
+    address = os.environ.get(GIVEN[0])
+    num_processes, process = _number(GIVEN[1]), _number(GIVEN[2])
+    if None in (address, num_processes, process):
+        address, num_processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            address, num_processes, process, None, None, 300
+        )
+    found = address, num_processes, process
     if None in found and found != (None, None, None):
         missing = GIVEN[found.index(None)]
         raise ClusterError(f"{missing} is not set, and there is no cluster that tells; {_HOW}")
     return found
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdigit():
+        raise ClusterError(f"{name}={text!r} must be a number")
+    return None if text is None else int(text)
 
 
 def index() -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from test_sweep import saved_arrays
 
 from jaxflat import checkpoint
 
@@ -40,9 +40,11 @@ def get_config(scale=None):
     return config
 """
 COMMAND = f"""
-import sys
-from jaxflat import hosts, main
+import os, sys
+from jaxflat import hosts, main, run
 hosts.HEARTBEAT = {HEARTBEAT}
+if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
+    run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
 sys.exit(main.main())
 """
 
@@ -133,10 +135,23 @@ def assert_close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(*pairs, rtol=tolerance, err_msg=name)
 
 
+def arrays_of(step: Path):
+    """Return the tree of a checkpoint that other devices have saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(step).item_metadata.tree
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), stored
+        )
+        return checkpointer.restore(step, template)
+
+
 def assert_same_training(workdir: Path, other: Path) -> None:
     for name in ("metrics.jsonl", "evaluation.jsonl"):
         assert (workdir / "run" / name).read_bytes() == (other / "run" / name).read_bytes()
-    jax.tree.map(np.testing.assert_array_equal, saved_arrays(workdir), saved_arrays(other))
+    for path in sorted((other / "run").glob("*/[0-9]*")):
+        twin = workdir / path.relative_to(other)
+        jax.tree.map(np.testing.assert_array_equal, arrays_of(path), arrays_of(twin))
 
 
 def test_two_processes_compute_what_one_does(launch, folder, both):
@@ -194,3 +209,18 @@ def test_when_one_is_told_to_stop_both_save_the_same_step(launch, folder, both, 
     assert max(checkpoint.steps(workdir / "run" / "recovery")) < 16
     assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
     assert_same_training(workdir, both[0])
+
+
+@pytest.mark.parametrize("failing", ["0 1", "1", "0"])
+def test_only_what_all_processes_come_to_fails_a_point(launch, folder, both, monkeypatch, failing):
+    workdir = Path(shutil.copytree(both[0], folder / f"failing-{failing}"))
+    (workdir / "run" / "evaluation.jsonl").unlink()
+    monkeypatch.setenv("FAILING", failing)
+    codes = launch(workdir, (4, 4), TRAIN).codes()
+    status = json.loads((workdir / "run" / "status.json").read_text())
+    if failing == "0 1":
+        assert codes == [3, 3]
+        assert status["reason"] == "ZeroDivisionError: division by zero"
+    else:
+        assert 0 not in codes
+        assert status["state"] == "running"
