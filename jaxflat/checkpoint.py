@@ -1,4 +1,4 @@
-"""Save and restore pytrees of arrays, one folder a step.
+"""Save and restore pytrees of arrays, one folder a step, which all processes of a run see.
 
 A step appears whole, its manifest included, and goes at once: what is not whole yet, or no more,
 is in a hidden folder beside the steps.
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxflat import locks, manifest
+from jaxflat import hosts, locks, manifest
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -25,18 +25,18 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 def save(directory: Path, step: int, tree: Any) -> None:
     """Write `tree` to directory/<step>; the folder appears complete or not at all.
 
-    Raises OSError naming it where the disk is full.
+    Each process writes and hashes what is on its devices. Raises OSError naming it where the disk
+    is full.
     """
     with _appearing(directory, step) as unfinished:
-        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        if shutil.disk_usage(unfinished.parent).free < num_bytes:
-            # Or orbax would fill the disk first, and fail with some of its threads still at it.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _check_room(unfinished.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished.absolute(), tree)
-        manifest.write(unfinished)
+        parts = hosts.gather(manifest.part(unfinished, hosts.index()), "manifest")
+        _finish(unfinished, {name: file for part in parts for name, file in part.items()})
 
 
+@hosts.first
 def copy(source: Path, directory: Path, step: int) -> None:
     """Copy source/<step> to directory/<step>; as in `save`, complete or not at all."""
     with _appearing(directory, step) as unfinished:
@@ -52,7 +52,7 @@ def restore(directory: Path, step: int, template: Any) -> Any:
     path = directory.absolute() / str(step)
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint")
-    manifest.check(path)
+    check(directory, step)
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
@@ -67,6 +67,7 @@ def restore(directory: Path, step: int, template: Any) -> Any:
         return checkpointer.restore(path, template)
 
 
+@hosts.first
 def steps(directory: Path) -> list[int]:
     """Return the steps in `directory`, in order; those set aside are none."""
     if not directory.is_dir():
@@ -74,6 +75,7 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
+@hosts.first
 def delete(directory: Path, step: int) -> None:
     """Delete a step, at once."""
     with _hidden(directory) as hidden:
@@ -81,11 +83,13 @@ def delete(directory: Path, step: int) -> None:
         (directory / str(step)).rename(hidden / "old")
 
 
+@hosts.first
 def check(directory: Path, step: int) -> None:
     """Raise DamagedError naming the first file of directory/<step> that is not as it was saved."""
     manifest.check(directory / str(step))
 
 
+@hosts.first
 def set_aside_damaged(directory: Path) -> list[str]:
     """Rename each step that is not as it was saved to damaged-<step>; return a line on each."""
     lines = []
@@ -114,11 +118,7 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
     try:
         with _hidden(directory) as hidden:
             yield hidden / "new"
-            locks.check()
-            if target.exists():
-                target.rename(hidden / "old")
-            (hidden / "new").rename(target)
-            _push(directory)
+            _put(hidden / "new", target, hidden / "old")
     except Exception as error:  # of several kinds, with the system's words somewhere in them
         for number in NO_ROOM:
             if os.strerror(number) in str(error):
@@ -126,18 +126,46 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
         raise
 
 
+@hosts.first
+def _check_room(folder: Path, num_bytes: int) -> None:
+    if shutil.disk_usage(folder).free < num_bytes:
+        # Or orbax would fill the disk first, and fail with some of its threads still at it.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@hosts.first
+def _finish(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    manifest.write(folder, files)
+
+
+@hosts.first
+def _put(new: Path, target: Path, old: Path) -> None:
+    """Rename a whole step into its place, an older one out of it, and push the names to disk."""
+    locks.check()
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    _push(target.parent)
+
+
 @contextmanager
 def _hidden(directory: Path) -> Iterator[Path]:
     """Give an empty hidden folder in `directory`; it and older ones are gone afterwards."""
+    hidden = _make_hidden(directory)
+    try:
+        yield hidden
+    finally:
+        if hosts.is_first():
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+@hosts.first
+def _make_hidden(directory: Path) -> Path:
     locks.check()
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob(".unfinished*"):
         shutil.rmtree(old, ignore_errors=True)
-    hidden = Path(tempfile.mkdtemp(prefix=".unfinished", dir=directory))
-    try:
-        yield hidden
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=".unfinished", dir=directory))
 
 
 def _push(directory: Path) -> None:

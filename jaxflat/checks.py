@@ -23,11 +23,12 @@ def check(config: Config) -> None:
     _check_language(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
-    num_data = experiment.make_mesh(config).shape["data"]
+    num_devices = experiment.make_mesh(config).size
     for key, size in experiment.batch_sizes(config).items():
-        if size % num_data:
+        if size % num_devices:
             raise ValueError(
-                f"{key}={size} is not divisible by the {num_data} devices of mesh.data"
+                f"{key}={size} is not divisible by the {num_devices} devices of mesh.data times "
+                "mesh.model"
             )
     if config.evaluation.num_sentences % config.evaluation.batch_size:
         raise ValueError(

@@ -19,8 +19,8 @@ def keep_programs() -> Path | None:
     github.com/jax-ml/jax): nothing is kept for them. JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing
     anywhere. Call it after `jax.distributed.initialize`: it asks for the devices.
     """
-    chosen = jax.config.jax_compilation_cache_dir
-    if not jax.config.jax_enable_compilation_cache:
+    chosen = jax.config.read("jax_compilation_cache_dir")
+    if not jax.config.read("jax_enable_compilation_cache"):
         return None
     kind = kind_of_cpu()
     if not chosen and jax.default_backend() == "cpu" and "avx512" in kind:

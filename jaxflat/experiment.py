@@ -67,16 +67,27 @@ def _shape(section: Config) -> dict[str, Any]:
 
 
 def make_mesh(config: Config) -> Mesh:
-    """Return the mesh; with mesh.data=-1, of as many devices as share every batch evenly."""
-    num_data = config.mesh.data
+    """Return the mesh; with mesh.data=-1, of as many devices as share every batch evenly.
+
+    Raises ValueError where these are too few: every device of several processes has to be in it.
+    """
+    num_data, num_model, num_devices = config.mesh.data, config.mesh.model, jax.device_count()
     if num_data == -1:
         common = math.gcd(*batch_sizes(config).values())
-        num_data = max(n for n in range(1, jax.device_count() + 1) if common % n == 0)
-    return _mesh(num_data)
+        fair = [n for n in range(1, num_devices // num_model + 1) if common % (n * num_model) == 0]
+        num_data = max(fair, default=1)
+    mesh = _mesh(num_data, num_model)
+    if jax.process_count() > 1 and mesh.size < num_devices:
+        raise ValueError(
+            f"mesh.data={num_data} times mesh.model={num_model} leaves out some of the "
+            f"{num_devices} devices of {jax.process_count()} processes; set mesh.data="
+            f"{num_devices // num_model}, and batch sizes that {num_devices} divides"
+        )
+    return mesh
 
 
 def batch_sizes(config: Config) -> dict[str, int]:
-    """Return every size that is split over the mesh's data axis, by its config key."""
+    """Return every size that is split over the mesh's devices, by its config key."""
     sizes = {}
     for name, phase in config.phases.items():
         sizes[f"phases.{name}.batch_size"] = phase.batch_size
@@ -119,9 +130,13 @@ def _train_steps(
     objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
     # A head is fitted to all sentences at once, not to those of each device.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
-    num_shards = mesh.shape["data"] if by_shard else 1
+    num_shards = mesh.size if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
-    return make_train_steps(*objective, optimizer, num_shards, skips)
+
+    def place(state: TrainState) -> TrainState:
+        return jax.lax.with_sharding_constraint(state, sharding.placement(mesh, state))
+
+    return make_train_steps(*objective, optimizer, num_shards, skips, place)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:
@@ -133,15 +148,21 @@ def schedule(settings: Config, anneal: bool) -> Schedule:
     return Schedule(chosen.learning_rate, chosen.warmup_steps, chosen.decay_steps, settings.steps)
 
 
-def init_params(config: Config) -> Any:
-    """Return the initial parameters, a function of init_seed and the model's shape."""
-    return _initializer(make_model(config))(purpose_key(config.init_seed, "init"))
+def init_params(config: Config, mesh: Mesh | None = None) -> Any:
+    """Return the initial parameters, a function of init_seed and the model's shape.
+
+    With a mesh they are made on it: not whole on one device where `model` parts them.
+    """
+    return _initializer(make_model(config), mesh)(purpose_key(config.init_seed, "init"))
 
 
 @functools.cache
-def _initializer(model: Any) -> Callable[[jax.Array], Any]:
+def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
     def initialize(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
+        if mesh is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, sharding.placement(mesh, params))
 
     return jax.jit(initialize)
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxflat import preemption
+from jaxflat import hosts, preemption
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -34,6 +34,12 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
     )
+    parser.add_argument(
+        "--multihost",
+        default="auto",
+        help="on: be one of several processes that make one run; off; auto (default): where there "
+        "is a cluster of several",
+    )
     return parser.parse_known_args(arguments)
 
 
@@ -53,8 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         validation,
     )
 
-    console = Console()
     try:
+        validation.check_choices("--multihost", [flags.multihost], hosts.MODES)
+        hosts.start(flags.multihost)
+        console = Console(quiet=not hosts.is_first())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
@@ -72,9 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         if "report" in stages:
-            with locks.alone(workdir / "report.html"):
-                show_report(workdir, console)
-    except validation.InputError as error:
+            hosts.first(show_report)(workdir, console)
+    except (validation.InputError, hosts.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
@@ -95,11 +102,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show_report(workdir: Path, console: Console) -> None:
     """Write the report, and print its table, its findings and where it is."""
+    from jaxflat import locks
     from jaxflat.analysis.findings import summary_sentences
     from jaxflat.analysis.report import write_report
     from jaxflat.analysis.tables import summary_table
 
-    report = write_report(workdir)
+    with locks.alone(workdir / "report.html"):
+        report = write_report(workdir)
     header, *rows = summary_table(workdir)
     columns = [Column(name, no_wrap=True) for name in header]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ class DamagedError(ValueError):
     """A folder that is not as it was written; the message is one line that names the file."""
 
 
-def write(folder: Path) -> None:
-    """Write folder/manifest.json: size and SHA-256 of each file. All are pushed to disk before."""
-    files = {name: _measured(folder / name) for name in sorted(_names(folder))}
+def part(folder: Path, process: int) -> dict[str, dict[str, Any]]:
+    """Return the entries of a manifest, size and SHA-256, of what a process has written.
+
+    That is what is in a folder of its own, process_N; all else is the first one's. These files are
+    pushed to disk.
+    """
+    names = sorted(name for name in _names(folder) if _writer(name) == process)
+    files = {name: _measured(folder / name) for name in names}
     for name in files:
         _push(folder / name)
+    return files
+
+
+def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Write folder/manifest.json from the parts of all processes."""
+    files = dict(sorted(files.items()))
     (folder / NAME).write_bytes(_text(files))
     _push(folder / NAME)
 
@@ -75,6 +87,12 @@ def _text(files: Any) -> bytes:
 def _names(folder: Path) -> set[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return {path.as_posix() for path in paths} - {NAME}
+
+
+def _writer(name: str) -> int:
+    """Return which process wrote a file, by its path."""
+    found = re.search(r"\bprocess_(\d+)(/|$)", name)
+    return int(found[1]) if found else 0
 
 
 def _push(path: Path) -> None:

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from jaxflat import locks
+from jaxflat import hosts, locks
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -26,6 +26,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     _append(path, f"{json.dumps(record)}\n".encode())
 
 
+@hosts.first
 def _append(path: Path, content: bytes) -> None:
     """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
     locks.check()
@@ -60,6 +61,7 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
+@hosts.first
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -89,10 +91,8 @@ class Curve:
 
         Raises ValueError where there are fewer.
         """
-        locks.check()
         self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
-        self.path.touch()
-        if (found := self.path.stat().st_size) < num_bytes:
+        if (found := self._start()) < num_bytes:
             raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._events = directory / name
@@ -101,12 +101,38 @@ class Curve:
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
         where = {} if branch is None else {"branch": branch}
-        locks.check()
-        os.truncate(self.path, self.num_bytes)
-        append_line(self.path, {"phase": phase, **where, "step": step, "loss": loss})
-        self.num_bytes = self.path.stat().st_size
+        self.num_bytes = self._put({"phase": phase, **where, "step": step, "loss": loss})
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
         self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
+
+    def skip(self, num_lines: int) -> bool:
+        """Go on after the next lines, where an earlier process left them; say whether it did."""
+        end = self._after(num_lines)
+        self.num_bytes = end or self.num_bytes
+        return end is not None
+
+    @hosts.first
+    def _start(self) -> int:
+        """Return the length of the file, which is there then."""
+        locks.check()
+        self.path.touch()
+        return self.path.stat().st_size
+
+    @hosts.first
+    def _put(self, line: dict[str, Any]) -> int:
+        """Write a line in the place of what followed; return where it ends."""
+        locks.check()
+        os.truncate(self.path, self.num_bytes)
+        append_line(self.path, line)
+        return self.path.stat().st_size
+
+    @hosts.first
+    def _after(self, num_lines: int) -> int | None:
+        """Return where the next lines end; None where there are fewer."""
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes)
+            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
+            return file.tell() if are_there else None
 
     def _add_event(self, **content: Any) -> None:
         """Not by a SummaryWriter, whose thread dies where the disk is full, and all wait for it."""
@@ -115,21 +141,12 @@ class Curve:
         record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
         _append(self._events, record)
 
-    def skip(self, num_lines: int) -> bool:
-        """Go on after the next lines, where an earlier process left them; say whether it did."""
-        with self.path.open("rb") as file:
-            file.seek(self.num_bytes)
-            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
-            if are_there:
-                self.num_bytes = file.tell()
-        return are_there
-
 
 class Display:
     """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
 
     def __init__(self, num_points: int):
-        self.console = Console()
+        self.console = Console(quiet=not hosts.is_first())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat import checks, loading, validation
+from jaxflat import checks, hosts, loading, validation
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep
 from jaxflat.locks import alone
@@ -69,6 +69,7 @@ def point_name(overrides: dict[str, Any]) -> str:
     return "_".join([*words, digest]).replace("/", "-")
 
 
+@hosts.first
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Write or extend sweep.json: what trains, and the points with what they depend on.
 

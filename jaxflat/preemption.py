@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxflat import hosts
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 0.2  # seconds; `timeout` signals a process and then its group: one request that comes twice
 
@@ -46,8 +48,8 @@ def install() -> None:
 
 
 def requested() -> bool:
-    """Say whether a signal has come."""
-    return bool(_received)
+    """Say whether a signal has come, to any of the run's processes: all must ask as often."""
+    return any(hosts.gather(bool(_received), "preemption"))
 
 
 def check(save: Callable[[], Any] | None = None) -> None:
@@ -55,7 +57,8 @@ def check(save: Callable[[], Any] | None = None) -> None:
     if requested():
         if save is not None:
             save()
-        raise Preempted(signal.Signals(_received[0]).name)
+        own = [signal.Signals(number).name for number in _received]
+        raise Preempted(own[0] if own else "a signal to another process")
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat import trajectory
+from jaxflat import hosts, trajectory
 from jaxflat.locks import alone
 from jaxflat.metrics import read_lines, write_whole
 from jaxflat.run import read_status, snapshot_of
 from jaxflat.trajectory import Snapshot
 
 
+@hosts.first
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings.
 

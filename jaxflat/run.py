@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxflat import checkpoint, locks, preemption, trajectory
+from jaxflat import checkpoint, hosts, locks, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
 from jaxflat.stages.evaluate import evaluate
@@ -55,6 +55,7 @@ def files_of(point: Point, stages: Sequence[str]) -> list[str]:
     return [name for name in files if point.config.phase_order or name != "flatness"]
 
 
+@hosts.first
 def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
     """Say whether all that `stages` make of a point is there, under its present settings."""
     trains = "train" in stages and point.config.phase_order
@@ -97,16 +98,9 @@ def measure(point: Point, name: str, display: Display) -> None:
     are there; what a signal cut off has its parts in <name>.unfinished.json. Matrix products run
     at full float32 precision, also where an accelerator's default is less.
     """
-    path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
+    path = point.directory / f"{name}.jsonl"
     unfinished = path.with_suffix(".unfinished.json")
-    settings = settings_of(point.config, name)
-    if status.get("measured", {}).get(name) != settings:
-        locks.check()
-        path.unlink(missing_ok=True)
-        unfinished.unlink(missing_ok=True)
-        measured = status.get("measured", {}) | {name: settings}
-        write_json(point.directory / "status.json", status | {"measured": measured})
-    done, snapshots = _measured(path), trajectory.snapshots(point.config)
+    done, snapshots = _measured_before(point, name), trajectory.snapshots(point.config)
     display.start_stage(name, len(snapshots))
     for number, snapshot in enumerate(snapshots, start=1):
         if snapshot not in done:
@@ -116,16 +110,29 @@ def measure(point: Point, name: str, display: Display) -> None:
             with jax.default_matmul_precision("highest"):
                 new = MEASUREMENTS[name](point.config, point.directory, snapshot, keep)
             write_lines(path, [*read_lines(path), *new])
-            unfinished.unlink(missing_ok=True)
+            hosts.first(unfinished.unlink)(missing_ok=True)
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
 
 
+@hosts.first
+def _measured_before(point: Point, name: str) -> set[Snapshot]:
+    """Return what <name>.jsonl has, once what was made under other settings is dropped from it."""
+    path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
+    settings = settings_of(point.config, name)
+    if status.get("measured", {}).get(name) != settings:
+        locks.check()
+        path.unlink(missing_ok=True)
+        path.with_suffix(".unfinished.json").unlink(missing_ok=True)
+        measured = status.get("measured", {}) | {name: settings}
+        write_json(point.directory / "status.json", status | {"measured": measured})
+    return _measured(path)
+
+
 def _keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
     """Return what keeps the parts of a checkpoint's measurement, in `path` where a signal comes."""
-    stored = json.loads(path.read_text()) if path.exists() else {}
     measured = f"{snapshot.folder}/{snapshot.step}"
-    parts = stored.get(measured, {})
+    parts = _stored_parts(path).get(measured, {})
 
     def keep(name: str, make: Callable[[], Any]) -> Any:
         if name not in parts:
@@ -136,12 +143,18 @@ def _keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
     return keep
 
 
+@hosts.first
+def _stored_parts(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def read_status(directory: Path) -> dict[str, Any]:
     """Return a point's status: state, reason, and the settings its measurements were made under."""
     path = directory / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+@hosts.first
 def write_status(directory: Path, state: str, reason: str = "") -> None:
     """Record a point's state: running, done, failed or preempted."""
     status = read_status(directory) | {"state": state, "reason": reason}

@@ -24,25 +24,47 @@ def use_cpu_cores() -> None:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
 
 
-def make_mesh(num_data: int) -> Mesh:
-    """Return a mesh of the first `num_data` devices along "data".
+def make_mesh(num_data: int, num_model: int = 1) -> Mesh:
+    """Return a mesh of the first num_data * num_model devices, along "data" and "model".
 
     Raises ValueError where there are fewer.
     """
-    devices = jax.devices()
-    if not 1 <= num_data <= len(devices):
+    devices, size = jax.devices(), num_data * num_model
+    if not 1 <= size <= len(devices):
         raise ValueError(
-            f"mesh.data={num_data}, but there are {len(devices)} devices; "
-            f"give 1 to {len(devices)}, or -1 for as many as share the batches evenly"
+            f"mesh.data={num_data} times mesh.model={num_model}, but there are {len(devices)} "
+            "devices; mesh.data=-1 is as many as share the batches evenly"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((1, num_data, 1), AXES, axis_types=axis_types, devices=devices[:num_data])
+    shape = (1, num_data, num_model)
+    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:size])
 
 
 def shard_examples(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-    """Split `axis` of every array in `batch` over the mesh's data axis, inside or outside jit."""
-    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+    """Split `axis` of every array in `batch` over all devices, inside or outside jit."""
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "model")))
     return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: sharding, batch))
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Put parameters and what is shaped like them where `placement` says."""
+    return jax.device_put(tree, placement(mesh, tree))
+
+
+def placement(mesh: Mesh, tree: Any) -> Any:
+    """Return where each array of a tree lives: the largest dimension that divides over "model".
+
+    Arrays of which none does are on every device, as all are along "data".
+    """
+    num_model = mesh.shape["model"]
+
+    def of(array: Any) -> NamedSharding:
+        sizes = [size if size % num_model == 0 else 0 for size in array.shape]
+        if num_model == 1 or not any(sizes):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*(None,) * sizes.index(max(sizes)), "model"))
+
+    return jax.tree.map(of, tree)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -9,14 +9,14 @@ import subprocess
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxflat import corpus, experiment, locks, preemption
+from jaxflat import corpus, experiment, hosts, locks, preemption
 from jaxflat.checkpoint import NO_ROOM
 from jaxflat.config import Config, Sweep
 from jaxflat.metrics import Display, write_json, write_whole
@@ -59,6 +59,7 @@ def run(
     return failures
 
 
+@hosts.first
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
@@ -94,24 +95,33 @@ def _attempt(point: Point, lock: locks.Lock, stages: Sequence[str], display: Dis
 
     None where it is with another worker. One that failed there is not tried again.
     """
-    is_free = lock.look()
-    if is_done(point, stages):
-        return ""
-    if not is_free:
-        return None
-    status = read_status(point.directory)
-    if lock.was_taken() and status.get("state") == "failed":
-        return status["reason"]
-    try:
-        with lock.taken() as taken:
+    with ExitStack() as held:
+        try:
+            taken, ended = _take(point, lock, stages, held)
             if not taken:
-                return None
+                return ended
             reason = _run_one(point, stages, display)
-    except locks.Lost:
-        display.line(f"{point.name}: taken over by another worker, while this one slept")
-        return None
+        except locks.Lost:
+            display.line(f"{point.name}: taken over by another worker, while this one slept")
+            return None
     gather(point.directory.parent)
     return reason
+
+
+@hosts.first
+def _take(
+    point: Point, lock: locks.Lock, stages: Sequence[str], held: ExitStack
+) -> tuple[bool, str | None]:
+    """Return whether the point is to run here, its lock held; if not, what `_attempt` returns."""
+    is_free = lock.look()
+    if is_done(point, stages):
+        return False, ""
+    if not is_free:
+        return False, None
+    status = read_status(point.directory)
+    if lock.was_taken() and status.get("state") == "failed":
+        return False, status["reason"]
+    return held.enter_context(lock.taken()), None
 
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
@@ -127,6 +137,8 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except locks.Lost:
         raise
     except Exception as error:
+        if not hosts.failed_together():
+            raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         with suppress(OSError):  # a full disk has no room for these either
             write_whole(point.directory / "error.txt", traceback.format_exc())
@@ -134,7 +146,7 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise  # nor would the other points find any
         return reason
-    locks.check()
+    hosts.first(locks.check)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return ""

@@ -137,7 +137,7 @@ def _train(
     display: Display,
 ) -> Best:
     batch_size, num_steps = settings.batch_size, settings.steps
-    num_data = max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0)
+    num_data = max(n for n in range(1, jax.local_device_count() + 1) if batch_size % n == 0)
     mesh = sharding.make_mesh(num_data)
 
     def sample_batch(texts: TextBatch, key: jax.Array, _: jax.Array) -> TextBatch:

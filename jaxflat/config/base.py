@@ -35,7 +35,9 @@ def base() -> Config:
             },
             "flatness": flatness(),
             "probes": probes(),
-            "mesh": {"data": -1},  # devices that share each batch; -1: as many as can evenly
+            # Devices share each batch, data * model of them; -1: as many as can evenly. Parameters
+            # and the optimizer's state are cut into `model` parts, each on a device of its own.
+            "mesh": {"data": -1, "model": 1},
         }
     )
 

@@ -48,7 +48,7 @@ def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
     made = experiment.make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
     sentences = made.sample(key, settings.num_sentences)
-    if settings.num_sentences % mesh.shape["data"] == 0:
+    if settings.num_sentences % mesh.size == 0:
         sentences = sharding.shard_examples(mesh, sentences)
     mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
     return questions(made, mask_key, sentences, language.masking, settings.num_positions)

@@ -35,8 +35,8 @@ def finetune_records(
     """
     settings, mesh = config.probes.finetune, experiment.make_mesh(config)
     shape = (settings.num_draws, len(sets.names))
-    num_data, num_jobs = mesh.shape["data"], shape[0] * shape[1]
-    width = num_data if num_jobs % num_data == 0 else 1
+    num_jobs = shape[0] * shape[1]
+    width = mesh.size if num_jobs % mesh.size == 0 else 1
     key = experiment.purpose_key(config.probe_seed, "finetune")
 
     def correct(first: int) -> list:
@@ -114,7 +114,7 @@ def _correct(
     arguments = (copies, draws_W, sets_W)
     if width > 1:
         arguments = sharding.shard_examples(mesh, arguments)
-    return jax.vmap(job)(*arguments)
+    return sharding.replicate(mesh, jax.vmap(job)(*arguments))
 
 
 def _examples(part: Part, k: jax.Array) -> Examples:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jaxflat import checkpoint, experiment, sharding
+from jaxflat import checkpoint, experiment
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate
 from jaxflat.trajectory import Snapshot
@@ -25,12 +25,12 @@ def record(snapshot: Snapshot, measure: str, estimate: Estimate) -> Record:
 
 
 def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
-    """Return the parameters of a measured checkpoint, on every device of the mesh.
+    """Return the parameters of a measured checkpoint, placed on the mesh.
 
     A model without phases of training has its initial ones.
     """
     mesh = experiment.make_mesh(config)
-    template = sharding.replicate(mesh, experiment.init_params(config))
+    template = experiment.init_params(config, mesh)
     if not config.phase_order:
         return template
     return checkpoint.restore(directory / snapshot.folder, snapshot.step, template)

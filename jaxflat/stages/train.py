@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxflat import checkpoint, experiment, preemption, sharding, trajectory
+from jaxflat import checkpoint, experiment, hosts, preemption, sharding, trajectory
 from jaxflat.config import Config
 from jaxflat.corpus import stored_sentences
 from jaxflat.languages.batches import Source
@@ -27,6 +27,7 @@ def is_trained(config: Config, directory: Path) -> bool:
     return finished and _are_there(directory, trajectory.snapshots(config))
 
 
+@hosts.first
 def set_aside_damaged(directory: Path) -> None:
     """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
 
@@ -51,7 +52,7 @@ def train(config: Config, directory: Path, display: Display) -> None:
     state, curve = _resume(config, directory, phases)
     for phase in phases:
         if state.step == phase.start:
-            state = _replicated(config, experiment.init_state(state.params, phase))
+            state = _placed(config, experiment.init_state(state.params, phase))
         step = int(state.step)
         for number, stop in enumerate(_call_ends(config, phase), start=1):
             if stop > step:
@@ -78,12 +79,12 @@ def _go_back(config: Config, directory: Path) -> None:
 
 def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
     """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
-    params = experiment.init_params(config)
+    params = experiment.init_params(config, experiment.make_mesh(config))
     if not (steps := checkpoint.steps(directory / "recovery")):
         state = experiment.init_state(params, phases[0])
-        return _replicated(config, state), Curve(directory, 0)
+        return _placed(config, state), Curve(directory, 0)
     phase = next(phase for phase in phases if steps[-1] <= phase.stop)
-    state = _replicated(config, experiment.init_state(params, phase))
+    state = _placed(config, experiment.init_state(params, phase))
     template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
     stored = checkpoint.restore(directory / "recovery", steps[-1], template)
     return stored["state"], Curve(directory, int(stored["curve_bytes"]))
@@ -146,7 +147,7 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
 
 def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
     """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = _replicated(config, experiment.init_state(params, projection))
+    state = _placed(config, experiment.init_state(params, projection))
     stops, twin = _call_ends(config, projection), Snapshot(projection.start, projected=True)
     _train_aside(config, directory, projection, state, curve, stops, twin)
 
@@ -179,7 +180,7 @@ def _train_aside(
             curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
             preemption.check(partial(checkpoint.save, aside, snapshot.step, state))
     checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
-    shutil.rmtree(directory / "aside", ignore_errors=True)
+    hosts.first(shutil.rmtree)(directory / "aside", ignore_errors=True)
 
 
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
@@ -194,5 +195,5 @@ def _call_ends(config: Config, phase: Phase) -> list[int]:
     return sorted({*regular, *phase.branches, phase.stop})
 
 
-def _replicated(config: Config, state: TrainState) -> TrainState:
-    return sharding.replicate(experiment.make_mesh(config), state)
+def _placed(config: Config, state: TrainState) -> TrainState:
+    return sharding.place(experiment.make_mesh(config), state)

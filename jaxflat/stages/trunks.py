@@ -12,7 +12,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from jaxflat import checkpoint, experiment, locks, trajectory
+import jax
+
+from jaxflat import checkpoint, experiment, hosts, locks, trajectory
 from jaxflat.config import Config
 from jaxflat.manifest import DamagedError
 from jaxflat.trajectory import Phase
@@ -23,6 +25,7 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
+@hosts.first
 def keep(config: Config, directory: Path, phase: Phase) -> None:
     """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
     target = _folder(config, directory, phase)
@@ -41,6 +44,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@hosts.first
 def start_from(config: Config, directory: Path) -> None:
     """Copy the longest trunk there is for a run that has not saved anything itself.
 
@@ -56,12 +60,12 @@ def start_from(config: Config, directory: Path) -> None:
 
 
 def _folder(config: Config, directory: Path, phase: Phase) -> Path:
-    """Return the folder of a trunk: named by what decides its bits, the number of devices too."""
+    """Return the folder of a trunk: named by what decides its bits, the devices too."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name]) for name in names]
-    decides["num_devices"] = experiment.make_mesh(config).shape["data"]
+    decides["mesh"] = [*experiment.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_plain)
     return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -80,6 +80,7 @@ def make_train_steps(
     optimizer: optax.GradientTransformation,
     num_shards: int = 1,
     skips: bool = False,
+    place: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, first, stop) -> (state, mean loss of the call).
 
@@ -90,6 +91,7 @@ def make_train_steps(
     counted in state.step; the mean loss is then not finite, nor is it where the call ends with
     parameters or an optimizer's state that are not. `skips`: the optimizer leaves out steps
     itself; losses that are not finite do not count then, and without any other the mean is nan.
+    `place` says on which devices the state of each step lives.
     """
 
     def steps(
@@ -114,7 +116,7 @@ def make_train_steps(
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
             counts = jnp.isfinite(loss) | (not skips)
             return (
-                state,
+                place(state),
                 loss_sum + jnp.where(counts, loss, 0),
                 num_losses + counts.astype(loss.dtype),
             )

@@ -1,0 +1,226 @@
+"""Two processes of four devices that make one run, one of which dies or is told to stop."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxflat import checkpoint
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parents[1]
+HEARTBEAT = 8  # seconds
+MEASURED, TRAIN = "--stages=train,flatness", "--stages=train"
+CONFIG_FILE = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from sweeps import tiny_config
+
+def get_config(scale=None):
+    config = tiny_config()
+    config.model.num_layers = 1
+    config.mesh.update(dict(data=2, model=4))
+    config.training.update(dict(steps_per_call=1, save_every=1))
+    config.flatness.measures = ("hessian_trace",)
+    config.flatness.by_block = False
+    for phase in config.phases.values():
+        phase.optimizer.name = "sgd"
+        phase.schedule.learning_rate = 0.1
+    return config
+"""
+COMMAND = f"""
+import os, sys
+from jaxflat import hosts, main, run
+hosts.HEARTBEAT = {HEARTBEAT}
+if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
+    run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
+sys.exit(main.main())
+"""
+
+
+class Processes:
+    """One run by as many processes as `num_devices` has entries."""
+
+    def __init__(self, folder: Path, workdir: Path, num_devices: tuple[int, ...], *arguments: str):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        (folder / "tiny.py").write_text(CONFIG_FILE)
+        command = [sys.executable, "-c", COMMAND, f"--config={folder}/tiny.py"]
+        self.logs = [folder / f"{workdir.name}-{n}.log" for n in range(len(num_devices))]
+        self.started = []
+        for number, devices in enumerate(num_devices):
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}"),
+            }
+            if len(num_devices) > 1:
+                environment["JAX_COORDINATOR_ADDRESS"] = address
+                environment["JAX_NUM_PROCESSES"] = str(len(num_devices))
+                environment["JAX_PROCESS_ID"] = str(number)
+            with self.logs[number].open("wb") as log:
+                output = {"stdout": log, "stderr": subprocess.STDOUT}
+                whole = [*command, f"--workdir={workdir}", *arguments]
+                process = subprocess.Popen(whole, cwd=folder, env=environment, **output)
+            self.started.append(process)
+
+    def codes(self) -> list[int]:
+        return [process.wait(timeout=500) for process in self.started]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture(scope="module")
+def launch(folder):
+    """Return a function that starts a run, in processes that do not outlive the tests."""
+    made = []
+
+    def launch(workdir, num_devices, *arguments):
+        made.append(Processes(folder, workdir, num_devices, *arguments))
+        return made[-1]
+
+    yield launch
+    for process in [process for processes in made for process in processes.started]:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def both(launch, folder):
+    """What two processes of four devices make when they are left alone, and what they say."""
+    processes = launch(folder / "both", (4, 4), MEASURED)
+    assert processes.codes() == [0, 0], processes.logs[0].read_text()
+    return folder / "both", [log.read_text() for log in processes.logs]
+
+
+def wait_for_step(workdir: Path, step: int) -> None:
+    while max(checkpoint.steps(workdir / "run" / "recovery"), default=0) < step:
+        time.sleep(0.02)
+
+
+def numbers_of(workdir: Path) -> dict[str, dict[tuple, float]]:
+    """Return the losses of the curve and what was measured, by file."""
+    found = {}
+    for file in sorted((workdir / "run").glob("*.jsonl")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        kept = [line for line in lines if "seconds" not in line]
+        names = ("phase", "measure", "step", "branch", "projected")
+        found[file.stem] = {
+            tuple(line.get(name) for name in names): line.get("loss", line.get("mean"))
+            for line in kept
+        }
+    return found
+
+
+def assert_close(one: Path, other: Path) -> None:
+    ours, theirs = numbers_of(one), numbers_of(other)
+    for name, tolerance in {"metrics": 1e-5, "evaluation": 1e-5, "flatness": 1e-4}.items():
+        assert ours[name].keys() == theirs[name].keys()
+        keys = sorted(ours[name], key=str)
+        pairs = [[numbers[name][key] for key in keys] for numbers in (ours, theirs)]
+        np.testing.assert_allclose(*pairs, rtol=tolerance, err_msg=name)
+
+
+def arrays_of(step: Path):
+    """Return the tree of a checkpoint that other devices have saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(step).item_metadata.tree
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), stored
+        )
+        return checkpointer.restore(step, template)
+
+
+def assert_same_training(workdir: Path, other: Path) -> None:
+    for name in ("metrics.jsonl", "evaluation.jsonl"):
+        assert (workdir / "run" / name).read_bytes() == (other / "run" / name).read_bytes()
+    for path in sorted((other / "run").glob("*/[0-9]*")):
+        twin = workdir / path.relative_to(other)
+        jax.tree.map(np.testing.assert_array_equal, arrays_of(path), arrays_of(twin))
+
+
+def test_two_processes_compute_what_one_does(launch, folder, both):
+    one, (workdir, said) = folder / "one", both
+    assert launch(one, (8,), MEASURED).codes() == [0]
+    assert_close(workdir, one)
+    assert ["[1/1] run" in text for text in said] == [True, False]
+    assert len(list((workdir / "run").glob("events*"))) == 1
+
+
+def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
+    step = both[0] / "run" / "checkpoints" / "16"
+    checkpoint.check(step.parent, 16)
+    named = json.loads((step / "manifest.json").read_text())["files"]
+    for process in (0, 1):
+        (file, *_) = (step / f"ocdbt.process_{process}" / "d").iterdir()
+        assert file.relative_to(step).as_posix() in named
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 4), (8,)), ((8,), (4, 4))])
+def test_a_run_moves_between_processes(launch, folder, both, before, after):
+    """Its last phase is trained again from the recovery checkpoint of before."""
+    workdir = folder / f"moved-to-{len(after)}"
+    if before == (8,):
+        assert launch(workdir, before, TRAIN).codes() == [0]
+    else:
+        shutil.copytree(both[0], workdir)
+    for last in ("recovery/16", "checkpoints/16", "projected/16"):
+        shutil.rmtree(workdir / "run" / last)
+    assert set(launch(workdir, after, MEASURED).codes()) == {0}
+    assert_close(workdir, both[0])
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, folder, both, victim):
+    workdir = folder / f"killed-{victim}"
+    processes = launch(workdir, (4, 4), TRAIN)
+    wait_for_step(workdir, 4)
+    processes.started[victim].kill()
+    died = time.monotonic()
+    assert processes.started[1 - victim].wait(timeout=HEARTBEAT + 5) != 0
+    print(f"ended {time.monotonic() - died:.1f} s after the death")
+    assert json.loads((workdir / "run" / "status.json").read_text())["state"] == "running"
+    assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
+    assert_same_training(workdir, both[0])
+
+
+@pytest.mark.parametrize("told", [1, 0])
+def test_when_one_is_told_to_stop_both_save_the_same_step(launch, folder, both, told):
+    workdir = folder / f"stopped-{told}"
+    processes = launch(workdir, (4, 4), TRAIN)
+    wait_for_step(workdir, 4)
+    processes.started[told].send_signal(signal.SIGTERM)
+    assert processes.codes() == [75, 75], [log.read_text() for log in processes.logs]
+    assert max(checkpoint.steps(workdir / "run" / "recovery")) < 16
+    assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
+    assert_same_training(workdir, both[0])
+
+
+@pytest.mark.parametrize("failing", ["0 1", "1", "0"])
+def test_only_what_all_processes_come_to_fails_a_point(launch, folder, both, monkeypatch, failing):
+    workdir = Path(shutil.copytree(both[0], folder / f"failing-{failing}"))
+    (workdir / "run" / "evaluation.jsonl").unlink()
+    monkeypatch.setenv("FAILING", failing)
+    codes = launch(workdir, (4, 4), TRAIN).codes()
+    status = json.loads((workdir / "run" / "status.json").read_text())
+    if failing == "0 1":
+        assert codes == [3, 3]
+        assert status["reason"] == "ZeroDivisionError: division by zero"
+    else:
+        assert 0 not in codes
+        assert status["state"] == "running"
