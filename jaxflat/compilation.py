@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,8 +20,9 @@ def keep_programs() -> Path | None:
     github.com/jax-ml/jax): nothing is kept for them. JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing
     anywhere. Call it after `jax.distributed.initialize`: it asks for the devices.
     """
-    chosen = jax.config.read("jax_compilation_cache_dir")
-    if not jax.config.read("jax_enable_compilation_cache"):
+    settings: Any = jax.config  # whose attributes are made at run time
+    chosen = settings.jax_compilation_cache_dir
+    if not settings.jax_enable_compilation_cache:
         return None
     kind = kind_of_cpu()
     if not chosen and jax.default_backend() == "cpu" and "avx512" in kind:
@@ -29,10 +31,10 @@ def keep_programs() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # such as a home that cannot be written
-        jax.config.update("jax_enable_compilation_cache", False)
+        settings.update("jax_enable_compilation_cache", False)
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    settings.update("jax_compilation_cache_dir", str(folder))
+    settings.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
     return folder
 
 
