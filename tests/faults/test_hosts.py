@@ -41,7 +41,8 @@ def get_config(scale=None):
 """
 COMMAND = f"""
 import os, sys
-from jaxflat import hosts, main, run
+from jaxflat import hosts, main, preemption, run
+preemption.install()
 hosts.HEARTBEAT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
