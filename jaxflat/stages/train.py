@@ -21,6 +21,7 @@ from jaxflat.training.step import TrainState
 from jaxflat.trajectory import Phase, Snapshot
 
 
+@hosts.first
 def is_trained(config: Config, directory: Path) -> bool:
     """Say whether every phase has run and every measured checkpoint is there."""
     finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
@@ -70,6 +71,7 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 _anneal(config, directory, phase, state, curve)
 
 
+@hosts.first
 def _go_back(config: Config, directory: Path) -> None:
     """Delete the recovery checkpoints that are beyond a measured one that is not there."""
     for step in reversed(checkpoint.steps(directory / "recovery")):
@@ -183,6 +185,7 @@ def _train_aside(
     hosts.first(shutil.rmtree)(directory / "aside", ignore_errors=True)
 
 
+@hosts.first
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
     folders = {snapshot.folder for snapshot in snapshots}
     found = {folder: checkpoint.steps(directory / folder) for folder in folders}

@@ -65,6 +65,7 @@ class Processes:
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "PYTHONHASHSEED": str(number),  # sets are in another order in each process
                 "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}"),
             }
             if len(num_devices) > 1:
