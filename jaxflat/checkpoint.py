@@ -33,7 +33,8 @@ def save(directory: Path, step: int, tree: Any) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished.absolute(), tree)
         parts = hosts.gather(manifest.part(unfinished, hosts.index()), "manifest")
-        _finish(unfinished, {name: file for part in parts for name, file in part.items()})
+        files = {name: file for part in parts for name, file in part.items()}
+        hosts.first(manifest.write)(unfinished, files)
 
 
 @hosts.first
@@ -131,11 +132,6 @@ def _check_room(folder: Path, num_bytes: int) -> None:
     if shutil.disk_usage(folder).free < num_bytes:
         # Or orbax would fill the disk first, and fail with some of its threads still at it.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@hosts.first
-def _finish(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    manifest.write(folder, files)
 
 
 @hosts.first

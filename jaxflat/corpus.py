@@ -143,6 +143,8 @@ def prepare(section: Config, display: Display) -> None:
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
         with alone(folder, display.wait):
+            if is_finished(folder):  # by another, meanwhile
+                return
             display.start_stage("store sentences", section.stored_sentences)
             build_dataset(
                 section,

@@ -57,6 +57,7 @@ def start(mode: str) -> None:
         address,
         num_processes,
         process,
+        cluster_detection_method="deactivate",  # it is known, and all devices here are this one's
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=HEARTBEAT,
     )
@@ -70,9 +71,16 @@ def _cluster() -> tuple[str | None, int | None, int | None]:
     address = os.environ.get(GIVEN[0])
     num_processes, process = _number(GIVEN[1]), _number(GIVEN[2])
     if None in (address, num_processes, process):
-        address, num_processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            address, num_processes, process, None, None, 300
-        )
+        try:
+            address, num_processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+                address, num_processes, process, None, None, 300
+            )
+        except Exception as error:  # such as: a pod that may not ask Kubernetes about its job
+            said = " ".join(str(error).split())
+            raise ClusterError(
+                f"a cluster that cannot be asked: {type(error).__name__}: {said}; "
+                "--multihost=off stays alone"
+            ) from error
     found = address, num_processes, process
     if None in found and found != (None, None, None):
         missing = GIVEN[found.index(None)]
@@ -129,7 +137,8 @@ def first(function: Callable[P, T]) -> Callable[P, T]:
         outcome: Any = None
         if is_first():
             outcome = _outcome(functools.partial(function, *args, **kwargs))
-        value, error = gather(outcome, function.__qualname__)[0]
+        told_by_first = gather(outcome, function.__qualname__)[0]
+        value, error = outcome if is_first() else told_by_first  # with its traceback
         if error is not None:
             raise error
         return value
@@ -159,6 +168,7 @@ def failed_together() -> bool:
     Where not, this one should end: the others wait for it in vain, and end when they miss it.
     """
     try:
-        return len(gather(None, "failure", HEARTBEAT * 1000)) == _num_processes
+        gather(None, "failure", HEARTBEAT * 1000)
     except RuntimeError:
         return False
+    return True

@@ -92,8 +92,7 @@ class Curve:
         Raises ValueError where there are fewer.
         """
         self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
-        if (found := self._start()) < num_bytes:
-            raise ValueError(f"{self.path}: {found} bytes; its checkpoint has seen {num_bytes}")
+        self._check_length()
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._events = directory / name
         self._add_event(file_version="brain.Event:2")
@@ -112,16 +111,16 @@ class Curve:
         return end is not None
 
     @hosts.first
-    def _start(self) -> int:
-        """Return the length of the file, which is there then."""
+    def _check_length(self) -> None:
         locks.check()
         self.path.touch()
-        return self.path.stat().st_size
+        if (found := self.path.stat().st_size) < self.num_bytes:
+            raise ValueError(f"{self.path}: {found} bytes; {self.num_bytes} have been seen")
 
     @hosts.first
     def _put(self, line: dict[str, Any]) -> int:
         """Write a line in the place of what followed; return where it ends."""
-        locks.check()
+        self._check_length()
         os.truncate(self.path, self.num_bytes)
         append_line(self.path, line)
         return self.path.stat().st_size

@@ -20,7 +20,9 @@ from jaxflat.metrics import Display, append_line, read_lines, write_json, write_
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.train import is_trained, set_aside_damaged, train
+from jaxflat.stages.records import Record
+from jaxflat.stages.recovery import is_trained, set_aside_damaged
+from jaxflat.stages.train import train
 from jaxflat.trajectory import Snapshot
 
 STAGES = ("train", "flatness", "probes", "report")
@@ -109,8 +111,7 @@ def measure(point: Point, name: str, display: Display) -> None:
             keep = _keeping(unfinished, snapshot)
             with jax.default_matmul_precision("highest"):
                 new = MEASUREMENTS[name](point.config, point.directory, snapshot, keep)
-            write_lines(path, [*read_lines(path), *new])
-            hosts.first(unfinished.unlink)(missing_ok=True)
+            _add(path, new)
             _log_time(point, name, time.perf_counter() - seconds)
         display.advance_stage(number, name)
 
@@ -127,6 +128,14 @@ def _measured_before(point: Point, name: str) -> set[Snapshot]:
         measured = status.get("measured", {}) | {name: settings}
         write_json(point.directory / "status.json", status | {"measured": measured})
     return _measured(path)
+
+
+@hosts.first
+def _add(path: Path, new: list[Record]) -> None:
+    """Add a checkpoint's records; its parts are not needed any more."""
+    write_lines(path, [*read_lines(path), *new])
+    locks.check()
+    path.with_suffix(".unfinished.json").unlink(missing_ok=True)
 
 
 def _keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:

@@ -6,6 +6,7 @@ ShardingTypeError.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,12 +25,14 @@ def use_cpu_cores() -> None:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
 
 
-def make_mesh(num_data: int, num_model: int = 1) -> Mesh:
+def make_mesh(num_data: int, num_model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh of the first num_data * num_model devices, along "data" and "model".
+
+    They are of all processes, unless `devices` are given.
 
     Raises ValueError where there are fewer.
     """
-    devices, size = jax.devices(), num_data * num_model
+    devices, size = devices or jax.devices(), num_data * num_model
     if not 1 <= size <= len(devices):
         raise ValueError(
             f"mesh.data={num_data} times mesh.model={num_model}, but there are {len(devices)} "
@@ -68,5 +71,6 @@ def placement(mesh: Mesh, tree: Any) -> Any:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put a copy of every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Put a copy of every array on every device of the mesh, inside or outside jit."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: sharding, tree))

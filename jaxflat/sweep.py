@@ -3,6 +3,7 @@
 A point is its overrides, not its place in the list: the same overrides find the same folder again.
 """
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -49,6 +50,7 @@ def run(
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
     chosen = select(expanded, selection)
+    _check_agreed(chosen, stages)
     record_sweep(config, expanded, workdir)
     with Display(len(chosen)) as display:
         undone = [point for point in chosen if not is_done(point, stages)]
@@ -57,6 +59,17 @@ def run(
         failures = _share(chosen, stages, display)
     gather(workdir)
     return failures
+
+
+def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
+    """Raise InputError where the processes that make this run are not told to do the same."""
+    told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    if any(other != digest for other in hosts.gather(digest, "points")):
+        raise InputError(
+            "--config, --points or --stages: the processes of this run have different ones; start "
+            "the same command in all"
+        )
 
 
 @hosts.first
@@ -127,8 +140,8 @@ def _take(
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     """Run a point; return why it failed, or "" where it did not."""
     point.directory.mkdir(parents=True, exist_ok=True)
-    write_json(point.directory / "config.json", _provenance(point.config))
     write_status(point.directory, "running")
+    write_json(point.directory / "config.json", _provenance(point.config))
     try:
         run_point(point, stages, display)
     except Preempted:

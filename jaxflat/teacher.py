@@ -138,7 +138,7 @@ def _train(
 ) -> Best:
     batch_size, num_steps = settings.batch_size, settings.steps
     num_data = max(n for n in range(1, jax.local_device_count() + 1) if batch_size % n == 0)
-    mesh = sharding.make_mesh(num_data)
+    mesh = sharding.make_mesh(num_data, devices=jax.local_devices())  # the first process trains it
 
     def sample_batch(texts: TextBatch, key: jax.Array, _: jax.Array) -> TextBatch:
         rows_B = jax.random.randint(key, (batch_size,), 0, len(texts.lengths_B))

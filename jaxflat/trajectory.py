@@ -92,3 +92,9 @@ def sentences_seen(config: Config, snapshot: Snapshot) -> int:
                 return seen + snapshot.projected * chosen.steps * chosen.batch_size
         seen += phase.settings.steps * phase.settings.batch_size
     return 0
+
+
+def call_ends(config: Config, phase: Phase) -> list[int]:
+    """Return the steps at which compiled calls end: a function of the config alone."""
+    regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
+    return sorted({*regular, *phase.branches, phase.stop})

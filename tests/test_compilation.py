@@ -57,6 +57,6 @@ def test_a_folder_that_cannot_be_is_none(run, tmp_path):
     assert run()[0] == "None"
 
 
-def test_anotherkind_of_cpu_has_another_folder():
+def test_another_kind_of_cpu_has_another_folder():
     kinds = ("x86_64 flags: avx2", "x86_64 flags: avx2 fma", "aarch64 Features: asimd")
     assert len({compilation.default_folder(kind) for kind in kinds}) == 3

@@ -26,7 +26,7 @@ def test_a_curve_goes_on_where_it_was(tmp_path, clock):
         {"phase": "drift", "step": 6, "loss": 0.5},
     )
     assert lines == [first, last]
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: .* bytes; its checkpoint has seen 999"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: .* bytes; 999 have been seen"):
         metrics.Curve(tmp_path, 999)
 
 

@@ -45,7 +45,7 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
     where there is no such checkpoint or an override does not fit.
     """
     directory, snapshot, config = _find(checkpoint)
-    if config.mesh.data * config.mesh.model > jax.device_count():
+    if max(config.mesh.data, 1) * config.mesh.model > jax.device_count():
         config.mesh.update(data=-1, model=1)  # a smaller machine than the run's
     if seed is not None:
         config.probe_seed = seed

@@ -53,10 +53,10 @@ def finetune_records(
             settings.warmup_steps,
             *map(jnp.asarray, jobs),
         )
-        return correct_WxN.tolist()
+        return sharding.replicate(mesh, correct_WxN).tolist()
 
     kept = [
-        keep(f"{sets.names[0]}/finetune_{first}", functools.partial(correct, first))
+        keep(f"{sets.names[0]}/finetune_{first}_of_{width}", functools.partial(correct, first))
         for first in range(0, num_jobs, width)
     ]
     correct_DxKxN = jnp.asarray(kept).reshape(*shape, -1)
@@ -114,7 +114,7 @@ def _correct(
     arguments = (copies, draws_W, sets_W)
     if width > 1:
         arguments = sharding.shard_examples(mesh, arguments)
-    return sharding.replicate(mesh, jax.vmap(job)(*arguments))
+    return jax.vmap(job)(*arguments)
 
 
 def _examples(part: Part, k: jax.Array) -> Examples:

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxflat import experiment, sharding
+from jaxflat import experiment, hosts, sharding
 from jaxflat.config import Config
 from jaxflat.flatness import MEASURES, Estimate, Problem, TraceTerms
 from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
@@ -41,7 +42,8 @@ def measure_both(
     rule, so they are taken again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
-    problem = _keeping_rounds(make_problem(config, model, params, snapshot), measure, keep)
+    mesh = experiment.make_mesh(config)
+    problem = _keeping_rounds(mesh, make_problem(config, model, params, snapshot), measure, keep)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
@@ -54,7 +56,7 @@ def measure_both(
         if large != model:
             name = f"{measure}@embedded"
             problem = make_problem(config, large, enlarge(params, *larger), snapshot)
-            problem = _keeping_rounds(problem._replace(groupings=()), name, keep)
+            problem = _keeping_rounds(mesh, problem._replace(groupings=()), name, keep)
             embedded = _estimates(problem, settings, measure, name, keep)
     seen = embedded if factor else {}
     # Groups of parameters are of the model itself.
@@ -77,14 +79,15 @@ def _estimates(
     }
 
 
-def _keeping_rounds(problem: Problem, name: str, keep: Keep) -> Problem:
+def _keeping_rounds(mesh: Mesh, problem: Problem, name: str, keep: Keep) -> Problem:
     """Return a problem whose traces have each of their rounds kept, as lists of numbers."""
 
     def keep_round(i: int, draw: Callable[[], TraceTerms]) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
             made = draw()
-            terms, weights_n = jax.tree.map(lambda x: x.tolist(), (made.terms, made.weights_n))
-            return terms, weights_n, made.over
+            arrays = sharding.replicate(mesh, (made.terms, made.weights_n))
+            numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), made.over)
+            return hosts.gather(numbers, "round")[0]  # or one might stop where others go on
 
         terms, weights_n, over = keep(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))

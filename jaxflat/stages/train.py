@@ -2,41 +2,21 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxflat import checkpoint, experiment, hosts, preemption, sharding, trajectory
+from jaxflat import checkpoint, experiment, hosts, locks, preemption, sharding, trajectory
 from jaxflat.config import Config
 from jaxflat.corpus import stored_sentences
 from jaxflat.languages.batches import Source
 from jaxflat.metrics import Curve, Display
-from jaxflat.stages import trunks
+from jaxflat.stages import recovery, trunks
 from jaxflat.training.step import TrainState
 from jaxflat.trajectory import Phase, Snapshot
-
-
-@hosts.first
-def is_trained(config: Config, directory: Path) -> bool:
-    """Say whether every phase has run and every measured checkpoint is there."""
-    finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
-    return finished and _are_there(directory, trajectory.snapshots(config))
-
-
-@hosts.first
-def set_aside_damaged(directory: Path) -> None:
-    """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
-
-    It counts no more: training makes it again, bit for bit, from the last one before it or anew.
-    """
-    for folder in (*trunks.FOLDERS, "aside/checkpoints", "aside/projected"):
-        for line in checkpoint.set_aside_damaged(directory / folder):
-            print(f"warning: {line}; training makes it again", file=sys.stderr)
 
 
 def train(config: Config, directory: Path, display: Display) -> None:
@@ -46,22 +26,22 @@ def train(config: Config, directory: Path, display: Display) -> None:
     unless a signal cut it off: that leaves its state in aside/. Phases that another point of the
     sweep has begun with are taken from there (see `trunks`).
     """
-    _go_back(config, directory)
+    recovery.go_back(config, directory)
     trunks.start_from(config, directory)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
-    state, curve = _resume(config, directory, phases)
+    state, curve = recovery.resume(config, directory, phases)
     for phase in phases:
         if state.step == phase.start:
-            state = _placed(config, experiment.init_state(state.params, phase))
+            state = recovery.fresh_state(config, state.params, phase)
         step = int(state.step)
-        for number, stop in enumerate(_call_ends(config, phase), start=1):
+        for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
                 state, loss = _advance(config, phase, state, stop)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
-                save = partial(_save_recovery, config, directory, state, curve)
+                save = partial(recovery.save, config, directory, state, curve)
                 if saved := due or stop in phase.branches or stop == phase.stop:
                     save()
                 if stop == phase.stop:
@@ -69,35 +49,6 @@ def train(config: Config, directory: Path, display: Display) -> None:
                 preemption.check(None if saved else save)
             if stop >= step and stop in phase.branches:
                 _anneal(config, directory, phase, state, curve)
-
-
-@hosts.first
-def _go_back(config: Config, directory: Path) -> None:
-    """Delete the recovery checkpoints that are beyond a measured one that is not there."""
-    for step in reversed(checkpoint.steps(directory / "recovery")):
-        if not _are_there(directory, trajectory.snapshots(config, branched_before=step)):
-            checkpoint.delete(directory / "recovery", step)
-
-
-def _resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
-    """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
-    params = experiment.init_params(config, experiment.make_mesh(config))
-    if not (steps := checkpoint.steps(directory / "recovery")):
-        state = experiment.init_state(params, phases[0])
-        return _placed(config, state), Curve(directory, 0)
-    phase = next(phase for phase in phases if steps[-1] <= phase.stop)
-    state = _placed(config, experiment.init_state(params, phase))
-    template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
-    stored = checkpoint.restore(directory / "recovery", steps[-1], template)
-    return stored["state"], Curve(directory, int(stored["curve_bytes"]))
-
-
-def _save_recovery(config: Config, directory: Path, state: TrainState, curve: Curve) -> None:
-    recovery = directory / "recovery"
-    tree = {"state": state, "curve_bytes": np.asarray(curve.num_bytes, np.int64)}
-    checkpoint.save(recovery, int(state.step), tree)
-    for step in checkpoint.steps(recovery)[: -config.training.keep]:
-        checkpoint.delete(recovery, step)
 
 
 def _advance(
@@ -149,8 +100,11 @@ def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, cu
 
 def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
     """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = _placed(config, experiment.init_state(params, projection))
-    stops, twin = _call_ends(config, projection), Snapshot(projection.start, projected=True)
+    state = recovery.fresh_state(config, params, projection)
+    stops, twin = (
+        trajectory.call_ends(config, projection),
+        Snapshot(projection.start, projected=True),
+    )
     _train_aside(config, directory, projection, state, curve, stops, twin)
 
 
@@ -171,7 +125,7 @@ def _train_aside(
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
-        return
+        return _forget(directory)
     if snapshot.step in checkpoint.steps(aside):
         left = checkpoint.restore(aside, snapshot.step, state)
         if curve.skip(stops.index(int(left.step)) + 1):
@@ -182,21 +136,11 @@ def _train_aside(
             curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
             preemption.check(partial(checkpoint.save, aside, snapshot.step, state))
     checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
-    hosts.first(shutil.rmtree)(directory / "aside", ignore_errors=True)
+    _forget(directory)
 
 
 @hosts.first
-def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
-    folders = {snapshot.folder for snapshot in snapshots}
-    found = {folder: checkpoint.steps(directory / folder) for folder in folders}
-    return all(snapshot.step in found[snapshot.folder] for snapshot in snapshots)
-
-
-def _call_ends(config: Config, phase: Phase) -> list[int]:
-    """Return the steps at which compiled calls end: a function of the config alone."""
-    regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
-    return sorted({*regular, *phase.branches, phase.stop})
-
-
-def _placed(config: Config, state: TrainState) -> TrainState:
-    return sharding.place(experiment.make_mesh(config), state)
+def _forget(directory: Path) -> None:
+    """Delete what a signal left of an anneal or projection that is complete."""
+    locks.check()
+    shutil.rmtree(directory / "aside", ignore_errors=True)

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 HEARTBEAT = 8  # seconds
-MEASURED, TRAIN = "--stages=train,flatness", "--stages=train"
+TOLERANCES = {"metrics": 1e-5, "evaluation": 1e-5, "flatness": 1e-4, "probes": 1e-4}
+MEASURED, TRAIN = "--stages=train,flatness,probes", "--stages=train"
 CONFIG_FILE = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
@@ -34,6 +35,8 @@ def get_config(scale=None):
     config.training.update(dict(steps_per_call=1, save_every=1))
     config.flatness.measures = ("hessian_trace",)
     config.flatness.by_block = False
+    finetuned = dict(shots=16, num_draws=4, epochs=1, batch_size=8, warmup_steps=1)
+    config.probes.finetune.update(finetuned)  # as many jobs as devices
     for phase in config.phases.values():
         phase.optimizer.name = "sgd"
         phase.schedule.learning_rate = 0.1
@@ -130,7 +133,7 @@ def numbers_of(workdir: Path) -> dict[str, dict[tuple, float]]:
 
 def assert_close(one: Path, other: Path) -> None:
     ours, theirs = numbers_of(one), numbers_of(other)
-    for name, tolerance in {"metrics": 1e-5, "evaluation": 1e-5, "flatness": 1e-4}.items():
+    for name, tolerance in TOLERANCES.items():
         assert ours[name].keys() == theirs[name].keys()
         keys = sorted(ours[name], key=str)
         pairs = [[numbers[name][key] for key in keys] for numbers in (ours, theirs)]

@@ -15,7 +15,7 @@ from test_sweep import contents, saved_arrays
 from jaxflat import checkpoint, main, preemption, sweep
 from jaxflat.measure import __main__ as measure
 from jaxflat.metrics import Display
-from jaxflat.stages import train as training
+from jaxflat.stages import recovery
 
 REMADE = "training makes it again"
 
@@ -45,14 +45,14 @@ def copied(undisturbed, tmp_path):
 @pytest.fixture
 def starts(monkeypatch):
     """The steps of the trunk at which training went on, one a run."""
-    found, resume = [], training._resume
+    found, resume = [], recovery.resume
 
     def remember(*arguments):
         state, curve = resume(*arguments)
         found.append(int(state.step))
         return state, curve
 
-    monkeypatch.setattr(training, "_resume", remember)
+    monkeypatch.setattr(recovery, "resume", remember)
     return found
 
 
