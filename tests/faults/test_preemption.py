@@ -20,6 +20,7 @@ from test_sweep import contents
 
 from jaxflat import points, preemption, run, sweep
 from jaxflat.metrics import Display, write_json
+from jaxflat.stages import recovery
 from jaxflat.stages import train as training
 
 CONFIG = """
@@ -104,7 +105,7 @@ def no_training(monkeypatch):
 
 
 def train(point):
-    training.set_aside_damaged(point.directory)
+    recovery.set_aside_damaged(point.directory)
     training.train(point.config, point.directory, Display(1))
 
 
@@ -123,7 +124,7 @@ def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     calls = signal_in(monkeypatch, [(training, "_advance")])
     assert until_done(partial(train, point)) == len(calls) == len(CURVE)
     assert steps_of(point) == CURVE
-    assert training.is_trained(point.config, point.directory)
+    assert recovery.is_trained(point.config, point.directory)
     assert not leftovers(point.directory)
 
 

@@ -89,7 +89,7 @@ class Worker:
             os.kill(self.pid, number)
 
     def printed(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def ends_with(self, code: int) -> str:
         """Return what it printed, when it has ended with this exit code."""
