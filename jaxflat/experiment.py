@@ -72,6 +72,8 @@ def make_mesh(config: Config) -> Mesh:
     Raises ValueError where these are too few: every device of several processes has to be in it.
     """
     num_data, num_model, num_devices = config.mesh.data, config.mesh.model, jax.device_count()
+    if num_model > num_devices:
+        raise ValueError(f"mesh.model={num_model}, but there are {num_devices} devices")
     if num_data == -1:
         common = math.gcd(*batch_sizes(config).values())
         fair = [n for n in range(1, num_devices // num_model + 1) if common % (n * num_model) == 0]

@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"
-        console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+        console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
             hosts.first(show_report)(workdir, console)
     except (validation.InputError, hosts.ClusterError) as error:

@@ -76,6 +76,8 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
+    if workdir.is_file():
+        raise InputError(f"--workdir={workdir} is a file; it must be a folder")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _extended(path, config, points)  # what is refused is so before anything is written

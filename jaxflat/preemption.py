@@ -95,7 +95,7 @@ def _answer(reading: int) -> None:
         if came is None:
             came = time.monotonic()
             name = signal.Signals(number).name
-            text = f"{name}: stopping after the current call; once more ends at once"
+            text = f"{name}: stopping after the current call or compilation; once more ends at once"
             print(text, file=sys.stderr, flush=True)
             _answered.set()
         elif time.monotonic() - came > ECHO:

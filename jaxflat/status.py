@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     console = Console()
+    if not console.is_terminal:  # a file has room for the whole table
+        console = Console(width=160)
     console.print(points_table(points))
     for point in points:
         if point.state == "failed":
@@ -78,7 +80,8 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
     path = workdir / "sweep.json"
     if not path.is_file():
         raise ValueError(
-            f"WORKDIR={workdir} has no sweep.json; name a folder of python -m jaxflat.main"
+            f"WORKDIR={workdir} has no sweep.json; one that has just begun gets it when its "
+            "config is checked; else name a folder of python -m jaxflat.main"
         )
     return [_read_point(workdir, p["name"], now) for p in json.loads(path.read_text())["points"]]
 

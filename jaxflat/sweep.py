@@ -140,6 +140,8 @@ def _take(
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     """Run a point; return why it failed, or "" where it did not."""
     point.directory.mkdir(parents=True, exist_ok=True)
+    if not display.console.is_terminal:  # where no bars show it
+        display.line(f"{point.name}: begins")
     write_status(point.directory, "running")
     write_json(point.directory / "config.json", _provenance(point.config))
     try:

@@ -10,8 +10,13 @@
 # SHARE is an NFS export (Filestore) that the hosts can reach: a spot slice loses its own disks. NAME
 # on it is the work directory; all of it but checkpoints is fetched to runs/NAME here.
 set -uo pipefail
-dry_run='' simulated=''
-if [ "${1:-}" = --dry-run ]; then dry_run=1 && shift; fi
+dry_run='' simulated='' config=''
+for argument in "$@"; do # each is taken from the front; all but one go to the back
+    shift
+    case $argument in --dry-run) dry_run=1 && continue ;; --config=*) config=1 ;; esac
+    set -- "$@" "$argument"
+done
+if [ -z "$config" ]; then echo "error: --config=FILE.py:SCALE is missing; see $0" >&2 && exit 2; fi
 for setting in NAME ZONE TYPE IMAGE SHARE; do
     if [ -z "${!setting:-}" ]; then echo "error: $setting is not set; see $0" >&2 && exit 2; fi
 done

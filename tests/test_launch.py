@@ -82,6 +82,7 @@ def test_tpu_commands_are_those_that_were_reviewed(launch):
     arguments = ["--config=configs/model_size_sweep.py:paper", "--points=*seed=0*"]
     ran = launch("tpu_pod.sh", "--dry-run", *arguments)
     assert (ran.code, ran.calls) == (0, [])
+    assert launch("tpu_pod.sh", *arguments, "--dry-run").said == ran.said
     assert ran.said == (ROOT / "tests" / "golden" / "tpu_pod.txt").read_text()
     for line in ran.said.splitlines():  # may be pasted
         assert shlex.join(shlex.split(line)) == line
@@ -93,6 +94,12 @@ def words(calls: list[str]) -> str:
     names |= {"tar -xzf /tmp": "fetch"}
     found = [name for call in calls for part, name in names.items() if part in call]
     return " ".join(found)
+
+
+def test_nothing_is_rented_for_a_command_without_a_config(launch):
+    ran = launch("tpu_pod.sh", "--dry-run", "--points=0")
+    assert (ran.code, ran.calls) == (2, [])
+    assert ran.said.startswith("error: --config=FILE.py:SCALE is missing")
 
 
 def test_a_preempted_slice_is_replaced(launch):

@@ -70,7 +70,7 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
     losses = [cell.mean("excess_loss") for cell in models]
     return [
         f"A probe of the exact conditional probabilities reaches {listed(tables)}; of the models "
-        f"compared at one excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
+        f"nearest to one another in excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
         f"{listed(models)}."
     ]
 
