@@ -139,7 +139,7 @@ def _take(
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     """Run a point; return why it failed, or "" where it did not."""
-    point.directory.mkdir(parents=True, exist_ok=True)
+    _make_folder(point.directory)
     if not display.console.is_terminal:  # where no bars show it
         display.line(f"{point.name}: begins")
     write_status(point.directory, "running")
@@ -165,6 +165,14 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return ""
+
+
+@hosts.first
+def _make_folder(directory: Path) -> None:
+    """Make a point's folder, or clear it of what was half written when a process died."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def _provenance(config: Config) -> dict[str, Any]:
