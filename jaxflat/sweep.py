@@ -171,7 +171,7 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
 def _make_folder(directory: Path) -> None:
     """Make a point's folder, or clear it of what was half written when a process died."""
     directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.glob(".*"):
+    for path in directory.glob(".*.*"):  # of `metrics.write_whole`
         path.unlink(missing_ok=True)
 
 
