@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _train_aside(
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
-        return _forget(directory)
+        return _forget(aside / str(snapshot.step))
     if snapshot.step in checkpoint.steps(aside):
         left = checkpoint.restore(aside, snapshot.step, state)
         if curve.skip(stops.index(int(left.step)) + 1):
@@ -136,11 +137,14 @@ def _train_aside(
             curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
             preemption.check(partial(checkpoint.save, aside, snapshot.step, state))
     checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
-    _forget(directory)
+    _forget(aside / str(snapshot.step))
 
 
 @hosts.first
-def _forget(directory: Path) -> None:
-    """Delete what a signal left of an anneal or projection that is complete."""
+def _forget(left: Path) -> None:
+    """Delete the state that a signal left of an anneal or projection which is complete now."""
     locks.check()
-    shutil.rmtree(directory / "aside", ignore_errors=True)
+    shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # that of another is there
+        left.parent.rmdir()
+        left.parent.parent.rmdir()
