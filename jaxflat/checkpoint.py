@@ -141,7 +141,7 @@ def _put(new: Path, target: Path, old: Path) -> None:
     if target.exists():
         target.rename(old)
     new.rename(target)
-    _push(target.parent)
+    manifest.push(target.parent)
 
 
 @contextmanager
@@ -162,15 +162,6 @@ def _make_hidden(directory: Path) -> Path:
     for old in directory.glob(".unfinished*"):
         shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=".unfinished", dir=directory))
-
-
-def _push(directory: Path) -> None:
-    """Push the names in a folder to disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _key(key: Any) -> Any:

@@ -25,7 +25,7 @@ def part(folder: Path, process: int) -> dict[str, dict[str, Any]]:
     names = sorted(name for name in _names(folder) if _writer(name) == process)
     files = {name: _measured(folder / name) for name in names}
     for name in files:
-        _push(folder / name)
+        push(folder / name)
     return files
 
 
@@ -33,7 +33,7 @@ def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Write folder/manifest.json from the parts of all processes."""
     files = dict(sorted(files.items()))
     (folder / NAME).write_bytes(_text(files))
-    _push(folder / NAME)
+    push(folder / NAME)
 
 
 def check(folder: Path) -> None:
@@ -53,6 +53,15 @@ def check(folder: Path) -> None:
             raise DamagedError(f"{folder}: {name} has {size} bytes, not {files[name]['size']}")
         if found != files[name]:
             raise DamagedError(f"{folder}: {name} has other bytes than were written")
+
+
+def push(path: Path) -> None:
+    """Push a file's content, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -93,11 +102,6 @@ def _writer(name: str) -> int:
     """Return which process wrote a file, by its path."""
     found = re.search(r"\bprocess_(\d+)(/|$)", name)
     return int(found[1]) if found else 0
-
-
-def _push(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _measured(path: Path) -> dict[str, Any]:

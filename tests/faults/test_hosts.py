@@ -112,9 +112,12 @@ def both(launch, folder):
     return folder / "both", [log.read_text() for log in processes.logs]
 
 
-def wait_for_step(workdir: Path, step: int) -> None:
-    while max(checkpoint.steps(workdir / "run" / "recovery"), default=0) < step:
+def begun(launch, workdir: Path) -> Processes:
+    """Return two processes that have trained some steps of a run."""
+    processes = launch(workdir, (4, 4), TRAIN)
+    while max(checkpoint.steps(workdir / "run" / "recovery"), default=0) < 4:
         time.sleep(0.02)
+    return processes
 
 
 def numbers_of(workdir: Path) -> dict[str, dict[tuple, float]]:
@@ -159,6 +162,12 @@ def assert_same_training(workdir: Path, other: Path) -> None:
         jax.tree.map(np.testing.assert_array_equal, arrays_of(path), arrays_of(twin))
 
 
+def assert_goes_on(launch, workdir: Path, other: Path) -> None:
+    """The same command ends as the run that was left alone did, to the bit."""
+    assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
+    assert_same_training(workdir, other)
+
+
 def test_two_processes_compute_what_one_does(launch, folder, both):
     one, (workdir, said) = folder / "one", both
     assert launch(one, (8,), MEASURED).codes() == [0]
@@ -193,27 +202,23 @@ def test_a_run_moves_between_processes(launch, folder, both, before, after):
 @pytest.mark.parametrize("victim", [1, 0])
 def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, folder, both, victim):
     workdir = folder / f"killed-{victim}"
-    processes = launch(workdir, (4, 4), TRAIN)
-    wait_for_step(workdir, 4)
+    processes = begun(launch, workdir)
     processes.started[victim].kill()
     died = time.monotonic()
     assert processes.started[1 - victim].wait(timeout=HEARTBEAT + 5) != 0
     print(f"ended {time.monotonic() - died:.1f} s after the death")
     assert json.loads((workdir / "run" / "status.json").read_text())["state"] == "running"
-    assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
-    assert_same_training(workdir, both[0])
+    assert_goes_on(launch, workdir, both[0])
 
 
 @pytest.mark.parametrize("told", [1, 0])
 def test_when_one_is_told_to_stop_both_save_the_same_step(launch, folder, both, told):
     workdir = folder / f"stopped-{told}"
-    processes = launch(workdir, (4, 4), TRAIN)
-    wait_for_step(workdir, 4)
+    processes = begun(launch, workdir)
     processes.started[told].send_signal(signal.SIGTERM)
     assert processes.codes() == [75, 75], [log.read_text() for log in processes.logs]
     assert max(checkpoint.steps(workdir / "run" / "recovery")) < 16
-    assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
-    assert_same_training(workdir, both[0])
+    assert_goes_on(launch, workdir, both[0])
 
 
 @pytest.mark.parametrize("failing", ["0 1", "1", "0"])
