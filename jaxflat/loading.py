@@ -29,8 +29,7 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
         config = module.get_config(scale or None)
         points = module.get_sweep(scale or None) if hasattr(module, "get_sweep") else [{}]
     except Exception as error:
-        said = " ".join(str(error).split())  # on one line
-        raise InputError(f"{config_argument}: {type(error).__name__}: {said}") from error
+        raise InputError(f"{config_argument}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config must return a ConfigDict made from config.base()")
     if not (isinstance(points, list) and points and all(isinstance(p, dict) for p in points)):

@@ -8,7 +8,10 @@ from jaxflat import config as base_config
 
 
 class InputError(ValueError):
-    """Unusable input; the message is one line for the user."""
+    """Unusable input; the message is one line for the user, whatever of theirs is quoted in it."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from trials import ALL, TRIALS
@@ -85,7 +85,19 @@ def trials(number: int) -> settings:
     )
 
 
+SECTION_FOR_A_SEED = """
+from jaxflat import config as base_config
+
+def get_config(scale=None):
+    c = base_config.base()
+    del c.data_seed
+    c.data_seed = {"name": 1}
+    return c
+"""
+
+
 @trials(500 * TRIALS // ALL)
+@example((["data_seed"], SECTION_FOR_A_SEED))
 @given(mutilated())
 def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):
     keys, text = config
