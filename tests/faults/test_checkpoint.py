@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -108,8 +107,7 @@ class Killed(BaseException):
 
 
 MOMENTS = {
-    "orbax begins": (ocp.StandardCheckpointer, "save"),
-    "orbax ends": (ocp.StandardCheckpointer, "close"),
+    "orbax": (ocp.StandardCheckpointer, "save"),
     "manifest": (manifest, "write"),
     "hash": (manifest, "_measured"),
     "push": (os, "fsync"),
@@ -139,15 +137,13 @@ def die_at(monkeypatch, owner, name, number):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_death_at_any_moment_of_a_save_leaves_whole_steps(copied, monkeypatch, moment):
     for number in itertools.count():
-        threads = set(threading.enumerate())
         with monkeypatch.context() as patched:
             die_at(patched, *MOMENTS[moment], number)
             try:
                 checkpoint.save(copied, 3, tree(3))
                 break
-            except Killed:  # orbax's threads would have died too
-                for thread in set(threading.enumerate()) - threads:
-                    thread.join()
+            except Killed:
+                pass
         found = checkpoint.steps(copied)
         assert found in ([1, 2], [1, 2, 3])
         assert_whole(copied, found)
