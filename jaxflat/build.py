@@ -124,7 +124,7 @@ def show_build(flags: argparse.Namespace, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import use_cpu_cores
+    from jaxflat.sharding import set_up_devices
 
-    use_cpu_cores()
+    set_up_devices()
     sys.exit(main())

@@ -122,7 +122,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 if __name__ == "__main__":
     preemption.install()  # before imports that take seconds
-    from jaxflat.sharding import use_cpu_cores
+    from jaxflat.sharding import set_up_devices
 
-    use_cpu_cores()
+    set_up_devices()
     sys.exit(main())

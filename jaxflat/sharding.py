@@ -15,13 +15,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("sweep", "data", "model")
 
 
-def use_cpu_cores() -> None:
-    """Make each CPU core a device, up to eight; call it before anything touches a device.
+def set_up_devices() -> None:
+    """Make each CPU core a device, up to eight, and GPUs repeat themselves to the bit.
 
-    Small models leave most of a core idle when every operation is split over all cores; a part of
-    the batch for each core does not. Without effect where there is a GPU or TPU.
+    Call it before anything touches a device. Small models leave most of a core idle when every
+    operation is split over all cores; a part of the batch for each core does not. On GPUs, sums by
+    atomic additions and kernels that are chosen by a stopwatch differ from run to run: XLA does
+    without. What $XLA_FLAGS says of either counts.
     """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if "xla_force_host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
 
 
@@ -50,8 +55,8 @@ def shard_examples(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """Put parameters and what is shaped like them where `placement` says."""
-    return jax.device_put(tree, placement(mesh, tree))
+    """Put parameters and what is shaped like them where `placement` says, inside or outside jit."""
+    return jax.lax.with_sharding_constraint(tree, placement(mesh, tree))
 
 
 def placement(mesh: Mesh, tree: Any) -> Any:

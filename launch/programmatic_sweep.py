@@ -12,7 +12,7 @@ from jaxflat import config as base_config
 from jaxflat import sweep
 from jaxflat.analysis.report import write_report
 from jaxflat.config import param
-from jaxflat.sharding import use_cpu_cores
+from jaxflat.sharding import set_up_devices
 
 
 def main(workdir: Path) -> int:
@@ -27,5 +27,5 @@ def main(workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    use_cpu_cores()
+    set_up_devices()
     sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/grammar_seeds")))

@@ -27,7 +27,7 @@ class Worker(submitit.helpers.Checkpointable):
         """Work until the sweep is done, or until a signal comes and the work is saved."""
         from jaxflat import main, preemption, sharding
 
-        sharding.use_cpu_cores()
+        sharding.set_up_devices()
         requeue = signal.getsignal(signal.SIGTERM)
         assert callable(requeue)  # submitit's
         preemption.install()

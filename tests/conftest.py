@@ -1,5 +1,6 @@
 """Strict tests: eight CPU devices, no silent dtype promotion, no silent rank promotion."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax
 import pytest
 
+gc.set_threshold(200_000, 20, 20)  # tracing makes many objects that live on: a fifth of the time
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,7 +11,7 @@ def tiny_config() -> ConfigDict:
     config = base_config.base()
     config.language.hmm.update({"num_states": 3, "num_words": 6, "length": 4, "min_length": 2})
     config.language.hmm.tasks = (2,)
-    config.model.width = 8
+    config.model.update({"width": 8, "num_layers": 1})
     config.mesh.data = 1
     config.phase_order = ("pretrain", "drift")
     config.phases.drift = base_config.phase()

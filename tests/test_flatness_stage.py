@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sweeps import tiny_config
+import sweeps
 
 from jaxflat import experiment, points
 from jaxflat.config import MEASURES
@@ -24,6 +24,13 @@ CHEAP = {
     "learning_coefficient.num_burnin": 2,
     "learning_coefficient.num_draws": 8,
 }
+
+
+def tiny_config():
+    """Of two layers, one of them in a stack."""
+    config = sweeps.tiny_config()
+    config.model.num_layers = 2
+    return config
 
 
 def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):

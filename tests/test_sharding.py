@@ -1,5 +1,7 @@
 """Parameters cut into parts, one on each device: the same numbers, in less memory."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,13 @@ def test_what_one_process_does_alone_is_done_plainly():
     assert hosts.gather("x", "name") == ["x"]
     with pytest.raises(ZeroDivisionError):
         divide(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", True), ("--xla_gpu_deterministic_ops=false", False)]
+)
+def test_gpus_repeat_themselves_unless_the_user_says_otherwise(given, kept, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {given}")
+    sharding.set_up_devices()
+    assert ("--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]) == kept
+    assert "--xla_force_host_platform_device_count=8" in os.environ["XLA_FLAGS"]

@@ -91,7 +91,7 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
     lines = [r for r in lines if (r["step"], r["projected"]) == (step, int(folder == "projected"))]
     lines = [r for r in lines if not r["measure"].endswith("@embedded")]
     assert {line["measure"] for line in lines} == measured.keys() - {"loss"}
-    assert "fisher_trace/layer_0.mlp" in measured
+    assert "fisher_trace/layer_last.mlp" in measured
     for line in lines:
         found = measured[line["measure"]]
         for name in ("mean", "sem", "num_samples", "over"):

@@ -44,15 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, Any]]:
     """Yield each figure with its name, as groups get done."""
-    from jaxflat.benchmark import (
-        flatness,
-        flatness_peers,
-        languages,
-        machine,
-        peers,
-        training,
-        workload,
-    )
+    from jaxflat.benchmark import languages, machine, peers, training, workload
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
     shape = workload.Shape(*sizes)
@@ -70,14 +62,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
             peer = peers.Peer(flags.peers, flags.peer_script)
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
     if "flatness" in flags.groups:
-        console.print("flatness: probes and gradients in turn")
-        probes = flatness.Probes(shape, flags.probes_per_pass, flags.seconds)
-        yield from flatness.measure_flatness(probes, flags.repeats).items()
-        if flags.torch:
-            console.print("flatness: probes and PyTorch in turn")
-            yield from flatness_peers.compare_with_torch(
-                shape, flags.torch, MIN_PEER_ROUNDS, probes, flags.probes_per_pass
-            ).items()
+        yield from _measure_flatness(flags, shape, console).items()
     if "languages" in flags.groups:
         console.print("languages: sentences, conditionals and labels")
         if not languages.has_nltk():
@@ -85,6 +70,24 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         yield from languages.measure_languages(flags.repeats, flags.seconds)
     if "calibration" in flags.groups:
         yield from _calibrate(flags.seeds, console)
+
+
+def _measure_flatness(flags: argparse.Namespace, shape: Any, console: Console) -> dict[str, Any]:
+    """Return the figures of flatness; matrix products run at full precision, as in a run."""
+    import jax
+
+    from jaxflat.benchmark import flatness, flatness_peers
+
+    console.print("flatness: probes and gradients in turn")
+    with jax.default_matmul_precision("highest"):
+        probes = flatness.Probes(shape, flags.probes_per_pass, flags.seconds)
+        figures = flatness.measure_flatness(probes, flags.repeats)
+        if flags.torch:
+            console.print("flatness: probes and PyTorch in turn")
+            figures |= flatness_peers.compare_with_torch(
+                shape, flags.torch, MIN_PEER_ROUNDS, probes, flags.probes_per_pass
+            )
+    return figures
 
 
 def _calibrate(num_seeds: int, console: Console) -> Iterator[tuple[str, Any]]:
@@ -131,7 +134,7 @@ def _print(figures: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import use_cpu_cores
+    from jaxflat.sharding import set_up_devices
 
-    use_cpu_cores()
+    set_up_devices()
     sys.exit(main())

@@ -177,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import use_cpu_cores
+    from jaxflat.sharding import set_up_devices
 
-    use_cpu_cores()
+    set_up_devices()
     sys.exit(main())

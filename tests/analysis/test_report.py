@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from jaxflat.analysis import figures
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.evidence import verdicts_table
@@ -64,6 +65,12 @@ def reported(sweep):
     """(folder, page, visible text) of one sweep, for tests that only look."""
     folder = sweep(accuracy=1.5, log_trace=-0.3)
     return folder, *read(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_files_of_figures(reported, monkeypatch):
+    """A page draws the same panels itself; of `reported` there are files."""
+    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
 
 
 def test_the_page_loads_nothing_from_elsewhere(reported):

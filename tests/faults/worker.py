@@ -73,6 +73,7 @@ class Worker:
     def __init__(self, workdir: Path, settings: Settings):
         workdir.mkdir(exist_ok=True)
         self.log = workdir / f"log_{len(list(workdir.glob('log_*')))}.txt"
+        self.log.touch()  # the next worker's has another name
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload(["worker"])
         self.process = forks.Process(target=work, args=(workdir, self.log, settings))
@@ -89,7 +90,7 @@ class Worker:
             os.kill(self.pid, number)
 
     def printed(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        return self.log.read_text(errors="replace")
 
     def ends_with(self, code: int) -> str:
         """Return what it printed, when it has ended with this exit code."""

@@ -22,7 +22,7 @@ KEY = jax.random.key(3)
 def resolved(strength: float, **overrides) -> FrozenConfigDict:
     config = base_config.base()
     config.data_seed = config.init_seed = config.probe_seed = 0
-    config.model.width = 8
+    config.model.update({"width": 8, "num_layers": 1})
     config.phases.pretrain.adversary.update({"strength": strength, "num_sentences": 128})
     config.phases.pretrain.update(overrides)
     return FrozenConfigDict(config)
