@@ -32,9 +32,9 @@ def compiled_step(config: Any) -> Any:
     mesh = experiment.make_mesh(config)
     params = jax.eval_shape(lambda: experiment.init_params(config))
     state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        *(state, sharding.placement(mesh, state)),
     )
     source = Source(experiment.make_language(config.language))
     schedule = experiment.schedule(phase.settings, anneal=False)

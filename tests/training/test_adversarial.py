@@ -119,7 +119,7 @@ def test_eight_devices_train_like_one():
 def test_strength_decides_which_way_the_downstream_loss_goes():
     """Steps down the gradient of L - s D change D by +s times the squared norm of D's own, to
     first order: against plain steps, one way for an adversary and the other for a helper."""
-    steps = {"optimizer": {"name": "sgd"}, "schedule": {"learning_rate": 0.01, "warmup_steps": 0}}
+    steps = {"optimizer": {"name": "sgd"}, "schedule": {"learning_rate": 0.005, "warmup_steps": 0}}
     settings = {s: resolved(s, **steps) for s in (-1.0, 0.0, 1.0)}
     after = {s: parts(settings[1.0], train(c, 20)[0])[1] for s, c in settings.items()}
     helper, adversary = after[-1.0] - after[0.0], after[1.0] - after[0.0]
