@@ -134,7 +134,10 @@ def _train_steps(
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.size if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
-    place = functools.partial(sharding.place, mesh)
+
+    def place(state: TrainState) -> TrainState:
+        return jax.lax.with_sharding_constraint(state, sharding.placement(mesh, state))
+
     return make_train_steps(*objective, optimizer, num_shards, skips, place)
 
 
@@ -159,7 +162,9 @@ def init_params(config: Config, mesh: Mesh | None = None) -> Any:
 def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
     def initialize(key: jax.Array) -> Any:
         params = model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
-        return params if mesh is None else sharding.place(mesh, params)
+        if mesh is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, sharding.placement(mesh, params))
 
     return jax.jit(initialize)
 

@@ -55,8 +55,8 @@ def shard_examples(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """Put parameters and what is shaped like them where `placement` says, inside or outside jit."""
-    return jax.lax.with_sharding_constraint(tree, placement(mesh, tree))
+    """Put parameters and what is shaped like them where `placement` says."""
+    return jax.device_put(tree, placement(mesh, tree))
 
 
 def placement(mesh: Mesh, tree: Any) -> Any:

@@ -91,6 +91,11 @@ def test_extra_layers_add_the_curvature_of_their_biases_to_the_fisher_trace(tmp_
     np.testing.assert_allclose(added, 3 * added_once, rtol=1e-4)
 
 
+def test_each_layer_of_a_stack_has_a_name(tmp_path):
+    found = measured(tmp_path, "fisher_trace", embedded_width=8)
+    assert {"fisher_trace/layer_0.mlp", "fisher_trace/layer_last.mlp"} <= found.keys()
+
+
 SWEPT = {
     "widths of lstms": ([{"name": "lstm", "width": w} for w in (6, 18)], (18, 2)),
     "widths that do not divide": ([{"name": "lstm", "width": w} for w in (6, 9)], (0, 0)),

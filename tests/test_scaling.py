@@ -13,7 +13,8 @@ from jaxflat import experiment, points
 def step():
     """Give the number of parameters and the compiled step of a small model on four devices."""
     config = tiny_config()
-    config.model.width, config.mesh.data = 16, 4
+    config.model.update({"width": 16, "num_layers": 3})  # two in a scan
+    config.mesh.data = 4
     [point] = points.expand(config, [{}], Path())
     return experiment.num_params(point.config), compiled_step(point.config)
 

@@ -21,7 +21,6 @@ MESHES = ((1, 1), (2, 4))
 def resolved(num_data: int, num_model: int) -> FrozenConfigDict:
     config = tiny_config()
     config.data_seed = config.init_seed = config.probe_seed = 0
-    config.model.num_layers = 1
     config.mesh.update({"data": num_data, "model": num_model})
     config.phases.pretrain.optimizer.name = "sgd"
     config.phases.pretrain.schedule.learning_rate = 0.1

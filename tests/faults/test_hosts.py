@@ -30,7 +30,6 @@ from sweeps import tiny_config
 
 def get_config(scale=None):
     config = tiny_config()
-    config.model.num_layers = 1
     config.mesh.update(dict(data=2, model=4))
     config.training.update(dict(steps_per_call=1, save_every=1))
     config.flatness.measures = ("hessian_trace",)

@@ -59,6 +59,7 @@ def die_until_done(start, workdir: Path, moments: random.Random, duration: float
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # dozens of deaths in `make faults`
 def test_a_run_that_is_killed_at_random_moments_ends_bitwise_like_one_left_alone(start, tmp_path):
     for folder in ("first", "undisturbed"):  # the first compiles
         begin = time.monotonic()

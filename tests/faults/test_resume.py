@@ -22,7 +22,7 @@ REST = [pair for pair in product(OPTIMIZERS, ("exact", "sampled")) if pair not i
 def resolved(optimizer: str, targets: str) -> FrozenConfigDict:
     config = base_config.base()
     config.data_seed = config.init_seed = config.probe_seed = 0
-    config.model.update({"width": 8, "num_layers": 1})
+    config.model.update({"width": 8, "num_layers": 2 if optimizer == "muon" else 1})
     config.language.hmm.min_length = 4
     config.phases.pretrain.targets = targets
     config.phases.pretrain.optimizer.name = optimizer

@@ -17,7 +17,7 @@ from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 def resolved(**overrides) -> FrozenConfigDict:
     config = base_config.base()
     config.data_seed = config.init_seed = config.probe_seed = 0
-    config.model.update({"width": 8, "num_layers": 1})
+    config.model.width = 8
     config.language.hmm.min_length = 4
     for key, value in overrides.items():
         config.phases.pretrain[key] = value
