@@ -72,7 +72,7 @@ def test_a_seed_stops_where_it_is_precise():
 
 @pytest.fixture
 def optimized():
-    """Two thousand seeds run for longer than they compile."""
+    """Two thousand seeds save more time than the optimizations take to compile."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sweeps
+from sweeps import tiny_config
 
 from jaxflat import experiment, points
 from jaxflat.config import MEASURES
@@ -26,16 +26,16 @@ CHEAP = {
 }
 
 
-def tiny_config():
-    """Of two layers, one of them in a stack."""
-    config = sweeps.tiny_config()
+def two_layers():
+    """Return the tiny config with two layers, one of them in a stack."""
+    config = tiny_config()
     config.model.num_layers = 2
     return config
 
 
 def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     """Return what the stage makes of a measure at the initial parameters, of width 8."""
-    config = tiny_config()
+    config = two_layers()
     config.model.update(model)
     config.flatness.update_from_flattened_dict(CHEAP)
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
@@ -110,13 +110,13 @@ SWEPT = {
 def test_models_of_one_family_whose_widths_divide_have_a_common_size(tmp_path, case):
     models, size = SWEPT[case]
     swept = [{f"model.{key}": value for key, value in model.items()} for model in models]
-    for point in points.expand(tiny_config(), swept, tmp_path):
+    for point in points.expand(two_layers(), swept, tmp_path):
         settings = point.config.flatness
         assert (settings.embedded_width, settings.embedded_layers) == size
 
 
 def test_fewer_layers_than_the_models_own_are_refused(tmp_path):
-    config = tiny_config()
+    config = two_layers()
     config.flatness.update({"embedded_width": 8, "embedded_layers": 1})
     with pytest.raises(InputError, match=r"embedded_layers=1 is less than model.num_layers=2"):
         points.expand(config, [{}], tmp_path)

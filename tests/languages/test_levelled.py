@@ -128,6 +128,8 @@ def _compare_place(name: str, task: str) -> int:
 @pytest.mark.parametrize(
     ("name", "names"),
     [
+        ("cut_to_7", ["root", "span_0_2"]),
+        ("all_of_8", ["root", "span_0_4"]),
         ("words_at_the_top", ["root", "span_0_1"]),
         ("one_root_of_two", ["root", "span_2_4"]),
         ("zeros", ["root", "span_0_2"]),
