@@ -31,13 +31,15 @@ def make_objective(
     adversary = settings.adversary
     how = (settings.batch_size, settings.targets, masking)
 
+    shard = partial(sharding.shard_examples, mesh, over=sharding.OF_ONE_RUN)
+
     def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
-        return sharding.shard_examples(mesh, source_batch(source, key, index, *how))
+        return shard(source_batch(source, key, index, *how))
 
     def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
         keys = jax.random.split(jax.random.fold_in(key, 1))  # apart from those of the sentences
         drawn = [_labelled(source.language, adversary, k) for k in keys]
-        fit, held_out = sharding.shard_examples(mesh, drawn)
+        fit, held_out = shard(drawn)
         return AdversarialBatch(masked(source, key, index), fit, held_out)
 
     if adversary.strength == 0:

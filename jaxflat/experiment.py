@@ -67,18 +67,23 @@ def _shape(section: Config) -> dict[str, Any]:
 
 
 def make_mesh(config: Config) -> Mesh:
-    """Return the mesh; with mesh.data=-1, of as many devices as share every batch evenly.
+    """Return the mesh: with mesh.data=-1, of as many devices as share every batch evenly.
 
+    Of these as many as can are along "sweep", each with its part of `training.together` runs.
     Raises ValueError where these are too few: every device of several processes has to be in it.
     """
     num_data, num_model, num_devices = config.mesh.data, config.mesh.model, jax.device_count()
     if num_model > num_devices:
         raise ValueError(f"mesh.model={num_model}, but there are {num_devices} devices")
-    if num_data == -1:
-        common = math.gcd(*batch_sizes(config).values())
-        fair = [n for n in range(1, num_devices // num_model + 1) if common % (n * num_model) == 0]
-        num_data = max(fair, default=1)
-    mesh = _mesh(num_data, num_model)
+    common, lanes = math.gcd(*batch_sizes(config).values()), config.training.together
+    fair = [
+        (i * n, i, n)
+        for i in range(1, min(lanes, num_devices) + 1)
+        for n in (range(1, num_devices + 1) if num_data == -1 else [num_data])
+        if lanes % i == 0 and common % (i * n * num_model) == 0 and i * n * num_model <= num_devices
+    ]
+    _, num_sweep, num_data = max(fair, default=(1, 1, max(num_data, 1)))
+    mesh = _mesh(num_data, num_model, num_sweep)
     if jax.process_count() > 1 and mesh.size < num_devices:
         raise ValueError(
             f"mesh.data={num_data} times mesh.model={num_model} leaves out some of the "
@@ -132,7 +137,7 @@ def _train_steps(
     objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
     # A head is fitted to all sentences at once, not to those of each device.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
-    num_shards = mesh.size if by_shard and mesh.shape["model"] == 1 else 1
+    num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
 
     def place(state: TrainState) -> TrainState:

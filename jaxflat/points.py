@@ -15,6 +15,7 @@ from jaxflat.config import Config, Sweep
 from jaxflat.locks import alone
 from jaxflat.metrics import write_json
 from jaxflat.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
+from jaxflat.stages import lanes
 from jaxflat.validation import InputError
 
 
@@ -33,17 +34,21 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         resolved[point_name(meant)] = (meant, point_config)
     _check_phases_used([point_config for _, point_config in resolved.values()])
     width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
-    expanded = []
-    for name, (meant, point_config) in resolved.items():
+    frozen = []
+    for _, point_config in resolved.values():
         if point_config.flatness.embedded_width == 0:
             point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
-        frozen = FrozenConfigDict(point_config)
+        frozen.append(FrozenConfigDict(point_config))
         try:
-            checks.check(frozen)
+            checks.check(frozen[-1])
         except ValueError as error:
             raise InputError(str(error)) from error
-        expanded.append(Point(name, meant, frozen, workdir / name))
-    return expanded
+    return [
+        Point(name, meant, point_config, workdir / name, *place)
+        for (name, (meant, _)), point_config, place in zip(
+            resolved.items(), frozen, lanes.places(frozen), strict=True
+        )
+    ]
 
 
 def _check_phases_used(configs: list[Config]) -> None:
@@ -99,7 +104,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
         phases = stored["trains"]["phases"].values()
         recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
         used |= recorded
-        if difference := _first_difference(stored["trains"], _only(trains, recorded)):
+        if difference := validation.first_difference(stored["trains"], _only(trains, recorded)):
             key, old, new = difference
             raise InputError(
                 f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
@@ -186,14 +191,3 @@ def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
     defaults = base_config.base()
     defaults.phases = {name: base_config.phase() for name in trains["phases"]}
     return known(_trains(defaults), trains)
-
-
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Return (dotted key, old value, new value) of the first difference between two configs."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return None if old == new else (key, old, new)
-    for name in sorted(old.keys() | new.keys()):
-        dotted = f"{key}.{name}" if key else name
-        if difference := _first_difference(old.get(name), new.get(name), dotted):
-            return difference
-    return None

@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 
-from jaxflat import checkpoint, hosts, locks, preemption, trajectory
+from jaxflat import hosts, locks, preemption, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
+from jaxflat.stages import lanes
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
-from jaxflat.stages.records import Record
+from jaxflat.stages.records import Record, keeping
 from jaxflat.stages.recovery import is_trained, set_aside_damaged
 from jaxflat.stages.train import train
 from jaxflat.trajectory import Snapshot
@@ -42,12 +43,17 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its name, its overrides, its resolved config and its folder."""
+    """One run of a sweep: its name, its overrides, its resolved config and its folder.
+
+    Points of one team may be trained at once, each in its lane, see `stages.lanes`.
+    """
 
     name: str
     overrides: dict[str, Any]
     config: Config
     directory: Path
+    team: str
+    lane: int
 
 
 def files_of(point: Point, stages: Sequence[str]) -> list[str]:
@@ -78,19 +84,28 @@ def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
     Where it may train, all its checkpoints are checked first: what is damaged is trained again.
     Else a measurement of a damaged one fails.
     """
-    trains = "train" in stages and point.config.phase_order
-    if trains:
-        set_aside_damaged(point.directory)
-    if trains and not is_trained(point.config, point.directory):
-        seconds = time.perf_counter()
-        try:
-            train(point.config, point.directory, display)
-        except FloatingPointError as error:
-            last = max(checkpoint.steps(point.directory / "recovery"), default="none")
-            raise FloatingPointError(f"{error}; last checkpoint before: {last}") from error
-        _log_time(point, "train", time.perf_counter() - seconds)
+    if "train" in stages:
+        for error in train_points([point], display).values():
+            raise error
     for name in files_of(point, stages):
         measure(point, name, display)
+
+
+def train_points(points: Sequence[Point], display: Display) -> dict[str, Exception]:
+    """Train those of a team at once that are not trained; return what failed, by name, and why."""
+    undone = []
+    for point in points:
+        if point.config.phase_order:
+            set_aside_damaged(point.directory)
+            if not is_trained(point.config, point.directory):
+                undone.append(point)
+    seconds = time.perf_counter()
+    failures = lanes.drive({p.lane: train(p.config, p.directory, display) for p in undone})
+    share = (time.perf_counter() - seconds) / max(len(undone), 1)
+    for point in undone:
+        if point.lane not in failures:
+            _log_time(point, "train", share)
+    return {point.name: failures[point.lane] for point in undone if point.lane in failures}
 
 
 def measure(point: Point, name: str, display: Display) -> None:
@@ -108,7 +123,7 @@ def measure(point: Point, name: str, display: Display) -> None:
         if snapshot not in done:
             preemption.check()
             seconds = time.perf_counter()
-            keep = _keeping(unfinished, snapshot)
+            keep = keeping(unfinished, snapshot)
             with jax.default_matmul_precision("highest"):
                 new = MEASUREMENTS[name](point.config, point.directory, snapshot, keep)
             _add(path, new)
@@ -138,25 +153,6 @@ def _add(path: Path, new: list[Record]) -> None:
     path.with_suffix(".unfinished.json").unlink(missing_ok=True)
 
 
-def _keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
-    """Return what keeps the parts of a checkpoint's measurement, in `path` where a signal comes."""
-    measured = f"{snapshot.folder}/{snapshot.step}"
-    parts = _stored_parts(path).get(measured, {})
-
-    def keep(name: str, make: Callable[[], Any]) -> Any:
-        if name not in parts:
-            parts[name] = make()  # which may keep parts of its own
-            preemption.check(lambda: write_json(path, {measured: parts}))
-        return parts[name]
-
-    return keep
-
-
-@hosts.first
-def _stored_parts(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def read_status(directory: Path) -> dict[str, Any]:
     """Return a point's status: state, reason, and the settings its measurements were made under."""
     path = directory / "status.json"
@@ -176,14 +172,8 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
     `section` is a hash of its config section; rows are comparable only where it is the same.
     """
     section = hashlib.sha256(config[name].to_json(sort_keys=True).encode()).hexdigest()[:16]
-    return (
-        {"section": section}
-        if name == "evaluation"
-        else {
-            "section": section,
-            "probe_seed": config.probe_seed,
-        }
-    )
+    seeds = {} if name == "evaluation" else {"probe_seed": config.probe_seed}
+    return {"section": section} | seeds
 
 
 def _measured(path: Path) -> set[Snapshot]:

@@ -13,6 +13,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("sweep", "data", "model")
+OF_ONE_RUN = ("data", "model")
+"""The axes along which a run's batch is split while others are trained with it."""
 
 
 def set_up_devices() -> None:
@@ -30,27 +32,33 @@ def set_up_devices() -> None:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
 
 
-def make_mesh(num_data: int, num_model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of the first num_data * num_model devices, along "data" and "model".
+def make_mesh(
+    num_data: int, num_model: int = 1, num_sweep: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Return a mesh of as many of the first devices, along "sweep", "data" and "model".
 
-    They are of all processes, unless `devices` are given.
+    Runs that are trained at once are shared out along "sweep", examples along all three. The
+    devices are of all processes, unless `devices` are given.
 
     Raises ValueError where there are fewer.
     """
-    devices, size = devices or jax.devices(), num_data * num_model
+    devices, size = devices or jax.devices(), num_sweep * num_data * num_model
     if not 1 <= size <= len(devices):
         raise ValueError(
             f"mesh.data={num_data} times mesh.model={num_model}, but there are {len(devices)} "
             "devices; mesh.data=-1 is as many as share the batches evenly"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
-    shape = (1, num_data, num_model)
+    shape = (num_sweep, num_data, num_model)
     return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:size])
 
 
-def shard_examples(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-    """Split `axis` of every array in `batch` over all devices, inside or outside jit."""
-    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "model")))
+def shard_examples(mesh: Mesh, batch: Any, axis: int = 0, over: tuple[str, ...] = AXES) -> Any:
+    """Split `axis` of every array in `batch` over the devices, inside or outside jit.
+
+    `over`: along which of the mesh's axes; a run's training batch has OF_ONE_RUN.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, over))
     return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: sharding, batch))
 
 

@@ -4,30 +4,19 @@ A point is its overrides, not its place in the list: the same overrides find the
 """
 
 import hashlib
-import json
-import platform
-import subprocess
 import time
-import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from jaxflat import corpus, experiment, hosts, locks, preemption
-from jaxflat.checkpoint import NO_ROOM
+from jaxflat import corpus, hosts, locks, preemption
+from jaxflat.attempts import attempt, names, train_team
 from jaxflat.config import Config, Sweep
-from jaxflat.metrics import Display, write_json, write_whole
+from jaxflat.metrics import Display
 from jaxflat.points import expand, record_sweep, select
-from jaxflat.preemption import Preempted, deferred
+from jaxflat.preemption import deferred
 from jaxflat.results import gather, summary
-from jaxflat.run import STAGES, Point, is_done, read_status, run_point, write_status
+from jaxflat.run import STAGES, Point, is_done
 from jaxflat.validation import InputError
-
-PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @deferred()
@@ -88,105 +77,17 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
         num_ended = len(reasons)
         for point in left:
             preemption.check()
-            reason = _attempt(point, point_locks[point.name], stages, display)
+            if "train" in stages:
+                train_team([p for p in left if p.team == point.team], point_locks, display)
+            reason = attempt(point, point_locks[point.name], stages, display)
             if reason is not None:
                 reasons[point.name] = reason
                 outcome = f"failed, {reason}" if reason else summary(point.directory)
                 display.finish_point(f"{point.name}: {outcome}")
         if len(reasons) == num_ended:
-            names = ", ".join(point.name for point in left[:3]) + ", ..." * (len(left) > 3)
             display.wait(
-                f"waiting for {names}: with another worker, or one that died; "
+                f"waiting for {names(left)}: with another worker, or one that died; "
                 f"taken over after {locks.LEASE:g} seconds without a sign of life"
             )
             time.sleep(locks.POLL)
     return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _attempt(point: Point, lock: locks.Lock, stages: Sequence[str], display: Display) -> str | None:
-    """Run a point unless it has ended; return why it failed, or "" where it did not.
-
-    None where it is with another worker. One that failed there is not tried again.
-    """
-    with ExitStack() as held:
-        try:
-            taken, ended = _take(point, lock, stages, held)
-            if not taken:
-                return ended
-            reason = _run_one(point, stages, display)
-        except locks.Lost:
-            display.line(f"{point.name}: taken over by another worker, while this one slept")
-            return None
-    gather(point.directory.parent)
-    return reason
-
-
-@hosts.first
-def _take(
-    point: Point, lock: locks.Lock, stages: Sequence[str], held: ExitStack
-) -> tuple[bool, str | None]:
-    """Return whether the point is to run here, its lock held; if not, what `_attempt` returns."""
-    is_free = lock.look()
-    if is_done(point, stages):
-        return False, ""
-    if not is_free:
-        return False, None
-    status = read_status(point.directory)
-    if lock.was_taken() and status.get("state") == "failed":
-        return False, status["reason"]
-    return held.enter_context(lock.taken()), None
-
-
-def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
-    """Run a point; return why it failed, or "" where it did not."""
-    _make_folder(point.directory)
-    if not display.console.is_terminal:  # where no bars show it
-        display.line(f"{point.name}: begins")
-    write_status(point.directory, "running")
-    write_json(point.directory / "config.json", _provenance(point.config))
-    try:
-        run_point(point, stages, display)
-    except Preempted:
-        write_status(point.directory, "preempted")
-        raise
-    except locks.Lost:
-        raise
-    except Exception as error:
-        if not hosts.failed_together():
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        with suppress(OSError):  # a full disk has no room for these either
-            write_whole(point.directory / "error.txt", traceback.format_exc())
-            write_status(point.directory, "failed", reason)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise  # nor would the other points find any
-        return reason
-    hosts.first(locks.check)()
-    (point.directory / "error.txt").unlink(missing_ok=True)
-    write_status(point.directory, "done" if is_done(point) else "partial")
-    return ""
-
-
-@hosts.first
-def _make_folder(directory: Path) -> None:
-    """Make a point's folder, or clear it of what was half written when a process died."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.glob(".*.*"):  # of `metrics.write_whole`
-        path.unlink(missing_ok=True)
-
-
-def _provenance(config: Config) -> dict[str, Any]:
-    """Return what config.json holds: the resolved config and what it runs on."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no git on this machine
-        commit = ""
-    return {
-        "config": json.loads(config.to_json()),
-        "num_params": experiment.num_params(config),
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-        "git_commit": commit.strip() or None,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }

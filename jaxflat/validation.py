@@ -151,3 +151,14 @@ def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         flat |= _flatten(value, f"{key}.") if _is_dict(value) else {key: value}
     return flat
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return (dotted key, old value, new value) of the first difference between two configs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (key, old, new)
+    for name in sorted(old.keys() | new.keys()):
+        dotted = f"{key}.{name}" if key else name
+        if difference := first_difference(old.get(name), new.get(name), dotted):
+            return difference
+    return None

@@ -4,11 +4,10 @@ import signal
 
 from jaxflat import preemption
 from jaxflat.flatness import trace_measures
-from jaxflat.stages import evaluate, finetune, probe
-from jaxflat.stages import train as training
+from jaxflat.stages import evaluate, finetune, lanes, probe
 
 COMPILED = (
-    (training, "_advance"),
+    (lanes, "advance"),
     (evaluate, "_losses"),
     (trace_measures, "hessian_trace_terms"),
     (trace_measures, "fisher_trace_terms"),

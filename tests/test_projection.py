@@ -15,7 +15,7 @@ from test_sweep import assert_same, contents
 from jaxflat import checkpoint, experiment, points, sweep, trajectory
 from jaxflat.config import param, product
 from jaxflat.languages.batches import Source
-from jaxflat.stages import train as training
+from jaxflat.stages import lanes
 from jaxflat.training.optimizers import Schedule
 from jaxflat.trajectory import Snapshot
 from jaxflat.validation import InputError
@@ -81,6 +81,18 @@ def test_results_hold_a_checkpoint_and_its_twin_side_by_side(arms):
     assert raw["bayes/state_2.map"] == twin["bayes/state_2.map"] == "1.0"
 
 
+def phases_of_calls(monkeypatch) -> list[str]:
+    """Return a list that gets the phase of each call of training from now on."""
+    trained, advance = [], lanes.advance
+
+    def count(calls):
+        trained.extend(call.phase.name for call in calls.values())
+        return advance(calls)
+
+    monkeypatch.setattr(lanes, "advance", count)
+    return trained
+
+
 def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeypatch):
     """Each arm alone in its folder, with nobody to take a trunk from."""
     assert len(list((arms / "trunks").iterdir())) == 1
@@ -89,14 +101,7 @@ def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeyp
         shutil.rmtree(tmp_path / "trunks")
         assert point.directory.is_dir()
     assert_same(arms, tmp_path)
-    trained = []
-    advance = training._advance
-
-    def count(config, phase, state, stop, branch=None):
-        trained.append(phase.name)
-        return advance(config, phase, state, stop, branch)
-
-    monkeypatch.setattr(training, "_advance", count)
+    trained = phases_of_calls(monkeypatch)
     more = product(param("seed", [0]), param("phases.drift.steps", [8]))
     again = tmp_path / "again"
     shutil.copytree(arms / "trunks", again / "trunks")
@@ -114,16 +119,9 @@ def test_a_point_whose_last_phase_another_went_on_from_trains_no_phase(tmp_path,
     short = points.expand(config, both, tmp_path / "alone")[1]
     assert sweep.run(config, both, tmp_path / "alone", selection="1") == {}
     assert sweep.run(config, both, tmp_path / "both", selection="0") == {}
-    trained = []
-    advance = training._advance
-
-    def count(config, phase, state, stop, branch=None):
-        trained.append((phase.name, branch))
-        return advance(config, phase, state, stop, branch)
-
-    monkeypatch.setattr(training, "_advance", count)
+    trained = phases_of_calls(monkeypatch)
     assert sweep.run(config, both, tmp_path / "both", selection="1") == {}
-    assert {name for name, _ in trained} == {"drift/projection"}  # what branches off at its end
+    assert set(trained) == {"drift/projection"}  # what branches off at its end
     for name in ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl"):
         alone, after = (tmp_path / where / short.name / name for where in ("alone", "both"))
         assert alone.read_bytes() == after.read_bytes()

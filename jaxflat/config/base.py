@@ -27,6 +27,9 @@ def base() -> Config:
                 "steps_per_call": 250,  # optimizer steps in one compiled call; a curve point each
                 "save_every": 4,  # compiled calls between recovery checkpoints
                 "keep": 2,  # recovery checkpoints kept: the newest that is whole is resumed from
+                # Points that differ in seeds and schedules alone are trained by one program, as
+                # many at once; devices share them out before they split batches.
+                "together": 1,
             },
             "evaluation": {
                 "num_sentences": 4096,  # the language's evaluation set, every position masked

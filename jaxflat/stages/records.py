@@ -1,11 +1,14 @@
 """Measured numbers as lines on disk, and the checkpoints they are measured on."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxflat import checkpoint, experiment
+from jaxflat import checkpoint, experiment, hosts, preemption
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate
+from jaxflat.metrics import write_json
 from jaxflat.trajectory import Snapshot
 
 Record = dict[str, Any]
@@ -34,3 +37,22 @@ def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
     if not config.phase_order:
         return template
     return checkpoint.restore(directory / snapshot.folder, snapshot.step, template)
+
+
+def keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
+    """Return what keeps the parts of a checkpoint's measurement, in `path` where a signal comes."""
+    measured = f"{snapshot.folder}/{snapshot.step}"
+    parts = _stored_parts(path).get(measured, {})
+
+    def keep(name: str, make: Callable[[], Any]) -> Any:
+        if name not in parts:
+            parts[name] = make()  # which may keep parts of its own
+            preemption.check(lambda: write_json(path, {measured: parts}))
+        return parts[name]
+
+    return keep
+
+
+@hosts.first
+def _stored_parts(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

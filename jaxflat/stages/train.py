@@ -2,30 +2,29 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from jaxflat import checkpoint, experiment, hosts, locks, preemption, sharding, trajectory
+from jaxflat import checkpoint, hosts, locks, preemption, trajectory
 from jaxflat.config import Config
-from jaxflat.corpus import stored_sentences
-from jaxflat.languages.batches import Source
 from jaxflat.metrics import Curve, Display
 from jaxflat.stages import recovery, trunks
+from jaxflat.stages.lanes import Call, Outcome, Training
 from jaxflat.training.step import TrainState
 from jaxflat.trajectory import Phase, Snapshot
 
 
-def train(config: Config, directory: Path, display: Display) -> None:
+def train(config: Config, directory: Path, display: Display) -> Training:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
-    A recovery checkpoint at a branch is from before its anneal, which is run again on resuming
-    unless a signal cut it off: that leaves its state in aside/. Phases that another point of the
-    sweep has begun with are taken from there (see `trunks`).
+    Yields each compiled call and goes on with its outcome, see `lanes.drive`. A recovery checkpoint
+    at a branch is from before its anneal, which is run again on resuming unless a signal cut it
+    off: that leaves its state in aside/. Phases that another point of the sweep has begun with are
+    taken from there (see `trunks`).
     """
     recovery.go_back(config, directory)
     trunks.start_from(config, directory)
@@ -38,7 +37,8 @@ def train(config: Config, directory: Path, display: Display) -> None:
         step = int(state.step)
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
-                state, loss = _advance(config, phase, state, stop)
+                call = Call(config, phase, state, stop, int(state.step), "trunk")
+                state, loss, stops = yield from _made(call, directory)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
@@ -47,95 +47,66 @@ def train(config: Config, directory: Path, display: Display) -> None:
                     save()
                 if stop == phase.stop:
                     trunks.keep(config, directory, phase)
-                preemption.check(None if saved else save)
+                if stops:
+                    preemption.stop(None if saved else save)
             if stop >= step and stop in phase.branches:
-                _anneal(config, directory, phase, state, curve)
+                yield from _anneal(config, directory, phase, state, curve)
 
 
-def _advance(
-    config: Config, phase: Phase, state: TrainState, stop: int, branch: int | None = None
-) -> tuple[TrainState, float]:
-    """Train to `stop` in one compiled call, on the trunk or on the anneal that left at `branch`."""
-    mesh = experiment.make_mesh(config)
-    model, masking = experiment.make_model(config), config.language.masking
-    steps = experiment.train_steps(model, phase.settings, masking, mesh)
-    schedule = experiment.schedule(phase.settings, anneal=branch is not None)
-    first = phase.start if branch is None else branch
-    source = _source(config, phase, int(state.step))
-    key = experiment.purpose_key(config.data_seed, f"train/{phase.name}")
-    state, loss = steps(state, source, key, schedule, first, stop)
-    if not math.isfinite(loss):
-        where = phase.name if branch is None else f"{phase.name}, anneal from step {branch}"
+def _made(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
+    """Return the outcome of a call. Raises FloatingPointError where it is not finite."""
+    outcome = yield call
+    if not math.isfinite(outcome.loss):
+        anneal = f", anneal from step {call.trunk}" if call.kind == "anneal" else ""
+        last = max(checkpoint.steps(directory / "recovery"), default="none")
         raise FloatingPointError(
-            f"loss, parameters or the optimizer's state are not finite in phase {where}, by step "
-            f"{int(state.step)}"
+            f"loss, parameters or the optimizer's state are not finite in phase {call.phase.name}"
+            f"{anneal}, by step {int(outcome.state.step)}; last checkpoint before: {last}"
         )
-    return state, float(loss)
+    return outcome
 
 
-def _source(config: Config, phase: Phase, step: int) -> Source:
-    """Return what the call that starts at `step` takes its sentences from.
-
-    Of stored sentences it gets as many as the longest call needs: one shape, compiled once.
-    """
-    language = experiment.make_language(config.language)
-    if not config.language.stored_sentences:
-        return Source(language)
-    num_steps, batch_size = config.training.steps_per_call, phase.settings.batch_size
-    sizes = (step, num_steps, batch_size)
-    stored = stored_sentences(config.language, config.data_seed, *sizes)
-    return Source(language, sharding.shard_examples(experiment.make_mesh(config), stored, axis=1))
-
-
-def _anneal(config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve) -> None:
+def _anneal(
+    config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
+) -> Training:
     """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    _train_aside(config, directory, phase, state, curve, stops, Snapshot(end), branch)
+    call = Call(config, phase, state, branch, branch, "anneal")
+    yield from _train_aside(directory, call, curve, stops, Snapshot(end))
     if branch in phase.projected_branches:
         params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
-        _project(config, directory, trajectory.projection(phase, end), params, curve)
-
-
-def _project(config: Config, directory: Path, projection: Phase, params: Any, curve: Curve) -> None:
-    """Train a measured checkpoint through its projection, and keep the outcome beside it."""
-    state = recovery.fresh_state(config, params, projection)
-    stops, twin = (
-        trajectory.call_ends(config, projection),
-        Snapshot(projection.start, projected=True),
-    )
-    _train_aside(config, directory, projection, state, curve, stops, twin)
+        projection = trajectory.projection(phase, end)
+        state = recovery.fresh_state(config, params, projection)
+        call = Call(config, projection, state, end, branch, "projection")
+        stops, twin = trajectory.call_ends(config, projection), Snapshot(end, projected=True)
+        yield from _train_aside(directory, call, curve, stops, twin)
 
 
 def _train_aside(
-    config: Config,
-    directory: Path,
-    phase: Phase,
-    state: TrainState,
-    curve: Curve,
-    stops: Sequence[int],
-    snapshot: Snapshot,
-    branch: int | None = None,
-) -> None:
+    directory: Path, call: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
+) -> Training:
     """Train aside from the trunk through `stops`, and keep the outcome as `snapshot`.
 
-    What an earlier process did of it, as the curve's next lines tell, is not done again: all, or
-    up to the state that a signal left.
+    `call` is the state it begins with, at `call.stop`. What an earlier process did, as the curve's
+    next lines tell, is not done again: all, or up to the state that a signal left.
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
         return _forget(aside / str(snapshot.step))
+    state, left_at = call.state, call.stop
     if snapshot.step in checkpoint.steps(aside):
         left = checkpoint.restore(aside, snapshot.step, state)
         if curve.skip(stops.index(int(left.step)) + 1):
             state = left
     for stop in stops:
         if stop > state.step:
-            state, loss = _advance(config, phase, state, stop, branch)
-            curve.add(phase.name, stop, loss, phase.start if branch is None else branch)
-            preemption.check(partial(checkpoint.save, aside, snapshot.step, state))
+            state, loss, ends = yield from _made(call._replace(state=state, stop=stop), directory)
+            curve.add(call.phase.name, stop, loss, left_at)
+            if ends:
+                preemption.stop(partial(checkpoint.save, aside, snapshot.step, state))
     checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
     _forget(aside / str(snapshot.step))
 

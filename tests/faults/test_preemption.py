@@ -20,7 +20,7 @@ from test_sweep import contents
 
 from jaxflat import points, preemption, run, sweep
 from jaxflat.metrics import Display, write_json
-from jaxflat.stages import recovery
+from jaxflat.stages import lanes, recovery
 from jaxflat.stages import train as training
 
 CONFIG = """
@@ -98,15 +98,17 @@ def test_parts_made_under_other_settings_are_dropped(point, monkeypatch):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def advance(config, phase, state, stop, branch=None):
-        return dataclasses.replace(state, step=jnp.asarray(stop, jnp.int32)), 1 / stop
+    def advance(calls):
+        ((lane, call),) = calls.items()
+        state = dataclasses.replace(call.state, step=jnp.asarray(call.stop, jnp.int32))
+        return {lane: lanes.Outcome(state, 1 / call.stop, preemption.requested())}
 
-    monkeypatch.setattr(training, "_advance", advance)
+    monkeypatch.setattr(lanes, "advance", advance)
 
 
 def train(point):
     recovery.set_aside_damaged(point.directory)
-    training.train(point.config, point.directory, Display(1))
+    lanes.drive({0: training.train(point.config, point.directory, Display(1))})
 
 
 def steps_of(point) -> list[int]:
@@ -121,7 +123,7 @@ CURVE = [2, 3, 5, 6, 5, 7, 8]
 def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     point, no_training, monkeypatch
 ):
-    calls = signal_in(monkeypatch, [(training, "_advance")])
+    calls = signal_in(monkeypatch, [(lanes, "advance")])
     assert until_done(partial(train, point)) == len(calls) == len(CURVE)
     assert steps_of(point) == CURVE
     assert recovery.is_trained(point.config, point.directory)
@@ -133,7 +135,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
     point, no_training, monkeypatch, capsys, lost
 ):
     with monkeypatch.context() as patch:
-        signal_in(patch, [(training, "_advance")], every=3)  # in the anneal
+        signal_in(patch, [(lanes, "advance")], every=3)  # in the anneal
         with pytest.raises(preemption.Preempted):
             train(point)
     assert steps_of(point) == CURVE[:3]
@@ -142,7 +144,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
         curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:2]))
     else:
         (point.directory / "aside/checkpoints/6/_METADATA").write_bytes(b"")
-    calls = signal_in(monkeypatch, [(training, "_advance")], every=0)
+    calls = signal_in(monkeypatch, [(lanes, "advance")], every=0)
     preemption._received.clear()
     train(point)
     assert len(calls) == len(CURVE) - 2
@@ -219,7 +221,7 @@ def test_a_request_that_comes_twice_is_one():
 PLACES = {
     "jaxflat.sweep": 1,
     "jaxflat.training.step:train_step": 1,
-    "jaxflat.stages.train:_advance": 11,
+    "jaxflat.stages.lanes:advance": 11,
     "jaxflat.checkpoint:save": 5,
     "jaxflat.stages.evaluate:_answers": 3,
     "jaxflat.stages.flatness:sample_microbatches": 12,

@@ -10,47 +10,54 @@ from trials import ALL, TRIALS
 
 from jaxflat import checkpoint, experiment, trajectory
 from jaxflat import config as base_config
-from jaxflat.languages.batches import Source
+from jaxflat.stages import lanes
 
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
 ]
-ALWAYS = [("adamw", "exact"), ("muon", "sampled")]
-REST = [pair for pair in product(OPTIMIZERS, ("exact", "sampled")) if pair not in ALWAYS]
+ALWAYS = [("adamw", "exact", 2), ("muon", "sampled", 1)]
+ALL_CASES = product(OPTIMIZERS, ("exact", "sampled"), (1, 2))
+REST = [case for case in ALL_CASES if case not in ALWAYS]
 
 
-def resolved(optimizer: str, targets: str) -> FrozenConfigDict:
+def resolved(optimizer: str, targets: str, together: int) -> FrozenConfigDict:
     config = base_config.base()
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.model.update({"width": 8, "num_layers": 2 if optimizer == "muon" else 1})
     config.language.hmm.min_length = 4
     config.phases.pretrain.targets = targets
     config.phases.pretrain.optimizer.name = optimizer
+    config.training.together = together
+    config.mesh.data = 1
     return FrozenConfigDict(config)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "targets"),
+    ("optimizer", "targets", "together"),
     [
         *ALWAYS,
-        *(pytest.param(*p, marks=pytest.mark.slow) for p in REST[:: max(ALL // TRIALS, 1)]),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in REST[:: max(ALL // TRIALS, 1)]),
     ],
 )
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
-    optimizer, targets, tmp_path
+    optimizer, targets, together, tmp_path
 ):
-    config = resolved(optimizer, targets)
+    config = resolved(optimizer, targets, together)
     (phase,) = trajectory.phases(config)
-    mesh = experiment.sharding.make_mesh(1)
-    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
-    schedule = experiment.schedule(phase.settings, anneal=False)
-    language = experiment.make_language(config.language)
     finals = []
     for stops in ((12,), (5, 6, 12)):
-        state = experiment.init_state(experiment.init_params(config), phase)
+        states = {}
+        for lane in range(together):
+            seeded = FrozenConfigDict({**config.to_dict(), "init_seed": lane})
+            states[lane] = experiment.init_state(experiment.init_params(seeded), phase)
         for stop in stops:
-            state, _ = steps(state, Source(language), jax.random.key(1), schedule, 0, stop)
-            checkpoint.save(tmp_path / str(len(stops)), stop, state)
-            state = checkpoint.restore(tmp_path / str(len(stops)), stop, state)
-        finals.append(state)
+            calls = {
+                lane: lanes.Call(config, phase, state, stop, 0, "trunk")
+                for lane, state in states.items()
+            }
+            for lane, outcome in lanes.advance(calls).items():
+                folder = tmp_path / f"{len(stops)}_{lane}"
+                checkpoint.save(folder, stop, outcome.state)
+                states[lane] = checkpoint.restore(folder, stop, outcome.state)
+        finals.append(states)
     jax.tree.map(np.testing.assert_array_equal, *finals)
