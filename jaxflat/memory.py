@@ -41,7 +41,7 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
 def step_bytes(config: Config) -> dict[str, int]:
     """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
 
-    state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the
+    Those of all points that are trained at once. state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the
     backward pass (without the compiler's savings); batch. The whole step is traced as well.
     """
     phase, model = trajectory.phases(config)[0], experiment.make_model(config)
@@ -61,7 +61,7 @@ def step_bytes(config: Config) -> dict[str, int]:
     schedule = experiment.schedule(settings, anneal=False)
     jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
-    return {name: _num_bytes(tree) for name, tree in parts.items()}
+    return {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}
 
 
 def _num_bytes(tree: Any) -> int:

@@ -238,12 +238,14 @@ def test_the_parser_labels_as_we_do():
 
 
 def test_each_call_is_the_steps_it_says():
-    from jaxflat.benchmark.training import TrainingRun
+    from jaxflat.benchmark.training import TrainingRuns
 
-    run = TrainingRun(resolved_config(Shape(8, 1, 4, 11, 4, 8)))
+    runs = TrainingRuns(resolved_config(Shape(8, 1, 4, 11, 4, 8), together=2))
     for num_steps in (1, 3):
-        assert jnp.isfinite(run.advance(num_steps))
-    assert int(run._state.step) == 4
+        losses = runs.advance(num_steps)
+        assert len(losses) == 2
+        assert np.isfinite(losses).all()
+    assert [int(call.state.step) for call in runs._calls.values()] == [4, 4]
 
 
 BAD = {

@@ -11,7 +11,7 @@ from signals import signal_in, until_done
 from sweeps import tiny_config
 from test_sweep import assert_same, contents, saved_arrays
 
-from jaxflat import checkpoint, experiment, points, sweep, trajectory
+from jaxflat import attempts, checkpoint, experiment, locks, points, sweep, trajectory
 from jaxflat.config import chain, param, product
 from jaxflat.metrics import Display
 from jaxflat.stages import lanes
@@ -100,6 +100,19 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
         if path.endswith(".jsonl"):
             assert contents(tmp_path)[path] == content
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
+
+
+def test_what_another_worker_has_is_left_to_it(team, tmp_path):
+    others = chain(SWEEP, [{"seed": 2}])
+    expanded = points.expand(config_of(LANES), others, tmp_path)
+    point_locks = {point.name: locks.Lock(point.directory) for point in expanded}
+    theirs = locks.Lock(expanded[2].directory)
+    with theirs.taken() as taken, Display(1) as display:
+        assert taken
+        attempts.train_team(expanded, point_locks, display)
+    assert not (expanded[2].directory / "metrics.jsonl").exists()
+    for name, lines in curves(team).items():
+        assert curves(tmp_path)[name] == lines
 
 
 def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkeypatch):

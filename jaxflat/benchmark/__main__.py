@@ -56,6 +56,9 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         console.print("training: steps")
         watch = training.start_training(shape, flags.seconds)
         yield from training.measure_training(shape, watch, peak.max, flags.repeats).items()
+        console.print(f"training: {training.TOGETHER} runs at once, and one, in turn")
+        together = training.compare_together(shape, watch, flags.seconds, flags.repeats)
+        yield f"training/{training.TOGETHER}_together_over_in_turn", together
         if flags.peers:
             rounds = max(flags.repeats, MIN_PEER_ROUNDS)
             console.print(f"training: steps and {flags.peer_script.name} in turn, {rounds} rounds")

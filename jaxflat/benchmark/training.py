@@ -1,42 +1,43 @@
 """How fast training steps run: alone, against the machine's peak, and against someone else's."""
 
-import jax
-
-from jaxflat import experiment, sharding, trajectory
+from jaxflat import experiment, trajectory
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.config import Config
-from jaxflat.languages.batches import Source
+from jaxflat.stages import lanes, recovery
+
+TOGETHER = 4
 
 
-class TrainingRun:
-    """A run that goes on from call to call: language sampled inside, AdamW, the run's own mesh."""
+class TrainingRuns:
+    """Runs that go on from call to call: language sampled inside, AdamW, the runs' own mesh."""
 
     def __init__(self, config: Config):
         (phase,) = trajectory.phases(config)
-        mesh = experiment.make_mesh(config)
-        model, masking = experiment.make_model(config), config.language.masking
-        self._steps = experiment.train_steps(model, phase.settings, masking, mesh)
-        self._source = Source(experiment.make_language(config.language))
-        self._key = experiment.purpose_key(config.data_seed, phase.name)
-        self._schedule = experiment.schedule(phase.settings, anneal=False)
-        state = experiment.init_state(experiment.init_params(config), phase)
-        self._state = sharding.replicate(mesh, state)
-        self._stop = 0
+        self._calls = {}
+        for lane in range(config.training.together):
+            state = recovery.fresh_state(config, experiment.init_params(config), phase)
+            self._calls[lane] = lanes.Call(config, phase, state, 0, 0, "trunk")
 
-    def advance(self, num_steps: int) -> jax.Array:
-        """Take this many steps in one compiled call; return their mean loss."""
-        self._stop += num_steps
-        self._state, loss = self._steps(
-            self._state, self._source, self._key, self._schedule, 0, self._stop
-        )
-        return loss
+    def advance(self, num_steps: int) -> list[float]:
+        """Take this many steps of all runs in one compiled call; return their mean losses."""
+        calls = {i: call._replace(stop=call.stop + num_steps) for i, call in self._calls.items()}
+        outcomes = lanes.advance(calls)
+        self._calls = {i: call._replace(state=outcomes[i].state) for i, call in calls.items()}
+        return [outcome.loss for outcome in outcomes.values()]
 
 
-def start_training(shape: Shape, seconds: float) -> Stopwatch:
+def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch:
     """Return a stopwatch of training steps, compiled and warm."""
-    return Stopwatch(TrainingRun(resolved_config(shape)).advance, seconds)
+    return Stopwatch(TrainingRuns(resolved_config(shape, together)).advance, seconds)
+
+
+def compare_together(shape: Shape, watch: Stopwatch, seconds: float, rounds: int) -> Figure:
+    """Return how many times faster runs are at once than one after the other, in turn, paired."""
+    together = start_training(shape, seconds, TOGETHER)
+    ratios = [TOGETHER * watch.seconds() / together.seconds() for _ in range(rounds)]
+    return summarize(ratios, "times")
 
 
 def measure_training(

@@ -22,8 +22,10 @@ class Shape:
     words: int
 
 
-def resolved_config(shape: Shape) -> Config:
+def resolved_config(shape: Shape, together: int = 1) -> Config:
     """Return the resolved config of a run of this shape: sampled targets, AdamW, an HMM.
+
+    together: how many such runs one program trains.
 
     Raises InputError where there can be no such run.
     """
@@ -33,6 +35,7 @@ def resolved_config(shape: Shape) -> Config:
     config.language.hmm.tasks = (1,)  # not used, but a language has to have one
     config.model.update(width=shape.width, num_layers=shape.layers, head_size=shape.head_size)
     config.phases.pretrain.update(targets="sampled", batch_size=shape.batch, steps=ENDLESS)
+    config.training.together = together
     config.evaluation.update(num_sentences=2 * shape.batch, batch_size=shape.batch)
     config.flatness.update(num_microbatches=4, microbatch_size=shape.batch)
     (point,) = points.expand(config, [{}], Path())

@@ -9,8 +9,8 @@ from trials import TRIALS
 def pytest_generate_tests(metafunc):
     if "trial" in metafunc.fixturenames:
         metafunc.parametrize("trial", range(TRIALS))
-    if "disk_trial" in metafunc.fixturenames:
-        metafunc.parametrize("disk_trial", range(-(-TRIALS // 3)))
+    for name in {"disk_trial", "signal_trial"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, range(-(-TRIALS // 3)))
     if "worker_trial" in metafunc.fixturenames:
         metafunc.parametrize("worker_trial", range(-(-TRIALS // 6)))
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -133,9 +134,10 @@ def numbers_of(workdir: Path) -> dict[str, dict[tuple, float]]:
     return found
 
 
-def assert_close(one: Path, other: Path) -> None:
+def assert_close(one: Path, other: Path, files: Sequence[str] = tuple(TOLERANCES)) -> None:
     ours, theirs = numbers_of(one), numbers_of(other)
-    for name, tolerance in TOLERANCES.items():
+    for name in files:
+        tolerance = TOLERANCES[name]
         assert ours[name].keys() == theirs[name].keys()
         keys = sorted(ours[name], key=str)
         pairs = [[numbers[name][key] for key in keys] for numbers in (ours, theirs)]
@@ -173,6 +175,13 @@ def test_two_processes_compute_what_one_does(launch, folder, both):
     assert_close(workdir, one)
     assert ["[1/1] run" in text for text in said] == [True, False]
     assert len(list((workdir / "run").glob("events*"))) == 1
+
+
+def test_lanes_of_a_team_are_on_the_devices_of_both(launch, folder, both):
+    workdir = folder / "team"
+    shares = (f"--config.{key}=2" for key in ("training.together", "mesh.data", "mesh.model"))
+    assert launch(workdir, (4, 4), TRAIN, *shares).codes() == [0, 0]
+    assert_close(workdir, both[0], ("metrics", "evaluation"))
 
 
 def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
