@@ -41,8 +41,9 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
 def step_bytes(config: Config) -> dict[str, int]:
     """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
 
-    Those of all points that are trained at once. state: parameters and optimizer; gradient; residuals: what the forward pass keeps for the
-    backward pass (without the compiler's savings); batch. The whole step is traced as well.
+    Those of all points that are trained at once. state: parameters and optimizer; gradient;
+    residuals: what the forward pass keeps for the backward pass (without the compiler's savings);
+    batch. The whole step is traced as well.
     """
     phase, model = trajectory.phases(config)[0], experiment.make_model(config)
     loss_fn, _ = experiment.loss_functions(model)

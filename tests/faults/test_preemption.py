@@ -263,7 +263,8 @@ def test_a_run_signalled_in_any_stage_ends_as_the_undisturbed_one(
     lines = process.stderr.splitlines()
     (sent,) = (line for line in lines if line.startswith("signalled at "))
     seconds = ended - float(sent.removeprefix("signalled at "))
-    print(f"\ntrial {signal_trial}: {name} at call {number} of {where}: ended after {seconds:.1f} s")
+    which = f"trial {signal_trial}: {name} at call {number} of {where}"
+    print(f"\n{which}: ended after {seconds:.1f} s")
     assert any(line.startswith(f"{name}: stopping") for line in lines)
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "report.html").exists()
