@@ -16,38 +16,38 @@ from jaxflat.stages.recovery import is_trained
 
 
 def train_team(points: list[Point], point_locks: dict[str, locks.Lock], display: Display) -> None:
-    """Train those points of a team at once that are not trained and free, if there are several.
+    """Train those points of a team at once that are free, if several are not trained yet.
 
     One that fails has its reason in its status, where `attempt` finds it.
     """
-    if len(points) < 2:
+    if len(points) < 2 or not points[0].config.phase_order:
         return
-    trains = [p for p in points if p.config.phase_order]
-    untrained = [p for p in trains if not is_trained(p.config, p.directory)]
+    untrained = [p for p in points if not is_trained(p.config, p.directory)]
     if len(untrained) < 2:
         return
     with ExitStack() as held:
         taken = [p for p in untrained if _take(p, point_locks[p.name], ("train",), held)[0]]
+        going = list(taken)
+
+        def fail(point: Point, error: Exception) -> None:
+            going.remove(point)
+            _fail(point, error)
+
         try:
             for point in taken:
                 _begin(point)
-            display.line(f"{len(taken)} points are trained at once: {names(taken)}")
-            failures = train_points(taken, display)
-        except Preempted:
-            for point in taken:
-                write_status(point.directory, "preempted")
-            raise
+            if taken:
+                display.line(f"trained at once: {names(taken)}")
+            train_points(taken, display, fail)
+            for point in going:
+                write_status(point.directory, "partial")
         except locks.Lost:
             display.line(f"{names(taken)}: taken over by other workers, while this one slept")
-            return
-        except Exception as error:  # of all of them, such as memory that ran out
-            if not hosts.failed_together():
-                raise
-            failures = {point.name: error for point in taken}
-        for point in taken:
-            write_status(point.directory, "partial")
-            if point.name in failures:
-                _fail(point, failures[point.name])
+        except (Preempted, OSError):
+            with suppress(OSError):  # a full disk has no room for these either
+                for point in going:
+                    write_status(point.directory, "preempted")
+            raise
 
 
 def attempt(point: Point, lock: locks.Lock, stages: Sequence[str], display: Display) -> str | None:
@@ -97,8 +97,6 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except locks.Lost:
         raise
     except Exception as error:
-        if not hosts.failed_together():
-            raise
         return _fail(point, error)
     hosts.first(locks.check)()
     (point.directory / "error.txt").unlink(missing_ok=True)
@@ -114,7 +112,12 @@ def _begin(point: Point) -> None:
 
 
 def _fail(point: Point, error: Exception) -> str:
-    """Record why a point failed, and return it; raise the error where the disk is full."""
+    """Record why a point failed, and return it.
+
+    Raises the error where the disk is full, or where only this one of several processes failed.
+    """
+    if not hosts.failed_together():
+        raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     with suppress(OSError):  # a full disk has no room for these either
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))

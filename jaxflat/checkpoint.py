@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 from jaxflat import hosts, locks, manifest
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+STRAGGLERS = 1.0  # seconds; where a save failed, threads of orbax still write, and make folders
 
 
 def save(directory: Path, step: int, tree: Any) -> None:
@@ -150,6 +152,9 @@ def _hidden(directory: Path) -> Iterator[Path]:
     hidden = _make_hidden(directory)
     try:
         yield hidden
+    except Exception:
+        time.sleep(STRAGGLERS)
+        raise
     finally:
         if hosts.is_first():
             shutil.rmtree(hidden, ignore_errors=True)

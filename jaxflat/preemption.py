@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from jaxflat import hosts
 
@@ -55,15 +55,10 @@ def requested() -> bool:
 def check(save: Callable[[], Any] | None = None) -> None:
     """Save and raise Preempted where a signal has come: between compiled calls."""
     if requested():
-        stop(save)
-
-
-def stop(save: Callable[[], Any] | None = None) -> NoReturn:
-    """Save and raise Preempted."""
-    if save is not None:
-        save()
-    own = [signal.Signals(number).name for number in _received]
-    raise Preempted(own[0] if own else "a signal to another process")
+        if save is not None:
+            save()
+        own = [signal.Signals(number).name for number in _received]
+        raise Preempted(own[0] if own else "a signal to another process")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
 from jaxflat.stages.probe import probe
 from jaxflat.stages.records import Record, keeping
-from jaxflat.stages.recovery import is_trained, set_aside_damaged
+from jaxflat.stages.recovery import is_trained
 from jaxflat.stages.train import train
 from jaxflat.trajectory import Snapshot
 
@@ -81,31 +81,27 @@ def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
 def run_point(point: Point, stages: Sequence[str], display: Display) -> None:
     """Bring a point up to date with its config, as far as `stages` go.
 
-    Where it may train, all its checkpoints are checked first: what is damaged is trained again.
-    Else a measurement of a damaged one fails.
+    Where it may not train, a measurement of a damaged checkpoint fails.
     """
-    if "train" in stages:
-        for error in train_points([point], display).values():
-            raise error
+
+    def fail(_: Point, error: Exception) -> None:
+        raise error
+
+    if "train" in stages and point.config.phase_order:
+        train_points([point], display, fail)
     for name in files_of(point, stages):
         measure(point, name, display)
 
 
-def train_points(points: Sequence[Point], display: Display) -> dict[str, Exception]:
-    """Train those of a team at once that are not trained; return what failed, by name, and why."""
-    undone = []
-    for point in points:
-        if point.config.phase_order:
-            set_aside_damaged(point.directory)
-            if not is_trained(point.config, point.directory):
-                undone.append(point)
-    seconds = time.perf_counter()
-    failures = lanes.drive({p.lane: train(p.config, p.directory, display) for p in undone})
-    share = (time.perf_counter() - seconds) / max(len(undone), 1)
-    for point in undone:
-        if point.lane not in failures:
-            _log_time(point, "train", share)
-    return {point.name: failures[point.lane] for point in undone if point.lane in failures}
+def train_points(
+    points: Sequence[Point], display: Display, fail: Callable[[Point, Exception], object]
+) -> None:
+    """Train points of one team at once, unless they are trained; `fail` is told which cannot be."""
+    of_lane, seconds = {point.lane: point for point in points}, time.perf_counter()
+    trainings = {p.lane: train(p.config, p.directory, display) for p in points}
+    lanes.drive(trainings, lambda lane, error: fail(of_lane.pop(lane), error))
+    for point in of_lane.values():
+        _log_time(point, "train", (time.perf_counter() - seconds) / len(points))
 
 
 def measure(point: Point, name: str, display: Display) -> None:

@@ -237,6 +237,15 @@ def test_the_parser_labels_as_we_do():
     assert len(set(found)) > 1
 
 
+@pytest.mark.usefixtures("tiny")
+def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert main(["sweep", *TINY, "--repeats=2", "--seconds=0.01", f"--json={file}"]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures) == {"machine/matmul_gflops", "sweep/4_together_over_in_turn"}
+    assert_figures(figures)
+
+
 def test_each_call_is_the_steps_it_says():
     from jaxflat.benchmark.training import TrainingRuns
 

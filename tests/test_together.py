@@ -3,18 +3,30 @@
 import csv
 import json
 import random
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from signals import signal_in, until_done
 from sweeps import tiny_config
 from test_sweep import assert_same, contents, saved_arrays
 
-from jaxflat import attempts, checkpoint, experiment, locks, points, sweep, trajectory
+from jaxflat import (
+    attempts,
+    checkpoint,
+    experiment,
+    locks,
+    points,
+    preemption,
+    sweep,
+    trajectory,
+)
 from jaxflat.config import chain, param, product
-from jaxflat.metrics import Display
-from jaxflat.stages import lanes
+from jaxflat.metrics import Curve, Display
+from jaxflat.stages import lanes, trunks
 
 RATE = "phases.drift.schedule.learning_rate"
 LANES = 3
@@ -102,34 +114,94 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
 
 
-def test_what_another_worker_has_is_left_to_it(team, tmp_path):
-    others = chain(SWEEP, [{"seed": 2}])
-    expanded = points.expand(config_of(LANES), others, tmp_path)
-    point_locks = {point.name: locks.Lock(point.directory) for point in expanded}
-    theirs = locks.Lock(expanded[2].directory)
-    with theirs.taken() as taken, Display(1) as display:
-        assert taken
-        attempts.train_team(expanded, point_locks, display)
+def locks_of(expanded) -> dict[str, locks.Lock]:
+    return {point.name: locks.Lock(point.directory) for point in expanded}
+
+
+def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
+    expanded = points.expand(config_of(LANES), chain(SWEEP, [{"seed": 2}]), tmp_path)
+    ours, theirs = locks_of(expanded), locks_of(expanded)
+    with Display(1) as display, ExitStack() as held:
+        assert held.enter_context(theirs[expanded[2].name].taken())
+        attempts.train_team(expanded, ours, display)
+        assert "trained at once: " in capsys.readouterr().out
+        for point in expanded[:2]:
+            shutil.rmtree(point.directory / "recovery")
+            assert held.enter_context(
+                theirs[point.name].taken() if theirs[point.name].look() else 0
+            )
+        attempts.train_team(expanded, ours, display)
+    assert "trained" not in capsys.readouterr().out
     assert not (expanded[2].directory / "metrics.jsonl").exists()
     for name, lines in curves(team).items():
         assert curves(tmp_path)[name] == lines
 
 
+def test_a_team_that_slept_through_a_takeover_writes_nothing_more(tmp_path, monkeypatch, capsys):
+    expanded = points.expand(config_of(LANES), SWEEP, tmp_path)
+    advance, numbers = lanes.advance, []
+
+    def sleep_in_the_second_call(calls):
+        outcomes = advance(calls)
+        numbers.append(len(calls))
+        if len(numbers) == 2:
+            (held,) = (tmp_path / "locks" / expanded[1].name).glob("[0-9]*")
+            held.rename(held.with_name(str(int(held.name) + 1)))  # as another's takeover does
+        return outcomes
+
+    monkeypatch.setattr(lanes, "advance", sleep_in_the_second_call)
+    with Display(1) as display:
+        attempts.train_team(expanded, locks_of(expanded), display)
+    assert "taken over by other workers, while this one slept" in capsys.readouterr().out
+    assert numbers == [2, 2]
+    assert [len(lines) for lines in curves(tmp_path).values()] == [1, 1]
+
+
+def test_a_signal_in_a_call_is_seen_when_the_call_ends(tmp_path, monkeypatch):
+    """Dispatch returns long before the call does."""
+
+    class Loss:
+        def __float__(self):
+            preemption._received.append(15)
+            return 1.0
+
+    monkeypatch.setattr(preemption, "_received", [])
+    monkeypatch.setattr(lanes.experiment, "train_steps", lambda *_: lambda s, *_: (s, Loss()))
+    (point,) = points.expand(config_of(1), [{}], tmp_path)
+    (phase, _) = trajectory.phases(point.config)
+    saved = []
+
+    def training():
+        state = experiment.init_state(experiment.init_params(point.config), phase)
+        call = lanes.Call(point.config, phase, state, 2, 0, "trunk")
+        yield call
+        yield call._replace(save=lambda: saved.append(True))
+
+    with pytest.raises(preemption.Preempted):
+        lanes.drive({0: training()}, pytest.fail)
+    assert saved == [True]
+
+
+class Killed(BaseException):
+    """As by kill -9: no code of ours gets to run."""
+
+
 def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkeypatch):
     """Some points of the team have then saved more than others."""
-    moments, deaths = random.Random(0), 0
-    advance = Display.advance_stage
+    moments, deaths, uneven = random.Random(4), 0, 0
 
-    class Killed(BaseException):
-        pass
+    def or_die(function):
+        def wrapper(*arguments, **named):
+            result = function(*arguments, **named)
+            if moments.random() < 0.12:
+                raise Killed
+            return result
 
-    def advance_or_die(self, *arguments):
-        advance(self, *arguments)
-        if moments.random() < 0.3:
-            raise Killed
+        return wrapper
 
-    monkeypatch.setattr(Display, "advance_stage", advance_or_die)
-    uneven = 0
+    places = [(lanes, "advance"), (checkpoint, "save"), (Curve, "add"), (trunks, "keep")]
+    for module, name in places:
+        monkeypatch.setattr(module, name, or_die(getattr(module, name)))
     while True:
         try:
             run(tmp_path)
@@ -141,7 +213,10 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
         break
     assert deaths >= 3
     assert uneven
-    assert_same(team, tmp_path)
+    assert contents(team) == contents(tmp_path)
+    arrays, found = saved_arrays(team), saved_arrays(tmp_path)
+    assert arrays.keys() <= found.keys()  # who died before it deleted a recovery state has more
+    jax.tree.map(np.testing.assert_array_equal, arrays, {name: found[name] for name in arrays})
 
 
 def test_stopped_in_every_call_it_makes_each_once(team, tmp_path, monkeypatch):

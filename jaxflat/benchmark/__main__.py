@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.benchmark [training|flatness|languages|calibration ...]"""
+"""The command: python -m jaxflat.benchmark [training|sweep|flatness|languages|calibration ...]"""
 
 import argparse
 import dataclasses
@@ -56,14 +56,14 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         console.print("training: steps")
         watch = training.start_training(shape, flags.seconds)
         yield from training.measure_training(shape, watch, peak.max, flags.repeats).items()
-        console.print(f"training: {training.TOGETHER} runs at once, and one, in turn")
-        together = training.compare_together(shape, watch, flags.seconds, flags.repeats)
-        yield f"training/{training.TOGETHER}_together_over_in_turn", together
         if flags.peers:
             rounds = max(flags.repeats, MIN_PEER_ROUNDS)
             console.print(f"training: steps and {flags.peer_script.name} in turn, {rounds} rounds")
             peer = peers.Peer(flags.peers, flags.peer_script)
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
+    if "sweep" in flags.groups:
+        console.print(f"sweep: {training.TOGETHER} runs at once, and one, in turn")
+        yield from training.compare_together(shape, flags.seconds, flags.repeats).items()
     if "flatness" in flags.groups:
         yield from _measure_flatness(flags, shape, console).items()
     if "languages" in flags.groups:

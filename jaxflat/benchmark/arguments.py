@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxflat.validation import InputError, check_outputs
 
 GROUPS = ("training", "flatness", "languages")
-LONG_GROUPS = ("calibration",)  # minutes each, and only where they are named
+ON_REQUEST = ("sweep", "calibration")  # much memory or minutes, and only where they are named
 
 PEER_HELP = """
 --peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
@@ -22,14 +22,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jaxflat.benchmark",
         description="Measure this machine's peak, how near training and flatness come to it, "
-        "and the speed of languages: these have sizes of their own. Or, where it is named, how "
-        "often the error bars of flatness hold the truth: calibration.",
+        "and the speed of languages: these have sizes of their own. Where it is named also, how "
+        "much faster four runs train at once than in turn: sweep; or how often the error bars of "
+        "flatness hold the truth: calibration.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    groups = (*GROUPS, *LONG_GROUPS)
-    some = f"of: {', '.join(groups)} (all but {', '.join(LONG_GROUPS)})"
+    groups = (*GROUPS, *ON_REQUEST)
+    some = f"of: {', '.join(groups)} (all but {', '.join(ON_REQUEST)})"
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=some)
     sizes = {"width": 64, "layers": 2, "head_size": 16, "batch": 64, "length": 16, "words": 200}
     for name, default in sizes.items():

@@ -33,11 +33,11 @@ def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch
     return Stopwatch(TrainingRuns(resolved_config(shape, together)).advance, seconds)
 
 
-def compare_together(shape: Shape, watch: Stopwatch, seconds: float, rounds: int) -> Figure:
+def compare_together(shape: Shape, seconds: float, rounds: int) -> dict[str, Figure]:
     """Return how many times faster runs are at once than one after the other, in turn, paired."""
-    together = start_training(shape, seconds, TOGETHER)
-    ratios = [TOGETHER * watch.seconds() / together.seconds() for _ in range(rounds)]
-    return summarize(ratios, "times")
+    one, together = (start_training(shape, seconds, number) for number in (1, TOGETHER))
+    ratios = [TOGETHER * one.seconds() / together.seconds() for _ in range(rounds)]
+    return {f"sweep/{TOGETHER}_together_over_in_turn": summarize(ratios, "times")}
 
 
 def measure_training(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat import corpus, experiment, hosts, locks, preemption, sharding
+from jaxflat import corpus, experiment, locks, preemption, sharding
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source
 from jaxflat.training.step import TrainState
@@ -29,7 +29,8 @@ KINDS = ("anneal", "projection", "trunk")
 class Call(NamedTuple):
     """A compiled call that a run asks for: the steps of a phase from state.step to `stop`.
 
-    trunk: the step at which the run's trunk stands. kind: one of KINDS.
+    trunk: the step at which the run's trunk stands. kind: one of KINDS. save: keeps the state, if
+    that is not done yet.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Call(NamedTuple):
     stop: int
     trunk: int
     kind: str
+    save: Callable[[], object] | None = None
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -46,11 +48,10 @@ class Call(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The state after a call, its mean loss in nats, and whether the run is to save and stop."""
+    """The state after a call, and its mean loss in nats."""
 
     state: TrainState
     loss: float
-    stops: bool
 
 
 Training = Generator[Call, Outcome, None]
@@ -72,42 +73,38 @@ def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
     return found
 
 
-def drive(trainings: Mapping[int, Training]) -> dict[int, Exception]:
-    """Carry trainings, given by their lanes, to their ends; return those that failed, and why.
+def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
+    """Carry trainings, given by their lanes, to their ends; `fail` is told which cannot go on.
 
     The calls that are earliest in a run come first, at once for all that ask for them: runs that
-    were cut off at different steps meet again. Raises Preempted where a signal came, when all that
-    had something to save have saved it.
+    were cut off at different steps meet again. Raises Preempted where a signal has come, when all
+    that was not saved is.
     """
     calls: dict[int, Call] = {}
     outcomes: dict[int, Any] = dict.fromkeys(trainings)  # nothing yet: they begin
-    failures: dict[int, Exception] = {}
-    while outcomes:
-        stopped = None
-        for lane, outcome in outcomes.items():
+    while outcomes or calls:
+        for lane in list(outcomes):
             try:
-                calls[lane] = trainings[lane].send(outcome)
+                calls[lane] = trainings[lane].send(outcomes.pop(lane))
             except StopIteration:
                 pass
-            except preemption.Preempted as signal:
-                stopped = signal
             except locks.Lost:
                 raise
             except Exception as error:
-                if not hosts.failed_together():
-                    raise
-                failures[lane] = error
-        if stopped is not None:
-            raise stopped
+                fail(lane, error)
+        preemption.check(lambda: [call.save() for call in calls.values() if call.save])
         first = min((call.place for call in calls.values()), default=None)
         due = {lane: calls.pop(lane) for lane in sorted(calls) if calls[lane].place == first}
-        outcomes = advance(due) if due else {}
-    return failures
+        try:
+            outcomes = advance(due) if due else {}
+        except Exception as error:  # such as memory that ran out
+            for lane in due:
+                fail(lane, error)
 
 
 def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     """Make the same call of several runs, given by their lanes."""
-    config, phase, _, stop, trunk, kind = next(iter(calls.values()))
+    config, phase, _, stop, trunk, kind, _ = next(iter(calls.values()))
     mesh, num_lanes = experiment.make_mesh(config), config.training.together
     model, masking = experiment.make_model(config), config.language.masking
     steps = experiment.train_steps(model, phase.settings, masking, mesh)
@@ -125,8 +122,7 @@ def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
         together = _steps_together(steps, mesh)
         states, losses = together(*every, language=language, first=first, stop=stop)
         made = {lane: (states[lane], losses[lane]) for lane in calls}
-    stops = preemption.requested()
-    return {lane: Outcome(state, float(loss), stops) for lane, (state, loss) in made.items()}
+    return {lane: Outcome(state, float(loss)) for lane, (state, loss) in made.items()}
 
 
 def _arguments(call: Call) -> tuple[Any, ...]:

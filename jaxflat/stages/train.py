@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jaxflat import checkpoint, hosts, locks, preemption, trajectory
+from jaxflat import checkpoint, hosts, locks, trajectory
 from jaxflat.config import Config
 from jaxflat.metrics import Curve, Display
 from jaxflat.stages import recovery, trunks
@@ -21,34 +21,37 @@ from jaxflat.trajectory import Phase, Snapshot
 def train(config: Config, directory: Path, display: Display) -> Training:
     """Train through the phases, leaving a measured checkpoint at the end of each anneal.
 
-    Yields each compiled call and goes on with its outcome, see `lanes.drive`. A recovery checkpoint
-    at a branch is from before its anneal, which is run again on resuming unless a signal cut it
-    off: that leaves its state in aside/. Phases that another point of the sweep has begun with are
-    taken from there (see `trunks`).
+    Yields each compiled call and goes on with its outcome, see `lanes.drive`. All checkpoints that
+    are there are checked first: what is damaged is trained again. A recovery checkpoint at a branch
+    is from before its anneal, which is run again on resuming unless a signal cut it off: that
+    leaves its state in aside/. Phases that another point of the sweep has begun with are taken from
+    there (see `trunks`).
     """
+    recovery.set_aside_damaged(directory)
+    if recovery.is_trained(config, directory):
+        return
     recovery.go_back(config, directory)
     trunks.start_from(config, directory)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = recovery.resume(config, directory, phases)
+    save = None
     for phase in phases:
         if state.step == phase.start:
             state = recovery.fresh_state(config, state.params, phase)
         step = int(state.step)
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
-                call = Call(config, phase, state, stop, int(state.step), "trunk")
-                state, loss, stops = yield from _made(call, directory)
+                call = Call(config, phase, state, stop, int(state.step), "trunk", save)
+                state, loss = yield from _made(call, directory)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
                 save = partial(recovery.save, config, directory, state, curve)
-                if saved := due or stop in phase.branches or stop == phase.stop:
-                    save()
+                if due or stop in phase.branches or stop == phase.stop:
+                    save = save()
                 if stop == phase.stop:
                     trunks.keep(config, directory, phase)
-                if stops:
-                    preemption.stop(None if saved else save)
             if stop >= step and stop in phase.branches:
                 yield from _anneal(config, directory, phase, state, curve)
 
@@ -74,40 +77,40 @@ def _anneal(
     end, length = branch + num_steps, config.training.steps_per_call
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), trunk)
-    call = Call(config, phase, state, branch, branch, "anneal")
-    yield from _train_aside(directory, call, curve, stops, Snapshot(end))
+    start = Call(config, phase, state, branch, branch, "anneal")
+    yield from _train_aside(directory, start, curve, stops, Snapshot(end))
     if branch in phase.projected_branches:
         params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
         projection = trajectory.projection(phase, end)
         state = recovery.fresh_state(config, params, projection)
-        call = Call(config, projection, state, end, branch, "projection")
+        start = Call(config, projection, state, end, branch, "projection")
         stops, twin = trajectory.call_ends(config, projection), Snapshot(end, projected=True)
-        yield from _train_aside(directory, call, curve, stops, twin)
+        yield from _train_aside(directory, start, curve, stops, twin)
 
 
 def _train_aside(
-    directory: Path, call: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
+    directory: Path, start: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
 ) -> Training:
     """Train aside from the trunk through `stops`, and keep the outcome as `snapshot`.
 
-    `call` is the state it begins with, at `call.stop`. What an earlier process did, as the curve's
+    `start`: a call of no steps yet, where it begins. What an earlier process did, as the curve's
     next lines tell, is not done again: all, or up to the state that a signal left.
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
         return _forget(aside / str(snapshot.step))
-    state, left_at = call.state, call.stop
+    call = start
     if snapshot.step in checkpoint.steps(aside):
-        left = checkpoint.restore(aside, snapshot.step, state)
+        left = checkpoint.restore(aside, snapshot.step, start.state)
         if curve.skip(stops.index(int(left.step)) + 1):
-            state = left
+            call = start._replace(state=left)
     for stop in stops:
-        if stop > state.step:
-            state, loss, ends = yield from _made(call._replace(state=state, stop=stop), directory)
-            curve.add(call.phase.name, stop, loss, left_at)
-            if ends:
-                preemption.stop(partial(checkpoint.save, aside, snapshot.step, state))
-    checkpoint.save(directory / snapshot.folder, snapshot.step, state.params)
+        if stop > call.state.step:
+            state, loss = yield from _made(call._replace(stop=stop), directory)
+            curve.add(call.phase.name, stop, loss, start.stop)
+            save = partial(checkpoint.save, aside, snapshot.step, state)
+            call = call._replace(state=state, save=save)
+    checkpoint.save(directory / snapshot.folder, snapshot.step, call.state.params)
     _forget(aside / str(snapshot.step))
 
 

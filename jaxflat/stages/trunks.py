@@ -63,6 +63,8 @@ def _folder(config: Config, directory: Path, phase: Phase) -> Path:
     """Return the folder of a trunk: named by what decides its bits, the devices too."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
+    if config.training.together == 1:  # nor does this, which trunks of before it do not have
+        del decides["training"]["together"]
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name]) for name in names]
     decides["mesh"] = [*experiment.make_mesh(config).shape.values(), jax.process_count()]

@@ -27,9 +27,13 @@ MEASURED, TRAIN = "--stages=train,flatness,probes", "--stages=train"
 CONFIG_FILE = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
+from jaxflat.config import param
 from sweeps import tiny_config
 
-def get_config(scale=None):
+def get_sweep(seeds):
+    return param("seed", range(int(seeds))) or [{{}}]
+
+def get_config(seeds):
     config = tiny_config()
     config.mesh.update(dict(data=2, model=4))
     config.training.update(dict(steps_per_call=1, save_every=1))
@@ -56,12 +60,12 @@ sys.exit(main.main())
 class Processes:
     """One run by as many processes as `num_devices` has entries."""
 
-    def __init__(self, folder: Path, workdir: Path, num_devices: tuple[int, ...], *arguments: str):
+    def __init__(self, folder: Path, workdir: Path, num_devices, *arguments: str, seeds: int = 0):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         (folder / "tiny.py").write_text(CONFIG_FILE)
-        command = [sys.executable, "-c", COMMAND, f"--config={folder}/tiny.py"]
+        command = [sys.executable, "-c", COMMAND, f"--config={folder}/tiny.py:{seeds}"]
         self.logs = [folder / f"{workdir.name}-{n}.log" for n in range(len(num_devices))]
         self.started = []
         for number, devices in enumerate(num_devices):
@@ -95,8 +99,8 @@ def launch(folder):
     """Return a function that starts a run, in processes that do not outlive the tests."""
     made = []
 
-    def launch(workdir, num_devices, *arguments):
-        made.append(Processes(folder, workdir, num_devices, *arguments))
+    def launch(workdir, num_devices, *arguments, seeds=0):
+        made.append(Processes(folder, workdir, num_devices, *arguments, seeds=seeds))
         return made[-1]
 
     yield launch
@@ -120,10 +124,10 @@ def begun(launch, workdir: Path) -> Processes:
     return processes
 
 
-def numbers_of(workdir: Path) -> dict[str, dict[tuple, float]]:
+def numbers_of(point: Path) -> dict[str, dict[tuple, float]]:
     """Return the losses of the curve and what was measured, by file."""
     found = {}
-    for file in sorted((workdir / "run").glob("*.jsonl")):
+    for file in sorted(point.glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         kept = [line for line in lines if "seconds" not in line]
         names = ("phase", "measure", "step", "branch", "projected")
@@ -172,16 +176,20 @@ def assert_goes_on(launch, workdir: Path, other: Path) -> None:
 def test_two_processes_compute_what_one_does(launch, folder, both):
     one, (workdir, said) = folder / "one", both
     assert launch(one, (8,), MEASURED).codes() == [0]
-    assert_close(workdir, one)
+    assert_close(workdir / "run", one / "run")
     assert ["[1/1] run" in text for text in said] == [True, False]
     assert len(list((workdir / "run").glob("events*"))) == 1
 
 
-def test_lanes_of_a_team_are_on_the_devices_of_both(launch, folder, both):
+def test_a_team_is_trained_by_both(launch, folder, both):
+    """Its lanes are on devices of both; the seed that the others have, too, is one of it."""
     workdir = folder / "team"
-    shares = (f"--config.{key}=2" for key in ("training.together", "mesh.data", "mesh.model"))
-    assert launch(workdir, (4, 4), TRAIN, *shares).codes() == [0, 0]
-    assert_close(workdir, both[0], ("metrics", "evaluation"))
+    shares = [f"--config.{key}=2" for key in ("training.together", "mesh.data", "mesh.model")]
+    processes = launch(workdir, (4, 4), TRAIN, *shares, seeds=2)
+    assert processes.codes() == [0, 0]
+    assert "trained at once: seed=0" in processes.logs[0].read_text()
+    (point,) = workdir.glob("seed=0*")
+    assert_close(point, both[0] / "run", ("metrics", "evaluation"))
 
 
 def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
@@ -204,7 +212,7 @@ def test_a_run_moves_between_processes(launch, folder, both, before, after):
     for last in ("recovery/16", "checkpoints/16", "projected/16"):
         shutil.rmtree(workdir / "run" / last)
     assert set(launch(workdir, after, MEASURED).codes()) == {0}
-    assert_close(workdir, both[0])
+    assert_close(workdir / "run", both[0] / "run")
 
 
 @pytest.mark.parametrize("victim", [1, 0])

@@ -21,7 +21,6 @@ from test_sweep import contents
 from jaxflat import points, preemption, run, sweep
 from jaxflat.metrics import Display, write_json
 from jaxflat.stages import lanes, recovery
-from jaxflat.stages import train as training
 
 CONFIG = """
 from sweeps import every_stage
@@ -101,14 +100,13 @@ def no_training(monkeypatch):
     def advance(calls):
         ((lane, call),) = calls.items()
         state = dataclasses.replace(call.state, step=jnp.asarray(call.stop, jnp.int32))
-        return {lane: lanes.Outcome(state, 1 / call.stop, preemption.requested())}
+        return {lane: lanes.Outcome(state, 1 / call.stop)}
 
     monkeypatch.setattr(lanes, "advance", advance)
 
 
 def train(point):
-    recovery.set_aside_damaged(point.directory)
-    lanes.drive({0: training.train(point.config, point.directory, Display(1))})
+    run.train_points([point], Display(1), pytest.fail)
 
 
 def steps_of(point) -> list[int]:
