@@ -62,7 +62,9 @@ def step_bytes(config: Config) -> dict[str, int]:
     schedule = experiment.schedule(settings, anneal=False)
     jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
-    return {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}
+    num_bytes = {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}
+    copies = 1 if config.training.together == 1 else 2  # states of lanes, and stacked ones
+    return num_bytes | {"state": copies * num_bytes["state"]}
 
 
 def _num_bytes(tree: Any) -> int:

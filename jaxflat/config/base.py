@@ -27,8 +27,8 @@ def base() -> Config:
                 "steps_per_call": 250,  # optimizer steps in one compiled call; a curve point each
                 "save_every": 4,  # compiled calls between recovery checkpoints
                 "keep": 2,  # recovery checkpoints kept: the newest that is whole is resumed from
-                # Points that differ in seeds and schedules alone are trained by one program, as
-                # many at once; devices share them out before they split batches.
+                # As many points are trained by one program, where they differ in seeds and
+                # schedules alone. Fewer take as long: their lanes are filled with copies.
                 "together": 1,
             },
             "evaluation": {
