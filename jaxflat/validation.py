@@ -18,7 +18,9 @@ def complete(config: Config) -> Config:
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
     base = base_config.base()
-    base.phases = ConfigDict({name: base_config.phase() for name in config.get("phases", {})})
+    phases = config.get("phases", {})
+    if _is_dict(phases):
+        base.phases = ConfigDict({name: base_config.phase() for name in phases})
     return _merged(base, config, "")
 
 

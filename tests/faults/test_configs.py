@@ -96,7 +96,13 @@ def get_config(scale=None):
 """
 
 
+NO_PHASES = SECTION_FOR_A_SEED.replace('data_seed = {"name": 1}', "phases = None").replace(
+    "    del c.data_seed\n", ""
+)
+
+
 @trials(500 * TRIALS // ALL)
+@example((["phases"], NO_PHASES))
 @example((["data_seed"], SECTION_FOR_A_SEED))
 @given(mutilated())
 def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):

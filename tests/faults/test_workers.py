@@ -176,7 +176,7 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
 
 def test_a_signal_to_a_worker_that_waits(start, workdir):
     """It ends at once, with exit code 75; one that runs a point leaves it to the others."""
-    running = start(2, measuring=1.0)
+    running = start(2, measuring=5.0)  # long enough for the others to begin
     until(lambda: holders(workdir))
     waiting, other = start(2), start(2)
     until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
