@@ -31,13 +31,14 @@ def train_team(points: list[Point], point_locks: dict[str, locks.Lock], display:
 
         def fail(point: Point, error: Exception) -> None:
             going.remove(point)
-            _fail(point, error)
+            display.line(f"{point.name}: failed, {_fail(point, error)}")
 
         try:
             for point in taken:
                 _begin(point)
             if taken:
-                display.line(f"trained at once: {names(taken)}")
+                lanes = taken[0].config.training.together
+                display.line(f"training {len(taken)} at once, in {lanes} lanes: {names(taken)}")
             train_points(taken, display, fail)
             for point in going:
                 write_status(point.directory, "partial")
@@ -136,5 +137,6 @@ def _make_folder(directory: Path) -> None:
 
 
 def names(points: list[Point]) -> str:
-    """Return the names of points for a line of text, of the first three where there are more."""
-    return ", ".join(point.name for point in points[:3]) + ", ..." * (len(points) > 3)
+    """Return the names of points for a line of text: the first three, and how many more."""
+    more = f" and {len(points) - 3} more" if len(points) > 3 else ""
+    return ", ".join(point.name for point in points[:3]) + more

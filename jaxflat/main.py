@@ -72,8 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         path, _, scale = flags.config.partition(":")
         workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
         if flags.dry_run:
-            chosen = points.select(points.expand(config, listed, workdir), flags.points)
-            console.print(memory.table([(point.name, point.config) for point in chosen]))
+            expanded = points.expand(config, listed, workdir)
+            chosen = {point.name for point in points.select(expanded, flags.points)}
+            rows = [(f"{n} {p.name}", p.config) for n, p in enumerate(expanded) if p.name in chosen]
+            console.print(memory.table(rows))
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"

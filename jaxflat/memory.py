@@ -25,8 +25,8 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         "kept for backward",
     )
     made = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
-    for number, (name, config) in enumerate(points):
-        row = [f"{number} {name}"]
+    for name, config in points:
+        row = [name]
         if config.phase_order:
             row += [f"{experiment.num_params(config):,}"]
         if config.phase_order and text_language.is_ready(config.language):

@@ -149,6 +149,13 @@ def test_points_are_chosen_by_place_and_by_name(tmp_path):
         points.select(expanded, "*width=5_*")
 
 
+def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
+    workdir = tmp_path / "none"
+    assert main.main([GOOD, "--dry_run", "--points=1,3", f"--workdir={workdir}"]) == 0
+    assert re.findall(r"^  (\d+) ", capsys.readouterr().out, re.MULTILINE) == ["1", "3"]
+    assert not workdir.exists()
+
+
 def test_a_point_is_its_overrides_not_its_place(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     names = [p.name for p in points.expand(config, listed, tmp_path)]

@@ -124,14 +124,14 @@ def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
     with Display(1) as display, ExitStack() as held:
         assert held.enter_context(theirs[expanded[2].name].taken())
         attempts.train_team(expanded, ours, display)
-        assert "trained at once: " in capsys.readouterr().out
+        assert "training 2 at once, in 3 lanes: " in capsys.readouterr().out
         for point in expanded[:2]:
             shutil.rmtree(point.directory / "recovery")
             assert held.enter_context(
                 theirs[point.name].taken() if theirs[point.name].look() else 0
             )
         attempts.train_team(expanded, ours, display)
-    assert "trained" not in capsys.readouterr().out
+    assert "training" not in capsys.readouterr().out
     assert not (expanded[2].directory / "metrics.jsonl").exists()
     for name, lines in curves(team).items():
         assert curves(tmp_path)[name] == lines
