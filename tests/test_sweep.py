@@ -12,7 +12,7 @@ import pytest
 from signals import COMPILED, signal_in, until_done
 from sweeps import tiny_config, tiny_sweep
 
-from jaxflat import sweep
+from jaxflat import attempts, sweep
 from jaxflat.measure import __main__ as measure
 from jaxflat.metrics import Display
 from jaxflat.validation import InputError
@@ -203,18 +203,18 @@ def test_another_training_config_in_an_old_folder_is_refused(copy):
 
 
 def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch):
-    run_point = sweep.run_point
+    run_point = attempts.run_point
 
     def fail_on_width_16(point, *arguments):
         if point.config.model.width == 16:
             raise RuntimeError("out of luck")
         run_point(point, *arguments)
 
-    monkeypatch.setattr(sweep, "run_point", fail_on_width_16)
+    monkeypatch.setattr(attempts, "run_point", fail_on_width_16)
     failures = sweep.run(tiny_config(), tiny_sweep(), tmp_path)
     assert set(failures.values()) == {"RuntimeError: out of luck"}
     assert len(failures) == 2
-    monkeypatch.setattr(sweep, "run_point", run_point)
+    monkeypatch.setattr(attempts, "run_point", run_point)
     assert sweep.run(tiny_config(), tiny_sweep(), tmp_path) == {}
     assert contents(tmp_path) == contents(finished)
 
