@@ -127,9 +127,8 @@ def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
         assert "training 2 at once, in 3 lanes: " in capsys.readouterr().out
         for point in expanded[:2]:
             shutil.rmtree(point.directory / "recovery")
-            assert held.enter_context(
-                theirs[point.name].taken() if theirs[point.name].look() else 0
-            )
+            assert theirs[point.name].look()
+            assert held.enter_context(theirs[point.name].taken())
         attempts.train_team(expanded, ours, display)
     assert "training" not in capsys.readouterr().out
     assert not (expanded[2].directory / "metrics.jsonl").exists()
