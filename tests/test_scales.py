@@ -44,8 +44,8 @@ def test_every_paper_point_has_a_row_of_memory_and_no_array():
     console = Console(width=200, record=True)
     with console.capture() as capture:
         console.print(memory.table([(p.name, p.config) for p in paper_points()]))
-    for number, point in enumerate(paper_points()):
-        assert f" {number} {point.name} " in capture.get()
+    for point in paper_points():
+        assert f" {point.name} " in capture.get()
 
 
 def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
