@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jaxflat import hosts, locks
 from jaxflat.checkpoint import NO_ROOM
-from jaxflat.metrics import Display, write_json, write_whole
+from jaxflat.display import Display
+from jaxflat.metrics import write_json, write_whole
 from jaxflat.preemption import Preempted
 from jaxflat.provenance import provenance
 from jaxflat.results import gather

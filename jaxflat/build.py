@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxflat import checks, experiment, loading, preemption, text_language, validation
 from jaxflat.config import Config
 from jaxflat.corpus import SHARD_SIZE, build_dataset
-from jaxflat.metrics import Display
+from jaxflat.display import Display
 from jaxflat.validation import InputError
 
 EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75

@@ -17,10 +17,10 @@ from jaxflat.data.order import example_ids
 from jaxflat.data.reader import Dataset, open_dataset
 from jaxflat.data.records import Columns, Types, layout_of
 from jaxflat.data.shards import claim, finish, is_finished, sha256, shard_path, write_shard
+from jaxflat.display import Display
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.locks import alone
-from jaxflat.metrics import Display
 
 SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call

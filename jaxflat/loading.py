@@ -67,9 +67,9 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
         section: Any = config
         *parents, last = key.split(".")
         for depth, name in enumerate(parents):
-            check_key(section, ".".join(parents[:depth]), name)
+            check_key(section, ".".join(parents[:depth]), name, config)
             section = section[name]
-        check_key(section, ".".join(parents), last)
+        check_key(section, ".".join(parents), last, config)
         default = section.get(last)
         if isinstance(value, str) and _are_names(default):
             value = tuple(value.split(","))

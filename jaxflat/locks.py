@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxflat import preemption
+from jaxflat import preemption, processes
 
 BEAT, LEASE, POLL = 5.0, 30.0, 1.0  # seconds
 
@@ -58,6 +58,12 @@ def alone(target: Path, say: Callable[[str], object] = print) -> Iterator[None]:
         time.sleep(POLL)
 
 
+def holder(target: Path) -> str | None:
+    """Return what tells a lock's holder from all other processes; None where it has none alive."""
+    seen = _read(target.parent / "locks" / target.name)
+    return None if seen is None or _is_free(*seen) else str(_owner(*seen) or target)
+
+
 class Lock:
     """The lock of a file or folder, as one process sees it."""
 
@@ -73,14 +79,11 @@ class Lock:
     def look(self) -> bool:
         """Say whether the lock may be taken: free, or its holder is dead or silent for LEASE."""
         now = time.monotonic()  # before it reads: a sleep in between is not the holder's silence
-        try:
-            name = max((n for n in os.listdir(self._folder) if n[0].isdigit()), key=_token)
-            seen = name, (self._folder / name).read_bytes()
-        except (FileNotFoundError, ValueError):  # it is being renamed
+        if (seen := _read(self._folder)) is None:
             return False
         if seen != self._seen:
             self._seen, self._since = seen, now
-        return name.endswith(".free") or _is_dead(*seen) or now - self._since > LEASE
+        return _is_free(*seen) or now - self._since > LEASE
 
     def was_taken(self) -> bool:
         """Say whether, at the last look, anyone had taken the lock since the first look."""
@@ -90,7 +93,7 @@ class Lock:
     def taken(self) -> Iterator[bool]:
         """Hold the lock, which the last look has allowed; give False where it changed since."""
         token = _token(self._seen[0]) + 1
-        owner = json.dumps([token, _process(os.getpid())]).encode() + b"\n"
+        owner = json.dumps([token, processes.identity(os.getpid())]).encode() + b"\n"
         held = _Held(self._folder / str(token), owner)
         if not _rename(self._folder / self._seen[0], held.path):
             yield False
@@ -148,6 +151,14 @@ class _Held:
 _held: list[_Held] = []
 
 
+def _read(folder: Path) -> tuple[str, bytes] | None:
+    """Return the name and content of a lock's file; None while it is renamed, or there is none."""
+    with suppress(FileNotFoundError, ValueError):
+        name = max((name for name in os.listdir(folder) if name[0].isdigit()), key=_token)
+        return name, (folder / name).read_bytes()
+    return None
+
+
 def _make(folder: Path) -> None:
     """Make a lock that nobody holds, or leave it: a folder does not replace one that has a file."""
     new = folder.with_name(f".{uuid.uuid4().hex}")
@@ -173,26 +184,15 @@ def _token(name: str) -> int:
     return int(name.partition(".")[0])
 
 
-def _is_dead(name: str, content: bytes) -> bool:
-    """Say whether it is known that the holder was a process of this machine, and is no more."""
-    with suppress(ValueError):  # the holder has not written yet
-        token, holder = json.loads(content.partition(b"\n")[0])
-        this = _process(os.getpid())
-        if this and (token, holder[:3]) == (_token(name), this[:3]):
-            return _process(holder[3]) != holder
-    return False
+def _is_free(name: str, content: bytes) -> bool:
+    """Say whether nobody holds the lock, or a process that is known to be dead."""
+    return name.endswith(".free") or processes.is_dead(_owner(name, content))
 
 
-def _process(pid: int) -> list[str | int]:
-    """Return the boot, whose processes can be seen, and the process; nothing where it is not there.
-
-    Nor is there anything where the system has no /proc.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        started = fields[18]  # a number is used again, but not at the same moment
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return []
-    return [] if state in "ZX" else [boot, space, os.getuid(), pid, started]
+def _owner(name: str, content: bytes) -> list[str | int]:
+    """Return the identity of the process that holds the lock; nothing before it has written it."""
+    with suppress(ValueError):
+        token, owner = json.loads(content.partition(b"\n")[0])
+        if token == _token(name):
+            return owner
+    return []

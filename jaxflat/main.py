@@ -4,12 +4,16 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 from jaxflat import hosts, preemption
+
+if TYPE_CHECKING:
+    from jaxflat.run import Point
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -52,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         compilation,
         loading,
         locks,
-        memory,
         points,
         run,
         sweep,
+        sweep_record,
         validation,
     )
 
@@ -73,9 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
         if flags.dry_run:
             expanded = points.expand(config, listed, workdir)
-            chosen = {point.name for point in points.select(expanded, flags.points)}
-            rows = [(f"{n} {p.name}", p.config) for n, p in enumerate(expanded) if p.name in chosen]
-            console.print(memory.table(rows))
+            sweep_record.check_sweep(config, expanded, workdir)
+            show_points(expanded, points.select(expanded, flags.points), console)
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"
@@ -100,6 +103,24 @@ def main(arguments: list[str] | None = None) -> int:
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0
+
+
+def show_points(points: list["Point"], chosen: list["Point"], console: Console) -> None:
+    """Print what the chosen points need of memory, and which of them may be trained at once."""
+    from jaxflat import memory
+
+    number = {point.name: place for place, point in enumerate(points)}
+    chosen = sorted(chosen, key=lambda point: number[point.name])
+    console.print(memory.table((f"{number[p.name]} {p.name}", p.config) for p in chosen))
+    teams: dict[str, list[int]] = {}
+    for point in chosen:
+        if point.config.phase_order:
+            teams.setdefault(point.team, []).append(number[point.name])
+    for team in teams.values():
+        if len(team) > 1:
+            lanes = points[team[0]].config.training.together
+            who = ", ".join(map(str, team))
+            console.print(f"trained at once, in {lanes} lanes: {who}", highlight=False)
 
 
 def show_report(workdir: Path, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What users see while work goes on, and the lines it leaves on disk."""
+"""The lines that work leaves on disk, each whole or not there."""
 
 import json
 import os
@@ -8,12 +8,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
@@ -139,59 +136,3 @@ class Curve:
         parts = (struct.pack("<Q", len(event)), event)
         record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
         _append(self._events, record)
-
-
-class Display:
-    """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
-
-    def __init__(self, num_points: int):
-        self.console = Console(quiet=not hosts.is_first())
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:g}/{task.total:g}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self.console,
-            speed_estimate_period=3600,
-        )
-        self._points = self._progress.add_task("sweep", total=num_points)
-        self._stage = self._progress.add_task("", total=1, visible=False)
-        self._awaited = ""
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def line(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def start_stage(self, description: str, total: int) -> None:
-        """Show a new bar for the stage at work."""
-        self._progress.reset(
-            self._stage, description=description, total=max(total, 1), visible=True
-        )
-
-    def advance_stage(self, completed: int, note: str) -> None:
-        """Show how far the stage is, with its current value."""
-        self._progress.update(self._stage, completed=completed, description=note)
-
-    def wait(self, text: str) -> None:
-        """Say what is waited for, in a line when that has changed."""
-        if text != self._awaited:
-            self.line(text)
-        self._awaited = text
-
-    def finish_point(self, text: str) -> None:
-        """Count a point as done, and say so in a line with the time that is left."""
-        self._progress.advance(self._points)
-        task = next(task for task in self._progress.tasks if task.id == self._points)
-        left = (task.total or 0) - task.completed
-        rate = (task.finished_time or task.elapsed or 0.0) / task.completed
-        remaining = str(timedelta(seconds=round(rate * left)))
-        self.line(f"[{task.completed:g}/{task.total:g}] {text} (ETA {remaining})")

@@ -16,7 +16,8 @@ import jax
 
 from jaxflat import hosts, locks, preemption, trajectory
 from jaxflat.config import Config
-from jaxflat.metrics import Display, append_line, read_lines, write_json, write_lines
+from jaxflat.display import Display
+from jaxflat.metrics import append_line, read_lines, write_json, write_lines
 from jaxflat.stages import lanes
 from jaxflat.stages.evaluate import evaluate
 from jaxflat.stages.flatness import flatness
@@ -101,7 +102,9 @@ def train_points(
     trainings = {p.lane: train(p.config, p.directory, display) for p in points}
     lanes.drive(trainings, lambda lane, error: fail(of_lane.pop(lane), error))
     for point in of_lane.values():
-        _log_time(point, "train", (time.perf_counter() - seconds) / len(points))
+        share = (time.perf_counter() - seconds) / len(points)
+        display.spend(point.name, share)
+        _log_time(point, "train", share)
 
 
 def measure(point: Point, name: str, display: Display) -> None:

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat import locks
 from jaxflat.metrics import read_lines, write_json
 
 EXIT_UNUSABLE_INPUT = 2
@@ -23,14 +24,16 @@ EXIT_UNUSABLE_INPUT = 2
 class PointStatus:
     """How far a point of a sweep is.
 
-    state: waiting, running, done, partial (some stages only), preempted or failed. step of
-    num_steps: of training, with the last loss in nats. seconds: that its stages took, or since the
-    present attempt began. idle: seconds since it last wrote; None where it has not.
+    state: waiting, running, done, partial (some stages only), preempted, failed, or died: its
+    process is not there any more. worker: which process runs it. step of num_steps: of training,
+    with the last loss in nats. seconds: that its stages took, or its share of the worker's time
+    since the present attempt began. idle: seconds since it last wrote; None where it has not.
     """
 
     name: str
     state: str
     reason: str
+    worker: str | None
     step: int
     num_steps: int
     loss: float | None
@@ -83,20 +86,23 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
             f"WORKDIR={workdir} has no sweep.json; one that has just begun gets it when its "
             "config is checked; else name a folder of python -m jaxflat.main"
         )
-    return [_read_point(workdir, p["name"], now) for p in json.loads(path.read_text())["points"]]
+    directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
+    found = [(directory, *_status_and_worker(directory)) for directory in directories]
+    at_once = Counter(worker for _, _, worker in found)
+    return [_read_point(*which, at_once[which[-1]], now) for which in found]
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
     """Return about how long the points that are not done will take; None before the first is done.
 
-    Each as long as the done ones on average, as many at once as are running now.
+    Each as long as the done ones on average, by as many workers as there are now.
     """
     done = [point.seconds for point in points if point.state == "done"]
     if not done:
         return None
     each = sum(done) / len(done)
-    left = [p for p in points if p.state in ("waiting", "running", "preempted", "partial")]
-    num_workers = max(sum(point.state == "running" for point in left), 1)
+    left = [point for point in points if point.state not in ("done", "failed")]
+    num_workers = max(len({point.worker for point in left if point.worker}), 1)
     return sum(max(each - point.seconds, 0) for point in left) / num_workers
 
 
@@ -129,21 +135,37 @@ def points_table(points: list[PointStatus]) -> Table:
     return table
 
 
-def _read_point(workdir: Path, name: str, now: float) -> PointStatus:
-    directory = workdir / name
-    status, config = _read(directory / "status.json"), _read(directory / "config.json")
+def _status_and_worker(directory: Path) -> tuple[dict[str, Any], str | None]:
+    """Return a point's status, and the process that runs it, if any does."""
+    status = _read(directory / "status.json")
+    if status.get("state") != "running":
+        return status, None
+    if worker := locks.holder(directory):
+        return status, worker
+    status = _read(directory / "status.json")  # it may have ended in between
+    return status | ({"state": "died"} if status["state"] == "running" else {}), None
+
+
+def _read_point(
+    directory: Path, status: dict[str, Any], worker: str | None, at_once: int, now: float
+) -> PointStatus:
+    """Return how far a point is that is one of `at_once` of its worker."""
+    config = _read(directory / "config.json")
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])
     curve = list(read_lines(directory / "metrics.jsonl"))
     trunk = [line["step"] for line in curve if "branch" not in line]
     written = [path.stat().st_mtime for path in directory.glob("[!.]*.json*")]
     seconds = sum(line["seconds"] for line in read_lines(directory / "timing.jsonl"))
-    if status.get("state") == "running":  # a stage is in timing.jsonl once it is over
-        seconds = max(seconds, now - (directory / "config.json").stat().st_mtime)
+    if worker:  # a stage is in timing.jsonl once it is over
+        marks = [directory / name for name in ("config.json", "timing.jsonl")]
+        since = max((path.stat().st_mtime for path in marks if path.exists()), default=now)
+        seconds += (now - since) / at_once
     return PointStatus(
-        name=name,
+        name=directory.name,
         state=status.get("state", "waiting"),
         reason=status.get("reason", ""),
+        worker=worker,
         step=max(trunk, default=0),
         num_steps=sum(phases[phase]["steps"] for phase in order),
         loss=curve[-1]["loss"] if curve else None,

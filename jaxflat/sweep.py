@@ -11,11 +11,12 @@ from pathlib import Path
 from jaxflat import corpus, hosts, locks, preemption
 from jaxflat.attempts import attempt, names, train_team
 from jaxflat.config import Config, Sweep
-from jaxflat.metrics import Display
-from jaxflat.points import expand, record_sweep, select
+from jaxflat.display import Display
+from jaxflat.points import expand, select
 from jaxflat.preemption import deferred
 from jaxflat.results import gather, summary
 from jaxflat.run import STAGES, Point, is_done
+from jaxflat.sweep_record import record_sweep
 from jaxflat.validation import InputError
 
 
@@ -41,8 +42,9 @@ def run(
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, workdir)
-    with Display(len(chosen)) as display:
-        undone = [point for point in chosen if not is_done(point, stages)]
+    undone = [point for point in chosen if not is_done(point, stages)]
+    done = {point.name for point in chosen} - {point.name for point in undone}
+    with Display(len(chosen), done) as display:
         for section in dict.fromkeys(point.config.language for point in undone):
             _prepare(section, display)
         failures = _share(chosen, stages, display)
@@ -83,7 +85,7 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
             if reason is not None:
                 reasons[point.name] = reason
                 outcome = f"failed, {reason}" if reason else summary(point.directory)
-                display.finish_point(f"{point.name}: {outcome}")
+                display.finish_point(point.name, outcome)
         if len(reasons) == num_ended:
             display.wait(
                 f"waiting for {names(left)}: with another worker, or one that died; "

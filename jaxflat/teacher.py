@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxflat import preemption, sharding
 from jaxflat.config import Config
 from jaxflat.data.tokenizer import encode, train_tokenizer
-from jaxflat.metrics import Display
+from jaxflat.display import Display
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface_save import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses

@@ -13,9 +13,9 @@ from jaxflat.config import Config
 from jaxflat.data import tokenizer as tokenizers
 from jaxflat.data.sources import file_digest, flat, read_labelled, read_texts
 from jaxflat.data.text import manual_folder
+from jaxflat.display import Display
 from jaxflat.languages.generated import Generated
 from jaxflat.languages.sentences import Sentences
-from jaxflat.metrics import Display
 from jaxflat.models.causal import empty_cache
 from jaxflat.models.huggingface import load_causal
 from jaxflat.teacher import MIN_TEXTS, train_teacher

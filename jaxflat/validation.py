@@ -95,12 +95,14 @@ def _merged(base: Config, config: Config, prefix: str) -> Config:
     return merged
 
 
-def check_key(section: Any, prefix: str, name: str) -> None:
+def check_key(section: Any, prefix: str, name: str, config: Config | None = None) -> None:
+    """Raise InputError where a section has no key `name`; `config`: where it may be meant."""
     if _is_dict(section) and name in section:
         return
     key = f"{prefix}.{name}" if prefix else name
     known = [f"{prefix}.{k}" if prefix else k for k in section] if _is_dict(section) else []
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    elsewhere = [k for k in _flatten(config or ConfigDict()) if k.endswith(f".{name}")]
+    near = difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=0.0)
     raise InputError(f"{key} is not a config key" + (f"; nearest: {near[0]}" if near else ""))
 
 

@@ -240,9 +240,12 @@ def test_the_parser_labels_as_we_do():
 @pytest.mark.usefixtures("tiny")
 def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
     file = tmp_path / "figures.json"
-    assert main(["sweep", *TINY, "--repeats=2", "--seconds=0.01", f"--json={file}"]) == 0
+    assert (
+        main(["sweep", *TINY, "--repeats=2", "--seconds=0.01", "--together=3", f"--json={file}"])
+        == 0
+    )
     figures = json.loads(file.read_text())
-    assert set(figures) == {"machine/matmul_gflops", "sweep/4_together_over_in_turn"}
+    assert set(figures) == {"machine/matmul_gflops", "sweep/3_together_over_in_turn"}
     assert_figures(figures)
 
 
@@ -260,6 +263,7 @@ def test_each_call_is_the_steps_it_says():
 BAD = {
     ("--width=30",): "--width=30 is not divisible by --head_size=4",
     ("--words=1",): "num_words must be >= 2; got 10, 1",
+    ("sweep", "--together=1"): "--together=1: runs are at once from 2 on",
     ("--peers=python",): "--peers and --peer_script need each other",
     ("flatness", "--peers=python", "--peer_script=x"): "--peers compares training",
     ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from jaxflat import config as base_config
-from jaxflat import loading, main, points, validation
+from jaxflat import loading, main, points, sweep_record, validation
 from jaxflat.config import chain, param, product, zipped
 
 CONFIG = "configs/model_size_sweep.py"
@@ -156,6 +156,42 @@ def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
     assert not workdir.exists()
 
 
+def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
+    together = "--config.training.together=2"
+    assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
+    found = re.findall(r"trained at once, in 2 lanes: (.*)", capsys.readouterr().out)
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    expanded = points.expand(config, listed, tmp_path)
+    alike = {}
+    for number, point in enumerate(expanded):
+        if point.config.phase_order:
+            model = point.config.model, point.config.phases.pretrain.steps
+            alike.setdefault(repr(model), []).append(str(number))
+    assert found == [", ".join(numbers) for numbers in alike.values()]
+    assert all(len(numbers) == 2 for numbers in alike.values())
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+    changed = "--config.phases.pretrain.batch_size=16"
+    assert main.main([GOOD, "--dry_run", changed, f"--workdir={tmp_path}"]) == 2
+    assert "phases.pretrain.batch_size=" in capsys.readouterr().err
+    assert main.main([GOOD, "--dry_run", f"--workdir={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("together", "training.together"), ("flatness.width", "model.width"), ("sed", "seed")],
+)
+def test_a_key_is_found_in_the_section_where_it_is(key, meant):
+    with pytest.raises(
+        validation.InputError, match=re.escape(f"{key} is not a config key")
+    ) as error:
+        loading.override(base_config.base(), {key: 1})
+    assert str(error.value).endswith(f"nearest: {meant}")
+
+
 def test_a_point_is_its_overrides_not_its_place(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     names = [p.name for p in points.expand(config, listed, tmp_path)]
@@ -167,7 +203,7 @@ def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
     def record(**changed):
         config, listed = loading.load(f"{CONFIG}:smoke")
         config.update_from_flattened_dict(changed)
-        points.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
 
     record()
     record(**{"phases.pretrain.optimizer.lion.b1": 0.5, "language.dyck.length": 6})
@@ -180,7 +216,7 @@ def test_keys_that_are_newer_than_a_record_have_been_at_their_defaults(tmp_path)
     def record(**changed):
         config, listed = loading.load(f"{CONFIG}:smoke")
         config.update_from_flattened_dict(changed)
-        points.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
 
     record()
     stored = json.loads((tmp_path / "sweep.json").read_text())

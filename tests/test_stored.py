@@ -15,8 +15,8 @@ from test_sweep import contents, modified, saved_arrays
 from jaxflat import corpus, experiment, sweep
 from jaxflat.data.order import example_ids
 from jaxflat.data.reader import open_dataset
+from jaxflat.display import Display
 from jaxflat.languages.batches import Source, source_batch
-from jaxflat.metrics import Display
 
 NUM_STORED, BATCH_SIZE = 64, 8
 POINTS = [{}]

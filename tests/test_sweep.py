@@ -13,8 +13,8 @@ from signals import COMPILED, signal_in, until_done
 from sweeps import tiny_config, tiny_sweep
 
 from jaxflat import attempts, sweep
+from jaxflat.display import Display
 from jaxflat.measure import __main__ as measure
-from jaxflat.metrics import Display
 from jaxflat.validation import InputError
 
 # Everything that a run's numbers are in; timing.jsonl and the TensorBoard events hold clocks.

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxflat import preemption, teacher
 from jaxflat.data.shards import sha256
 from jaxflat.data.tokenizer import encode, load_tokenizer, train_tokenizer
-from jaxflat.metrics import Display
+from jaxflat.display import Display
 from jaxflat.models import huggingface_save
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface import load_causal

@@ -25,7 +25,8 @@ from jaxflat import (
     trajectory,
 )
 from jaxflat.config import chain, param, product
-from jaxflat.metrics import Curve, Display
+from jaxflat.display import Display
+from jaxflat.metrics import Curve
 from jaxflat.stages import lanes, trunks
 
 RATE = "phases.drift.schedule.learning_rate"

@@ -62,8 +62,10 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
             peer = peers.Peer(flags.peers, flags.peer_script)
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
     if "sweep" in flags.groups:
-        console.print(f"sweep: {training.TOGETHER} runs at once, and one, in turn")
-        yield from training.compare_together(shape, flags.seconds, flags.repeats).items()
+        console.print(f"sweep: {flags.together} runs at once, and one, in turn")
+        yield from training.compare_together(
+            shape, flags.together, flags.seconds, flags.repeats
+        ).items()
     if "flatness" in flags.groups:
         yield from _measure_flatness(flags, shape, console).items()
     if "languages" in flags.groups:

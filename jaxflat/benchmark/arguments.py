@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         prog="python -m jaxflat.benchmark",
         description="Measure this machine's peak, how near training and flatness come to it, "
         "and the speed of languages: these have sizes of their own. Where it is named also, how "
-        "much faster four runs train at once than in turn: sweep; or how often the error bars of "
+        "much faster runs train at once than in turn: sweep; or how often the error bars of "
         "flatness hold the truth: calibration.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,6 +47,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--seeds", type=_positive, default=2000, help="estimates of a calibration (%(default)s)"
+    )
+    parser.add_argument(
+        "--together", type=_positive, default=4, help="runs at once, in a sweep (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
@@ -78,6 +81,8 @@ def check_arguments(flags: argparse.Namespace) -> None:
             raise InputError(f"--{name}={program} is not a program")
     if "calibration" in flags.groups and flags.seeds < 2:
         raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
+    if "sweep" in flags.groups and flags.together < 2:
+        raise InputError(f"--together={flags.together}: runs are at once from 2 on")
     if flags.peer_script and not flags.peer_script.is_file():
         raise InputError(f"--peer_script={flags.peer_script} is not a file")
     check_outputs(flags.json)

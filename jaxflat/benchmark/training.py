@@ -7,8 +7,6 @@ from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.config import Config
 from jaxflat.stages import lanes, recovery
 
-TOGETHER = 4
-
 
 class TrainingRuns:
     """Runs that go on from call to call: language sampled inside, AdamW, the runs' own mesh."""
@@ -33,11 +31,11 @@ def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch
     return Stopwatch(TrainingRuns(resolved_config(shape, together)).advance, seconds)
 
 
-def compare_together(shape: Shape, seconds: float, rounds: int) -> dict[str, Figure]:
+def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> dict[str, Figure]:
     """Return how many times faster runs are at once than one after the other, in turn, paired."""
-    one, together = (start_training(shape, seconds, number) for number in (1, TOGETHER))
-    ratios = [TOGETHER * one.seconds() / together.seconds() for _ in range(rounds)]
-    return {f"sweep/{TOGETHER}_together_over_in_turn": summarize(ratios, "times")}
+    one, together = (start_training(shape, seconds, count) for count in (1, number))
+    ratios = [number * one.seconds() / together.seconds() for _ in range(rounds)]
+    return {f"sweep/{number}_together_over_in_turn": summarize(ratios, "times")}
 
 
 def measure_training(

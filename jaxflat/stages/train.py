@@ -11,7 +11,8 @@ import jax
 
 from jaxflat import checkpoint, hosts, locks, trajectory
 from jaxflat.config import Config
-from jaxflat.metrics import Curve, Display
+from jaxflat.display import Display
+from jaxflat.metrics import Curve
 from jaxflat.stages import recovery, trunks
 from jaxflat.stages.lanes import Call, Outcome, Training
 from jaxflat.training.step import TrainState

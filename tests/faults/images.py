@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from sweeps import tiny_config
 
 from jaxflat import sweep
-from jaxflat.metrics import Display
+from jaxflat.display import Display
 
 TRAIN = ("train",)  # and evaluate
 

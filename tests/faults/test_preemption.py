@@ -19,7 +19,8 @@ from sweeps import every_stage, tiny_config
 from test_sweep import contents
 
 from jaxflat import points, preemption, run, sweep
-from jaxflat.metrics import Display, write_json
+from jaxflat.display import Display
+from jaxflat.metrics import write_json
 from jaxflat.stages import lanes, recovery
 
 CONFIG = """

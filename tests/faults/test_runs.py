@@ -14,8 +14,8 @@ from images import TRAIN, config, run, take_images, warnings_in
 from test_sweep import contents, saved_arrays
 
 from jaxflat import checkpoint, main, preemption, sweep
+from jaxflat.display import Display
 from jaxflat.measure import __main__ as measure
-from jaxflat.metrics import Display
 from jaxflat.stages import recovery
 
 REMADE = "training makes it again"

@@ -17,9 +17,10 @@ from test_locks import all_at_once
 from test_sweep import contents
 from worker import PATIENCE, Settings, Worker, holders
 
-from jaxflat import checks, corpus, locks, main, points, sweep
+from jaxflat import checks, corpus, locks, main, points, sweep, sweep_record
 from jaxflat.config import param
-from jaxflat.metrics import Display, read_lines
+from jaxflat.display import Display
+from jaxflat.metrics import read_lines
 from jaxflat.stages import trunks
 from jaxflat.trajectory import phases
 
@@ -209,7 +210,7 @@ def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monk
     parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
 
     def record(part):
-        points.record_sweep(config, part, tmp_path)
+        sweep_record.record_sweep(config, part, tmp_path)
 
     all_at_once([lambda part=part: record(part) for part in [*parts, *parts]])
     recorded = json.loads((tmp_path / "sweep.json").read_text())["points"]
