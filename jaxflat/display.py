@@ -33,10 +33,11 @@ class Display:
             console=self.console,
             speed_estimate_period=3600,
         )
-        self._sweep = self._progress.add_task("sweep", total=num_points, end=None)
-        self._stage = self._progress.add_task("", total=1, visible=False)
-        self._awaited = ""
         self._done, self._left, self._num_finished = done, num_points - len(done), 0
+        end = None if self._left else 0.0
+        self._sweep = self._progress.add_task("sweep", total=num_points, end=end)
+        self._stage = self._progress.add_task("", total=1, visible=False)
+        self._awaited, self._prepared = "", 0.0
         self._ahead: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
@@ -66,6 +67,10 @@ class Display:
             self.line(text)
         self._awaited = text
 
+    def finish_preparations(self) -> None:
+        """Note that what was done until now was for all points, and is over."""
+        self._prepared = self._elapsed
+
     def spend(self, name: str, seconds: float) -> None:
         """Note what a point has taken that is not finished yet: others may be so before it."""
         self._ahead[name] = self._ahead.get(name, 0.0) + seconds
@@ -78,16 +83,20 @@ class Display:
         """
         self._progress.advance(self._sweep)
         self._ahead.pop(name, None)
-        task = next(task for task in self._progress.tasks if task.id == self._sweep)
+        task = self._progress.tasks[self._sweep]
         text = f"[{task.completed:g}/{task.total:g}] {name}: {outcome}"
         if name not in self._done:
             self._left, self._num_finished = self._left - 1, self._num_finished + 1
-            elapsed, ahead = task.finished_time or task.elapsed or 0.0, sum(self._ahead.values())
-            each = (elapsed - ahead) / self._num_finished
+            ahead = sum(self._ahead.values())
+            each = (self._elapsed - self._prepared - ahead) / self._num_finished
             remaining = max(each * self._left - ahead, 0.0)
-            self._progress.update(self._sweep, end=elapsed + remaining)
+            self._progress.update(self._sweep, end=self._elapsed + remaining)
             text += f" (ETA {timedelta(seconds=round(remaining))})"
         self.line(text)
+
+    @property
+    def _elapsed(self) -> float:
+        return self._progress.tasks[self._sweep].elapsed or 0.0
 
 
 class _Remaining(TimeRemainingColumn):

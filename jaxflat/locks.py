@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxflat import preemption, processes
+from jaxflat import lock_files, preemption, processes
 
 BEAT, LEASE, POLL = 5.0, 30.0, 1.0  # seconds
 
@@ -58,12 +58,6 @@ def alone(target: Path, say: Callable[[str], object] = print) -> Iterator[None]:
         time.sleep(POLL)
 
 
-def holder(target: Path) -> str | None:
-    """Return what tells a lock's holder from all other processes; None where it has none alive."""
-    seen = _read(target.parent / "locks" / target.name)
-    return None if seen is None or _is_free(*seen) else str(_owner(*seen) or target)
-
-
 class Lock:
     """The lock of a file or folder, as one process sees it."""
 
@@ -79,20 +73,20 @@ class Lock:
     def look(self) -> bool:
         """Say whether the lock may be taken: free, or its holder is dead or silent for LEASE."""
         now = time.monotonic()  # before it reads: a sleep in between is not the holder's silence
-        if (seen := _read(self._folder)) is None:
+        if (seen := lock_files.newest(self._folder)) is None:
             return False
         if seen != self._seen:
             self._seen, self._since = seen, now
-        return _is_free(*seen) or now - self._since > LEASE
+        return lock_files.is_free(*seen) or now - self._since > LEASE
 
     def was_taken(self) -> bool:
         """Say whether, at the last look, anyone had taken the lock since the first look."""
-        return _token(self._seen[0]) > _token(self._first)
+        return lock_files.token(self._seen[0]) > lock_files.token(self._first)
 
     @contextmanager
     def taken(self) -> Iterator[bool]:
         """Hold the lock, which the last look has allowed; give False where it changed since."""
-        token = _token(self._seen[0]) + 1
+        token = lock_files.token(self._seen[0]) + 1
         owner = json.dumps([token, processes.identity(os.getpid())]).encode() + b"\n"
         held = _Held(self._folder / str(token), owner)
         if not _rename(self._folder / self._seen[0], held.path):
@@ -151,14 +145,6 @@ class _Held:
 _held: list[_Held] = []
 
 
-def _read(folder: Path) -> tuple[str, bytes] | None:
-    """Return the name and content of a lock's file; None while it is renamed, or there is none."""
-    with suppress(FileNotFoundError, ValueError):
-        name = max((name for name in os.listdir(folder) if name[0].isdigit()), key=_token)
-        return name, (folder / name).read_bytes()
-    return None
-
-
 def _make(folder: Path) -> None:
     """Make a lock that nobody holds, or leave it: a folder does not replace one that has a file."""
     new = folder.with_name(f".{uuid.uuid4().hex}")
@@ -178,21 +164,3 @@ def _rename(old: Path, new: Path) -> bool:
         old.rename(new)
         return True
     return False
-
-
-def _token(name: str) -> int:
-    return int(name.partition(".")[0])
-
-
-def _is_free(name: str, content: bytes) -> bool:
-    """Say whether nobody holds the lock, or a process that is known to be dead."""
-    return name.endswith(".free") or processes.is_dead(_owner(name, content))
-
-
-def _owner(name: str, content: bytes) -> list[str | int]:
-    """Return the identity of the process that holds the lock; nothing before it has written it."""
-    with suppress(ValueError):
-        token, owner = json.loads(content.partition(b"\n")[0])
-        if token == _token(name):
-            return owner
-    return []

@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.dry_run:
             expanded = points.expand(config, listed, workdir)
             sweep_record.check_sweep(config, expanded, workdir)
-            show_points(expanded, points.select(expanded, flags.points), console)
+            chosen = {point.name for point in points.select(expanded, flags.points)}
+            show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen], console)
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
         programs = compilation.keep_programs() or "not kept"
@@ -105,22 +106,22 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_SOME_FAILED if failures else 0
 
 
-def show_points(points: list["Point"], chosen: list["Point"], console: Console) -> None:
-    """Print what the chosen points need of memory, and which of them may be trained at once."""
+def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
+    """Print what points need of memory, by their numbers, and which may be trained at once."""
     from jaxflat import memory
 
-    number = {point.name: place for place, point in enumerate(points)}
-    chosen = sorted(chosen, key=lambda point: number[point.name])
-    console.print(memory.table((f"{number[p.name]} {p.name}", p.config) for p in chosen))
-    teams: dict[str, list[int]] = {}
-    for point in chosen:
+    console.print(
+        memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
+    )
+    teams: dict[tuple[str, int], list[str]] = {}
+    for number, point in chosen:
         if point.config.phase_order:
-            teams.setdefault(point.team, []).append(number[point.name])
-    for team in teams.values():
-        if len(team) > 1:
-            lanes = points[team[0]].config.training.together
-            who = ", ".join(map(str, team))
-            console.print(f"trained at once, in {lanes} lanes: {who}", highlight=False)
+            team = point.team, point.config.training.together
+            teams.setdefault(team, []).append(str(number))
+    for (_, lanes), numbers in teams.items():
+        if len(numbers) > 1:
+            text = f"may be trained at once, in {lanes} lanes: {', '.join(numbers)}"
+            console.print(text, highlight=False)
 
 
 def show_report(workdir: Path, console: Console) -> None:

@@ -11,7 +11,8 @@ def identity(pid: int) -> list[str | int]:
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # any bytes may be its title
+        state, *fields = stat.rpartition(") ")[2].split()
         started = fields[18]  # a number is used again, but not at the same moment
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -20,9 +21,9 @@ def identity(pid: int) -> list[str | int]:
 
 
 def is_dead(process: list[str | int]) -> bool:
-    """Say whether it is known that a process, by its identity, was of this machine and is no more.
+    """Say whether it is known that a process was of this machine, since it started, and is no more.
 
-    It is not known of processes of other users, whose names may hide them.
+    It is not known of processes of other users, which /proc may hide, or of other containers.
     """
     this = identity(os.getpid())
     if not this or process[:3] != this[:3]:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxflat import locks
+from jaxflat import lock_files
 from jaxflat.metrics import read_lines, write_json
 
 EXIT_UNUSABLE_INPUT = 2
@@ -24,10 +24,11 @@ EXIT_UNUSABLE_INPUT = 2
 class PointStatus:
     """How far a point of a sweep is.
 
-    state: waiting, running, done, partial (some stages only), preempted, failed, or died: its
-    process is not there any more. worker: which process runs it. step of num_steps: of training,
-    with the last loss in nats. seconds: that its stages took, or its share of the worker's time
-    since the present attempt began. idle: seconds since it last wrote; None where it has not.
+    state: waiting, running, done, partial (some stages only), preempted, failed, or died: it was
+    running, and nobody is known to have it. worker: which process runs it. step of num_steps: of
+    training, with the last loss in nats. seconds: that its finished stages took, and while it runs
+    its share of the worker's time since the last of them, or since the attempt began. idle: seconds
+    since it last wrote; None where it has not.
     """
 
     name: str
@@ -87,9 +88,12 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
             "config is checked; else name a folder of python -m jaxflat.main"
         )
     directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
-    found = [(directory, *_status_and_worker(directory)) for directory in directories]
+    found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
     at_once = Counter(worker for _, _, worker in found)
-    return [_read_point(*which, at_once[which[-1]], now) for which in found]
+    return [
+        _read_point(directory, status, worker, at_once[worker], now)
+        for directory, status, worker in found
+    ]
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
@@ -135,12 +139,12 @@ def points_table(points: list[PointStatus]) -> Table:
     return table
 
 
-def _status_and_worker(directory: Path) -> tuple[dict[str, Any], str | None]:
+def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str | None]:
     """Return a point's status, and the process that runs it, if any does."""
     status = _read(directory / "status.json")
     if status.get("state") != "running":
         return status, None
-    if worker := locks.holder(directory):
+    if worker := lock_files.holder(directory, now):
         return status, worker
     status = _read(directory / "status.json")  # it may have ended in between
     return status | ({"state": "died"} if status["state"] == "running" else {}), None
@@ -160,7 +164,7 @@ def _read_point(
     if worker:  # a stage is in timing.jsonl once it is over
         marks = [directory / name for name in ("config.json", "timing.jsonl")]
         since = max((path.stat().st_mtime for path in marks if path.exists()), default=now)
-        seconds += (now - since) / at_once
+        seconds += max(now - since, 0) / at_once
     return PointStatus(
         name=directory.name,
         state=status.get("state", "waiting"),

@@ -42,11 +42,12 @@ def run(
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, workdir)
-    undone = [point for point in chosen if not is_done(point, stages)]
-    done = {point.name for point in chosen} - {point.name for point in undone}
+    done = {point.name for point in chosen if is_done(point, stages)}
     with Display(len(chosen), done) as display:
-        for section in dict.fromkeys(point.config.language for point in undone):
+        undone = (point.config.language for point in chosen if point.name not in done)
+        for section in dict.fromkeys(undone):
             _prepare(section, display)
+        display.finish_preparations()
         failures = _share(chosen, stages, display)
     gather(workdir)
     return failures

@@ -19,9 +19,8 @@ from jaxflat.validation import InputError
 
 def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Raise InputError where the folder cannot be used or holds a sweep that trains otherwise."""
-    if workdir.is_file():
-        raise InputError(f"--workdir={workdir} is a file; it must be a folder")
     with _usable(workdir):
+        validation.check_folder("workdir", workdir)
         _extended(workdir / "sweep.json", config, points)
 
 

@@ -101,9 +101,16 @@ def check_key(section: Any, prefix: str, name: str, config: Config | None = None
         return
     key = f"{prefix}.{name}" if prefix else name
     known = [f"{prefix}.{k}" if prefix else k for k in section] if _is_dict(section) else []
-    elsewhere = [k for k in _flatten(config or ConfigDict()) if k.endswith(f".{name}")]
-    near = difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=0.0)
-    raise InputError(f"{key} is not a config key" + (f"; nearest: {near[0]}" if near else ""))
+    everywhere = (k.split(".") for k in _flatten(config or ConfigDict()))
+    paths = {".".join(parts[: end + 1]) for parts in everywhere for end in range(len(parts))}
+    elsewhere = sorted(path for path in paths if path.endswith(f".{name}"))
+    near = [
+        *difflib.get_close_matches(key, known, n=1, cutoff=0.6 if elsewhere else 0.0),
+        *difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0),
+    ]
+    raise InputError(
+        f"{key} is not a config key" + (f"; nearest: {' or '.join(near)}" if near else "")
+    )
 
 
 def coerced(key: str, default: Any, value: Any) -> Any:
@@ -131,11 +138,17 @@ def check_outputs(json: Path | None, figures: Path | None = None) -> None:
     if json and json.is_dir():
         raise InputError(f"--json={json} is a folder; it must be a file")
     for flag, folder in (("json", json and json.parent), ("figures", figures)):
-        there = folder and next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if there and not there.is_dir():
-            raise InputError(f"--{flag}: {there} is a file; it must be a folder")
-        if there and not os.access(there, os.W_OK):
-            raise InputError(f"--{flag}: {there} cannot be written in")
+        if folder:
+            check_folder(flag, folder)
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise InputError where --flag=FOLDER cannot be made or written in."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"--{flag}: {there} is a file; it must be a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--{flag}: {there} cannot be written in")
 
 
 def _is_dict(value: Any) -> bool:

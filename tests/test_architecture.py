@@ -19,7 +19,8 @@ ALLOWED = {
     "preemption": {"hosts"},
     "processes": set(),
     "compilation": set(),
-    "locks": {"preemption", "processes"},
+    "lock_files": {"processes"},
+    "locks": {"lock_files", "preemption", "processes"},
     "checkpoint": {"hosts", "locks", "manifest"},
     "sharding": set(),
     "metrics": {"hosts", "locks"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "training": set(),
     "probes": {"training"},
     "analysis": set(),
-    "status": {"locks", "metrics"},
+    "status": {"lock_files", "metrics"},
     "theory": {"languages", "flatness", "analysis", "metrics", "validation"},
 }
 ORDER = (

@@ -150,6 +150,7 @@ def test_figures(tmp_path, capsys):
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("installed", [True, False], ids=["nltk", "no nltk"])
+@pytest.mark.slow
 def test_figures_of_languages(installed, tmp_path, capsys, monkeypatch):
     if installed:
         pytest.importorskip("nltk")
@@ -213,6 +214,7 @@ def test_matfree_and_we_agree_on_the_error_of_the_same_samples():
     np.testing.assert_allclose(sem, ours.sem * np.sqrt(15 / 16), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_device_labels_its_part_as_one_would(monkeypatch):
     monkeypatch.setattr(languages, "BATCH", 10)
     language = LANGUAGES["pcfg"](1, **languages.SPARSE | TINY_GRAMMAR)
@@ -238,6 +240,7 @@ def test_the_parser_labels_as_we_do():
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
     file = tmp_path / "figures.json"
     assert (

@@ -56,6 +56,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed):
     language = experiment.make_language(section)
     key = jax.random.fold_in(experiment.purpose_key(5, "corpus"), 4)

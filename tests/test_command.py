@@ -159,7 +159,7 @@ def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
 def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
     together = "--config.training.together=2"
     assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
-    found = re.findall(r"trained at once, in 2 lanes: (.*)", capsys.readouterr().out)
+    found = re.findall(r"may be trained at once, in 2 lanes: (.*)", capsys.readouterr().out)
     config, listed = loading.load(f"{CONFIG}:smoke")
     expanded = points.expand(config, listed, tmp_path)
     alike = {}
@@ -178,18 +178,24 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
     assert main.main([GOOD, "--dry_run", changed, f"--workdir={tmp_path}"]) == 2
     assert "phases.pretrain.batch_size=" in capsys.readouterr().err
     assert main.main([GOOD, "--dry_run", f"--workdir={tmp_path}"]) == 0
+    below = f"--workdir={tmp_path}/sweep.json/below"
+    for dry in ([], ["--dry_run"]):
+        assert main.main([GOOD, below, *dry]) == 2
+        assert f"{tmp_path}/sweep.json is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("together", "training.together"), ("flatness.width", "model.width"), ("sed", "seed")],
+    [
+        ("together", "training.together"),
+        ("optimizer.name", "phases.pretrain.optimizer"),
+        ("flatness.batch_size", "flatness.microbatch_size or evaluation.batch_size"),
+        ("sed", "seed"),
+    ],
 )
 def test_a_key_is_found_in_the_section_where_it_is(key, meant):
-    with pytest.raises(
-        validation.InputError, match=re.escape(f"{key} is not a config key")
-    ) as error:
+    with pytest.raises(validation.InputError, match=f"is not a config key; nearest: {meant}$"):
         loading.override(base_config.base(), {key: 1})
-    assert str(error.value).endswith(f"nearest: {meant}")
 
 
 def test_a_point_is_its_overrides_not_its_place(tmp_path):

@@ -36,6 +36,7 @@ def run(tmp_path):
 
 
 @pytest.mark.skipif("avx512" in compilation.kind_of_cpu(), reason="JAX refuses what it kept")
+@pytest.mark.slow
 def test_the_next_process_reads_what_this_one_compiled(run, tmp_path):
     folder, hits, value, said = run()
     assert folder.startswith(f"{tmp_path}/jaxflat/programs-")

@@ -58,6 +58,22 @@ def test_what_was_trained_at_once_is_measured_one_by_one(clock, capsys):
     assert etas(capsys.readouterr().out) == [15, 10, 5, 0]
 
 
+def test_what_is_made_for_all_points_is_no_points_time(clock, capsys):
+    with Display(3) as display:
+        clock[0] += 3600
+        display.finish_preparations()
+        for name in ("a", "b", "c"):
+            clock[0] += 60
+            display.finish_point(name, "")
+    assert etas(capsys.readouterr().out) == [120, 60, 0]
+
+
+def test_nothing_is_left_where_all_was_done(clock):
+    with Display(1, {"a"}) as display:
+        display.finish_point("a", "")
+        assert str(display._progress.columns[-1].render(display._progress.tasks[0])) == "0:00:00"
+
+
 def test_the_bar_counts_down_to_the_same_end(clock):
     with Display(3) as display:
         column = display._progress.columns[-1]

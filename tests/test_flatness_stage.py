@@ -49,6 +49,7 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
 @pytest.mark.parametrize(
     ("name", "width", "layers"), [("transformer", 24, 0), ("transformer", 8, 3), ("lstm", 24, 3)]
 )
+@pytest.mark.slow
 def test_embedded_values_are_of_the_larger_model_that_computes_the_same(
     tmp_path, monkeypatch, name, width, layers
 ):
@@ -91,6 +92,7 @@ def test_extra_layers_add_the_curvature_of_their_biases_to_the_fisher_trace(tmp_
     np.testing.assert_allclose(added, 3 * added_once, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_layer_of_a_stack_has_a_name(tmp_path):
     found = measured(tmp_path, "fisher_trace", embedded_width=8)
     assert {"fisher_trace/layer_0.mlp", "fisher_trace/layer_last.mlp"} <= found.keys()

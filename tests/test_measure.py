@@ -114,6 +114,7 @@ def expected_loss(name, batches):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.slow
 def test_the_loss_is_the_mean_surprise_at_what_is_predicted(files, name):
     subject = text_subject(files, name, num_microbatches=3)
     assert subject.about == f"{name}, 3 microbatches of 2 of 6 texts, labels data"
@@ -124,6 +125,7 @@ def test_the_loss_is_the_mean_surprise_at_what_is_predicted(files, name):
     assert loss.num_samples == 3
 
 
+@pytest.mark.slow
 def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     where = (f"--checkpoint={files / 'gpt2'}", f"--data={files / 'texts.jsonl'}")
     how = ("--config.flatness.slices.num_points=5", "--config.flatness.slices.num_directions=2")
@@ -153,6 +155,7 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     assert said.count("figure ") == 2
 
 
+@pytest.mark.slow
 def test_the_way_to_another_checkpoint(files, tmp_path, capsys):
     """Its rise at the end is the difference of the two losses; to itself there is none."""
     where = (f"--data={files / 'texts.jsonl'}", "--measures=loss_path")

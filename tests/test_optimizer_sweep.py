@@ -10,6 +10,7 @@ CONFIG = f"{Path(__file__).parents[1]}/configs/optimizer_sweep.py"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.slow
 def test_ways_on_share_their_start_and_leave_one_annealed_checkpoint(scale, tmp_path):
     config, listed = loading.load(f"{CONFIG}:{scale}")
     expanded = [p for p in points.expand(config, listed, tmp_path) if p.config.phase_order]

@@ -17,6 +17,8 @@ from jaxflat.stages.probe import probe
 from jaxflat.stages.probe_sets import probe_sets
 from jaxflat.trajectory import Snapshot
 
+pytestmark = pytest.mark.slow
+
 TUNING = {"shots": 12, "num_draws": 4, "batch_size": 8, "epochs": 2, "warmup_steps": 1}
 
 

@@ -20,6 +20,8 @@ from jaxflat.training.optimizers import Schedule
 from jaxflat.trajectory import Snapshot
 from jaxflat.validation import InputError
 
+pytestmark = pytest.mark.slow
+
 ARMS = product(param("seed", [0]), param("phases.drift.targets", ["sampled", "exact"]))
 
 

@@ -48,6 +48,7 @@ def test_every_paper_point_has_a_row_of_memory_and_no_array():
         assert f" {point.name} " in capture.get()
 
 
+@pytest.mark.slow
 def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
     by_width = {p.config.model.width: p.config for p in paper_points() if p.config.phase_order}
     for config in by_width.values():
@@ -60,6 +61,7 @@ def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
 
 
 @pytest.mark.parametrize(("width", "num_layers", "num_params"), [(768, 1, 1e7), (1584, 3, 1.35e8)])
+@pytest.mark.slow
 def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num_params):
     config = ConfigDict(resolved())
     config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
@@ -114,6 +116,7 @@ def probe_fit():
         partial(hessian_vector_products, "lstm"),
     ],
 )
+@pytest.mark.slow
 def test_programs_lower_for_accelerators(program, platform):
     function, arguments = program()
     exported = jax.export.export(function, platforms=[platform])(*arguments)

@@ -19,6 +19,7 @@ def step():
     return experiment.num_params(point.config), compiled_step(point.config)
 
 
+@pytest.mark.slow
 def test_devices_exchange_the_gradient_once_a_step(step):
     num_params, compiled = step
     sent = exchanged(compiled)

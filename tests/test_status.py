@@ -1,11 +1,13 @@
 """A look at a sweep, of which there are only the files."""
 
 import json
+import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from jaxflat import locks, status
+from jaxflat import lock_files, locks, processes, status
 from jaxflat.metrics import write_json, write_lines
 
 CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps": 30}}}
@@ -18,7 +20,7 @@ def hold(workdir, name, worker):
     (workdir / "locks" / name / "1").write_text(f"{json.dumps([1, owner])}\n")
 
 
-def make_sweep(workdir, states, seconds=20.0):
+def make_sweep(workdir, states):
     """Make a sweep's files; a state "running 3" is of worker 3, and "running" alone of none."""
     names = [f"seed={seed}" for seed in range(len(states))]
     write_json(workdir / "sweep.json", {"points": [{"name": name} for name in names]})
@@ -36,7 +38,7 @@ def make_sweep(workdir, states, seconds=20.0):
             curve.append({"phase": "a", "step": 15, "branch": 10, "loss": 1.5})
             write_lines(directory / "metrics.jsonl", curve)
             share = 1.0 if state == "done" else 0.25
-            spent = [{"stage": "train", "seconds": seconds * share / 2}] * 2
+            spent = [{"stage": "train", "seconds": 10.0 * share}] * 2
             write_lines(directory / "timing.jsonl", spent)
 
 
@@ -68,6 +70,28 @@ def test_a_point_has_died_where_it_runs_and_nobody_holds_it(tmp_path):
     assert status.read_points(tmp_path, time.time())[0].state == "died"
 
 
+def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    *here, _ = processes.identity(os.getpid())
+    for started, state in (("1", "died"), (processes.identity(os.getpid())[-1], "running")):
+        owner = json.dumps([1, [*here, started]])
+        (tmp_path / "locks/seed=0/1").write_text(f"{owner}\n")
+        assert status.read_points(tmp_path, time.time())[0].state == state
+
+
+def test_a_point_has_died_where_its_worker_is_silent_for_minutes(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    now = (tmp_path / "locks/seed=0/1").stat().st_mtime
+    assert status.read_points(tmp_path, now + lock_files.SILENT - 10)[0].state == "running"
+    (point,) = status.read_points(tmp_path, now + lock_files.SILENT + 10)
+    assert (point.state, point.seconds) == ("died", 5)
+
+
+def test_a_clock_that_is_behind_takes_no_time_away(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    assert status.read_points(tmp_path, now=0.0)[0].seconds == 5
+
+
 def test_a_point_that_begins_has_no_config_yet(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     for name in ("config.json", "timing.jsonl", "metrics.jsonl"):
@@ -90,12 +114,12 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
 )
 def test_the_rest_takes_what_the_done_ones_took(states, expected, tmp_path):
     make_sweep(tmp_path, states)
-    now = min((path.stat().st_mtime for path in tmp_path.glob("*/timing.jsonl")), default=0.0)
-    left = status.remaining_seconds(status.read_points(tmp_path, now))
-    assert left == (expected if expected is None else pytest.approx(expected, abs=1))
+    points = status.read_points(tmp_path, now=0.0)  # no time since their last stages
+    assert status.remaining_seconds(points) == expected
 
 
-def test_what_is_printed_and_written(tmp_path, capsys):
+def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: 0.0))
     make_sweep(tmp_path, ["done"] * 150 + ["running 1", "failed", "preempted"] + ["waiting"] * 47)
     assert status.main([str(tmp_path), f"--json={tmp_path}/new/status.json"]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -18,6 +18,8 @@ from jaxflat.data.reader import open_dataset
 from jaxflat.display import Display
 from jaxflat.languages.batches import Source, source_batch
 
+pytestmark = pytest.mark.slow
+
 NUM_STORED, BATCH_SIZE = 64, 8
 POINTS = [{}]
 

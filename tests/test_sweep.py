@@ -111,6 +111,7 @@ def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkey
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
     finished, tmp_path, monkeypatch, seed
 ):
@@ -139,6 +140,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
     assert_same(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch):
     calls = signal_in(monkeypatch, COMPILED, every=17)
 
@@ -152,15 +154,23 @@ def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch
     assert contents(tmp_path) == contents(finished)
 
 
-def test_new_seeds_train_only_themselves(copy):
+@pytest.mark.slow
+def test_new_seeds_train_only_themselves(copy, capsys, monkeypatch):
+    spent = []
+    monkeypatch.setattr(Display, "spend", lambda self, name, seconds: spent.append(name))
     before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     old = {path for path in before if path.name != "timing.jsonl"}
     assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}
     after = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     assert {path: after[path] for path in old} == {path: before[path] for path in old}
     assert len((copy / "results.csv").read_text().splitlines()) == 1 + 3 * 2 * 4 + 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "excess_loss" in line]
+    new = [name for line in lines if "(ETA" in line for name in spent if name in line]
+    assert (len(lines), new) == (6 + 1, spent)  # only what takes time here tells how much is left
+    assert all("seed=2" in name for name in spent)
 
 
+@pytest.mark.slow
 def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     parts = ("*/checkpoints/*/*", "*/projected/*/*", "*/probes.jsonl")
     before = [modified(copy, part) for part in parts]
@@ -175,6 +185,7 @@ def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     assert len(changed) == 4 + 2
 
 
+@pytest.mark.slow
 def test_checkpoints_are_fine_tuned_and_projected_when_that_is_asked_for(copy):
     config = tiny_config()
     config.probes.projected_dimension = 4
@@ -219,6 +230,7 @@ def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch
     assert contents(tmp_path) == contents(finished)
 
 
+@pytest.mark.slow
 def test_a_point_that_diverges_says_where_and_what_is_left(tmp_path):
     config = tiny_config()
     config.phases.drift.schedule.learning_rate = 1e30

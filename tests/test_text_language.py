@@ -23,6 +23,8 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.stages import probe_sets
 from jaxflat.validation import InputError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 

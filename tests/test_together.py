@@ -29,6 +29,8 @@ from jaxflat.display import Display
 from jaxflat.metrics import Curve
 from jaxflat.stages import lanes, trunks
 
+pytestmark = pytest.mark.slow
+
 RATE = "phases.drift.schedule.learning_rate"
 LANES = 3
 
@@ -83,7 +85,6 @@ def test_a_team_trains_as_each_of_its_points_does_alone(team, tmp_path):
     assert len(counts) == 2 * (3 + 1 + 2)  # checkpoints, a twin, and two to recover from
 
 
-@pytest.mark.slow
 def test_lanes_are_shared_out_over_devices(tmp_path):
     """Two lanes on devices of their own; their batches, and their parameters, on two each."""
     config = config_of(2)

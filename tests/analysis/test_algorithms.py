@@ -143,6 +143,7 @@ def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     assert f"Left out, the last checkpoint not measured: {third}." in summary_sentences(folder)
 
 
+@pytest.mark.slow
 def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     judged, name = [], "a_sweep_with_a_long_name-laptop"
     monkeypatch.setattr(claims, "noise_verdict", judged.append)

@@ -73,6 +73,7 @@ def no_files_of_figures(reported, monkeypatch):
     monkeypatch.setattr(figures, "save_figures", lambda *_: [])
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_elsewhere(reported):
     _, page, _ = reported
     for tag, address in page.addresses:
@@ -104,6 +105,7 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
         assert text in visible
 
 
+@pytest.mark.slow
 def test_where_there_is_no_number_the_page_says_why(sweep):
     _, visible = read(sweep(seeds=1))
     assert "no verdict: one seed gives no interval" in visible
@@ -131,11 +133,13 @@ def test_failed_points_and_text_from_files_are_shown_as_text(workdir):
 
 
 @pytest.mark.parametrize("missing", ["@embedded", "trace", "linear_probe", "bayes", "loss"])
+@pytest.mark.slow
 def test_missing_columns_leave_a_page(workdir, missing):
     drop(workdir / "results.csv", missing)
     read(workdir)
 
 
+@pytest.mark.slow
 def test_one_seed_one_size_and_nothing_at_all(sweep, tmp_path):
     read(sweep(seeds=1))
     _, visible = read(sweep(widths=(16,)))
@@ -154,6 +158,7 @@ def test_half_written_files_are_read_as_far_as_they_go(workdir):
     assert "train 300 s" in visible
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_not_positive_leaves_flatness_undecided(workdir):
     """Another measure does not step in: which one decides must not depend on what they say."""
     path = workdir / "results.csv"

@@ -122,6 +122,7 @@ def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path)
     write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     comparison = read_comparison(write_arms(tmp_path, ratios=(1.0, 0.25)))
     (pair,) = comparison.algorithms.pairs

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -117,6 +118,7 @@ def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):
 
 @trials(20 * TRIALS // ALL)
 @given(mutilated())
+@pytest.mark.slow
 def test_the_command_says_the_line_and_writes_nothing(tmp_path, capsys, config):
     keys, text = config
     path, workdir = tmp_path / "user.py", tmp_path / "work"

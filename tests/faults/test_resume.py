@@ -39,6 +39,7 @@ def resolved(optimizer: str, targets: str, together: int) -> FrozenConfigDict:
         *(pytest.param(*c, marks=pytest.mark.slow) for c in REST[:: max(ALL // TRIALS, 1)]),
     ],
 )
+@pytest.mark.slow
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
     optimizer, targets, together, tmp_path
 ):

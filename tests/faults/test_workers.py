@@ -136,6 +136,7 @@ def test_three_workers_race(start, workdir, num_points, stages):
 
 
 @pytest.mark.parametrize("stages", ["probes", TRAINED])
+@pytest.mark.slow
 def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     start, workdir, stages, worker_trial
 ):
@@ -175,6 +176,7 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     assert_done_but(workdir, {name}, 1)
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_worker_that_waits(start, workdir):
     """It ends at once, with exit code 75; one that runs a point leaves it to the others."""
     running = start(2, measuring=5.0)  # long enough for the others to begin

@@ -104,6 +104,7 @@ def softmax():
 
 
 @pytest.mark.parametrize("problem", [logistic, softmax])
+@pytest.mark.slow
 def test_classification(problem):
     """Logits are linear in the parameters, so H = G = F, whatever the labels."""
     log_probs_fn, params, dense_PxP = problem()

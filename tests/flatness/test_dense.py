@@ -85,6 +85,7 @@ def test_quadratic_forms_equal_the_dense_ones(problem):
     assert_equal(form, problem.flat_vector @ problem.gauss_newton @ problem.flat_vector)
 
 
+@pytest.mark.slow
 def test_fisher_vector_product_equals_the_dense_one(problem):
     """From J' (e_y - p), the gradient of every prediction, with the labels y given."""
     params, batches, vector = problem.args
@@ -103,6 +104,7 @@ def assert_within(estimate, truth, num_sems=3):
     assert abs(estimate.mean - truth) < num_sems * estimate.sem
 
 
+@pytest.mark.slow
 def test_the_traces_agree_at_saturation_and_only_there(problem, terms):
     params, batches, gauss_newton = problem.params, problem.batches, problem.gauss_newton
 

@@ -72,6 +72,7 @@ def fisher_samples(params, batches, key):
     ],
     ids=["hessian", "fisher"],
 )
+@pytest.mark.slow
 def test_unbiased_and_with_the_error_of_its_samples(problem, estimate, samples_fn, dense):
     params, batches = problem
     found = jax.jit(lambda keys: jax.lax.map(lambda k: estimate(params, batches, k), keys))(KEYS)

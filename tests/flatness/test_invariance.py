@@ -80,6 +80,7 @@ def test_microbatches_change_no_mean(problem, measure):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.slow
 def test_microbatches_change_no_sample(problem):
     """But the Fisher trace's: gradients are squared a microbatch at a time, of the same labels."""
 
@@ -103,6 +104,7 @@ def check_microbatches(problem, measure):
         assert_same(measure(params, cut, 4), expected)
 
 
+@pytest.mark.slow
 def test_probes_per_pass_changes_nothing():
     measure = jax.jit(partial(sampled, softmax_table), static_argnums=(2, 3))
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 4)

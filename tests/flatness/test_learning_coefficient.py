@@ -27,6 +27,7 @@ def repeated(loss_fn, params, batches, num_repeats=32, **options):
 
 
 @pytest.mark.parametrize("beta", [None, 0.5])
+@pytest.mark.slow
 def test_a_regular_model_has_half_its_parameters(beta):
     """n beta E[u'Au / 2] = 1/2 sum_i n beta a_i / h_i, h_i = n beta a_i + gamma, at step 0.
 
@@ -139,6 +140,7 @@ def reduced_rank_estimate(config, n, num_draws, step=0.05):
         pytest.param((2, 6, 2, 1), 4, 3000, 15_000, marks=pytest.mark.slow),  # of 16
     ],
 )
+@pytest.mark.slow
 def test_reduced_rank_regression_has_its_known_coefficient(config, truth, n, num_draws):
     assert reduced_rank_coefficient(*config) == truth
     mean, sem = reduced_rank_estimate(config, n, num_draws)

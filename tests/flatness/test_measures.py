@@ -132,6 +132,7 @@ SLOW = [name for name in MEASURES if name.startswith("adaptive")]
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MEASURES]
 )
+@pytest.mark.slow
 def test_a_measure_is_its_function_with_the_settings(problem, name):
     settings = settings_with()
     measured = flatness.MEASURES[name](problem, settings).estimates

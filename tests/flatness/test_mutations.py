@@ -26,6 +26,7 @@ def check_hessian_trace(loss_fn, batches):
 
 
 @pytest.mark.parametrize("noise", ["fixed", "fresh in every microbatch"])
+@pytest.mark.slow
 def test_dropout(noise):
     batches = table.make_batches(4, 8) | {"index": jnp.arange(4)}
 

@@ -48,6 +48,7 @@ def measure_all(seed, settings):
     return [np.asarray(leaf) for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_a_second_checkpoint_compiles_nothing(settings, caplog):
     def compiled():
         messages = [record.getMessage() for record in caplog.records]

@@ -39,6 +39,7 @@ def stack(*vectors):
     return jax.tree.map(lambda *x: jnp.stack(x), *vectors)
 
 
+@pytest.mark.slow
 def test_forms_of_the_masked_lm_equal_the_dense_ones():
     params, batches = lm.make_params(), lm.make_batches(1, 6)
     assert len(set(batches["lengths"].ravel().tolist())) > 2
@@ -183,6 +184,7 @@ def language_model(model, params, tokens):
     ],
     ids=["causal", "bert", "lstm"],
 )
+@pytest.mark.slow
 def test_other_models_have_the_forms_of_two_forward_derivatives(model):
     tokens = jax.random.randint(KEY, (2, 6), 0, 7)
     given = (tokens, jnp.full(2, 4)) if isinstance(model, Bert | Lstm) else (tokens,)

@@ -47,6 +47,7 @@ def test_average_over_a_quadratic_is_half_the_trace(key, adaptive):
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.slow
 def test_average_over_a_model_equals_plain_sampling(key, adaptive):
     """Large perturbations, where no expansion holds; NumPy's random numbers, no pairs."""
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 8)

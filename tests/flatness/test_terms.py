@@ -15,6 +15,7 @@ KEY = jax.random.key(4)
 
 @pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("over", ["probes", "probes+sentences"])
+@pytest.mark.slow
 def test_terms_add_up_to_the_forward_only_samples(problem, over):
     """Sample by sample, with terms that know of no stacking."""
     args = problem.loss_fn, problem.make_params(), problem.make_batches(3, 4), KEY

@@ -75,6 +75,7 @@ def check_calibration(problem, trace, over, num_draws, num_microbatches):
 @pytest.mark.parametrize("over", ["probes", "probes+sentences"])
 @pytest.mark.parametrize(("trace", "num_samples"), [("hessian", 16), ("fisher", 64)])
 @pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_calibration(problem, trace, num_samples, over):
     """A Fisher sample is a squared norm, so skewed: 16 of them cover only 92-93%."""
     num_draws, num_microbatches = (num_samples, 2) if over == "probes" else (1, num_samples)

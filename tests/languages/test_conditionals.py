@@ -79,6 +79,7 @@ def _rare_words(grammar: Pcfg) -> Pcfg:
     ],
     ids=["hmm", "balanced_tree", "pcfg", "levelled"],
 )
+@pytest.mark.slow
 def test_float32_does_not_underflow(language):
     """These sentences have probabilities below the smallest float32."""
     tokens_BxT, lengths_B = ragged_batch(language, seed=2)
@@ -91,6 +92,7 @@ def test_float32_does_not_underflow(language):
     np.testing.assert_allclose(np.exp(logp_BxTxV), np.exp(exact), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_large_batches():
     """What a sentence is told does not depend on how many others there are."""
     language = jax.tree.map(

@@ -8,6 +8,7 @@ from functools import cache
 
 import jax
 import numpy as np
+import pytest
 from scipy.stats import chisquare, kstest
 
 from jaxflat.languages.bounded_grammars import make_pcfg
@@ -147,6 +148,7 @@ def pcfg_counts(sentences, rng: np.random.Generator) -> Counts:
     }
 
 
+@pytest.mark.slow
 def test_pcfg():
     language = make_pcfg(grammar(), length=T, min_length=MIN_LENGTH, tasks=[])
     samples = []
@@ -190,6 +192,7 @@ def hmm_counts(hmm: Hmm, sentences, rng: np.random.Generator) -> Counts:
     }
 
 
+@pytest.mark.slow
 def test_hmm():
     hmm = random_hmm(
         0,

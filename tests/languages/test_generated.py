@@ -104,6 +104,7 @@ def float64():
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_probabilities_of_all_sentences_are_those_of_the_plain_forward_and_sum_to_1(name):
     language, probs = tiny(name), all_probs(name)
     assert abs(sum(probs.values()) - 1) < 1e-10
@@ -116,6 +117,7 @@ def test_probabilities_of_all_sentences_are_those_of_the_plain_forward_and_sum_t
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_conditionals_equal_enumeration(name):
     language = tiny(name)
     tokens_BxT, lengths_B = ragged(name, seed=1)
@@ -131,6 +133,7 @@ def test_conditionals_equal_enumeration(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_masked_conditionals_equal_enumeration(name):
     """Masks of any words, none and all of a sentence among them; pad is marked besides."""
     language = tiny(name)
@@ -156,6 +159,7 @@ def test_masked_conditionals_equal_enumeration(name):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_conditionals_of_part_of_a_batch_and_of_shorter_padding_are_the_same():
     """Seven sentences share no lanes; four columns hold no sentence that ends by itself."""
     language = tiny("from_three")
@@ -168,6 +172,7 @@ def test_conditionals_of_part_of_a_batch_and_of_shorter_padding_are_the_same():
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_conditionals_at_positions_are_rows_of_all(name):
     language = tiny(name)
     tokens_BxT, lengths_B = ragged(name, seed=5)
@@ -179,6 +184,7 @@ def test_conditionals_at_positions_are_rows_of_all(name):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_chunks_of_candidates_and_sizes_in_common_change_nothing(monkeypatch):
     language = tiny("one_length")
     tokens_BxT, lengths_B = ragged("one_length", seed=7)
@@ -191,6 +197,7 @@ def test_chunks_of_candidates_and_sizes_in_common_change_nothing(monkeypatch):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_a_language_is_an_argument_of_a_compiled_function():
     traces = []
 
@@ -223,6 +230,7 @@ def test_does_not_look_at_the_word_it_predicts():
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_a_sentence_of_the_longest_length_says_nothing_of_the_stop_symbol():
     """Otherwise the last word would be predicted by what may follow it."""
     language = tiny("from_three")
@@ -234,6 +242,7 @@ def test_a_sentence_of_the_longest_length_says_nothing_of_the_stop_symbol():
     np.testing.assert_allclose(last, kept, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_float32_is_near_and_impossible_lengths_and_unlikely_words_stay_finite():
     language = single(tiny("from_three"))
     tokens_BxT, lengths_B = ragged("from_three", seed=11)
@@ -266,6 +275,7 @@ def test_too_many_completions_and_traced_masks_are_refused_in_one_line():
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_every_sentence_has_its_probability(name):
     """Whole sentences, lengths among them, in one chi-square test over all that are possible."""
     language, probs = single(tiny(name)), all_probs(name)
@@ -293,6 +303,7 @@ def test_a_sentence_is_a_function_of_key_and_index():
     assert (np.asarray(other.tokens_BxT) != np.asarray(many.tokens_BxT)).any()
 
 
+@pytest.mark.slow
 def test_sharded_over_8_devices_equals_one_device():
     language, key = single(tiny("from_three")), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -77,6 +77,7 @@ def smoothed(hidden: np.ndarray) -> np.ndarray:
     return np.asarray(smooth(logs)).reshape(*hidden.shape, hmm.num_symbols)
 
 
+@pytest.mark.slow
 def test_state_posteriors():
     hmm, (tokens_BxT, lengths_B) = language(), batch()
     expected_BxTxK = smoothed(np.zeros_like(tokens_BxT, bool))

@@ -93,6 +93,7 @@ def batch(name: str) -> Sentences:
 
 
 @pytest.mark.parametrize("name", LEVELLED)
+@pytest.mark.slow
 def test_conditionals_equal_those_of_the_dense_chart(name):
     """All positions; given all other words, and given some of them."""
     language, dense = languages(name)
@@ -135,6 +136,7 @@ def _compare_place(name: str, task: str) -> int:
         ("zeros", ["root", "span_0_2"]),
     ],
 )
+@pytest.mark.slow
 def test_labels_equal_those_of_the_dense_chart(name, names):
     for task in names:
         assert _compare_place(name, task) > 0
@@ -242,6 +244,7 @@ def expected(name: str) -> dict[tuple[int, int], np.ndarray]:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", ["16_words", pytest.param("32_words", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_conditionals_at_the_shape_of_the_paper(name, dtype):
     language, tokens_BxT, lengths_B, masked_BxT = paper(name)
     inputs_BxT = np.where(masked_BxT, 201, tokens_BxT)

@@ -143,6 +143,7 @@ def _float64():
 @pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("masking", ["one", "share"])
 @pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.slow
 def test_exact_targets_equal_enumeration(name, masking):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     batch = mask_batch(language, jax.random.key(5), sentences, "exact", masking)
@@ -160,6 +161,7 @@ def test_exact_targets_equal_enumeration(name, masking):
 @pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize(("masking", "num_positions"), [("one", 0), ("one", 3), ("share", 0)])
 @pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.slow
 def test_questions_have_the_words_their_weights_and_the_exact_answers(name, masking, num_positions):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     tokens_SxT, lengths_S = map(np.asarray, (sentences.tokens_BxT, sentences.lengths_B))

@@ -66,6 +66,7 @@ def assert_equal(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("place", PLACES[1:], ids=name_of)
+@pytest.mark.slow
 def test_spans_of_500_sentences(place, dtype):
     for seed in SEEDS:
         assert_equal(*sampled(seed), place, dtype)
@@ -88,6 +89,7 @@ def test_roots_of_500_sentences(seed, dtype):
 
 
 @pytest.mark.parametrize("place", [(), (0, 2)], ids=name_of)
+@pytest.mark.slow
 def test_sentences_of_5_to_31_words_have_labels(place):
     """32 words, which six levels can yield, are too many."""
     grammar = random_levelled_grammar(

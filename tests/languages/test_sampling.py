@@ -164,6 +164,7 @@ def test_pcfg_latents_are_trees():
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_cross_entropy_is_the_stated_optimum(name):
     """Sampled cross-entropy of the oracle = its mean conditional entropy on other sentences."""
     language = RANDOM[name]

@@ -27,6 +27,7 @@ def _true_nodes(language, latents, length: int) -> Nodes:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_posterior_equals_enumeration(name):
     language = SMALL[name]
     tasks = language.tasks
@@ -74,6 +75,7 @@ def test_latent_labels_are_the_hidden_symbols(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_posteriors_are_calibrated(name):
     """E p(true label) = E sum_c p(c)^2 where p is the label's conditional distribution."""
     language = RANDOM[name]
@@ -89,6 +91,7 @@ def test_posteriors_are_calibrated(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_map_labels_are_the_most_probable(name):
     language = RANDOM[name]
     sentences = language.sample(jax.random.key(3), 20_000)

@@ -142,6 +142,7 @@ def test_asked_positions_have_the_logits_and_features_of_all(float64_bert):
     )
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_masked_lm_loss_are_those_of_plain_numpy(float64_bert):
     model, params = float64_bert
     positions_BxM = np.array([[5, 2], [1, 3], [0, 0]], np.int32)

@@ -69,6 +69,7 @@ def dense_logits(model, params, tokens_S):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.slow
 def test_forward_is_that_of_plain_numpy(activation, float64):
     model, params = make(activation)
     params = float64(params)
@@ -78,6 +79,7 @@ def test_forward_is_that_of_plain_numpy(activation, float64):
     np.testing.assert_allclose(logits_BxSxV, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_logit_depends_on_this_and_all_earlier_positions_and_on_no_later_one():
     model, params = make()
 

@@ -30,6 +30,7 @@ def apply(model, params, tokens_BxT=TOKENS_BxT, positions_BxM=None):
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.slow
 def test_words_are_asked_for_by_their_own_places(num_layers):
     model = make(num_layers=num_layers)
     params, positions_BxM = noisy_params(model), np.array([[0, 3], [1, 2], [1, 0]])
@@ -72,6 +73,7 @@ def test_every_word_sees_it():
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.slow
 def test_a_larger_model_computes_the_same(tied):
     small, large = make(tied=tied), make(width=12, num_layers=3, tied=tied)
     params = noisy_params(small)
@@ -84,6 +86,7 @@ def test_a_larger_model_computes_the_same(tied):
     np.testing.assert_allclose(scale * wide["cls_BxD"], np.tile(seen["cls_BxD"], 3), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_head_may_see_it_alone():
     model = make()
     params = noisy_params(model)

@@ -53,6 +53,7 @@ def apply(model, params):
     ("tied", "num_layers", "factor", "extra_layers"),
     [(True, 2, 3, 0), (False, 2, 1, 2), (False, 1, 2, 1), (True, 1, 3, 2)],
 )
+@pytest.mark.slow
 def test_embedded_model_computes_the_same_logits(name, tied, num_layers, factor, extra_layers):
     small = make(name, num_layers, tied)
     large = make(name, num_layers + extra_layers, tied, width=4 * factor)
@@ -84,6 +85,7 @@ def total(tree) -> float:
 
 @FAMILIES
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(name, tied):
     small, large = make(name, 2, tied), make(name, 2, tied, width=8)
     params = noisy_params(small)
@@ -94,6 +96,7 @@ def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(name, ti
 
 
 @FAMILIES
+@pytest.mark.slow
 def test_of_extra_layers_only_biases_that_reach_the_hidden_state_add_to_the_trace(name):
     small, large = make(name, 1, tied=True), make(name, 3, tied=True, width=8)
     params = noisy_params(small)
@@ -109,6 +112,7 @@ def test_of_extra_layers_only_biases_that_reach_the_hidden_state_add_to_the_trac
 
 
 @pytest.mark.parametrize("name", ["transformer", pytest.param("lstm", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_second_derivatives_follow_no_such_rule(name):
     """tr H - tr G of the embedded model is not that of the small one: it has to be measured."""
     small, large = make(name, 1, tied=True), make(name, 1, tied=True, width=8)

@@ -352,6 +352,7 @@ def undamaged(model_type: str):
 @pytest.mark.parametrize("kind", [*OF_TENSORS, *OF_FILES])
 @settings(max_examples=20, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_one_line_or_the_same_model(kind, data):
     config, text, weights = data.draw(damaged_checkpoints(kind))
     with tempfile.TemporaryDirectory() as path:

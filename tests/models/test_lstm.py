@@ -77,6 +77,7 @@ def sentence_logits(params, words):
 
 
 @pytest.mark.parametrize(("num_layers", "tied"), [(1, True), (3, False)])
+@pytest.mark.slow
 def test_logits_are_those_of_numpy_everywhere_and_at_asked_positions(num_layers, tied):
     model, params = make(num_layers, tied)
     plain = jax.tree.map(np.asarray, params)
@@ -119,6 +120,7 @@ def test_a_position_depends_on_every_word_of_its_sentence_and_on_no_padding():
         assert not np.any(seen_TxT[:length, length:])
 
 
+@pytest.mark.slow
 def test_hessian_vector_products_are_those_of_central_differences_of_the_gradient():
     model, params = make(2, tied=True, width=2)
     flat, unravel = ravel_pytree(params)

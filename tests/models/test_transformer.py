@@ -40,6 +40,7 @@ def apply(model, params, positions_BxM=None, tokens_BxT=TOKENS_BxT):
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.slow
 def test_only_asked_positions_are_computed_and_they_agree(num_layers, float64):
     model, params = make(8, num_layers, tied=False)
     params = float64(params)
@@ -49,6 +50,7 @@ def test_only_asked_positions_are_computed_and_they_agree(num_layers, float64):
     np.testing.assert_allclose(apply(model, params, positions_BxM), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_what_stands_at_padding_never_matters():
     model, params = make(8, 2, tied=True)
     changed_BxT = np.where(TOKENS_BxT == V, 1, TOKENS_BxT)

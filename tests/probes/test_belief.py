@@ -129,6 +129,7 @@ def test_the_error_covers_draws_of_training_sentences_too():
     assert 0.93 < (np.abs(means - 0.7) < 2.365 * sems).mean() < 0.97
 
 
+@pytest.mark.slow
 def test_conditionals_around_a_state_hold_its_posterior_only_in_part():
     """The lookup table at a word leaves the word itself out; its neighbours' have what is missing.
 

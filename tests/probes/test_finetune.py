@@ -76,6 +76,7 @@ def test_with_a_frozen_body_it_is_logistic_regression():
     np.testing.assert_allclose(difference - difference.mean(1, keepdims=True), 0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_one_step_of_one_batch_is_adamw_on_the_gradient_of_the_mean_loss():
     train, params = sentences(20), table()
     found = tuned(table_features, params, train, jax.random.key(0), 0.1, batch_size=20, epochs=1)
@@ -114,6 +115,7 @@ def frozen_model_features(params, tokens_NxT, lengths_N):
     return model_features(jax.lax.stop_gradient(params), tokens_NxT, lengths_N)
 
 
+@pytest.mark.slow
 def test_what_a_head_alone_cannot_solve_the_whole_model_does(model_params):
     """Two words alike: no sum of what single words say, so that a body has to relate them."""
     train, test = parity(500, 0), parity(500, 1)
@@ -128,6 +130,7 @@ def test_what_a_head_alone_cannot_solve_the_whole_model_does(model_params):
     assert accuracy[frozen_model_features] < max(share, 1 - share) + 0.08
 
 
+@pytest.mark.slow
 def test_every_parameter_under_the_features_moves(model_params):
     train = sentences(40)
     found = tuned(model_features, model_params, train, jax.random.key(0), 1e-2, batch_size=8,

@@ -70,6 +70,7 @@ def test_fits_reach_the_optimum_that_scipy_finds(shape):
             assert ours == pytest.approx(scipy_optimum(*case), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_penalty_is_chosen_on_validation_and_test_labels_play_no_part():
     train, validation, test = problem(60, 10, 0), problem(400, 10, 0), problem(200, 10, 0)
     penalties = jnp.asarray([1e-6, 1e-1, 1e3])
@@ -87,6 +88,7 @@ def test_penalty_is_chosen_on_validation_and_test_labels_play_no_part():
     assert not np.any(correct & shifted)
 
 
+@pytest.mark.slow
 def test_shots_are_the_first_training_sentences():
     data = problem(100, 8)
     first = Labelled(data.features_NxF[:40], data.labels_KxN[:, :40], data.valid_KxN[:, :40])
@@ -98,6 +100,7 @@ def test_shots_are_the_first_training_sentences():
     )
 
 
+@pytest.mark.slow
 def test_accuracy_error_covers_draws_and_sentences():
     """Probes of random skill on sentences of random difficulty: the t interval covers."""
 

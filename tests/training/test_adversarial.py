@@ -62,6 +62,7 @@ def parts(config, params):
     return float(plain / weight), float(downstream), float(loss_fn(params, batch)[0] / weight)
 
 
+@pytest.mark.slow
 def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     config = resolved(0.3)
     plain, downstream, both = parts(config, experiment.init_params(config))
@@ -81,6 +82,7 @@ def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
     assert not np.array_equal(batch.fit[0].tokens_BxT, batch.held_out[0].tokens_BxT)
 
 
+@pytest.mark.slow
 def test_gradient_knows_how_the_head_answers():
     """Against finite differences of the whole, refitting included."""
     config = resolved(1.0)
@@ -110,12 +112,14 @@ def test_gradient_knows_how_the_head_answers():
         np.testing.assert_allclose(slope, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_like_one():
     config = resolved(0.1)
     one, eight = (train(config, 5, n)[1] for n in (1, 8))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_strength_decides_which_way_the_downstream_loss_goes():
     """Steps down the gradient of L - s D change D by +s times the squared norm of D's own, to
     first order: against plain steps, one way for an adversary and the other for a helper."""

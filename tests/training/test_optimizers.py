@@ -70,6 +70,7 @@ def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.slow
 def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
     """Logistic regression: the gradient at theta + radius g / |g|, by hand in NumPy."""
     rng = np.random.default_rng(0)
@@ -108,6 +109,7 @@ def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
             np.testing.assert_allclose(state.params[name], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
     """Of a gradient G = P S Q' the first step is near P Q', at RMS 0.2; the rest is NAdam's."""
     params = initial_params()

@@ -41,6 +41,7 @@ def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("targets", ["exact", pytest.param("sampled", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_eight_devices_train_like_one(targets):
     config = resolved(targets=targets)
     one, eight = (losses_of_first_steps(config, n, 30) for n in (1, 8))
@@ -48,6 +49,7 @@ def test_eight_devices_train_like_one(targets):
     assert one[-1] < one[0]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_an_lstm_like_one():
     config = ConfigDict(resolved())
     config.model.update({"name": "lstm", "num_layers": 1})
@@ -56,6 +58,7 @@ def test_eight_devices_train_an_lstm_like_one():
     assert one[-1] < one[0]
 
 
+@pytest.mark.slow
 def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     """Excess loss 0.002 nats was seen for two seeds, 1.1 and 1.4 before training."""
     config = ConfigDict(resolved(steps=600))
