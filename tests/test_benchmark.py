@@ -90,6 +90,7 @@ def product_flops(jaxpr, times: int = 1) -> int:
 @pytest.mark.parametrize(
     "shape", [Shape(16, 3, 4, 8, 6, 10), Shape(8, 1, 8, 4, 5, 12), Shape(12, 4, 6, 2, 3, 7)]
 )
+@pytest.mark.slow
 def test_a_step_has_the_products_that_are_counted(shape):
     loss_fn, params, batch = loss_and_arguments(shape)
     step = jax.make_jaxpr(jax.grad(loss_fn, has_aux=True))(params, batch)
@@ -226,6 +227,7 @@ def test_each_device_labels_its_part_as_one_would(monkeypatch):
             assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_the_parser_labels_as_we_do():
     peer = pytest.importorskip("jaxflat.benchmark.nltk_peer", exc_type=ImportError)
     language = LANGUAGES["pcfg"](1, **languages.SPARSE | TINY_GRAMMAR)
@@ -252,6 +254,7 @@ def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
     assert_figures(figures)
 
 
+@pytest.mark.slow
 def test_each_call_is_the_steps_it_says():
     from jaxflat.benchmark.training import TrainingRuns
 

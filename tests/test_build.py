@@ -84,6 +84,7 @@ def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed
         np.testing.assert_array_equal([source[i][name] for i in range(64, 70)], column[:6])
 
 
+@pytest.mark.slow
 def test_an_epoch_from_disk_has_every_sentence_once(undisturbed):
     dataset = open_dataset(undisturbed)
     batches = [dataset.read(example_ids(0, step, 10, len(dataset))) for step in range(7)]

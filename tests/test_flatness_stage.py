@@ -83,6 +83,7 @@ def test_every_measure_has_embedded_values_where_there_is_a_common_width(tmp_pat
         assert same[f"{name}@embedded"].mean == same[name].mean == found[name].mean
 
 
+@pytest.mark.slow
 def test_extra_layers_add_the_curvature_of_their_biases_to_the_fisher_trace(tmp_path):
     found = measured(tmp_path, "fisher_trace", 8, 4, name="lstm", num_layers=1)
     once = measured(tmp_path, "fisher_trace", 8, 2, name="lstm", num_layers=1)

@@ -206,6 +206,7 @@ def test_what_is_not_a_number_is_null():
     json.dumps(as_json(Estimate(-nothing, jnp.float32(jnp.inf), 4, "seeds")), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_one_failed_measure_leaves_the_others(files, tmp_path, capsys):
     where = (f"--checkpoint={files / 'gpt2'}", f"--data={files / 'texts.jsonl'}")
     pairs = "--config.flatness.eigenvalues.num_largest=5000"

@@ -31,6 +31,7 @@ def test_ways_on_share_their_start_and_leave_one_annealed_checkpoint(scale, tmp_
     assert {name for name, strength in adversaries.items() if strength} == {"adversary"}
 
 
+@pytest.mark.slow
 def test_the_adversary_is_trained_once_for_itself_and_for_what_follows_it(tmp_path):
     config, listed = loading.load(f"{CONFIG}:laptop")
     orders = [p.config.phase_order for p in points.expand(config, listed, tmp_path)]

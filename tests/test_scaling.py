@@ -27,6 +27,7 @@ def test_devices_exchange_the_gradient_once_a_step(step):
     assert sent["reduce-scatter"] == sent["all-to-all"] == 0
 
 
+@pytest.mark.slow
 def test_every_device_has_the_whole_state(step):
     num_params, compiled = step
     assert compiled.memory_analysis().argument_size_in_bytes > 12 * num_params

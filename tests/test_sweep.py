@@ -213,6 +213,7 @@ def test_another_training_config_in_an_old_folder_is_refused(copy):
     assert modified(copy, "**/*") == before
 
 
+@pytest.mark.slow
 def test_a_failing_point_leaves_the_others_alone(finished, tmp_path, monkeypatch):
     run_point = attempts.run_point
 

@@ -22,6 +22,8 @@ from jaxflat.models.huggingface import load_causal
 from jaxflat.models.huggingface_save import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
@@ -80,7 +82,6 @@ def folder(tmp_path_factory):
     return train(tmp_path_factory.mktemp("teachers") / "chain", chain_texts(3000))
 
 
-@pytest.mark.slow
 def test_validation_loss_is_near_the_entropy_of_the_texts(folder):
     record = json.loads((folder / "teacher.json").read_text())
     least, found, sem = chain_entropy(), record["validation_loss"], record["validation_loss_sem"]
@@ -133,7 +134,6 @@ def digests(folder) -> dict[str, str]:
     return {path.name: sha256(path) for path in folder.iterdir()}
 
 
-@pytest.mark.slow
 def test_the_same_bytes_every_time(tmp_path):
     texts = chain_texts(60)
     small = {"steps": 3, "batch_size": 8}
@@ -145,7 +145,6 @@ def test_the_same_bytes_every_time(tmp_path):
     assert other["tokenizer.json"] == one["tokenizer.json"]
 
 
-@pytest.mark.slow
 def test_the_best_parameters_are_kept(tmp_path):
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list(WORDS), 6)) for _ in range(40)]
@@ -276,7 +275,6 @@ def test_a_signal_stops_training_and_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_what_cannot_be_trained_is_one_line(tmp_path, folder):
     with pytest.raises(ValueError, match="the number of texts is 19; a teacher takes 20"):
         train(tmp_path / "teacher", chain_texts(19))

@@ -149,6 +149,7 @@ def test_one_seed_one_size_and_nothing_at_all(sweep, tmp_path):
     assert "No point has results yet" in visible
 
 
+@pytest.mark.slow
 def test_half_written_files_are_read_as_far_as_they_go(workdir):
     point = next(path for path in workdir.iterdir() if path.is_dir() and "seed=0" in path.name)
     with (point / "timing.jsonl").open("a") as file:

@@ -99,6 +99,7 @@ def test_verdicts(low, high, expected):
     assert verdict(Interval((low * high) ** 0.5, low, high, 5)) == expected
 
 
+@pytest.mark.slow
 def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
     page = write_report(write_arms(tmp_path, ratios=(1.0, 0.25))).read_text()
     rows = trajectory_table(read_comparison(tmp_path).trajectories)
@@ -114,6 +115,7 @@ def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
     assert len(summary_table(tmp_path)) == 1 + 4  # what was projected
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path):
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, 0.25), seeds=1))
     assert "undecided with one seed" in sentences[0]

@@ -130,6 +130,7 @@ def test_training_that_is_stopped_in_every_call_makes_each_call_once(
 
 
 @pytest.mark.parametrize("lost", ["lines", "state"])
+@pytest.mark.slow
 def test_an_anneal_of_which_something_is_lost_is_trained_again(
     point, no_training, monkeypatch, capsys, lost
 ):

@@ -18,6 +18,8 @@ from jaxflat.display import Display
 from jaxflat.measure import __main__ as measure
 from jaxflat.stages import recovery
 
+pytestmark = pytest.mark.slow
+
 REMADE = "training makes it again"
 
 
@@ -72,7 +74,6 @@ def damage(step, chance):
     return chance.choice(KINDS)(chance.choice(files_of(step)), chance)
 
 
-@pytest.mark.slow
 def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     undisturbed, expected, tmp_path, capsys, starts, chance
 ):
@@ -106,7 +107,6 @@ def test_the_recovery_checkpoint_before_a_damaged_one_is_used(copied, expected, 
 
 
 @pytest.mark.parametrize(("step", "start"), [("checkpoints/7", 0), ("projected/16", 16)])
-@pytest.mark.slow
 def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, step, start):
     shutil.rmtree(copied / "trunks")
     (copied / "run" / step / "manifest.json").unlink()
@@ -116,7 +116,6 @@ def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, s
     assert_as_expected(copied, expected)
 
 
-@pytest.mark.slow
 def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch, starts):
     """Recovery checkpoints beyond the damaged one count no more, whatever comes between."""
     shutil.rmtree(copied / "trunks")
@@ -141,7 +140,6 @@ def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch,
     assert_as_expected(copied, expected)
 
 
-@pytest.mark.slow
 def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
     shutil.copytree(undisturbed[0] / "trunks", tmp_path / "trunks")
     (trunk,) = (tmp_path / "trunks").iterdir()
@@ -220,7 +218,6 @@ def disk(tmp_path):
 
 # Where the disk fills while orbax writes, threads of it come to their end after its own.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     undisturbed, expected, disk, tmp_path, monkeypatch, capsys, disk_trial
 ):
@@ -244,7 +241,6 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     gc.collect()  # what those threads left, or a later test would be told of it
 
 
-@pytest.mark.slow
 def test_all_that_is_measured_is_the_same_after_damage(undisturbed, tmp_path):
     stages = ("train", "flatness", "probes")
     workdirs = [Path(shutil.copytree(undisturbed[0], tmp_path / name)) for name in ("left", "hit")]

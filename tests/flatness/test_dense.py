@@ -138,6 +138,7 @@ def dense_blocks(diagonal):
     return blocks
 
 
+@pytest.mark.slow
 def test_each_block_equals_the_dense_block(terms_and_diagonal):
     terms, diagonal = terms_and_diagonal
     blocks, expected = terms.by_block(layer_of), dense_blocks(diagonal)
@@ -146,6 +147,7 @@ def test_each_block_equals_the_dense_block(terms_and_diagonal):
         assert abs(estimate.mean - expected[name]) < 4 * estimate.sem
 
 
+@pytest.mark.slow
 def test_blocks_sum_to_the_total(terms_and_diagonal):
     terms, _ = terms_and_diagonal
     blocks = terms.by_block(layer_of)
@@ -156,6 +158,7 @@ def test_blocks_sum_to_the_total(terms_and_diagonal):
     np.testing.assert_allclose(everything.sem, terms.total().sem, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_weighted_equals_the_dense_weighted_sum(terms_and_diagonal):
     """Scalar factors for plain leaves, one a layer for stacked ones."""
     terms, diagonal = terms_and_diagonal

@@ -164,6 +164,7 @@ def test_slices_are_rises_along_the_drawn_directions(problem):
 
 
 @pytest.mark.parametrize("name", ["hessian_trace", "fisher_trace"])
+@pytest.mark.slow
 def test_groups_of_a_grouping_add_up_to_the_trace(problem, name):
     groupings = (lambda path: f"of {path}", lambda path: "all")
     grouped = problem._replace(groupings=groupings)

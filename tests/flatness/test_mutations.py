@@ -44,6 +44,7 @@ def test_dropout(noise):
         check_hessian_trace(with_dropout(0.1), batches)
 
 
+@pytest.mark.slow
 def test_means_of_microbatches_averaged():
     """In place of the sum over predictions, divided once: the first microbatch has hardly any."""
     batches = table.make_batches(2, 16)

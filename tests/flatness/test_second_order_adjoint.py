@@ -157,6 +157,7 @@ def test_forms_equal_those_of_the_dense_hessian(loss_fn, wrap):
     np.testing.assert_allclose(found[0], v @ hessian @ v, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_programs_that_cannot_be_taken_apart_are_told():
     params, batch = {"w": jnp.ones(4), "b": jnp.ones(1)}, jnp.ones((5, 4))
     told = {f.__name__ for f in LOSSES if not taken_apart(f, params, batch)}

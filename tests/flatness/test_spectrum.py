@@ -29,6 +29,7 @@ PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.slow
 def test_extreme_eigenpairs_equal_the_dense_ones(problem, matrix):
     params, batches = problem.make_params(), problem.make_batches(3, 4)
     matrix_PxP = dense(matrix, problem, params, batches)

@@ -215,6 +215,7 @@ def test_a_language_is_an_argument_of_a_compiled_function():
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_does_not_look_at_the_word_it_predicts():
     language, T = tiny("one_length"), 4
     tokens_BxT, lengths_B = ragged("one_length", seed=9)
@@ -295,6 +296,7 @@ def test_every_sentence_has_its_probability(name):
     assert chisquare(cells[0][used], cells[1][used]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_sentence_is_a_function_of_key_and_index():
     language, key = single(tiny("from_three")), jax.random.key(1)
     few, many = language.sample(key, 8), language.sample(key, 32)

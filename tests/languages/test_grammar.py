@@ -48,6 +48,7 @@ def group_of(grammar: Grammar) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_levels_are_found_again(seed):
     grammar = random_levelled_grammar(seed, **SMALL)
     order = np.random.default_rng(seed).permutation(len(grammar.nonterminals))

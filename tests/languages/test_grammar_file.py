@@ -90,6 +90,7 @@ def test_writing_and_reading_changes_no_bit(tmp_path, content):
         assert math.fsum([*grammar.rules_NxNxN[A].flat, *grammar.emissions_NxV[A]]) == 1
 
 
+@pytest.mark.slow
 def test_random_grammars_can_be_written(tmp_path):
     grammar = random_levelled_grammar(
         0,

@@ -89,6 +89,7 @@ def test_state_posteriors():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0], ids="masked_{}".format)
+@pytest.mark.slow
 def test_conditionals_given_any_subset_of_the_words(share):
     """p(v) = sum_k p(state k at t | the others) P(k emits v); whether t is masked is no matter."""
     hmm, (tokens_BxT, lengths_B) = language(), batch()

@@ -74,6 +74,7 @@ def test_spans_of_500_sentences(place, dtype):
     assert {2, 5, 16} <= set(lengths_B.tolist())
 
 
+@pytest.mark.slow
 def test_roots_of_some_sentences():
     for seed in SEEDS:
         grammar, language, sentences = sampled(seed)

@@ -89,6 +89,7 @@ def _chi_square(counts: np.ndarray, probs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.slow
 def test_every_sentence_has_its_probability(name):
     """Whole sentences, lengths among them, in one chi-square test over all that are possible."""
     language, probs = TINY[name], {}
@@ -192,6 +193,7 @@ def test_cross_entropy_is_the_stated_optimum(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_a_sentence_is_a_function_of_key_and_index(name):
     language, key = RANDOM[name], jax.random.key(6)
     few, many = language.sample(key, 8), language.sample(key, 32)
@@ -228,6 +230,7 @@ def test_a_grammar_of_odd_lengths_has_no_sentence_of_two_words(tmp_path):
     assert set(sentences.lengths_B.tolist()) == {3, 5}
 
 
+@pytest.mark.slow
 def test_sentences_far_rarer_than_float32_can_tell_are_whole_trees():
     """32 words have a probability of 1e-39 here, yet every draw is one given its length."""
     language = random_recursive_pcfg(

@@ -53,6 +53,7 @@ def test_posterior_equals_enumeration(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_latent_labels_are_the_hidden_symbols(name):
     """Valid exactly where the sentence has a symbol at the place: long enough, a constituent."""
     language = RANDOM[name]

@@ -104,6 +104,7 @@ def test_other_tokens_later_change_no_logit_before(t):
 
 
 @pytest.mark.parametrize("chunks", [[1] * S, [4, 3, 2], [S], [2, 1, 6]])
+@pytest.mark.slow
 def test_decoding_by_chunks_is_the_full_forward(chunks, float64):
     model, params = make()
     params = float64(params)

@@ -44,6 +44,7 @@ def test_words_are_asked_for_by_their_own_places(num_layers):
     np.testing.assert_allclose(some_BxMxV, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_depends_on_every_word_and_on_no_padding():
     model = make(num_layers=1)
     params = noisy_params(model)

@@ -61,6 +61,7 @@ def test_what_stands_at_padding_never_matters():
     assert not np.all(np.asarray(same))
 
 
+@pytest.mark.slow
 def test_every_word_depends_on_every_other_word():
     model, params = make(8, 2, tied=True)
     tokens_1xT, lengths_1 = TOKENS_BxT[:1], LENGTHS_B[:1]

@@ -54,6 +54,7 @@ def tuned(features_fn, params, train, key, rate, warmup_steps=0, *, batch_size, 
     return finetune(features_fn, params, train, key, rate, warmup_steps, ADAMW, **settings)
 
 
+@pytest.mark.slow
 def test_with_a_frozen_body_it_is_logistic_regression():
     train, params = sentences(200), table()
     found = tuned(frozen_features, params, train, jax.random.key(0), 0.05, batch_size=200,

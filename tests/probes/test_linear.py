@@ -55,6 +55,7 @@ def scipy_optimum(features, labels, valid, l2) -> float:
 
 
 @pytest.mark.parametrize("shape", [(300, 6), (30, 50)])
+@pytest.mark.slow
 def test_fits_reach_the_optimum_that_scipy_finds(shape):
     data = problem(*shape)
     penalties = np.array([1e-4, 1e-2, 1.0])

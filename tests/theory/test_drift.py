@@ -50,6 +50,7 @@ def test_flow_on_two_parameters_is_the_closed_form():
     np.testing.assert_allclose(differences, 3.75 * np.exp(-P1 * (1 - P1) * times), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_velocity_is_the_part_of_the_gradient_in_the_null_space_of_the_hessian(table):
     problem, params_P = table
     hessian = jax.jit(problem.hessian)(params_P)
