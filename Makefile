@@ -5,10 +5,10 @@ PYTHON ?= python
 test:  ## the default tests
 	$(PYTHON) -m pytest
 
-slow:  ## the tests that take minutes
+slow:  ## the tests that take longer, in all most of an hour
 	$(PYTHON) -m pytest -m slow
 
-faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the default tests
+faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the other tests
 	JAXFLAT_FAULT_TRIALS=60 $(PYTHON) -m pytest tests/faults -m "slow or not slow"
 
 lint:  ## style and types

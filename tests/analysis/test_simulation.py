@@ -40,7 +40,6 @@ def test_paired_differences_and_ratios_cover(num_sweeps, size):
 
 @pytest.mark.parametrize("num_sweeps", AMOUNTS)
 @pytest.mark.parametrize("effect", EFFECTS, ids=str)
-@pytest.mark.slow
 def test_correlations_cover(num_sweeps, effect):
     """Their truth is their mean over sweeps enough to know it, on the scale that is averaged."""
     for name, found, truth in correlations(np.random.default_rng(2), num_sweeps, effect):
