@@ -107,9 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
-    """Print what points need of memory, by their numbers, and which may be trained at once."""
+    """Print what points need of memory, by their numbers, and which are trained at once."""
     from jaxflat import memory
 
+    if not console.is_terminal:  # a file has room for names
+        console = Console(width=160, quiet=console.quiet)
     console.print(
         memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
     )
@@ -120,8 +122,8 @@ def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
             teams.setdefault(team, []).append(str(number))
     for (_, lanes), numbers in teams.items():
         if len(numbers) > 1:
-            text = f"may be trained at once, in {lanes} lanes: {', '.join(numbers)}"
-            console.print(text, highlight=False)
+            text = f"trained at once, in {lanes} lanes: {', '.join(numbers)}"
+            console.print(f"{text}; the row of each counts all lanes", highlight=False)
 
 
 def show_report(workdir: Path, console: Console) -> None:

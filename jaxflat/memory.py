@@ -16,7 +16,10 @@ GIB = 2**30
 
 
 def table(points: Iterable[tuple[str, Config]]) -> Table:
-    """Return a table with a row for each point, in GiB for the whole batch on one device."""
+    """Return a table with a row for each point, in GiB for the whole batch on one device.
+
+    A row counts all points that are trained at once with its own.
+    """
     columns = (
         Column("point", overflow="fold"),
         "parameters",

@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="of a sweep")
-    parser.add_argument("--json", type=Path, help="also write the points to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points to FILE")
     return parser.parse_args(arguments)
 
 
@@ -97,27 +97,30 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
-    """Return about how long the points that are not done will take; None before the first is done.
+    """Return about how long the points that are not done will take, by the workers there are.
 
-    Each as long as the done ones on average, by as many workers as there are now.
+    Each as long as the done ones on average; None before the first is done, or without workers.
     """
     done = [point.seconds for point in points if point.state == "done"]
-    if not done:
+    workers = {point.worker for point in points if point.worker}
+    if not done or not workers:
         return None
     each = sum(done) / len(done)
     left = [point for point in points if point.state not in ("done", "failed")]
-    num_workers = max(len({point.worker for point in left if point.worker}), 1)
-    return sum(max(each - point.seconds, 0) for point in left) / num_workers
+    return sum(max(each - point.seconds, 0) for point in left) / len(workers)
 
 
 def summary(points: list[PointStatus]) -> str:
     """Return how many points are in each state, and the time that is left, in a line."""
     counts = Counter(point.state for point in points)
     text = ", ".join(f"{number} {state}" for state, number in counts.most_common())
-    seconds = remaining_seconds(points)
-    if seconds is None or counts["done"] + counts["failed"] == len(points):
+    if counts["done"] + counts["failed"] == len(points):
         return text
-    return f"{text}; about {timedelta(seconds=round(seconds))} left"
+    if not any(point.worker for point in points):
+        return f"{text}; nobody is at work: the command that began it goes on"
+    seconds = remaining_seconds(points)
+    left = "" if seconds is None else f"; about {timedelta(seconds=round(seconds))} left"
+    return f"{text}{left}"
 
 
 def points_table(points: list[PointStatus]) -> Table:

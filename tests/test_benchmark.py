@@ -269,7 +269,7 @@ def test_each_call_is_the_steps_it_says():
 BAD = {
     ("--width=30",): "--width=30 is not divisible by --head_size=4",
     ("--words=1",): "num_words must be >= 2; got 10, 1",
-    ("sweep", "--together=1"): "--together=1: runs are at once from 2 on",
+    ("sweep", "--together=1"): "--together=1 must be at least 2",
     ("--peers=python",): "--peers and --peer_script need each other",
     ("flatness", "--peers=python", "--peer_script=x"): "--peers compares training",
     ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",

@@ -104,8 +104,8 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
     ("states", "expected"),
     [
         (["waiting", "running 1"], None),  # nothing to go by yet
-        (["done", "done", "failed"], 0),
-        (["done", "waiting", "waiting"], 40),
+        (["done", "done", "failed"], None),
+        (["done", "waiting", "waiting"], None),  # nobody is at work
         (["done", "running 1", "waiting"], 15 + 20),
         (["done", "running 1", "running 1", "waiting"], 15 + 15 + 20),
         (["done", "running 1", "running 2", "waiting"], (15 + 15 + 20) / 2),
@@ -129,6 +129,13 @@ def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
     assert [point["state"] for point in written[149:154]] == [
         *("done", "running", "failed", "preempted", "waiting")
     ]
+
+
+@pytest.mark.parametrize("states", [["done", "running"], ["done", "waiting"], ["preempted"]])
+def test_a_sweep_without_workers_promises_no_time(states, tmp_path, capsys):
+    make_sweep(tmp_path, states)
+    assert status.main([str(tmp_path)]) == 0
+    assert "; nobody is at work: the command" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):

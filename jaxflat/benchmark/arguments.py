@@ -82,7 +82,7 @@ def check_arguments(flags: argparse.Namespace) -> None:
     if "calibration" in flags.groups and flags.seeds < 2:
         raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
     if "sweep" in flags.groups and flags.together < 2:
-        raise InputError(f"--together={flags.together}: runs are at once from 2 on")
+        raise InputError(f"--together={flags.together} must be at least 2")
     if flags.peer_script and not flags.peer_script.is_file():
         raise InputError(f"--peer_script={flags.peer_script} is not a file")
     check_outputs(flags.json)

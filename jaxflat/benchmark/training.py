@@ -35,7 +35,7 @@ def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> 
     """Return how many times faster runs are at once than one after the other, in turn, paired."""
     one, together = (start_training(shape, seconds, count) for count in (1, number))
     ratios = [number * one.seconds() / together.seconds() for _ in range(rounds)]
-    return {f"sweep/{number}_together_over_in_turn": summarize(ratios, "times")}
+    return {f"sweep/{number}_together_over_in_turn": summarize(ratios, "times as fast")}
 
 
 def measure_training(
