@@ -99,15 +99,15 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
 def remaining_seconds(points: list[PointStatus]) -> float | None:
     """Return about how long the points that are not done will take, by the workers there are.
 
-    Each as long as the done ones on average; None before the first is done, or without workers.
+    Each as long as the done ones on average; None before the first is done, or where nobody works.
     """
     done = [point.seconds for point in points if point.state == "done"]
     workers = {point.worker for point in points if point.worker}
-    if not done or not workers:
+    left = [point for point in points if point.state not in ("done", "failed")]
+    if not done or (left and not workers):
         return None
     each = sum(done) / len(done)
-    left = [point for point in points if point.state not in ("done", "failed")]
-    return sum(max(each - point.seconds, 0) for point in left) / len(workers)
+    return sum(max(each - point.seconds, 0) for point in left) / max(len(workers), 1)
 
 
 def summary(points: list[PointStatus]) -> str:

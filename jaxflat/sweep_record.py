@@ -31,8 +31,8 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
+    check_sweep(config, points, workdir)  # what is refused is so before anything is written
     with _usable(workdir):
-        check_sweep(config, points, workdir)  # what is refused is so before anything is written
         workdir.mkdir(parents=True, exist_ok=True)
         with alone(path):
             write_json(path, _extended(path, config, points))

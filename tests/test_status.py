@@ -104,7 +104,7 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
     ("states", "expected"),
     [
         (["waiting", "running 1"], None),  # nothing to go by yet
-        (["done", "done", "failed"], None),
+        (["done", "done", "failed"], 0),
         (["done", "waiting", "waiting"], None),  # nobody is at work
         (["done", "running 1", "waiting"], 15 + 20),
         (["done", "running 1", "running 1", "waiting"], 15 + 15 + 20),
