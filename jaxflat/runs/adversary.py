@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat.distributed import sharding
 from jaxflat.config import Config
+from jaxflat.distributed import sharding
 from jaxflat.languages.batches import Source, source_batch
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels

@@ -5,11 +5,10 @@ All raise ValueError, one line that names the key, and train nothing.
 
 from collections.abc import Iterable
 
-from jaxflat.runs import experiment
-from jaxflat.languages.generated import text_language
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
 from jaxflat.flatness.stopping import MIN_SAMPLES
+from jaxflat.languages.generated import text_language
+from jaxflat.runs import experiment, trajectory
 
 OF_GIVEN_LABELS = (
     *("average_sharpness", "adaptive_average_sharpness"),

@@ -16,16 +16,16 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from jaxflat.distributed import sharding
-from jaxflat.languages.generated import text_language
-from jaxflat.runs.adversary import make_objective
 from jaxflat.config import Config
+from jaxflat.distributed import sharding
 from jaxflat.languages import LANGUAGES
+from jaxflat.languages.generated import text_language
 from jaxflat.models.masked import MaskedModel, make_masked_model
+from jaxflat.runs.adversary import make_objective
+from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps
-from jaxflat.runs.trajectory import Phase
 
 _mesh = functools.cache(sharding.make_mesh)
 

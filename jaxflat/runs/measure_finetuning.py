@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxflat.runs import experiment
-from jaxflat.distributed import sharding
 from jaxflat.config import Config
+from jaxflat.distributed import sharding
 from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.finetune import LabelledExamples, finetuned_correct
+from jaxflat.runs import experiment
 from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import Part, ProbeSets
 from jaxflat.runs.records import Record, record
-from jaxflat.training.optimizers import make_optimizer
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.training.optimizers import make_optimizer
 
 
 def finetune_records(

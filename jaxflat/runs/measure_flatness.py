@@ -9,19 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat.runs import experiment
-from jaxflat.distributed import ranks
-from jaxflat.distributed import sharding
 from jaxflat.config import Config
+from jaxflat.distributed import ranks, sharding
+from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.flatness import MEASURES, Estimate, Problem, TraceTerms
 from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
-from jaxflat.distributed.preemption import Keep, afresh
+from jaxflat.runs import experiment
 from jaxflat.runs.records import Record, load_params, record
-from jaxflat.training.objectives import self_labelled_loss
 from jaxflat.runs.trajectory import Snapshot, sentences_seen
+from jaxflat.training.objectives import self_labelled_loss
 
 
 def flatness(

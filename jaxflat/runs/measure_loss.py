@@ -7,16 +7,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxflat.runs import experiment
-from jaxflat.distributed import sharding
 from jaxflat.config import Config
+from jaxflat.distributed import sharding
+from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.masked import MaskedModel
-from jaxflat.distributed.preemption import Keep, afresh
+from jaxflat.runs import experiment
 from jaxflat.runs.records import Record, load_params, record
-from jaxflat.training.objectives import prediction_losses
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.training.objectives import prediction_losses
 
 
 def evaluate(

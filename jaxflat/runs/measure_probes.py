@@ -7,17 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxflat.runs import experiment
 from jaxflat.config import Config
+from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
-from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.probes.features import pool, projection, span_mean
 from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.runs import experiment
 from jaxflat.runs.measure_belief_states import belief_records
-from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.measure_finetuning import finetune_records
+from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import Known, ProbeSets, probe_sets
 from jaxflat.runs.records import Record, load_params, record
 from jaxflat.runs.trajectory import Snapshot

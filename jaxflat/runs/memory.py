@@ -8,11 +8,10 @@ import jax
 from rich import box
 from rich.table import Column, Table
 
-from jaxflat.runs import experiment
-from jaxflat.languages.generated import text_language
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.languages.generated import text_language
+from jaxflat.runs import experiment, trajectory
 
 GIB = 2**30
 

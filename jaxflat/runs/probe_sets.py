@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxflat.runs import experiment
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
+from jaxflat.languages.generated.text_language import labelled_sentences
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels, posteriors
-from jaxflat.languages.generated.text_language import labelled_sentences
+from jaxflat.runs import experiment
 
 GIVEN = "given"  # the labeling of sentences that people labelled
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jaxflat.runs import experiment
 from jaxflat.config import Config
+from jaxflat.runs import experiment
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

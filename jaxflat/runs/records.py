@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxflat.storage import checkpoint
-from jaxflat.runs import experiment
-from jaxflat.distributed import ranks
-from jaxflat.distributed import preemption
 from jaxflat.config import Config
+from jaxflat.distributed import preemption, ranks
 from jaxflat.flatness import Estimate
-from jaxflat.storage.files import write_json
+from jaxflat.runs import experiment
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import write_json
 
 Record = dict[str, Any]
 

@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxflat.storage import checkpoint
-from jaxflat.runs import experiment
-from jaxflat.distributed import ranks
-from jaxflat.distributed import sharding
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
-from jaxflat.storage.files import Curve
-from jaxflat.runs import shared_prefixes
-from jaxflat.training.step import TrainState
+from jaxflat.distributed import ranks, sharding
+from jaxflat.runs import experiment, shared_prefixes, trajectory
 from jaxflat.runs.trajectory import Phase, Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import Curve
+from jaxflat.training.step import TrainState
 
 
 @ranks.first

@@ -14,21 +14,18 @@ from typing import Any
 
 import jax
 
-from jaxflat.distributed import ranks
-from jaxflat.distributed import leases
-from jaxflat.distributed import preemption
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.storage.files import append_line, read_lines, write_json, write_lines
-from jaxflat.runs import slots
-from jaxflat.runs.measure_loss import evaluate
+from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.runs import slots, trajectory
 from jaxflat.runs.measure_flatness import flatness
+from jaxflat.runs.measure_loss import evaluate
 from jaxflat.runs.measure_probes import probe
 from jaxflat.runs.records import Record, keeping
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.train import train
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage.files import append_line, read_lines, write_json, write_lines
 
 STAGES = ("train", "flatness", "probes", "report")
 

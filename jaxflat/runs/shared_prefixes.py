@@ -14,14 +14,12 @@ from pathlib import Path
 
 import jax
 
-from jaxflat.storage import checkpoint
-from jaxflat.runs import experiment
-from jaxflat.distributed import ranks
-from jaxflat.distributed import leases
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
-from jaxflat.storage.manifest import DamagedError
+from jaxflat.distributed import leases, ranks
+from jaxflat.runs import experiment, trajectory
 from jaxflat.runs.trajectory import Phase
+from jaxflat.storage import checkpoint
+from jaxflat.storage.manifest import DamagedError
 
 FOLDERS = ("checkpoints", "projected", "recovery")
 """Where a run's checkpoints are; what to go on from is the last that is copied."""

@@ -16,15 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat.runs import corpus
-from jaxflat.runs import experiment
-from jaxflat.distributed import leases
-from jaxflat.distributed import preemption
-from jaxflat.distributed import sharding
 from jaxflat.config import Config
+from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
-from jaxflat.training.step import TrainState
+from jaxflat.runs import corpus, experiment
 from jaxflat.runs.trajectory import Phase
+from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
 """What a run does from one of its trunk's steps, in this order."""

@@ -9,18 +9,15 @@ from pathlib import Path
 
 import jax
 
-from jaxflat.storage import checkpoint
-from jaxflat.distributed import ranks
-from jaxflat.distributed import leases
-from jaxflat.runs import trajectory
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.storage.files import Curve
-from jaxflat.runs import recovery
-from jaxflat.runs import shared_prefixes
+from jaxflat.distributed import leases, ranks
+from jaxflat.runs import recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
-from jaxflat.training.step import TrainState
 from jaxflat.runs.trajectory import Phase, Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import Curve
+from jaxflat.training.step import TrainState
 
 
 def train(config: Config, directory: Path, display: Display) -> Training:

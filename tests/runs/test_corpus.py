@@ -9,16 +9,15 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
-from tests.support.sweeps import tiny_config
-from tests.sweeps.test_sweep import contents, modified, saved_arrays
 
-from jaxflat.runs import corpus
-from jaxflat.runs import experiment
-from jaxflat.sweeps import sweep
+from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
-from jaxflat.console import Display
 from jaxflat.languages.batches import Source, source_batch
+from jaxflat.runs import corpus, experiment
+from jaxflat.sweeps import sweep
+from tests.support.sweeps import tiny_config
+from tests.sweeps.test_sweep import contents, modified, saved_arrays
 
 pytestmark = pytest.mark.slow
 

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.sweeps import tiny_config
 
-from jaxflat.runs import experiment
-from jaxflat.sweeps import points
 from jaxflat.config import MEASURES
+from jaxflat.config.validation import InputError
 from jaxflat.flatness import Estimate, Measured, mean_loss
+from jaxflat.runs import experiment
 from jaxflat.runs import measure_flatness as stage
 from jaxflat.runs.trajectory import Snapshot
-from jaxflat.config.validation import InputError
+from jaxflat.sweeps import points
+from tests.support.sweeps import tiny_config
 
 CHEAP = {
     "num_microbatches": 6,

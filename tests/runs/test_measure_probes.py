@@ -6,19 +6,16 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
-from tests.support.sweeps import tiny_config
 
-from jaxflat.runs import checks
-from jaxflat.runs import experiment
+from jaxflat.config import base, validation
 from jaxflat.distributed import sharding
-from jaxflat.config import validation
-from jaxflat.config import base
 from jaxflat.languages import LANGUAGES
-from jaxflat.runs import measure_finetuning
+from jaxflat.runs import checks, experiment, measure_finetuning
 from jaxflat.runs.measure_finetuning import finetune_records
 from jaxflat.runs.measure_probes import probe
 from jaxflat.runs.probe_sets import probe_sets
 from jaxflat.runs.trajectory import Snapshot
+from tests.support.sweeps import tiny_config
 
 pytestmark = pytest.mark.slow
 

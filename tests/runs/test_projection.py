@@ -9,20 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
+
+from jaxflat.config import param, product
+from jaxflat.config.validation import InputError
+from jaxflat.languages.batches import Source
+from jaxflat.runs import experiment, slots, trajectory
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.sweeps import points, sweep
+from jaxflat.training.optimizers import Schedule
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import assert_same, contents
-
-from jaxflat.storage import checkpoint
-from jaxflat.runs import experiment
-from jaxflat.sweeps import points
-from jaxflat.sweeps import sweep
-from jaxflat.runs import trajectory
-from jaxflat.config import param, product
-from jaxflat.languages.batches import Source
-from jaxflat.runs import slots
-from jaxflat.training.optimizers import Schedule
-from jaxflat.runs.trajectory import Snapshot
-from jaxflat.config.validation import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -10,23 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
+from jaxflat.config import chain, param, product
+from jaxflat.console import Display
+from jaxflat.distributed import leases, preemption
+from jaxflat.runs import experiment, shared_prefixes, slots, trajectory
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import Curve
+from jaxflat.sweeps import points, sweep, workers
 from tests.support.signals import signal_in, until_done
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import assert_same, contents, saved_arrays
-
-from jaxflat.sweeps import workers
-from jaxflat.storage import checkpoint
-from jaxflat.runs import experiment
-from jaxflat.distributed import leases
-from jaxflat.sweeps import points
-from jaxflat.distributed import preemption
-from jaxflat.sweeps import sweep
-from jaxflat.runs import trajectory
-from jaxflat.config import chain, param, product
-from jaxflat.console import Display
-from jaxflat.storage.files import Curve
-from jaxflat.runs import slots
-from jaxflat.runs import shared_prefixes
 
 pytestmark = pytest.mark.slow
 
