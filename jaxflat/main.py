@@ -32,8 +32,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
-        default="train,flatness,probes,report",
-        help="which stages (default: %(default)s)",
+        help="which stages, e.g. train,flatness (default: all, report included)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
@@ -53,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat.config import loading, validation
     from jaxflat.distributed import compilation, leases
-    from jaxflat.runs import run
+    from jaxflat.runs.stages import STAGES
     from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
 
@@ -65,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
         listed = loading.without_keys(listed, overrides)
-        stages = tuple(flags.stages.split(","))
-        validation.check_choices("--stages", stages, run.STAGES)
+        stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
+        validation.check_choices("--stages", stages, STAGES)
         path, _, scale = flags.config.partition(":")
         workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
         if flags.dry_run:

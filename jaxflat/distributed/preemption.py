@@ -14,9 +14,6 @@ from jaxflat.distributed import ranks
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 0.2  # seconds; `timeout` signals a process and then its group: one request that comes twice
 
-Keep = Callable[[str, Callable[[], Any]], Any]
-"""keep(name, make) -> what make() returns, or what it returned before a signal came."""
-
 
 class Preempted(SystemExit):
     """The process was asked to stop; what was done so far is on disk.
@@ -71,11 +68,6 @@ def deferred() -> Iterator[None]:
     finally:
         _at_once = True
     check()
-
-
-def afresh(name: str, make: Callable[[], Any]) -> Any:
-    """Keep nothing."""
-    return make()
 
 
 def _remember(number: int, _: Any) -> None:

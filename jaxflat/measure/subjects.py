@@ -13,7 +13,7 @@ from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
 from jaxflat.runs import checks, experiment
 from jaxflat.runs.measure_flatness import make_problem
-from jaxflat.runs.records import load_params
+from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage import checkpoint as stored_params
 
