@@ -17,6 +17,7 @@ from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot, sentences_seen
 from jaxflat.training.objectives import self_labelled_loss
@@ -139,7 +140,7 @@ def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
     """Return independent microbatches (leading axis), their sentences split over the mesh."""
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     mesh = experiment.make_mesh(config)
     how = (targets, config.language.masking)
     return _microbatches(

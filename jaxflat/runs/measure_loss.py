@@ -14,6 +14,7 @@ from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.masked import MaskedModel
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.training.objectives import prediction_losses
@@ -48,7 +49,7 @@ def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
 @functools.cache
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
     """Return what is asked of every model of a language, with the exact answers."""
-    made = experiment.make_language(language)
+    made = make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
     sentences = made.sample(key, settings.num_sentences)
     if settings.num_sentences % mesh.size == 0:

@@ -15,6 +15,7 @@ from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, projection, span_mean
 from jaxflat.probes.linear import Labelled, linear_probe_correct
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_belief_states import belief_state_determinations
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
 from jaxflat.runs.measurements import Estimates, Parts, load_params
@@ -59,7 +60,7 @@ def measure(
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield what tasks get from a model, and the Bayes accuracy beside the linear probe's."""
     if config.model.name == "lookup_table":
-        source = (config.model.features, experiment.make_language(config.language))
+        source = (config.model.features, make_language(config.language))
     else:
         source = (experiment.make_model(config), load_params(config, directory, snapshot))
     found: dict[str, Estimates] = {name: {} for name in measures}

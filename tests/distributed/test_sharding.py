@@ -13,6 +13,7 @@ from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import hessian_trace_terms
 from jaxflat.languages.batches import Source
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import sample_microbatches
 from jaxflat.storage import checkpoint
 from tests.support.sweeps import tiny_config
@@ -36,7 +37,7 @@ def trained(config: FrozenConfigDict):
     state = sharding.place(mesh, state)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
-    source, losses = Source(experiment.make_language(config.language)), []
+    source, losses = Source(make_language(config.language)), []
     for stop in range(2, 12, 2):
         state, loss = steps(state, source, jax.random.key(1), schedule, 0, stop)
         losses.append(float(loss))
