@@ -11,11 +11,13 @@ from ml_collections import FrozenConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxflat import checks, experiment, loading, preemption, text_language, validation
-from jaxflat.config import Config
-from jaxflat.corpus import SHARD_SIZE, build_dataset
-from jaxflat.display import Display
-from jaxflat.validation import InputError
+from jaxflat.config import Config, loading, validation
+from jaxflat.config.validation import InputError
+from jaxflat.console import Display
+from jaxflat.distributed import preemption
+from jaxflat.languages.generated import text_language
+from jaxflat.runs import checks, experiment
+from jaxflat.runs.corpus import SHARD_SIZE, build_dataset
 
 EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
 
@@ -124,7 +126,7 @@ def show_build(flags: argparse.Namespace, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import set_up_devices
+    from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()
     sys.exit(main())

@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxflat import hosts, preemption
+from jaxflat.distributed import preemption, ranks
 
 if TYPE_CHECKING:
-    from jaxflat.run import Point
+    from jaxflat.runs.run import Point
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -51,22 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat import (
-        checkpoint,
-        compilation,
-        loading,
-        locks,
-        points,
-        run,
-        sweep,
-        sweep_record,
-        validation,
-    )
+    from jaxflat.config import loading, validation
+    from jaxflat.distributed import compilation, leases
+    from jaxflat.runs import run
+    from jaxflat.storage import checkpoint
+    from jaxflat.sweeps import points, sweep, sweep_record
 
     try:
-        validation.check_choices("--multihost", [flags.multihost], hosts.MODES)
-        hosts.start(flags.multihost)
-        console = Console(quiet=not hosts.is_first())
+        validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
+        ranks.start(flags.multihost)
+        console = Console(quiet=not ranks.is_first())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
@@ -86,14 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
-            hosts.first(show_report)(workdir, console)
-    except (validation.InputError, hosts.ClusterError) as error:
+            ranks.first(show_report)(workdir, console)
+    except (validation.InputError, ranks.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
-    except locks.Lost as error:
+    except leases.Lost as error:
         print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
@@ -108,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
     """Print what points need of memory, by their numbers, and which are trained at once."""
-    from jaxflat import memory
+    from jaxflat.runs import memory
 
     if not console.is_terminal:  # a file has room for names
         console = Console(width=160, quiet=console.quiet)
@@ -128,12 +122,12 @@ def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
 
 def show_report(workdir: Path, console: Console) -> None:
     """Write the report, and print its table, its findings and where it is."""
-    from jaxflat import locks
-    from jaxflat.analysis.findings import summary_sentences
-    from jaxflat.analysis.report import write_report
-    from jaxflat.analysis.tables import summary_table
+    from jaxflat.analysis.page.document import write_report
+    from jaxflat.analysis.page.findings import summary_sentences
+    from jaxflat.analysis.page.tables import summary_table
+    from jaxflat.distributed import leases
 
-    with locks.alone(workdir / "report.html"):
+    with leases.alone(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
     columns = [Column(name, no_wrap=True) for name in header]
@@ -148,7 +142,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 if __name__ == "__main__":
     preemption.install()  # before imports that take seconds
-    from jaxflat.sharding import set_up_devices
+    from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()
     sys.exit(main())

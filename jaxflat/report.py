@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from jaxflat.analysis import joint
-    from jaxflat.metrics import write_json
-    from jaxflat.validation import InputError, check_outputs
+    from jaxflat.analysis.page import joint
+    from jaxflat.config.validation import InputError, check_outputs
+    from jaxflat.storage.files import write_json
 
     try:
         check_outputs(flags.json)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _named(workdirs: list[Path]) -> dict[str, Path]:
     """Return the folders by their names, or by their whole paths where names are alike."""
-    from jaxflat.validation import InputError
+    from jaxflat.config.validation import InputError
 
     for workdir in workdirs:
         if not (workdir / "results.csv").is_file():

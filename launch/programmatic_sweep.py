@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from jaxflat import config as base_config
-from jaxflat import sweep
-from jaxflat.analysis.report import write_report
+from jaxflat.analysis.page.document import write_report
 from jaxflat.config import param
-from jaxflat.sharding import set_up_devices
+from jaxflat.distributed.sharding import set_up_devices
+from jaxflat.sweeps import sweep
 
 
 def main(workdir: Path) -> int:

@@ -25,7 +25,8 @@ class Worker(submitit.helpers.Checkpointable):
 
     def __call__(self, arguments: list[str]) -> None:
         """Work until the sweep is done, or until a signal comes and the work is saved."""
-        from jaxflat import main, preemption, sharding
+        from jaxflat import main
+        from jaxflat.distributed import preemption, sharding
 
         sharding.set_up_devices()
         requeue = signal.getsignal(signal.SIGTERM)

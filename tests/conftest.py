@@ -6,6 +6,10 @@ from pathlib import Path
 
 import jaxlib
 
+# Processes that tests start import tests.support, as tests do.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Most tests compile for longer than they run. The older emitters compile in a third of the time;

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxflat.analysis import correlation, granulated
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.granulated import Information
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
-from jaxflat.analysis.statistics import Interval
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.statistics import correlation, granulated
+from jaxflat.analysis.statistics.granulated import Information
+from jaxflat.analysis.statistics.intervals import Interval
 
 FEWEST = 4  # checkpoints a seed: three have six orders, and a t interval of them errs too often
 SPEARMAN, KENDALL = "Spearman", "Kendall"
@@ -23,7 +23,7 @@ TRAINING = ("learning_rate", "batch_size")  # and the step: last parts of keys t
 
 
 @dataclass(frozen=True)
-class Measured:
+class AccuracyAndMeasure:
     """A rectangle of results: N checkpoints (settings at their steps) of each of S seeds."""
 
     accuracy_SxN: np.ndarray
@@ -63,7 +63,7 @@ def associations(comparison: Comparison) -> list[Association]:
     return [associate(columns[c], c, table) for c, table in measured.items() if table]
 
 
-def associate(name: str, column: str, table: Measured) -> Association:
+def associate(name: str, column: str, table: AccuracyAndMeasure) -> Association:
     num_seeds, n = table.accuracy_SxN.shape
     if n < FEWEST:
         why = f"{n} checkpoint{' a seed is' if n == 1 else 's a seed are'} fewer than {FEWEST}"
@@ -80,7 +80,7 @@ def associate(name: str, column: str, table: Measured) -> Association:
     )
 
 
-def _plain(table: Measured) -> dict[str, Interval | str]:
+def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     values = table.accuracy_SxN, table.measure_SxN
     n = table.num_checkpoints
     same_NxN = table.settings_N[:, None] == table.settings_N[None, :]
@@ -100,7 +100,7 @@ def _plain(table: Measured) -> dict[str, Interval | str]:
     return found
 
 
-def _partial(table: Measured, column: str) -> dict[str, Interval | str]:
+def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str]:
     if column == "excess_loss":
         return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "it is the excess loss")
     loss_SxNx1 = table.excess_SxN[..., None]
@@ -113,7 +113,7 @@ def _partial(table: Measured, column: str) -> dict[str, Interval | str]:
     return found | {GIVEN_ALL: _given(table, np.concatenate([loss_SxNx1, others_SxNxK], axis=-1))}
 
 
-def _given(table: Measured, covariates_SxNxK: np.ndarray) -> Interval | str:
+def _given(table: AccuracyAndMeasure, covariates_SxNxK: np.ndarray) -> Interval | str:
     values = table.accuracy_SxN, table.measure_SxN
     n, num_given = covariates_SxNxK.shape[1:]
     if n < num_given + 3:
@@ -123,7 +123,7 @@ def _given(table: Measured, covariates_SxNxK: np.ndarray) -> Interval | str:
     return _or_why(correlation.spearman_interval(r_S, n), why)
 
 
-def _granulated(table: Measured) -> dict[str, Interval | str]:
+def _granulated(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     one = granulated.granulated_kendall(table.accuracy_SxN, table.measure_SxN, table.axes)
     if one is None:
         return {GRANULATED: "no two checkpoints differ in one hyper-parameter alone"}
@@ -134,7 +134,7 @@ def _or_why(interval: Interval | None, why: str = "") -> Interval | str:
     return interval or why or "one of the two does not vary"
 
 
-def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
+def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
     """The checkpoints that some seed has all values of, and the seeds that have all of them."""
     needed = (PRIMARY_ACCURACY, column, "excess_loss")
 
@@ -157,7 +157,7 @@ def _measured(cells: Sequence[Cell], column: str) -> Measured | None:
     )
     settings = list(dict.fromkeys(cell.variant for cell, _ in kept))
     settings_N = np.array([settings.index(cell.variant) for cell, _ in kept])
-    return Measured(accuracy, measure, excess, settings_N, axes)
+    return AccuracyAndMeasure(accuracy, measure, excess, settings_N, axes)
 
 
 def _distinct(cells: list[tuple[Cell, dict[str, Row]]]) -> list[tuple[Cell, dict[str, Row]]]:

@@ -7,8 +7,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from jaxflat.analysis.results import Row
-from jaxflat.analysis.statistics import Interval, mean_interval
+from jaxflat.analysis.results_csv import Row
+from jaxflat.analysis.statistics.intervals import Interval, mean_interval
 
 EVERY_POINT, UNTRAINED = "trained model", "untrained"
 

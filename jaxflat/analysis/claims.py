@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxflat.analysis import wording
 from jaxflat.analysis.algorithms import Algorithms
 from jaxflat.analysis.associations import GIVEN_LOSS, SPEARMAN, Association, associations
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.label_noise import noise_verdict
+from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
-from jaxflat.analysis.statistics import Interval, log_ratio_interval, mean_interval
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, mean_interval
 from jaxflat.analysis.verdicts import NONE, Verdict, decide
 
 ONE_SEED = "one seed gives no interval"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxflat.analysis import results
+from jaxflat.analysis import results_csv
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
 from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells, last_cell
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
-from jaxflat.analysis.results import Row
+from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
 OF_TRAINING = ("phase_order", "phases.", "training.")  # keys whose values are ways of training
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def read_comparison(workdir: Path) -> Comparison:
-    return compare(results.read_results(workdir / "results.csv"))
+    return compare(results_csv.read_results(workdir / "results.csv"))
 
 
 def compare(rows: Sequence[Row]) -> Comparison:
@@ -57,7 +57,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     Where some checkpoints were projected (annealed off a trunk at constant learning rate), only
     those are compared: a trunk's own checkpoints are at another learning rate.
     """
-    results.add_task_means(rows)
+    results_csv.add_task_means(rows)
     trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
     trajectories = find_trajectories(trained)
     projected = any(row.projected for row in trained)
@@ -66,7 +66,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     untrained = group_cells([row for row in rows if row.is_untrained], trained)
     variants = group_cells(trained)
     obstacle = _obstacle(trained, variants)
-    primary_columns = results.probe_columns(rows, results.primary_labeling(rows))
+    primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
     keys = distinguishing_keys(trained)
     ways = all(key.startswith(OF_TRAINING) for key in keys)
     algorithms = find_algorithms(variants, primary_columns) if ways else None
@@ -78,7 +78,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
         pairs=[] if obstacle else _pairs(variants, primary_columns),
         matched=matched,
         primary_columns=primary_columns,
-        primary_labeling=results.primary_labeling(rows),
+        primary_labeling=results_csv.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
         trajectories=trajectories,

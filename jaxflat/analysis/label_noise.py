@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from jaxflat.analysis import wording
 from jaxflat.analysis.cells import Cell, last_cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.hierarchical import Split, split_cells
-from jaxflat.analysis.results import PRIMARY_ACCURACY
-from jaxflat.analysis.statistics import (
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+from jaxflat.analysis.statistics.hierarchical import Split, split_cells
+from jaxflat.analysis.statistics.intervals import (
     Equivalence,
     Interval,
     log_ratio_interval,

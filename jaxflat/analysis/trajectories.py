@@ -13,8 +13,8 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, group_cells, last_cell
 from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.pairs import MARGIN
-from jaxflat.analysis.results import PRIMARY_ACCURACY, Row
-from jaxflat.analysis.statistics import (
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.statistics.intervals import (
     Equivalence,
     Interval,
     log_ratio_interval,

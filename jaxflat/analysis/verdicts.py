@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxflat.analysis.statistics import Interval
+from jaxflat.analysis.statistics.intervals import Interval
 
 SUPPORTED, CONTRADICTED, UNDECIDED, NONE = "supported", "contradicted", "undecided", "no verdict"
 RULES = (

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxflat.benchmark.arguments import check_arguments, parse_arguments
-from jaxflat.validation import InputError
+from jaxflat.config.validation import InputError
 
 EXIT_UNUSABLE_INPUT = 2
 MIN_PEER_ROUNDS = 3
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat.metrics import write_json
+    from jaxflat.storage.files import write_json
 
     console, figures, load = Console(), {}, os.getloadavg()[0]
     try:
@@ -139,7 +139,7 @@ def _print(figures: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import set_up_devices
+    from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()
     sys.exit(main())

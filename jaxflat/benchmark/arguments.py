@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from jaxflat.validation import InputError, check_outputs
+from jaxflat.config.validation import InputError, check_outputs
 
 GROUPS = ("training", "flatness", "languages")
 ON_REQUEST = ("sweep", "calibration")  # much memory or minutes, and only where they are named

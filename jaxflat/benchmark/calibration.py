@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxflat import flatness
-from jaxflat.benchmark.calibration_problems import Problem, PyTree, make_problems
+from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree, make_problems
 from jaxflat.benchmark.calibration_seeds import NUM_SAMPLES, on_each_seed, seed_keys, spread
-from jaxflat.benchmark.calibration_table import Row, make_row
+from jaxflat.benchmark.calibration_table import CoverageRow, make_row
 from jaxflat.benchmark.calibration_truth import Truth, dense_matrices, known_truths
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.terms import TraceTerms
@@ -28,7 +28,7 @@ Draw = Callable[[PyTree, jax.Array], TraceTerms]  # from microbatches and a key
 Estimator = Callable[[PyTree, jax.Array], dict[str, Estimate]]
 
 
-def measure_calibration(num_seeds: int) -> Iterator[Row]:
+def measure_calibration(num_seeds: int) -> Iterator[CoverageRow]:
     """Yield every row, as they get done; those of matfree where it is installed."""
     for problem in make_problems():
         for over in OVERS:
@@ -43,7 +43,7 @@ def measure_calibration(num_seeds: int) -> Iterator[Row]:
                 yield from matfree_rows(problem, matrices, num_seeds)
 
 
-def traces(problem: Problem, over: Over) -> dict[str, Draw]:
+def traces(problem: CalibrationProblem, over: Over) -> dict[str, Draw]:
     """The functions that draw NUM_SAMPLES samples of each trace."""
     draws, per_pass = (NUM_SAMPLES, 16) if over == "probes" else (1, 1)
     probes: dict[str, Any] = {"num_probes": draws, "probes_per_pass": per_pass, "over": over}
@@ -58,7 +58,7 @@ def traces(problem: Problem, over: Over) -> dict[str, Draw]:
     }
 
 
-def estimators(problem: Problem, over: Over) -> dict[str, Estimator]:
+def estimators(problem: CalibrationProblem, over: Over) -> dict[str, Estimator]:
     """What is measured with NUM_SAMPLES samples: traces, their blocks, average-case sharpness."""
 
     def of_trace(name: str, draw: Draw, batches: PyTree, key: jax.Array) -> dict[str, Estimate]:
@@ -79,12 +79,12 @@ def estimators(problem: Problem, over: Over) -> dict[str, Estimator]:
 
 
 def rows_of(
-    problem: Problem,
+    problem: CalibrationProblem,
     over: Over,
     estimator: Estimator,
     truths: dict[str, Truth],
     num_seeds: int,
-) -> Iterator[Row]:
+) -> Iterator[CoverageRow]:
     """Yield a row for each number that the estimator gives."""
     estimates = on_each_seed(problem, over, estimator)(seed_keys(num_seeds))
     for name, estimate in estimates.items():
@@ -92,8 +92,8 @@ def rows_of(
 
 
 def stopped_rows(
-    problem: Problem, over: Over, name: str, truths: dict[str, Truth], num_seeds: int
-) -> Iterator[Row]:
+    problem: CalibrationProblem, over: Over, name: str, truths: dict[str, Truth], num_seeds: int
+) -> Iterator[CoverageRow]:
     """Yield the rows of a trace with `sample_until`, for each of HALF_STOP_AFTER."""
     run = on_each_seed(problem, over, partial(_total_terms, traces(problem, over)[name]))
     round_of_all = cache(lambda i: run(seed_keys(num_seeds, 1 + i)))
@@ -132,8 +132,8 @@ def _total_terms(draw: Draw, batches: PyTree, key: jax.Array) -> TraceTerms:
 
 
 def matfree_rows(
-    problem: Problem, matrices: dict[str, np.ndarray], num_seeds: int
-) -> Iterator[Row]:
+    problem: CalibrationProblem, matrices: dict[str, np.ndarray], num_seeds: int
+) -> Iterator[CoverageRow]:
     """Yield the rows of matfree: mean +- 1.96 of the standard errors that it gives."""
     from jaxflat.benchmark.matfree_peer import ESTIMATORS
 

@@ -19,7 +19,7 @@ POOL, FIXED = 32, 4  # microbatches that are drawn from with replacement; those 
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class CalibrationProblem:
     """Log-probabilities at `params` over a pool of microbatches, and the block of each leaf."""
 
     name: str
@@ -39,12 +39,12 @@ class Problem:
         return self.pool if over != "probes" else jax.tree.map(lambda x: x[:FIXED], self.pool)
 
 
-def make_problems() -> list[Problem]:
+def make_problems() -> list[CalibrationProblem]:
     """Return the problems, the one of low rank last."""
     return [lookup_tables(), transformer(), logistic_regression()]
 
 
-def lookup_tables(num_words: int = 12, size: int = 16) -> Problem:
+def lookup_tables(num_words: int = 12, size: int = 16) -> CalibrationProblem:
     """Logits are tanh of a row for the word before plus tanh of one for the word after."""
     keys = jax.random.split(jax.random.key(1), 6)
     shape, table = (POOL, size), (num_words, num_words)
@@ -63,10 +63,10 @@ def lookup_tables(num_words: int = 12, size: int = 16) -> Problem:
         return jax.nn.log_softmax(before + after), batch["weights"]
 
     pool["targets"] = _near_targets(log_probs_fn, params, pool, keys[5])
-    return Problem("lookup_tables", log_probs_fn, params, pool, lambda path: path)
+    return CalibrationProblem("lookup_tables", log_probs_fn, params, pool, lambda path: path)
 
 
-def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> Problem:
+def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> CalibrationProblem:
     """A masked language model of 1,232 parameters; ragged sentences, two words of each masked.
 
     In about half of the sentences only the first of them counts. Embeddings are three times as
@@ -108,7 +108,7 @@ def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> Problem:
     # At initialisation a layer norm blows up the few smallest of these: a handful of eigenvalues.
     params |= {name: 3 * x for name, x in params.items() if name.endswith("_embedding")}
     pool["targets"] = _near_targets(log_probs_fn, params, pool, keys[5])
-    return Problem("transformer", log_probs_fn, params, pool, _part)
+    return CalibrationProblem("transformer", log_probs_fn, params, pool, _part)
 
 
 def _part(path: str) -> str:
@@ -119,7 +119,7 @@ def _part(path: str) -> str:
     return "layer" if first == "last" else "decoder"
 
 
-def logistic_regression(num_features: int = 100, size: int = 16) -> Problem:
+def logistic_regression(num_features: int = 100, size: int = 16) -> CalibrationProblem:
     """Features of standard deviations 1, 1/2, 1/3, ... along random axes, so that few count."""
     keys = jax.random.split(jax.random.key(3), 4)
     shape = (POOL, size)
@@ -136,7 +136,7 @@ def logistic_regression(num_features: int = 100, size: int = 16) -> Problem:
         return jax.nn.log_softmax(jnp.stack([logits, -logits], axis=-1)), batch["weights"]
 
     pool["targets"] = _near_targets(log_probs_fn, params, pool, keys[3])
-    return Problem("logistic_regression", log_probs_fn, params, pool, lambda path: path)
+    return CalibrationProblem("logistic_regression", log_probs_fn, params, pool, lambda path: path)
 
 
 def _near_targets(log_probs_fn: Callable, params: PyTree, pool: PyTree, key: jax.Array) -> Any:

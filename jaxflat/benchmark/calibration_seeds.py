@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxflat import sharding
-from jaxflat.benchmark.calibration_problems import Problem, PyTree
+from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree
+from jaxflat.distributed import sharding
 from jaxflat.flatness.estimate import Estimate, Over
 
 NUM_SAMPLES = 64
@@ -17,7 +17,7 @@ SIDE_BY_SIDE = 50  # seeds in one step of a loop
 
 
 def on_each_seed(
-    problem: Problem, over: Over, estimator: Callable[[PyTree, jax.Array], Any]
+    problem: CalibrationProblem, over: Over, estimator: Callable[[PyTree, jax.Array], Any]
 ) -> Callable[[jax.Array], Any]:
     """Return a call of estimator(microbatches, key) for each key."""
 

@@ -13,7 +13,7 @@ QUANTITIES = ("coverage", "bias", "half_width")
 
 
 @dataclass(frozen=True)
-class Row:
+class CoverageRow:
     """One estimator on one problem.
 
     coverage: % of seeds whose interval holds the truth, with its exact binomial 95% interval.
@@ -59,7 +59,7 @@ def make_row(
     low_S: np.ndarray,
     high_S: np.ndarray,
     num_samples: np.ndarray | int,
-) -> Row:
+) -> CoverageRow:
     """The row of one estimate a seed; an interval that is not a number holds nothing."""
     num_seeds = len(mean_S)
     hits = int(np.sum((low_S <= truth.value) & (truth.value <= high_S)))
@@ -68,7 +68,7 @@ def make_row(
     bias = float((mean_S.mean() - truth.value) / spread)
     bias_error = 1.96 / num_seeds**0.5
     middle, least, greatest = np.quantile(50 * (high_S - low_S) / abs(truth.value), (0.5, 0, 1))
-    return Row(
+    return CoverageRow(
         problem,
         estimator,
         over,
@@ -82,7 +82,7 @@ def make_row(
     )
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[CoverageRow]) -> str:
     """A Markdown table for each problem."""
     lines = []
     for problem in dict.fromkeys(row.problem for row in rows):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxflat.benchmark.calibration_problems import Problem, PyTree
+from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree
 from jaxflat.flatness.estimate import Over
 from jaxflat.flatness.terms import path_name
 
@@ -31,7 +31,7 @@ class Truth:
 
 
 def known_truths(
-    problem: Problem, over: Over, matrices: dict[str, np.ndarray], sigma: float
+    problem: CalibrationProblem, over: Over, matrices: dict[str, np.ndarray], sigma: float
 ) -> dict[str, Truth]:
     """What every estimator should give on the problem's microbatches."""
     hessian, gauss_newton = matrices["H"], matrices["G"]
@@ -57,14 +57,14 @@ def _in_float64(tree: PyTree) -> PyTree:
     return jax.tree.map(widen, tree)
 
 
-def _flat_problem(problem: Problem, batches: PyTree) -> tuple[Any, Callable, PyTree]:
+def _flat_problem(problem: CalibrationProblem, batches: PyTree) -> tuple[Any, Callable, PyTree]:
     """Flat parameters, what undoes that, and all microbatches as one, in float64."""
     flat_P, unravel = ravel_pytree(_in_float64(problem.params))
     merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _in_float64(batches))
     return flat_P, unravel, merged
 
 
-def dense_matrices(problem: Problem, batches: PyTree) -> dict[str, np.ndarray]:
+def dense_matrices(problem: CalibrationProblem, batches: PyTree) -> dict[str, np.ndarray]:
     """H and G of the mean loss, PxP in the order of `ravel_pytree`, by plain differentiation.
 
     G = sum_i w_i sum_v p_iv s_iv s_iv' / sum_i w_i, s_iv the gradient of log p_iv.
@@ -89,7 +89,7 @@ def dense_matrices(problem: Problem, batches: PyTree) -> dict[str, np.ndarray]:
 
 
 def sharpness_reference(
-    problem: Problem, batches: PyTree, hessian: np.ndarray, sigma: float
+    problem: CalibrationProblem, batches: PyTree, hessian: np.ndarray, sigma: float
 ) -> tuple[float, float]:
     """Average-case sharpness and its standard error, from NumPy's normal numbers.
 
@@ -114,7 +114,7 @@ def sharpness_reference(
     return exact + rest_N.mean(), rest_N.std(ddof=1) / REFERENCE_DRAWS**0.5
 
 
-def block_indices(problem: Problem) -> dict[str, np.ndarray]:
+def block_indices(problem: CalibrationProblem) -> dict[str, np.ndarray]:
     """The flat indices of each block of parameters."""
     blocks: dict[str, list[np.ndarray]] = {}
     start = 0

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxflat import experiment, sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, repeated, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config
+from jaxflat.distributed import sharding
 from jaxflat.flatness import (
     fisher_trace_terms,
     gauss_newton_trace_samples,
@@ -26,7 +26,8 @@ from jaxflat.flatness import (
     hessian_vector_product,
 )
 from jaxflat.models.blocks import is_stacked
-from jaxflat.stages.flatness import labelled_losses, sample_microbatches
+from jaxflat.runs import experiment
+from jaxflat.runs.measure_flatness import labelled_losses, sample_microbatches
 from jaxflat.training.step import mean_gradient
 
 MORE_PASSES = 2

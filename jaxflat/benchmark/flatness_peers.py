@@ -20,11 +20,11 @@ from jaxflat import config as base_config
 from jaxflat.benchmark.flatness import Probes
 from jaxflat.benchmark.timing import Figure, summarize
 from jaxflat.benchmark.workload import Shape
+from jaxflat.config.validation import InputError
 from jaxflat.flatness import TraceTerms, gauss_newton_trace_samples
 from jaxflat.measure.texts import MaskedTexts, masked_losses
 from jaxflat.models.bert import Bert
 from jaxflat.models.huggingface import load_model
-from jaxflat.validation import InputError
 
 TIME_LIMIT_S = 1800
 SPECIAL, MASK = 5, 4  # as in torch_peer

@@ -13,8 +13,8 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxflat import sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, repeated, summarize
+from jaxflat.distributed import sharding
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.sentences import Sentences
 

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxflat import sharding
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
+from jaxflat.distributed import sharding
 
 CPU_SIZE, ACCELERATOR_SIZE = 2048, 8192
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxflat.benchmark.workload import Shape
-from jaxflat.validation import InputError
+from jaxflat.config.validation import InputError
 
 TIME_LIMIT_S = 600
 RATE = re.compile(r"([0-9][0-9.]*(?:e[+-]?[0-9]+)?) sentences/s")

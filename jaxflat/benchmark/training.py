@@ -1,11 +1,10 @@
 """How fast training steps run: alone, against the machine's peak, and against someone else's."""
 
-from jaxflat import experiment, trajectory
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.config import Config
-from jaxflat.stages import lanes, recovery
+from jaxflat.runs import experiment, recovery, slots, trajectory
 
 
 class TrainingRuns:
@@ -16,12 +15,12 @@ class TrainingRuns:
         self._calls = {}
         for lane in range(config.training.together):
             state = recovery.fresh_state(config, experiment.init_params(config), phase)
-            self._calls[lane] = lanes.Call(config, phase, state, 0, 0, "trunk")
+            self._calls[lane] = slots.Call(config, phase, state, 0, 0, "trunk")
 
     def advance(self, num_steps: int) -> list[float]:
         """Take this many steps of all runs in one compiled call; return their mean losses."""
         calls = {i: call._replace(stop=call.stop + num_steps) for i, call in self._calls.items()}
-        outcomes = lanes.advance(calls)
+        outcomes = slots.advance(calls)
         self._calls = {i: call._replace(state=outcomes[i].state) for i, call in calls.items()}
         return [outcome.loss for outcome in outcomes.values()]
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxflat import config as base_config
-from jaxflat import points
 from jaxflat.config import Config
+from jaxflat.sweeps import points
 
 ENDLESS = 10**9  # steps; the learning rate stays what it is for as long as anyone measures
 

@@ -13,13 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import (
-    LogProbsFn,
-    LossFn,
-    PyTree,
-    at_least_float32,
-    wide_log_probs,
-)
+from jaxflat.flatness.products import LogProbsFn, LossFn, PyTree, at_least_float32, wide_log_probs
 
 
 def hessian_form(

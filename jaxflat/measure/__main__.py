@@ -9,17 +9,19 @@ from typing import Any, NoReturn
 import jax
 from rich.console import Console
 
-from jaxflat import checks, compilation, loading, preemption, validation
 from jaxflat import config as base_config
-from jaxflat.analysis.curves import save_curves
+from jaxflat.analysis.page.checkpoint_figures import save_curves
+from jaxflat.config import loading, validation
+from jaxflat.config.validation import InputError
+from jaxflat.distributed import compilation, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
-from jaxflat.measure.estimates import as_json, plain, remarks, table
+from jaxflat.measure.output import as_json, plain, remarks, table
 from jaxflat.measure.second import lead_toward
 from jaxflat.measure.subjects import Subject
 from jaxflat.measure.texts import text_subject
-from jaxflat.metrics import write_json
-from jaxflat.validation import InputError
+from jaxflat.runs import checks
+from jaxflat.storage.files import write_json
 
 OF_TEXTS = {"data": "language", "length": "sentences"}
 """The flags for Hugging Face folders, and what a run has in their place."""
@@ -177,7 +179,7 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    from jaxflat.sharding import set_up_devices
+    from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()
     sys.exit(main())

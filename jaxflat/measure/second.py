@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxflat.config.validation import InputError
 from jaxflat.measure.subjects import Subject, is_run, run_model, run_params
 from jaxflat.models.huggingface import load_model, read_model
-from jaxflat.validation import InputError
 
 
 def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:

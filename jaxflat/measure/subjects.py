@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxflat import checkpoint as stored_params
-from jaxflat import checks, experiment, loading, validation
 from jaxflat import config as base_config
-from jaxflat.config import Config
+from jaxflat.config import Config, loading, validation
+from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
-from jaxflat.stages.flatness import make_problem
-from jaxflat.stages.records import load_params
-from jaxflat.trajectory import Snapshot
-from jaxflat.validation import InputError
+from jaxflat.runs import checks, experiment
+from jaxflat.runs.measure_flatness import make_problem
+from jaxflat.runs.records import load_params
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage import checkpoint as stored_params
 
 
 class Subject(NamedTuple):

@@ -8,18 +8,19 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxflat import checks, experiment, loading, validation
 from jaxflat import config as base_config
-from jaxflat.config import Config
-from jaxflat.data.token_files import TokenTexts, read_token_texts
-from jaxflat.data.tokenizer import load_tokenizer
+from jaxflat.config import Config, loading, validation
+from jaxflat.config.validation import InputError
+from jaxflat.datasets.token_files import TokenTexts, read_token_texts
+from jaxflat.datasets.tokenizer import load_tokenizer
 from jaxflat.flatness import Problem
 from jaxflat.languages.batches import MaskedBatch
+from jaxflat.languages.generated.teacher import TextBatch
 from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.huggingface import load_model, read_model
-from jaxflat.teacher import TextBatch
+from jaxflat.runs import checks, experiment
 from jaxflat.training.objectives import (
     causal_lm_loss,
     causal_log_probs,
@@ -27,7 +28,6 @@ from jaxflat.training.objectives import (
     masked_log_probs,
     self_labelled_loss,
 )
-from jaxflat.validation import InputError
 
 
 class MaskedTexts(NamedTuple):

@@ -19,7 +19,7 @@ SLICE = 512  # sentences whose labels are predicted at once
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Examples:
+class LabelledExamples:
     """Sentences with one set of labels: tokens_NxT, lengths_N, labels_N int32, valid_N bool.
 
     valid_N: which of them have a label; the others count for nothing.
@@ -40,7 +40,7 @@ def init_head(key: jax.Array, num_features: int, num_classes: int) -> dict[str, 
 def finetune(
     features_fn: FeaturesFn,
     params: Any,
-    train: Examples,
+    train: LabelledExamples,
     key: jax.Array,
     rate: jax.Array | float,
     warmup_steps: jax.Array | int,
@@ -67,7 +67,7 @@ def finetune(
     order_ExN = jax.vmap(lambda k: jax.random.permutation(k, num_examples))(epoch_keys)
     ids_SxB = order_ExN.reshape(-1)[: num_steps * batch_size].reshape(num_steps, batch_size)
 
-    def loss_fn(tuned: Any, batch: Examples) -> tuple[jax.Array, jax.Array]:
+    def loss_fn(tuned: Any, batch: LabelledExamples) -> tuple[jax.Array, jax.Array]:
         logits_BxC = _logits(features_fn, tuned, batch.tokens_NxT, batch.lengths_N)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch.labels_N)
         valid_B = batch.valid_N.astype(losses_B.dtype)
@@ -85,9 +85,9 @@ def finetune(
 def finetuned_correct(
     features_fn: FeaturesFn,
     params: Any,
-    train: Examples,
-    validation: Examples,
-    test: Examples,
+    train: LabelledExamples,
+    validation: LabelledExamples,
+    test: LabelledExamples,
     key: jax.Array,
     rates_R: jax.Array,
     warmup_steps: jax.Array | int,
@@ -112,7 +112,7 @@ def finetuned_correct(
     return predicted_RxN[best] == test.labels_N
 
 
-def predict(features_fn: FeaturesFn, tuned: Any, examples: Examples) -> jax.Array:
+def predict(features_fn: FeaturesFn, tuned: Any, examples: LabelledExamples) -> jax.Array:
     """Return the most probable class of each sentence, predicted_N."""
 
     def one(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from jaxflat.validation import InputError, check_choices, check_outputs
+from jaxflat.config.validation import InputError, check_choices, check_outputs
 
 EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT = 1, 2
 RESULTS = {
@@ -51,12 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late: --help and a misspelt flag need no JAX.
     import jax
 
-    from jaxflat.metrics import write_json
+    from jaxflat.storage.files import write_json
     from jaxflat.theory.check import table
     from jaxflat.theory.picture import save
 
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        outcome = import_module(f"jaxflat.theory.{flags.result}").run()
+        outcome = import_module(f"jaxflat.theory.check_{flags.result}").run()
     console = Console()
     if not console.is_terminal:  # a file has room for the whole table
         console = Console(width=140)

@@ -42,7 +42,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What a command found: checks, remarks in plain words, and titled panels of its picture."""
 
     checks: Sequence[Check]

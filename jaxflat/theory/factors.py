@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 from matplotlib.axes import Axes
 
-from jaxflat.analysis.drawing import COLORS, GREY
+from jaxflat.analysis.page.drawing import COLORS, GREY
 from jaxflat.theory.check import NUM_ERRORS, Check
 from jaxflat.theory.flow import project
 from jaxflat.theory.pair import TO_RATE_ZERO, at_rate_zero, order_check
-from jaxflat.theory.saturated import Problem
+from jaxflat.theory.saturated import SaturatedProblem
 from jaxflat.theory.sgd import run_chains
 from jaxflat.theory.tiny_language import all_questions, saturated_table, tiny_hmm
 
@@ -47,19 +47,24 @@ class Drift:
         return self.traces_RxN.std(axis=1, ddof=1) / self.traces_RxN.shape[1] ** 0.5
 
 
-def traces(problem: Problem, params: Array) -> np.ndarray:
+def traces(problem: SaturatedProblem, params: Array) -> np.ndarray:
     """tr H at minimisers along the first axis."""
     return np.asarray(jax.jit(jax.vmap(problem.trace))(params))
 
 
-def make_table() -> tuple[Problem, Array]:
+def make_table() -> tuple[SaturatedProblem, Array]:
     """Six questions of three answers, rank three: 27 parameters; K is too long to be flat."""
     questions = all_questions(tiny_hmm(0, num_words=3, length=2))
     return saturated_table(questions, jax.random.key(0), rank=3, scale=2.5)
 
 
 def drift(
-    problem: Problem, params_P: Array, rate: float, batch_size: int, num_records: int, key: Array
+    problem: SaturatedProblem,
+    params_P: Array,
+    rate: float,
+    batch_size: int,
+    num_records: int,
+    key: Array,
 ) -> Drift:
     """SGD from the start, and the trace at the nearest minimisers."""
     how = {"learning_rate": rate, "batch_size": batch_size, "num_records": num_records}
@@ -69,7 +74,7 @@ def drift(
     return Drift(rate, batch_size, *projected(problem, params_RxNxP))
 
 
-def projected(problem: Problem, params_RxNxP: Array) -> tuple[np.ndarray, np.ndarray]:
+def projected(problem: SaturatedProblem, params_RxNxP: Array) -> tuple[np.ndarray, np.ndarray]:
     """The traces RxN at the nearest minimisers, and those."""
 
     def at_minimiser(params_P: Array) -> tuple[Array, Array]:
@@ -81,7 +86,7 @@ def projected(problem: Problem, params_RxNxP: Array) -> tuple[np.ndarray, np.nda
 
 
 def checks(
-    problem: Problem, path_GxP: Array, drifts: list[Drift], large: list[Drift]
+    problem: SaturatedProblem, path_GxP: Array, drifts: list[Drift], large: list[Drift]
 ) -> list[Check]:
     """Trace and parameters against the flow at eta -> 0, order of the error, 1 / B, no noise.
 
@@ -120,7 +125,7 @@ def path_check(path_GxP: Array, drifts: list[Drift], error: str) -> Check:
     return Check(name, 0, apart, NUM_ERRORS * sem, error)
 
 
-def exact_check(problem: Problem, params_P: Array) -> Check:
+def exact_check(problem: SaturatedProblem, params_P: Array) -> Check:
     """From beside the manifold, exact targets lead to it; then the trace stays."""
     noise_NxP = jax.random.normal(jax.random.key(7), (16, params_P.size))
     how = {"learning_rate": 0.1, "batch_size": 1, "num_steps": 20_000, "num_records": 2}

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxflat.theory.saturated import Problem
+from jaxflat.theory.saturated import SaturatedProblem
 
 NEWTON_STEPS = 4
 RELATIVE_RANK = 1e-10  # of J J': singular values below the root of this are 0
 
 
-def misfit(problem: Problem, params_P: Array) -> Array:
+def misfit(problem: SaturatedProblem, params_P: Array) -> Array:
     """The logits less the true ones, CV, constants over the answers left out: 0 on the manifold."""
     error_CxV = problem.logits_fn(params_P) - jnp.log(problem.probs_CxV)
     return (error_CxV - error_CxV.mean(axis=1, keepdims=True)).reshape(-1)
@@ -35,7 +35,7 @@ def _smallest_solution(jacobian_NxP: Array, right_N: Array) -> Array:
     return jacobian_NxP.T @ (inverse @ right_N)
 
 
-def project(problem: Problem, params_P: Array) -> Array:
+def project(problem: SaturatedProblem, params_P: Array) -> Array:
     """The parameters on the manifold, by Gauss-Newton steps of least length."""
 
     def step(_: Array, params_P: Array) -> Array:
@@ -45,7 +45,7 @@ def project(problem: Problem, params_P: Array) -> Array:
     return jax.lax.fori_loop(0, NEWTON_STEPS, step, params_P)
 
 
-def velocity(problem: Problem, params_P: Array) -> Array:
+def velocity(problem: SaturatedProblem, params_P: Array) -> Array:
     """-1/4 of the gradient of tr H, less its part across the manifold."""
     gradient_P = jax.grad(problem.trace)(params_P)
     jacobian_NxP = jax.jacrev(lambda p: misfit(problem, p))(params_P)
@@ -53,7 +53,9 @@ def velocity(problem: Problem, params_P: Array) -> Array:
     return -(gradient_P - across_P) / 4
 
 
-def flow(problem: Problem, params_P: Array, times: np.ndarray, steps_per_time: int) -> Array:
+def flow(
+    problem: SaturatedProblem, params_P: Array, times: np.ndarray, steps_per_time: int
+) -> Array:
     """The parameters at increasing times from 0, timesxP, by Runge and Kutta's method, projected.
 
     Time is t = eta^2 k / B.

@@ -17,10 +17,10 @@ import numpy as np
 from jax import Array
 from matplotlib.axes import Axes
 
-from jaxflat.analysis.drawing import COLORS
+from jaxflat.analysis.page.drawing import COLORS
 from jaxflat.theory.check import NUM_ERRORS, Check, mean_and_sem
 from jaxflat.theory.flow import flow
-from jaxflat.theory.saturated import Problem
+from jaxflat.theory.saturated import SaturatedProblem
 from jaxflat.theory.sgd import run_chains
 
 START = (2.0, 0.5)
@@ -33,13 +33,13 @@ P1 = float(1 / (1 + np.exp(-1)))
 VARIANCE = P1 * (1 - P1)
 
 
-def pair_problem() -> Problem:
+def pair_problem() -> SaturatedProblem:
     """The model with its one question."""
 
     def logits_fn(params_2: Array) -> Array:
         return jnp.stack([jnp.zeros_like(params_2[0]), params_2[0] * params_2[1]])[None]
 
-    return Problem(logits_fn, jnp.ones(1), jnp.asarray([[1 - P1, P1]]))
+    return SaturatedProblem(logits_fn, jnp.ones(1), jnp.asarray([[1 - P1, P1]]))
 
 
 def difference(params: Array) -> np.ndarray:

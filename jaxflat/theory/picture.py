@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.figures import PANEL_INCHES, render
+from jaxflat.analysis.page.figures import PANEL_INCHES, render
 
 
 def save(

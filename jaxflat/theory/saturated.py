@@ -12,7 +12,7 @@ from jax import Array
 
 
 @dataclass(frozen=True)
-class Problem:
+class SaturatedProblem:
     """Question c comes with probability weights_C and has the answer v with probs_CxV.
 
     logits_fn(params_P) -> CxV is the model; the loss is its mean cross-entropy, in nats.

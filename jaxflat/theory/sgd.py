@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxflat.theory.saturated import Problem
+from jaxflat.theory.saturated import SaturatedProblem
 
 
-def drawn_shares(problem: Problem, key: Array, batch_size: int) -> Array:
+def drawn_shares(problem: SaturatedProblem, key: Array, batch_size: int) -> Array:
     """The share of each (question, answer) in a batch of independent draws, CxV."""
     edges_N = jnp.cumsum(problem.joint_CxV.reshape(-1))
     edges_N = edges_N / edges_N[-1]
@@ -20,7 +20,7 @@ def drawn_shares(problem: Problem, key: Array, batch_size: int) -> Array:
 
 
 def run_chains(
-    problem: Problem,
+    problem: SaturatedProblem,
     start_NxP: Array,
     key: Array,
     *,

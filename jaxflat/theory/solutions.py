@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxflat.analysis.drawing import COLORS
+from jaxflat.analysis.page.drawing import COLORS
 from jaxflat.theory import zero_sum
 from jaxflat.theory.check import NUM_ERRORS, Check, mean_and_sem
 from jaxflat.theory.zero_sum import Network, loss, relative_trace

@@ -13,11 +13,11 @@ from jax.flatten_util import ravel_pytree
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.hmm import Hmm
 from jaxflat.languages.masking import mask_id
-from jaxflat.theory.saturated import Problem
+from jaxflat.theory.saturated import SaturatedProblem
 
 
 @dataclass(frozen=True)
-class Questions:
+class TinyQuestions:
     """All sentences with one masked word, how often each comes up, and the exact answers."""
 
     inputs_CxT: np.ndarray
@@ -52,7 +52,7 @@ def sentence_probs(language: Any) -> np.ndarray:
     return np.exp(np.asarray(log_probs_B)).reshape((V,) * T)
 
 
-def all_questions(language: Any) -> Questions:
+def all_questions(language: Any) -> TinyQuestions:
     """One masked word, uniform over positions, in every sentence of a language of one length."""
     V, T = language.num_words, language.max_length
     joint = sentence_probs(language)
@@ -67,15 +67,19 @@ def all_questions(language: Any) -> Questions:
         weights.append(total_C / T)
         probs.append(with_answers_CxV / total_C[:, None])
     columns = (np.concatenate(column) for column in (inputs, weights, probs))
-    return Questions(*columns, num_words=V)
+    return TinyQuestions(*columns, num_words=V)
 
 
-def problem_of(questions: Questions, logits_fn: Callable[[Array], Array]) -> Problem:
+def problem_of(questions: TinyQuestions, logits_fn: Callable[[Array], Array]) -> SaturatedProblem:
     """The questions with a model."""
-    return Problem(logits_fn, jnp.asarray(questions.weights_C), jnp.asarray(questions.probs_CxV))
+    return SaturatedProblem(
+        logits_fn, jnp.asarray(questions.weights_C), jnp.asarray(questions.probs_CxV)
+    )
 
 
-def saturated_network(questions: Questions, key: Array, hidden: int) -> tuple[Problem, Array]:
+def saturated_network(
+    questions: TinyQuestions, key: Array, hidden: int
+) -> tuple[SaturatedProblem, Array]:
     """A masked LM with one hidden layer, logits = tanh(sum_t E_t[x_t] + b) W + c; exact params_P.
 
     E and b are random; with as many hidden units as questions, W can give every answer exactly.
@@ -104,8 +108,8 @@ def saturated_network(questions: Questions, key: Array, hidden: int) -> tuple[Pr
 
 
 def saturated_table(
-    questions: Questions, key: Array, rank: int, scale: float
-) -> tuple[Problem, Array]:
+    questions: TinyQuestions, key: Array, rank: int, scale: float
+) -> tuple[SaturatedProblem, Array]:
     """A table in two factors, logits = R K with R (C x rank) and K (rank x V), and exact params_P.
 
     rank >= V. The columns of K are orthogonal, in random directions, `scale` long; R makes up for

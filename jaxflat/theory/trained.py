@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxflat.analysis.drawing import COLORS, GREY
-from jaxflat.theory import label_noise, zero_sum
+from jaxflat.analysis.page.drawing import COLORS, GREY
+from jaxflat.theory import noisy_training, zero_sum
 from jaxflat.theory.check import NUM_ERRORS, Check, mean_and_sem
 from jaxflat.theory.solutions import LENGTH, NUM_EXAMPLES, chance_check, transfers
 from jaxflat.theory.zero_sum import Network, loss, relative_trace
@@ -26,15 +26,15 @@ class Training:
     control: list[Network]
 
 
-def train(name: str, before: label_noise.Weights, key: jax.Array) -> Training:
+def train(name: str, before: noisy_training.Weights, key: jax.Array) -> Training:
     """From zero loss, train with noisy labels and settle; the same with right labels."""
-    noisy = label_noise.noisy_sgd(before, key, label_noise.NOISE)
-    right = label_noise.noisy_sgd(before, key, 0.0)
-    records = [jax.tree.map(lambda x, r=r: x[r], noisy) for r in range(label_noise.NUM_RECORDS)]
-    after = label_noise.settle(records[-1])
-    control = label_noise.settle(jax.tree.map(lambda x: x[-1], right))
-    found = (label_noise.networks_of(weights) for weights in (before, after, control))
-    return Training(name, [label_noise.networks_of(r) for r in records], *found)
+    noisy = noisy_training.noisy_sgd(before, key, noisy_training.NOISE)
+    right = noisy_training.noisy_sgd(before, key, 0.0)
+    records = [jax.tree.map(lambda x, r=r: x[r], noisy) for r in range(noisy_training.NUM_RECORDS)]
+    after = noisy_training.settle(records[-1])
+    control = noisy_training.settle(jax.tree.map(lambda x: x[-1], right))
+    found = (noisy_training.networks_of(weights) for weights in (before, after, control))
+    return Training(name, [noisy_training.networks_of(r) for r in records], *found)
 
 
 def training_checks(training: Training) -> list[Check]:
@@ -66,7 +66,7 @@ def training_checks(training: Training) -> list[Check]:
 
 def draw_training(ax: Axes, trainings: list[Training]) -> None:
     """Traces on the way, with the noise of training, and of the settled ends."""
-    steps = label_noise.NUM_STEPS * np.arange(label_noise.NUM_RECORDS + 1) / 1000
+    steps = noisy_training.NUM_STEPS * np.arange(noisy_training.NUM_RECORDS + 1) / 1000
     for color, training in zip(COLORS, trainings, strict=False):
         stages = [training.before, *training.on_the_way[:-1], training.after]
         ratios = np.asarray([[relative_trace(n, LENGTH) for n in stage] for stage in stages])

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from conftest import write_rows
 
-from jaxflat.analysis import claims, joint
-from jaxflat.analysis.algorithm_words import algorithms_table
+from jaxflat.analysis import claims
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.findings import summary_sentences
-from jaxflat.analysis.report import write_report
+from jaxflat.analysis.page import joint
+from jaxflat.analysis.page.algorithm_words import algorithms_table
+from jaxflat.analysis.page.document import write_report
+from jaxflat.analysis.page.findings import summary_sentences
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
 from jaxflat.report import main
+from tests.analysis.conftest import write_rows
 
 TOGETHER = "At matched excess loss the flatter model is the more accurate"
 ORDERS = {

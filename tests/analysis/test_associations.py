@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import write_rows
 from scipy import stats
 
 from jaxflat.analysis.associations import (
@@ -17,8 +16,9 @@ from jaxflat.analysis.associations import (
     associations,
 )
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.evidence import correlations_table, missing_numbers
-from jaxflat.analysis.results import PRIMARY_ACCURACY
+from jaxflat.analysis.page.evidence import correlations_table, missing_numbers
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+from tests.analysis.conftest import write_rows
 
 
 def write_simpson(folder, seeds=5):

@@ -4,15 +4,10 @@ import random
 from dataclasses import replace
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.comparison import (
-    compare,
-    match_all,
-    match_cells,
-    read_comparison,
-)
+from jaxflat.analysis.comparison import compare, match_all, match_cells, read_comparison
 from jaxflat.analysis.pairs import paired_values
-from jaxflat.analysis.results import Row, read_results
-from jaxflat.analysis.statistics import paired_t_interval, tost_paired
+from jaxflat.analysis.results_csv import Row, read_results
+from jaxflat.analysis.statistics.intervals import paired_t_interval, tost_paired
 
 
 def cell(step, losses, variant="", **values):

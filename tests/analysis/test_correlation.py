@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxflat.analysis.correlation import (
+from jaxflat.analysis.statistics.correlation import (
     kendall,
     kendall_interval,
     partial_correlation,
@@ -15,7 +15,7 @@ from jaxflat.analysis.correlation import (
     spearman_grid,
     spearman_interval,
 )
-from jaxflat.analysis.statistics import mean_interval
+from jaxflat.analysis.statistics.intervals import mean_interval
 
 
 def draws(*shape, seed=0):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxflat.analysis.findings import summary_sentences
+from jaxflat.analysis.page.findings import summary_sentences
 
 FLATTER, SHARPER = {"log_trace": -0.3}, {"log_trace": 0.3}
 BETTER, WORSE = {"accuracy": 1.5}, {"accuracy": -1.5}

@@ -6,7 +6,7 @@ from math import log
 import numpy as np
 import pytest
 
-from jaxflat.analysis.granulated import (
+from jaxflat.analysis.statistics.granulated import (
     chance_score,
     conditional_information,
     granulated_kendall,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxflat.analysis.hierarchical import error_of_mean, split_difference
-from jaxflat.analysis.statistics import paired_t_interval
+from jaxflat.analysis.statistics.hierarchical import error_of_mean, split_difference
+from jaxflat.analysis.statistics.intervals import paired_t_interval
 
 
 def test_the_parts_are_recovered_on_average():

@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxflat.analysis import figures
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.evidence import verdicts_table
-from jaxflat.analysis.report import write_report
-from jaxflat.analysis.tables import summary_table
+from jaxflat.analysis.page import figures
+from jaxflat.analysis.page.document import write_report
+from jaxflat.analysis.page.evidence import verdicts_table
+from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import RULES
 
 VOID = {"meta", "img", "br"}

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from jaxflat.analysis.cells import group_cells
-from jaxflat.analysis.results import MAP_ACCURACY, add_task_means, read_results
+from jaxflat.analysis.results_csv import MAP_ACCURACY, add_task_means, read_results
 
 
 def read_text(tmp_path, text):

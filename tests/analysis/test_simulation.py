@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
-from jaxflat.analysis.correlation import (
+from jaxflat.analysis.statistics.correlation import (
     kendall,
     kendall_interval,
     partial_spearman,
@@ -14,8 +13,13 @@ from jaxflat.analysis.correlation import (
     spearman_grid,
     spearman_interval,
 )
-from jaxflat.analysis.statistics import log_ratio_interval, mean_interval, paired_t_interval
+from jaxflat.analysis.statistics.intervals import (
+    log_ratio_interval,
+    mean_interval,
+    paired_t_interval,
+)
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
+from tests.support.simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 
 N = SIZES * STEPS
 NUM_PAIRS = N * (N - 1) // 2

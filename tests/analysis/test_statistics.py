@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxflat.analysis.statistics import (
+from jaxflat.analysis.statistics.intervals import (
     Interval,
     log_ratio_interval,
     mean_interval,

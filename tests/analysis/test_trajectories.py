@@ -8,14 +8,14 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
-from jaxflat.analysis.findings import describe, summary_sentences
-from jaxflat.analysis.joint import matched_pairs
 from jaxflat.analysis.label_noise import noise_verdict
-from jaxflat.analysis.report import write_report
-from jaxflat.analysis.results import read_results
-from jaxflat.analysis.statistics import Interval
-from jaxflat.analysis.tables import summary_table
-from jaxflat.analysis.trajectory_words import trajectory_table, verdict
+from jaxflat.analysis.page.document import write_report
+from jaxflat.analysis.page.findings import describe, summary_sentences
+from jaxflat.analysis.page.joint import matched_pairs
+from jaxflat.analysis.page.tables import summary_table
+from jaxflat.analysis.page.trajectory_words import trajectory_table, verdict
+from jaxflat.analysis.results_csv import read_results
+from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.verdicts import NONE, SUPPORTED
 
 

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import write_rows
-from simulation import rows_of, sweeps
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.evidence import verdict_sentences
 from jaxflat.analysis.label_noise import CLAIM
-from jaxflat.analysis.statistics import Interval
+from jaxflat.analysis.page.evidence import verdict_sentences
+from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.verdicts import (
     CONTRADICTED,
     NONE,
@@ -19,6 +17,8 @@ from jaxflat.analysis.verdicts import (
     all_of,
     decide,
 )
+from tests.analysis.conftest import write_rows
+from tests.support.simulation import rows_of, sweeps
 
 ACCURATE = "At matched excess loss the larger model is the more accurate"
 FLATTER = "At matched excess loss the larger model is the flatter"

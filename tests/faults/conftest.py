@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from trials import TRIALS
+
+from tests.support.trials import TRIALS
 
 
 def pytest_generate_tests(metafunc):

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from damage import KINDS, files_of, flip
 
-from jaxflat import checkpoint, manifest
-from jaxflat.manifest import DamagedError
+from jaxflat.storage import checkpoint, manifest
+from jaxflat.storage.manifest import DamagedError
+from tests.support.damage import KINDS, files_of, flip
 
 
 def tree(step):
@@ -176,7 +176,7 @@ def save_for_ever(directory):
 def test_killed_while_it_saves(saved, tmp_path, chance):
     """Really killed, wherever that finds it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jaxflat.checkpoint"])
+    context.set_forkserver_preload(["jaxflat.storage.checkpoint"])
     process = context.Process(target=save_for_ever, args=(tmp_path,))
     process.start()
     while len(checkpoint.steps(tmp_path)) < 2:

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from trials import ALL, TRIALS
 
 from jaxflat import config as base_config
-from jaxflat import loading, main, points
-from jaxflat.validation import InputError
+from jaxflat import main
+from jaxflat.config import loading
+from jaxflat.config.validation import InputError
+from jaxflat.sweeps import points
+from tests.support.trials import ALL, TRIALS
 
 
 def dotted(section: ConfigDict, prefix: str = "") -> list[str]:

@@ -16,22 +16,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxflat import checkpoint
+from jaxflat.storage import checkpoint
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parents[1]
 HEARTBEAT = 8  # seconds
 TOLERANCES = {"metrics": 1e-5, "evaluation": 1e-5, "flatness": 1e-4, "probes": 1e-4}
 MEASURED, TRAIN = "--stages=train,flatness,probes", "--stages=train"
-CONFIG_FILE = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
+CONFIG_FILE = """
 from jaxflat.config import param
-from sweeps import tiny_config
+from tests.support.sweeps import tiny_config
 
 def get_sweep(seeds):
-    return param("seed", range(int(seeds))) or [{{}}]
+    return param("seed", range(int(seeds))) or [{}]
 
 def get_config(seeds):
     config = tiny_config()
@@ -48,9 +45,11 @@ def get_config(seeds):
 """
 COMMAND = f"""
 import os, sys
-from jaxflat import hosts, main, preemption, run
+from jaxflat import main
+from jaxflat.distributed import preemption, ranks
+from jaxflat.runs import run
 preemption.install()
-hosts.HEARTBEAT = {HEARTBEAT}
+ranks.HEARTBEAT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
 sys.exit(main.main())

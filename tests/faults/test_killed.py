@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from sweeps import tiny_config
-from test_sweep import assert_same
-from trials import TRIALS
+
+from tests.support.sweeps import tiny_config
+from tests.support.trials import TRIALS
+from tests.sweeps.test_sweep import assert_same
 
 DEATHS = TRIALS // 2
 
@@ -26,9 +27,8 @@ def saving_continually() -> ConfigDict:
 def start(tmp_path):
     """Return a function that starts the command in a process of its own."""
     config_file = tmp_path / "killed.py"
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
     config_file.write_text(
-        f"import sys\nsys.path[:0] = {folders}\nimport test_killed\n\n"
+        "from tests.faults import test_killed\n\n"
         "def get_config(scale=None):\n    return test_killed.saving_continually()\n"
     )
     # As in conftest.py, compile quickly: otherwise death would almost always find it compiling.

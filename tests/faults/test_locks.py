@@ -19,9 +19,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from jaxflat import checkpoint, locks, preemption
-from jaxflat.locks import Lock, Lost
-from jaxflat.metrics import Curve, append_line, write_json
+from jaxflat.distributed import leases, preemption
+from jaxflat.distributed.leases import Lock, Lost
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import Curve, append_line, write_json
 
 NEVER = 3600.0
 
@@ -34,8 +35,8 @@ def target(tmp_path) -> Path:
 @pytest.fixture
 def silent(monkeypatch):
     """Holders that do not beat, and observers of little patience."""
-    monkeypatch.setattr(locks, "BEAT", NEVER)
-    monkeypatch.setattr(locks, "LEASE", 0.05)
+    monkeypatch.setattr(leases, "BEAT", NEVER)
+    monkeypatch.setattr(leases, "LEASE", 0.05)
 
 
 def names(target: Path) -> list[str]:
@@ -99,10 +100,10 @@ def test_a_silent_lock_goes_to_one_observer_and_its_holder_is_fenced(target, sil
             lock.look()
         time.sleep(0.1)
         assert all([lock.look() for lock in observers])
-        locks.check()
+        leases.check()
         assert len(take_all_at_once(observers)) == 1
         with pytest.raises(Lost):
-            locks.check()
+            leases.check()
     assert names(target) == ["2.free"]
 
 
@@ -114,7 +115,7 @@ def test_a_fenced_holder_writes_nothing(target, silent, tmp_path):
         checkpoint.save(target / "checkpoints", 5, {"x": jnp.ones(3)})
         append_line(target / "metrics.jsonl", {"step": 1})
         write_json(target / "status.json", {"state": "running"})
-        locks._rename(tmp_path / "locks/point/1", tmp_path / "locks/point/2")
+        leases._rename(tmp_path / "locks/point/1", tmp_path / "locks/point/2")
         before = written(target)
         for write in (
             lambda: append_line(target / "metrics.jsonl", {"step": 2}),
@@ -133,8 +134,8 @@ def test_a_fenced_holder_writes_nothing(target, silent, tmp_path):
 
 
 def test_beats_hold_a_lock_for_longer_than_the_lease(target, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT", 0.05)
-    monkeypatch.setattr(locks, "LEASE", 0.7)
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(leases, "LEASE", 0.7)
     holder, observer = Lock(target), Lock(target)
     assert holder.look()
     with holder.taken():
@@ -142,7 +143,7 @@ def test_beats_hold_a_lock_for_longer_than_the_lease(target, monkeypatch):
         while time.monotonic() < end:
             assert not observer.look()
             time.sleep(0.05)
-        locks.check()
+        leases.check()
     assert observer.look()
     assert observer.was_taken()
     assert not Lock(target).was_taken()
@@ -151,7 +152,7 @@ def test_beats_hold_a_lock_for_longer_than_the_lease(target, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxflat.locks import Lock
+from jaxflat.distributed.leases import Lock
 lock = Lock(Path(sys.argv[1]))
 assert lock.look()
 with lock.taken():
@@ -195,7 +196,7 @@ def test_a_torn_lock_is_left_alone_for_the_lease(target, silent):
             path.write_bytes(content)
             assert not observer.look()
             with pytest.raises(Lost):
-                locks.check()
+                leases.check()
             time.sleep(0.06)
             assert observer.look()
 
@@ -204,7 +205,7 @@ def test_a_holder_leaves_the_new_one_its_file_also_where_a_cached_name_leads_the
     target, monkeypatch
 ):
     """Over NFS the old name may lead to the file for a while after it was renamed."""
-    monkeypatch.setattr(locks, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "BEAT", 0.02)
     holder = Lock(target)
     assert holder.look()
     with holder.taken():
@@ -213,15 +214,15 @@ def test_a_holder_leaves_the_new_one_its_file_also_where_a_cached_name_leads_the
         time.sleep(0.2)
         assert path.read_text() == "the new holder's\n"
         with pytest.raises(Lost):
-            locks.check()
+            leases.check()
 
 
 def test_alone_waits_for_its_turn(target, monkeypatch):
-    monkeypatch.setattr(locks, "POLL", 0.01)
+    monkeypatch.setattr(leases, "POLL", 0.01)
     inside, waits, order = [], itertools.count(), []
 
     def work(number):
-        with locks.alone(target, lambda _: next(waits)):
+        with leases.alone(target, lambda _: next(waits)):
             inside.append(number)
             time.sleep(0.05)
             assert inside == [number]
@@ -238,7 +239,7 @@ def test_a_signal_ends_the_wait(target, monkeypatch):
     assert holder.look()
 
     monkeypatch.setattr(preemption, "_received", [15])
-    with holder.taken(), pytest.raises(preemption.Preempted), locks.alone(target):
+    with holder.taken(), pytest.raises(preemption.Preempted), leases.alone(target):
         pass
 
 
@@ -249,9 +250,9 @@ class Workers(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.now = 0.0
-        self.originals = locks.time, locks.BEAT
-        locks.time = SimpleNamespace(monotonic=lambda: self.now)
-        locks.BEAT = NEVER
+        self.originals = leases.time, leases.BEAT
+        leases.time = SimpleNamespace(monotonic=lambda: self.now)
+        leases.BEAT = NEVER
         self.locks = [Lock(self.folder / "point") for _ in range(3)]
         self.held = [ExitStack() for _ in self.locks]
         self.mine = [None] * 3
@@ -272,7 +273,7 @@ class Workers(RuleBasedStateMachine):
         assert taken == is_as_it_was
         if taken:
             self.token += 1
-            self.mine[worker] = locks._held[-1]
+            self.mine[worker] = leases._held[-1]
         self.looked[worker] = None
 
     @rule(worker=st.integers(0, 2))
@@ -285,7 +286,7 @@ class Workers(RuleBasedStateMachine):
         self.held[worker].close()
         self.mine[worker] = None
 
-    @rule(seconds=st.floats(0, 2 * locks.LEASE))
+    @rule(seconds=st.floats(0, 2 * leases.LEASE))
     def sleep(self, seconds):
         self.now += seconds
 
@@ -299,9 +300,9 @@ class Workers(RuleBasedStateMachine):
     def teardown(self):
         for stack in self.held:
             stack.close()
-        locks.time, locks.BEAT = self.originals
+        leases.time, leases.BEAT = self.originals
         shutil.rmtree(self.folder)
-        assert locks._held == []
+        assert leases._held == []
 
 
 TestWorkers = Workers.TestCase

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from signals import COMPILED, signal_in, until_done
-from sweeps import every_stage, tiny_config
-from test_sweep import contents
 
-from jaxflat import points, preemption, run, sweep
-from jaxflat.display import Display
-from jaxflat.metrics import write_json
-from jaxflat.stages import lanes, recovery
+from jaxflat.console import Display
+from jaxflat.distributed import preemption
+from jaxflat.runs import recovery, run, slots
+from jaxflat.storage.files import write_json
+from jaxflat.sweeps import points, sweep
+from tests.support.signals import COMPILED, signal_in, until_done
+from tests.support.sweeps import every_stage, tiny_config
+from tests.sweeps.test_sweep import contents
 
 CONFIG = """
-from sweeps import every_stage
+from tests.support.sweeps import every_stage
 
 def get_config(_):
     return every_stage()
@@ -101,9 +102,9 @@ def no_training(monkeypatch):
     def advance(calls):
         ((lane, call),) = calls.items()
         state = dataclasses.replace(call.state, step=jnp.asarray(call.stop, jnp.int32))
-        return {lane: lanes.Outcome(state, 1 / call.stop)}
+        return {lane: slots.Outcome(state, 1 / call.stop)}
 
-    monkeypatch.setattr(lanes, "advance", advance)
+    monkeypatch.setattr(slots, "advance", advance)
 
 
 def train(point):
@@ -122,7 +123,7 @@ CURVE = [2, 3, 5, 6, 5, 7, 8]
 def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     point, no_training, monkeypatch
 ):
-    calls = signal_in(monkeypatch, [(lanes, "advance")])
+    calls = signal_in(monkeypatch, [(slots, "advance")])
     assert until_done(partial(train, point)) == len(calls) == len(CURVE)
     assert steps_of(point) == CURVE
     assert recovery.is_trained(point.config, point.directory)
@@ -135,7 +136,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
     point, no_training, monkeypatch, capsys, lost
 ):
     with monkeypatch.context() as patch:
-        signal_in(patch, [(lanes, "advance")], every=3)  # in the anneal
+        signal_in(patch, [(slots, "advance")], every=3)  # in the anneal
         with pytest.raises(preemption.Preempted):
             train(point)
     assert steps_of(point) == CURVE[:3]
@@ -144,7 +145,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
         curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:2]))
     else:
         (point.directory / "aside/checkpoints/6/_METADATA").write_bytes(b"")
-    calls = signal_in(monkeypatch, [(lanes, "advance")], every=0)
+    calls = signal_in(monkeypatch, [(slots, "advance")], every=0)
     preemption._received.clear()
     train(point)
     assert len(calls) == len(CURVE) - 2
@@ -181,17 +182,15 @@ def test_a_signal_is_obeyed_at_once_where_no_work_has_to_be_saved():
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parent
-    paths = (*map(str, (here.parents[1], here.parent, here)), os.environ.get("PYTHONPATH", ""))
     how = {"COLUMNS": "200", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **how}
+    environment = os.environ | how
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 SCRIPT = """
 import hashlib, os, signal, threading, time
-from jaxflat import preemption
+from jaxflat.distributed import preemption
 preemption.install()
 def send(*delays):
     for delay in delays:
@@ -219,16 +218,16 @@ def test_a_request_that_comes_twice_is_one():
 
 
 PLACES = {
-    "jaxflat.sweep": 1,
+    "jaxflat.sweeps.sweep": 1,
     "jaxflat.training.step:train_step": 1,
-    "jaxflat.stages.lanes:advance": 11,
-    "jaxflat.checkpoint:save": 5,
-    "jaxflat.stages.evaluate:_answers": 3,
-    "jaxflat.stages.flatness:sample_microbatches": 12,
-    "jaxflat.stages.probe:_featurize": 3,
-    "jaxflat.stages.belief:_errors": 3,
-    "jaxflat.stages.finetune:_correct": 12,
-    "jaxflat.analysis.figures:render": 2,
+    "jaxflat.runs.slots:advance": 11,
+    "jaxflat.storage.checkpoint:save": 5,
+    "jaxflat.runs.measure_loss:_answers": 3,
+    "jaxflat.runs.measure_flatness:sample_microbatches": 12,
+    "jaxflat.runs.measure_probes:_featurize": 3,
+    "jaxflat.runs.measure_belief_states:_errors": 3,
+    "jaxflat.runs.measure_finetuning:_correct": 12,
+    "jaxflat.analysis.page.figures:render": 2,
 }
 """Imports, tracing for the compiler, training, saving, each measurement, the report; and as many
 calls as there are at least."""
@@ -256,8 +255,7 @@ def test_a_run_signalled_in_any_stage_ends_as_the_undisturbed_one(
     choose = random.Random(signal_trial)
     where, most = list(PLACES.items())[(3 * signal_trial + 2) % len(PLACES)]  # each in turn
     number, name = choose.randint(1, most), choose.choice(["SIGTERM", "SIGINT"])
-    driver = Path(__file__).with_name("signalled.py")
-    process = python(driver, where, number, name, *command(tmp_path))
+    process = python("-m", "tests.support.signalled", where, number, name, *command(tmp_path))
     ended = time.monotonic()
     assert process.returncode == 75, process.stderr
     lines = process.stderr.splitlines()

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
-from trials import ALL, TRIALS
 
-from jaxflat import checkpoint, experiment, trajectory
 from jaxflat import config as base_config
-from jaxflat.stages import lanes
+from jaxflat.runs import experiment, slots, trajectory
+from jaxflat.storage import checkpoint
+from tests.support.trials import ALL, TRIALS
 
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
@@ -53,10 +53,10 @@ def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
             states[lane] = experiment.init_state(experiment.init_params(seeded), phase)
         for stop in stops:
             calls = {
-                lane: lanes.Call(config, phase, state, stop, 0, "trunk")
+                lane: slots.Call(config, phase, state, stop, 0, "trunk")
                 for lane, state in states.items()
             }
-            for lane, outcome in lanes.advance(calls).items():
+            for lane, outcome in slots.advance(calls).items():
                 folder = tmp_path / f"{len(stops)}_{lane}"
                 checkpoint.save(folder, stop, outcome.state)
                 states[lane] = checkpoint.restore(folder, stop, outcome.state)

@@ -9,14 +9,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from damage import KINDS, files_of
-from images import TRAIN, config, run, take_images, warnings_in
-from test_sweep import contents, saved_arrays
 
-from jaxflat import checkpoint, main, preemption, sweep
-from jaxflat.display import Display
+from jaxflat import main
+from jaxflat.console import Display
+from jaxflat.distributed import preemption
 from jaxflat.measure import __main__ as measure
-from jaxflat.stages import recovery
+from jaxflat.runs import recovery
+from jaxflat.storage import checkpoint
+from jaxflat.sweeps import sweep
+from tests.support.damage import KINDS, files_of
+from tests.support.images import TRAIN, config, run, take_images, warnings_in
+from tests.sweeps.test_sweep import contents, saved_arrays
 
 pytestmark = pytest.mark.slow
 
@@ -190,10 +193,8 @@ def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, t
     assert contents(workdir) == expected[0]
 
 
-CONFIG_FILE = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
-import images
+CONFIG_FILE = """
+from tests.support import images
 get_config = lambda scale: images.config()
 """
 

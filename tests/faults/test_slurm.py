@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxflat.metrics import read_lines
+from jaxflat.storage.files import read_lines
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds, on a machine that has other things to do
@@ -50,7 +50,7 @@ NodeName={host} CPUs={cpus}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 SWEEP = """
-from sweeps import tiny_config
+from tests.support.sweeps import tiny_config
 from jaxflat.config import param
 
 
@@ -117,7 +117,6 @@ def slurm(monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     ready = {
         "munged": (folder / "munge.socket").exists,
         "slurmctld": lambda: succeeds("scontrol", "ping"),

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import random
 import signal
 import threading
@@ -12,17 +11,20 @@ from pathlib import Path
 
 import pytest
 from ml_collections import FrozenConfigDict
-from sweeps import tiny_config
-from test_locks import all_at_once
-from test_sweep import contents
-from worker import PATIENCE, Settings, Worker, holders
 
-from jaxflat import checks, corpus, locks, main, points, sweep, sweep_record
+from jaxflat import main
 from jaxflat.config import param
-from jaxflat.display import Display
-from jaxflat.metrics import read_lines
-from jaxflat.stages import trunks
-from jaxflat.trajectory import phases
+from jaxflat.console import Display
+from jaxflat.distributed import leases
+from jaxflat.runs import checks, corpus, shared_prefixes
+from jaxflat.runs.trajectory import phases
+from jaxflat.storage.files import read_lines
+from jaxflat.sweeps import points, sweep, sweep_record
+from tests.faults.test_locks import all_at_once
+from tests.support import worker as worker_module
+from tests.support.sweeps import tiny_config
+from tests.support.worker import PATIENCE, Settings, Worker, holders
+from tests.sweeps.test_sweep import contents
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 SNAPSHOTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
@@ -39,10 +41,6 @@ def workdir(tmp_path) -> Path:
 @pytest.fixture
 def start(workdir, monkeypatch):
     """Start a worker; end it where the test has not."""
-    here = Path(__file__).parent
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join(map(str, (here.parents[1], here.parent, here)))
-    )
     started: list[Worker] = []
 
     def start(*arguments, folder=workdir, **settings):
@@ -194,19 +192,19 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
 
 def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatch, capsys):
     def lose(*_, **__):
-        raise locks.Lost("locks/results.csv/3: another process has taken it over")
+        raise leases.Lost("locks/results.csv/3: another process has taken it over")
 
     monkeypatch.setattr(checks, "check", lambda _: None)
     monkeypatch.setattr(sweep, "gather", lose)
     monkeypatch.setattr(sweep, "_share", lambda *_: {})
-    config = Path(__file__).with_name("worker.py")
-    assert main.main([f"--config={config}:2", f"--workdir={tmp_path}", "--stages=probes"]) == 75
+    config = f"--config={worker_module.__file__}:2"
+    assert main.main([config, f"--workdir={tmp_path}", "--stages=probes"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stopped: locks/results.csv/3: another process has taken it over; run")
 
 
 def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "POLL", 0.01)
+    monkeypatch.setattr(leases, "POLL", 0.01)
     config = tiny_config()
     monkeypatch.setattr(checks, "check", lambda _: None)
     parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
@@ -227,15 +225,17 @@ def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch
         (target / "metrics.jsonl").write_text("the same in both")
         both_copied.wait(30)
 
-    monkeypatch.setattr(trunks, "_copy", copy)
+    monkeypatch.setattr(shared_prefixes, "_copy", copy)
     first, _ = phases(config)
-    all_at_once([lambda name=name: trunks.keep(config, tmp_path / name, first) for name in "ab"])
+    all_at_once(
+        [lambda name=name: shared_prefixes.keep(config, tmp_path / name, first) for name in "ab"]
+    )
     (kept,) = (tmp_path / "trunks").iterdir()
     assert [path.name for path in kept.iterdir()] == ["metrics.jsonl"]
 
 
 def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "POLL", 0.01)
+    monkeypatch.setattr(leases, "POLL", 0.01)
     config = tiny_config()
     config.language.update({"stored_sentences": 32, "data_dir": str(tmp_path)})
     section, inside, waited = FrozenConfigDict(config).language, [], []

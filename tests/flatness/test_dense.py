@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import (
@@ -20,6 +19,7 @@ from jaxflat.flatness import (
     hessian_vector_product,
 )
 from jaxflat.flatness.terms import path_name
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(4)
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table as table
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import fisher_diagonal, hessian_diagonal, ratio_estimate
 from jaxflat.flatness.sampling import draw_labels, draw_probe
+from tests.support import softmax_table as table
 
 DRAWS, KEYS = 2, jax.random.split(jax.random.key(0), 2000)
 

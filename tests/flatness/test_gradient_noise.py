@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table as table
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import gradient_noise
+from tests.support import softmax_table as table
 
 
 def truth(params, pool):

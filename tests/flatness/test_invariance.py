@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
-import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_labels
+from tests.support import softmax_table
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(3)
 PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import softmax_table as table
-import tiny_masked_lm as lm
 
 from jaxflat.flatness import filter_normalized, loss_barrier, loss_rises
+from tests.support import softmax_table as table
+from tests.support import tiny_masked_lm as lm
 
 CURVATURE_P = np.asarray([4.0, 1.0, 0.5])
 WEIGHTS_M = np.asarray([1.0, 2.0, 5.0])

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table as table
 from ml_collections import ConfigDict
 
 from jaxflat import flatness
 from jaxflat.config import MEASURES, base
 from jaxflat.flatness import Estimate, Problem, TraceTerms
+from tests.support import softmax_table as table
 
 KEY = jax.random.key(3)
 CHANGES = {

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table as table
 
 from jaxflat.flatness import fisher_trace, hessian_trace, hessian_trace_terms, sampling, trace
+from tests.support import softmax_table as table
 
 KEY = jax.random.key(3)
 

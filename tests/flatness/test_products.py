@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import (
@@ -17,6 +16,7 @@ from jaxflat.flatness import (
     ratio_estimate,
 )
 from jaxflat.flatness.products import mean_gradient
+from tests.support import softmax_table
 
 
 def test_mean_gradient_is_that_of_all_predictions_together():

@@ -5,10 +5,10 @@ import logging
 import jax
 import numpy as np
 import pytest
-import softmax_table
 
 from jaxflat import config
 from jaxflat.flatness import MEASURES, Problem
+from tests.support import softmax_table
 
 
 def is_stacked(path):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness.equations import can_be_taken_apart
@@ -15,6 +14,7 @@ from jaxflat.flatness.second_order_adjoint import shared_hessian_form
 from jaxflat.models.bert import Bert
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.lstm import Lstm
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(8)
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
-import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 from scipy.optimize import brentq
 
@@ -16,6 +14,8 @@ from jaxflat.flatness import (
     mean_loss,
     worst_sharpness,
 )
+from tests.support import softmax_table
+from tests.support import tiny_masked_lm as lm
 
 RNG = np.random.default_rng(0)
 ROOT_PxP = RNG.normal(size=(6, 6))

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
-import tiny_masked_lm as lm
 from jax.flatten_util import ravel_pytree
 
 from jaxflat.flatness import spectrum
+from tests.support import softmax_table
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(4)
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
-import tiny_masked_lm as lm
 from scipy import stats
 
 from jaxflat.flatness import TraceTerms, hessian_trace_samples, hessian_trace_terms, sample_until
+from tests.support import softmax_table
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(4)
 

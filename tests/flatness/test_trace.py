@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softmax_table
-import tiny_masked_lm as lm
 
 from jaxflat import flatness
+from tests.support import softmax_table
+from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(3)
 

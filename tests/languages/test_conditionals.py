@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from enumeration import (
+
+from jaxflat.languages.grammars.pcfg import Pcfg
+from tests.support.enumeration import (
     SMALL,
     derivations,
     ragged_batch,
@@ -16,8 +18,6 @@ from enumeration import (
     small_pcfg,
     small_tree,
 )
-
-from jaxflat.languages.pcfg import Pcfg
 
 
 @pytest.fixture(autouse=True)

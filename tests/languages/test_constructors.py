@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxflat.languages import LANGUAGES
-from jaxflat.languages.grammar import random_levelled_grammar
-from jaxflat.languages.grammar_file import write_grammar
+from jaxflat.languages.grammars.grammar import random_levelled_grammar
+from jaxflat.languages.grammars.grammar_file import write_grammar
 
 KEYWORDS = {
     "hmm": {

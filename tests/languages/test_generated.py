@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
-from jaxflat.languages.generated import Generated
+from jaxflat.languages.generated.language import Generated
 from jaxflat.models.causal import CausalTransformer, empty_cache
 
 FIRST, STOP, NUM_TOKENS = 5, 2, 7
@@ -189,8 +189,10 @@ def test_chunks_of_candidates_and_sizes_in_common_change_nothing(monkeypatch):
     language = tiny("one_length")
     tokens_BxT, lengths_B = ragged("one_length", seed=7)
     expected = language.conditional_log_probs(tokens_BxT, lengths_B)
-    monkeypatch.setattr("jaxflat.languages.candidates.CHUNK", 150)  # 2 or 3 of 4 words
-    monkeypatch.setattr("jaxflat.languages.candidates._SIZES", 2)  # 0, 2 or 4 words to read
+    monkeypatch.setattr("jaxflat.languages.generated.candidates.CHUNK", 150)  # 2 or 3 of 4 words
+    monkeypatch.setattr(
+        "jaxflat.languages.generated.candidates._SIZES", 2
+    )  # 0, 2 or 4 words to read
     other = dataclasses.replace(language, max_candidates=1)  # compiled anew
     chunked = other.conditional_log_probs(tokens_BxT, lengths_B)
     np.testing.assert_allclose(chunked, expected, atol=1e-10)

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxflat.languages.grammar import Grammar, level_order, random_levelled_grammar, sum_to_one
+from jaxflat.languages.grammars.grammar import (
+    Grammar,
+    level_order,
+    random_levelled_grammar,
+    sum_to_one,
+)
 
 SMALL = {
     "level_sizes": (3, 4, 2, 3),

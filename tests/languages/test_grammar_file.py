@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_grammar import by_name
 
-from jaxflat.languages.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.grammar_file import read_grammar, write_grammar
+from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
+from jaxflat.languages.grammars.grammar_file import read_grammar, write_grammar
+from tests.languages.test_grammar import by_name
 
 LEVELLED = """
 S S1 0.5

@@ -6,14 +6,14 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from enumeration import derivations, small_levelled
 
-from jaxflat.languages.bounded_grammars import make_pcfg
-from jaxflat.languages.branching import Tables
-from jaxflat.languages.derivations import YieldTables
-from jaxflat.languages.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.pcfg import Pcfg
+from jaxflat.languages.grammars.bounded import make_pcfg
+from jaxflat.languages.grammars.branching import Tables
+from jaxflat.languages.grammars.derivations import YieldTables
+from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
+from jaxflat.languages.grammars.pcfg import Pcfg
 from jaxflat.languages.sentences import Sentences
+from tests.support.enumeration import derivations, small_levelled
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import Derivations, derivations, ragged_batch, small_hmm, small_levelled
 from scipy.stats import chisquare
 
 from jaxflat.languages.batches import EVALUATED_MASKS, mask_batch, questions
 from jaxflat.languages.masking import mask_each, mask_one, mask_share
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
+from tests.support.enumeration import (
+    Derivations,
+    derivations,
+    ragged_batch,
+    small_hmm,
+    small_levelled,
+)
 
 V, MASK = 9, 10
 LENGTHS_B = np.array([1, 3, 4], np.int32)

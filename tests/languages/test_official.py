@@ -6,12 +6,12 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from official_labels import official_labels
 
-from jaxflat.languages.bounded_grammars import make_pcfg
-from jaxflat.languages.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.pcfg import Pcfg
+from jaxflat.languages.grammars.bounded import make_pcfg
+from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
+from jaxflat.languages.grammars.pcfg import Pcfg
 from jaxflat.languages.sentences import Sentences
+from tests.support.official_labels import official_labels
 
 SEEDS, SENTENCES = (0, 1, 2), 167  # 501 in all
 PLACES = [(), (0, 4), (0, 2)]

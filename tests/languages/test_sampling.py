@@ -6,14 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import (
-    derivations,
-    shortest,
-    small_hmm,
-    small_levelled,
-    small_pcfg,
-    small_tree,
-)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
@@ -24,6 +16,14 @@ from jaxflat.languages import (
     random_hmm,
     random_pcfg,
     random_recursive_pcfg,
+)
+from tests.support.enumeration import (
+    derivations,
+    shortest,
+    small_hmm,
+    small_levelled,
+    small_pcfg,
+    small_tree,
 )
 
 TINY = {

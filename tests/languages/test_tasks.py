@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from enumeration import SMALL, Nodes, ragged_batch, small_derivations
-from test_sampling import RANDOM
 
 from jaxflat.languages.balanced_tree import BalancedTree
 from jaxflat.languages.hmm import Hmm
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import posteriors
+from tests.languages.test_sampling import RANDOM
+from tests.support.enumeration import SMALL, Nodes, ragged_batch, small_derivations
 
 
 def _true_nodes(language, latents, length: int) -> Nodes:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_checkpoints import BERT, TOKENS_BxT, save, tensors_of
 
 from jaxflat.models.huggingface import load_model
 from jaxflat.training.objectives import masked_lm_loss
+from tests.support.tiny_checkpoints import BERT, TOKENS_BxT, save, tensors_of
 
 LENGTHS_B = np.array([7, 4, 1], np.int32)
 ACTIVATIONS = {

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_enlarge import LENGTHS_B, T, TOKENS_BxT, V, noisy_params
 
 from jaxflat.models.enlarge import enlarge
 from jaxflat.models.masked import make_masked_model
 from jaxflat.probes.features import sentence_features
+from tests.models.test_enlarge import LENGTHS_B, T, TOKENS_BxT, V, noisy_params
 
 
 def make(width=4, num_layers=2, tied=True, cls=True):

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoints import (
+
+from jaxflat.models.huggingface import load_causal, load_model
+from jaxflat.models.huggingface_config import read_config, stored_shapes
+from tests.support.tiny_checkpoints import (
     BERT,
     GPT2,
     OPT,
@@ -25,9 +28,6 @@ from tiny_checkpoints import (
     save,
     tensors_of,
 )
-
-from jaxflat.models.huggingface import load_causal, load_model
-from jaxflat.models.huggingface_config import read_config, stored_shapes
 
 
 def our_logits(folder: Path) -> np.ndarray:

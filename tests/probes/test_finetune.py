@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from jaxflat.models.transformer import Transformer
 from jaxflat.probes.features import sentence_features
-from jaxflat.probes.finetune import Examples, finetune, finetuned_correct, predict
+from jaxflat.probes.finetune import LabelledExamples, finetune, finetuned_correct, predict
 
 ADAMW = optax.adamw(1.0, weight_decay=0.0)
 NUM_WORDS, T, C = 5, 3, 3
@@ -33,7 +33,7 @@ def model_features(params, tokens_NxT, lengths_N):
     return sentence_features(MODEL.apply, params, tokens_NxT, lengths_N, "mean")
 
 
-def sentences(num_examples: int, seed: int = 0) -> Examples:
+def sentences(num_examples: int, seed: int = 0) -> LabelledExamples:
     """Words at random; noisy labels by how often word 0 and word 1 are there."""
     keys = jax.random.split(jax.random.key(seed), 2)
     tokens_NxT = jax.random.randint(keys[0], (num_examples, T), 0, NUM_WORDS, jnp.int32)
@@ -41,7 +41,7 @@ def sentences(num_examples: int, seed: int = 0) -> Examples:
     noise_NxC = jax.random.gumbel(keys[1], (num_examples, C))
     labels_N = jnp.argmax(2 * counts_NxC.astype(jnp.float32) + noise_NxC, 1).astype(jnp.int32)
     lengths_N = jnp.full(num_examples, T, jnp.int32)
-    return Examples(tokens_NxT, lengths_N, labels_N, jnp.arange(num_examples) % 5 > 0)
+    return LabelledExamples(tokens_NxT, lengths_N, labels_N, jnp.arange(num_examples) % 5 > 0)
 
 
 def table(num_features: int = 4) -> dict[str, jax.Array]:
@@ -96,14 +96,14 @@ def test_one_step_of_one_batch_is_adamw_on_the_gradient_of_the_mean_loss():
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), found, expected)
 
 
-def parity(num_examples: int, seed: int) -> Examples:
+def parity(num_examples: int, seed: int) -> LabelledExamples:
     """Is the first word of the first half of the words? Features below are blind to it."""
     tokens_NxT = jax.random.randint(
         jax.random.key(seed), (num_examples, T), 0, NUM_WORDS, jnp.int32
     )
     labels_N = (tokens_NxT[:, 0] == tokens_NxT[:, 1]).astype(jnp.int32)
     lengths_N = jnp.full(num_examples, T, jnp.int32)
-    return Examples(tokens_NxT, lengths_N, labels_N, jnp.ones(num_examples, bool))
+    return LabelledExamples(tokens_NxT, lengths_N, labels_N, jnp.ones(num_examples, bool))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_an_epoch_shows_each_sentence_once():
         del lengths_N
         return params["seen"][tokens_NxT[:, 0]][:, None]
 
-    numbered = Examples(jnp.arange(12, dtype=jnp.int32)[:, None], jnp.ones(12, jnp.int32),
+    numbered = LabelledExamples(jnp.arange(12, dtype=jnp.int32)[:, None], jnp.ones(12, jnp.int32),
                         jnp.arange(12, dtype=jnp.int32) % C, jnp.ones(12, bool))  # fmt: skip
     start = {"seen": jnp.ones(12)}
     for num_epochs, batch_size in ((1, 3), (1, 12), (2, 8)):
@@ -191,5 +191,7 @@ def test_validation_chooses_the_rate_and_test_labels_play_no_part():
     assert sorted(hits)[1] < max(hits)
     found = correct(validation, test, rates)
     np.testing.assert_array_equal(found, correct(validation, test, rates[best : best + 1]))
-    relabelled = Examples(test.tokens_NxT, test.lengths_N, (test.labels_N + 1) % C, test.valid_N)
+    relabelled = LabelledExamples(
+        test.tokens_NxT, test.lengths_N, (test.labels_N + 1) % C, test.valid_N
+    )
     assert not np.any(found & correct(validation, relabelled, rates))

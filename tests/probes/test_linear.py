@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from jaxflat.probes.linear import Labelled, fit_linear_probes, linear_probe_correct
-from jaxflat.stages.estimates import accuracy_estimate
+from jaxflat.runs.probe_estimates import accuracy_estimate
 
 C = 3
 

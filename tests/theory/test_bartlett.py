@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxflat.languages.masking import mask_id
-from jaxflat.theory import bartlett
+from jaxflat.theory import check_bartlett as bartlett
 from jaxflat.theory.tiny_language import (
     all_questions,
     saturated_network,

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from jaxflat import adversary, experiment, trajectory
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
+from jaxflat.runs import adversary, experiment, trajectory
 
 KEY = jax.random.key(3)
 
@@ -134,7 +133,7 @@ def test_strength_decides_which_way_the_downstream_loss_goes():
 TWO_DEVICES = """
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-from test_adversarial import resolved, train
+from tests.training.test_adversarial import resolved, train
 print(train(resolved(0.1), 20, num_devices=2)[1])
 """
 
@@ -142,11 +141,9 @@ print(train(resolved(0.1), 20, num_devices=2)[1])
 @pytest.mark.slow
 def test_two_devices_of_two_threads_do_not_wait_for_one_another_for_ever():
     """Heads of several tasks, fitted as one batch by LAPACK, did so on two cores."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     command = ["taskset", "--cpu-list", "0,1"] if shutil.which("taskset") else []
     command += [sys.executable, "-c", TWO_DEVICES]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parent, capture_output=True, timeout=300
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert np.isfinite(float(done.stdout))

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat import experiment
+from jaxflat.runs import experiment
 from jaxflat.training.optimizers import Schedule
 from jaxflat.training.step import TrainState, make_train_steps
 

@@ -10,8 +10,8 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat import experiment
 from jaxflat.config.optimizers import OF_OPTAX
+from jaxflat.runs import experiment
 from jaxflat.training.optimizers import Schedule, decayed, make_optimizer, orthogonalized
 from jaxflat.training.step import TrainState, train_step
 

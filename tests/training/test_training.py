@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat import experiment, trajectory
 from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.runs import experiment, trajectory
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 
 

@@ -1,0 +1,71 @@
+"""The table of algorithms, as in the paper: what was trained how, and what came of it."""
+
+from collections.abc import Sequence
+
+from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.page import html, tables, wording
+from jaxflat.analysis.page.pair_words import relation_words
+from jaxflat.analysis.pairs import MARGIN, Pair
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+
+Table = list[list[str]]
+
+
+def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]:
+    """The part of the page about algorithms."""
+    return [
+        html.heading("Ways of training, at their last checkpoints"),
+        html.paragraph(
+            "Mean ± half-width of the 95% t interval over seeds; against "
+            f"{found.baseline.variant}, the first of them in the sweep, paired by seed. Same loss: "
+            f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
+            "the same is in the table and in no verdict against the first: its differences may "
+            "come from the loss. Ways share a seed's start; their sentences after it may differ. "
+            "Intervals of different ways are not corrected for one another.",
+            "note",
+        ),
+        html.table(algorithms_table(found, controls)),
+        html.details(
+            "All pairs",
+            html.table(tables.pairs_table(found.pairs, "Second")),
+        ),
+    ]
+
+
+def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
+    """The baseline, each algorithm against it, and what no training made."""
+    column = next((name for pair in found.against for name in pair.flatness), "")
+    measure = EMBEDDED.get(column, "Sharpness")
+    header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
+    rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]
+    pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]
+    pairs += [(pair.second, pair) for pair in found.against]
+    pairs += [(control, None) for control in controls]
+    for cell, pair in pairs:
+        numbers = [
+            wording.plus_minus(cell, name, style, scale)
+            for name, style, scale in (
+                ("excess_loss", ".4f", 1.0),
+                (column, "", 1.0),
+                (PRIMARY_ACCURACY, ".1f", 100.0),
+            )
+        ]
+        rows.append(
+            [
+                *(cell.variant, f"{cell.step:,}" if cell.step else wording.MISSING),
+                *(numbers[0], _same(pair), numbers[1]),
+                wording.ratio(pair.flatness.get(column) if pair else None),
+                *(numbers[2], wording.points(pair and pair.accuracy)),
+                relation_words(pair) if pair else wording.MISSING,
+            ]
+        )
+    return rows
+
+
+def _same(pair: Pair | None) -> str:
+    if pair is None:
+        return wording.MISSING
+    test = pair.equivalence
+    return f"{'yes' if test.holds else 'not shown'}, p {wording.p_value(test.p)}"

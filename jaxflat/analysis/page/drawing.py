@@ -1,0 +1,198 @@
+"""Panels: one Axes each, in one style, legible on a phone and to the colour-blind."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.page import wording
+from jaxflat.analysis.pairs import MARGIN
+from jaxflat.analysis.results_csv import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY
+from jaxflat.analysis.statistics.intervals import Interval
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
+MARKERS = "osD^vP"
+GREY = "#777777"
+
+
+def excess_against_size(ax: Axes, comparison: Comparison) -> None:
+    style(ax, "Excess loss (nats)")
+    _over_sizes(ax, comparison, "excess_loss")
+    ax.set_ylim(bottom=0)
+    _size_axis(ax, comparison)
+
+
+def trace_against_size(ax: Axes, comparison: Comparison) -> None:
+    embedded, raw, name = trace_columns(comparison)
+    style(ax, name)
+    _over_sizes(ax, comparison, embedded, label="embedded" if embedded != raw else "")
+    if embedded != raw:
+        cells = list(comparison.matched.values())
+        _line(ax, cells, raw, color=GREY, marker="s", label="as trained")
+        legend(ax)
+    ax.set_ylim(bottom=0)
+    _size_axis(ax, comparison)
+
+
+def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
+    """Map labels, whose ceiling is 1, beside latent labels, whose ceiling is the Bayes accuracy."""
+    style(ax, "Probe accuracy (%)")
+    cells = list(comparison.matched.values())
+    _over_sizes(ax, comparison, PRIMARY_ACCURACY, 100, f"{comparison.primary_labeling} labels")
+    _line(ax, cells, LATENT_ACCURACY, 100, color=GREY, marker="s", label="latent labels")
+    ceiling = _mean(comparison.cells, LATENT_CEILING)
+    if ceiling is not None:
+        ax.axhline(100 * ceiling, color=GREY, linestyle="--", label="their Bayes ceiling")
+    _lookup_levels(ax, comparison)
+    legend(ax)
+    _size_axis(ax, comparison)
+
+
+def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
+    style(ax, "Probe accuracy, map labels (%)", "Excess loss (nats)")
+    losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
+    if losses:
+        middle = (min(losses) + max(losses)) / 2
+        low = max(middle - MARGIN / 2, middle / 2)
+        ax.axvspan(low, middle + MARGIN / 2, color=GREY, alpha=0.2, lw=0)
+    _trajectories(ax, comparison, "excess_loss")
+    _log_axis(ax, comparison, "excess_loss")
+
+
+def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
+    column, _, name = trace_columns(comparison)
+    style(ax, "Probe accuracy, map labels (%)", name)
+    _trajectories(ax, comparison, column)
+    _log_axis(ax, comparison, column)
+
+
+def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
+    """(column to compare, column as trained, name); to compare, the embedded one if it exists."""
+    for raw, name in SHARPNESS.items():
+        if any(cell.interval(f"{raw}@embedded") for cell in comparison.cells):
+            return f"{raw}@embedded", raw, f"{name}, embedded"
+    for raw, name in SHARPNESS.items():
+        if any(cell.interval(raw) for cell in comparison.cells):
+            return raw, raw, name
+    return "hessian_trace", "hessian_trace", "Hessian trace (nats)"
+
+
+def _over_sizes(
+    ax: Axes, comparison: Comparison, column: str, scale: float = 1.0, label: str = ""
+) -> None:
+    """Every checkpoint faintly; the matched ones with their intervals."""
+    for cell in comparison.cells:
+        if cell.interval(column):
+            ax.plot(cell.num_params, scale * cell.mean(column), "o", color=COLORS[0], alpha=0.22)
+    style = {"color": COLORS[0], "marker": "o", "label": label}
+    _line(ax, list(comparison.matched.values()), column, scale, **style)
+
+
+def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style: str) -> None:
+    known = [(cell.num_params, found) for cell in cells if (found := cell.interval(column))]
+    if known:
+        errors = [scale * (found.half_width or 0.0) for _, found in known]
+        ax.errorbar(
+            [size for size, _ in known],
+            [scale * found.mean for _, found in known],
+            yerr=errors,
+            **{"capsize": 3, "linewidth": 1.2, "markersize": 5, **style},  # pyright: ignore
+        )
+
+
+def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
+    """Accuracy against `column` along each variant's checkpoints; matched ones ringed."""
+    for place, (name, cells) in enumerate(comparison.variants.items()):
+        known = [
+            cell for cell in cells if cell.interval(column) and cell.interval(PRIMARY_ACCURACY)
+        ]
+        if not known:
+            continue
+        color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+        across, up = _intervals(known, column), _intervals(known, PRIMARY_ACCURACY)
+        ax.errorbar(
+            [found.mean for found in across],
+            [100 * found.mean for found in up],
+            xerr=[found.half_width or 0.0 for found in across],
+            yerr=[100 * (found.half_width or 0.0) for found in up],
+            **{"color": color, "marker": marker, "markersize": 5, "linewidth": 1.2},
+            **{"elinewidth": 0.8, "label": name},
+        )
+        ringed = comparison.matched.get(name)
+        if ringed in known:
+            ax.plot(
+                ringed.mean(column),
+                100 * ringed.mean(PRIMARY_ACCURACY),
+                **{"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"},
+            )
+    _lookup_levels(ax, comparison)
+    legend(ax)
+
+
+def _intervals(cells: list[Cell], column: str) -> list[Interval]:
+    return [found for cell in cells if (found := cell.interval(column))]
+
+
+def _mean(cells: Iterable[Cell], column: str) -> float | None:
+    values = [cell.mean(column) for cell in cells if cell.interval(column)]
+    return sum(values) / len(values) if values else None
+
+
+def _lookup_levels(ax: Axes, comparison: Comparison) -> None:
+    for cell, color in zip(comparison.lookup_tables, ("black", GREY), strict=False):
+        if cell.interval(PRIMARY_ACCURACY):
+            level = 100 * cell.mean(PRIMARY_ACCURACY)
+            ax.axhline(level, color=color, linestyle=":", label=cell.variant)
+
+
+def style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.patch.set_alpha(0)
+    ax.set_ylabel(y_label)
+    ax.set_xlabel(x_label)
+
+
+def _size_axis(ax: Axes, comparison: Comparison) -> None:
+    sizes = [cells[0].num_params for cells in comparison.variants.values()]
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [wording.params(size) for size in sizes])
+    ax.set_xticks([], minor=True)
+    ax.margins(x=0.12)
+
+
+def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
+    """A log axis where every mean is positive.
+
+    It spans the means: an interval that reaches 0 runs off the panel instead of stretching it.
+    """
+    means = [cell.mean(column) for cell in comparison.cells if cell.interval(column)]
+    if means and min(means) > 0:
+        log_axis(ax, means)
+        ax.set_xlabel(f"{ax.get_xlabel()}, log scale")
+
+
+def log_axis(ax: Axes, values: Sequence[float]) -> None:
+    """Make x a log axis that spans the values, with four numbers on it, to two digits."""
+    low, high = min(values) / 1.2, max(values) * 1.2
+    ax.set_xscale("log", nonpositive="clip")
+    ticks = [float(f"{tick:.2g}") for tick in np.geomspace(low * 1.05, high / 1.05, 4)]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(low, high)
+
+
+def legend(ax: Axes) -> None:
+    """Below the panel, where it hides nothing."""
+    handles, _ = ax.get_legend_handles_labels()
+    if handles:
+        handles.sort(key=lambda handle: isinstance(handle, Line2D))  # what was measured comes first
+        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 2}
+        ax.legend(
+            handles=handles, frameon=False, fontsize=9, labelspacing=0.3, columnspacing=1.2, **below
+        )

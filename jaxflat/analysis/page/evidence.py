@@ -1,0 +1,136 @@
+"""The verdicts and the correlations of a sweep, as sections of the page and as sentences."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxflat.analysis.associations import STATISTICS, Association, associations
+from jaxflat.analysis.claims import judge
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.page import html, wording
+from jaxflat.analysis.verdicts import NONE, RULES, Verdict
+
+Table = list[list[str]]
+
+ABOUT = (
+    "Accuracy against each flatness measure in the common parametrisation, and against excess "
+    "loss. All checkpoints of one seed give one correlation; shown is its mean over the seeds that "
+    "have every checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
+    "Negative: what is flatter, or nearer to the optimum, is more accurate; positive: what is "
+    "sharper, or further from it. The interval says what other seeds would give for these "
+    "settings, not what other settings would."
+)
+SIMPSON = (
+    "Simpson's paradox: correlations can differ in sign within settings and across them, where "
+    "size, algorithm or loss moves both measures. Kendall's correlation over all pairs of "
+    "checkpoints is the mean, weighted by the number of pairs, of that over pairs of one setting "
+    "(the same run at two steps) and that over pairs of two settings; read both. 'Given' takes out "
+    "of the ranks what is linear in the ranks of the covariates: excess loss, then also learning "
+    "rate, batch size and steps as far as they vary. Seeds in which that leaves nothing are left "
+    "out."
+)
+JIANG = (
+    "Granulated Kendall compares only checkpoints that differ in one hyper-parameter, averages "
+    "over each hyper-parameter, then over all. Information is the smallest share of what decides "
+    "which of two checkpoints is the more accurate that the measure tells, given up to two "
+    "hyper-parameters: 0 to 1, without regard to sign. By chance: the same for the measure in "
+    "random order (Jiang et al. 2020)."
+)
+
+
+class Evidence(NamedTuple):
+    """What is said of a sweep's claims, and the correlations that some of it rests on."""
+
+    verdicts: list[Verdict]
+    correlations: list[Association]
+
+
+def examine(comparison: Comparison) -> Evidence:
+    """Return what the sections of the page, and the joint table, are made from."""
+    found = associations(comparison)
+    return Evidence(judge(comparison, found), found)
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
+    header = ["Claim", "Verdict", "Value (95% interval)", "Statistic"]
+    return [header] + [
+        [
+            one.claim,
+            answer_words(one),
+            one.evidence or wording.MISSING,
+            one.statistic or wording.MISSING,
+        ]
+        for one in verdicts
+    ]
+
+
+def answer_words(verdict: Verdict) -> str:
+    return f"{NONE}: {verdict.reason}" if verdict.answer == NONE else verdict.answer
+
+
+def verdict_sentences(comparison: Comparison) -> list[str]:
+    """Each claim, its verdict and what it rests on; then those without a verdict, by the reason."""
+    verdicts = judge(comparison)
+    reasons: dict[str, list[str]] = {}
+    for one in verdicts:
+        if one.answer == NONE:
+            reasons.setdefault(one.reason, []).append(one.claim)
+    return [
+        f"{one.claim}: {one.answer} ({one.statistic}: {one.evidence})."
+        for one in verdicts
+        if one.answer != NONE
+    ] + [f"No verdict, as {why}: {'; '.join(claims)}." for why, claims in reasons.items()]
+
+
+def correlations_table(found: Sequence[Association]) -> Table:
+    """One column a measure, one row a statistic."""
+    rows = [["Accuracy against", *(one.name for one in found)]]
+    rows.append(["Seeds × checkpoints", *(f"{o.num_seeds} × {o.num_checkpoints}" for o in found)])
+    rows += [
+        [name, *(wording.correlation(one.found.get(name)) for one in found)]
+        for name in STATISTICS
+        if any(name in one.found for one in found)
+    ]
+    if any(one.information for one in found):
+        rows.append(["Information", *map(_information, found)])
+    return rows
+
+
+def missing_numbers(found: Sequence[Association]) -> list[str]:
+    """Why a number is not in the table, each reason once."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        by_reason: dict[str, list[str]] = {}
+        for name, why in one.missing.items():
+            by_reason.setdefault(why, []).append(name)
+        for why, names in by_reason.items():
+            what = "correlation" if len(names) == len(STATISTICS) else ", ".join(names)
+            reasons.setdefault((what, why), []).append(one.name)
+    return [f"{', '.join(of)}: no {what}, as {why}." for (what, why), of in reasons.items()]
+
+
+def verdicts_section(verdicts: Sequence[Verdict]) -> list[str]:
+    return [
+        html.heading("Verdicts"),
+        html.table(verdicts_table(verdicts)),
+        html.details("The rules", html.bullets(RULES)),
+    ]
+
+
+def correlations_section(found: Sequence[Association]) -> list[str]:
+    if not found:
+        why = "No seed has accuracy and excess loss at all its checkpoints, so there is none."
+        return [html.heading("Correlations over all checkpoints"), html.paragraph(why)]
+    return [
+        html.heading("Correlations over all checkpoints"),
+        html.paragraph(ABOUT, "note"),
+        html.table(correlations_table(found)),
+        html.bullets(missing_numbers(found)),
+        *(html.paragraph(note, "note") for note in (SIMPSON, JIANG) if any(o.found for o in found)),
+    ]
+
+
+def _information(one: Association) -> str:
+    if one.information is None:
+        return wording.MISSING
+    given = ", ".join(name.rpartition(".")[2] for name in one.information.conditions) or "nothing"
+    return f"{one.information.score:.2f} given {given} (by chance {one.chance:.2f})"

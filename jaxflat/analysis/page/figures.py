@@ -1,0 +1,115 @@
+"""The figures of a sweep: files for papers and talks, and the panels that the page inlines."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.page import drawing, line_panels
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, budgets
+
+Panel = Callable[[Axes, Comparison], None]
+PANEL_INCHES = (4.0, 3.7)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure: its file name, what it shows, and its panels with a title each."""
+
+    name: str
+    caption: str
+    panels: tuple[tuple[str, Panel], ...]
+
+
+BY_SIZE = Plate(
+    "size",
+    "Each size at the checkpoint nearest to one common excess loss (solid, with 95% t intervals "
+    "over seeds); its other checkpoints are faint. Matching looked at excess loss only. The lookup "
+    "table is a probe of the exact conditional probabilities themselves.",
+    (
+        ("Excess loss", drawing.excess_against_size),
+        ("Flatness", drawing.trace_against_size),
+        ("Transfer", drawing.accuracy_against_size),
+    ),
+)
+TRAJECTORIES = Plate(
+    "trajectories",
+    "Every checkpoint, one line a model: read accuracy up and down a vertical line, at equal loss "
+    "or at equal trace. Rings: the checkpoints nearest to one common excess loss, with "
+    "a grey band one equivalence margin wide. Bars: 95% t intervals over seeds.",
+    (
+        ("Transfer at equal loss", drawing.accuracy_against_excess),
+        ("Transfer at equal trace", drawing.accuracy_against_trace),
+    ),
+)
+
+
+ALGORITHMS = Plate(
+    "algorithms",
+    "Each way of training. Rings: the one that the others are set against, and those "
+    "whose excess loss is the same (equivalent at the main margin). Bars: 95% t intervals over "
+    "seeds.",
+    TRAJECTORIES.panels,
+)
+BY_STEP = Plate(
+    "steps",
+    "The same checkpoints by the step at which each was measured, one line a setting. Bars: 95% t "
+    "intervals over seeds.",
+    (
+        ("Excess loss", line_panels.excess_against_step),
+        ("Flatness", line_panels.trace_against_step),
+        ("Transfer", line_panels.accuracy_against_step),
+    ),
+)
+BY_LABELS = Plate(
+    "labels",
+    "Probe accuracy by the number of labelled sentences, mean over tasks: each setting's last "
+    "checkpoint, and what no training made. Losses may differ. Bars: 95% t intervals over seeds.",
+    (("Label budget", line_panels.accuracy_against_labels),),
+)
+
+
+def plates(comparison: Comparison) -> list[Plate]:
+    """The figures that this sweep has numbers for."""
+    chosen = [BY_SIZE] if comparison.matched and not comparison.algorithms else []
+    if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
+        chosen.append(ALGORITHMS if comparison.algorithms else TRAJECTORIES)
+    if any(len(cells) > 1 for cells in comparison.variants.values()):
+        chosen.append(BY_STEP)
+    rows = [row for cell in comparison.cells for row in cell.rows.values()]
+    return [*chosen, BY_LABELS] if len(budgets(rows)) > 1 else chosen
+
+
+def save_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Each plate, its panels side by side, as .png and .svg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for plate in plates(comparison):
+        figure = draw(plate.panels, comparison)
+        for kind in ("png", "svg"):
+            paths.append(folder / f"{plate.name}.{kind}")
+            paths[-1].write_bytes(render(figure, kind, transparent=False))
+    return paths
+
+
+def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
+    figure = Figure(figsize=(PANEL_INCHES[0] * len(panels), PANEL_INCHES[1]), layout="constrained")
+    for ax, (title, panel) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        panel(ax, comparison)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def render(figure: Figure, kind: str, transparent: bool) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "jaxflat"}):  # the same results, the same bytes
+        figure.savefig(buffer, format=kind, dpi=160, transparent=transparent, metadata=metadata)
+    return buffer.getvalue()

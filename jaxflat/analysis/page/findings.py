@@ -1,0 +1,96 @@
+"""The comparison in plain words. Each outcome and its opposite are worded alike."""
+
+from pathlib import Path
+
+from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.cells import Cell, trained_as
+from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.page import evidence, wording
+from jaxflat.analysis.page.pair_words import INTERVALS, headline, pair_sentence, place_words
+from jaxflat.analysis.page.trajectory_words import trajectory_sentences
+from jaxflat.analysis.pairs import paired_difference
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+
+
+def summary_sentences(workdir: Path) -> list[str]:
+    """What the sweep in `workdir` found, the answer first."""
+    comparison = read_comparison(Path(workdir))
+    return describe(comparison) + evidence.verdict_sentences(comparison)
+
+
+def describe(comparison: Comparison) -> list[str]:
+    """The sentences of what the sweep varies: ways of training, then at their ends; or sizes."""
+    sentences = trajectory_sentences(comparison.trajectories)
+    if comparison.algorithms:
+        sentences += algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
+    else:
+        sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
+    if left_out := ", ".join(comparison.missing):
+        sentences.append(f"Left out, the last checkpoint not measured: {left_out}.")
+    return sentences + untrained_sentences(comparison)
+
+
+def algorithm_sentences(found: Algorithms) -> list[str]:
+    """Each algorithm against the sweep's first."""
+    baseline, pairs = found.baseline.variant, found.against
+    compared = f"{wording.plural(len(pairs), 'way')} of training set against {baseline}"
+    sentences = [headline(pairs, compared, "the other")]
+    sentences += [pair_sentence(pair, baseline, pair.second.variant) for pair in pairs]
+    return sentences
+
+
+def sizes_sentences(comparison: Comparison) -> list[str]:
+    if comparison.obstacle:
+        return [
+            "Sizes cannot be compared at matched excess loss here: "
+            f"{comparison.obstacle}. The table shows what was measured."
+        ]
+    pairs = comparison.pairs
+    if not pairs:
+        return ["No two sizes share a seed, so no pair can be compared."]
+    compared = f"{wording.plural(len(pairs), 'pair')} of sizes"
+    sentences = [headline(pairs, compared, "the larger model")]
+    sentences += [pair_sentence(pair, "the smaller", "the larger model") for pair in pairs]
+    return sentences + lookup_sentences(comparison)
+
+
+def lookup_sentences(comparison: Comparison) -> list[str]:
+    """The exact conditionals as features, beside the matched models."""
+    tables = [cell for cell in comparison.lookup_tables if cell.interval(PRIMARY_ACCURACY)]
+    models = [cell for cell in comparison.matched.values() if cell.interval(PRIMARY_ACCURACY)]
+    if not tables or not models:
+        return []
+
+    def listed(cells: list[Cell]) -> str:
+        return ", ".join(
+            f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}% ({cell.variant})"
+            for cell in cells
+        )
+
+    losses = [cell.mean("excess_loss") for cell in models]
+    return [
+        f"A probe of the exact conditional probabilities reaches {listed(tables)}; of the models "
+        f"nearest to one another in excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
+        f"{listed(models)}."
+    ]
+
+
+def untrained_sentences(comparison: Comparison) -> list[str]:
+    """What training adds to a model's representations, one sentence a size."""
+    sentences = []
+    baseline = [comparison.algorithms.baseline] if comparison.algorithms else []
+    for control in comparison.untrained:
+        same_size = [cell for cell in baseline if cell.num_params == control.num_params]
+        cells = comparison.variants.get(trained_as(control.variant), same_size)
+        difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
+        if difference:
+            reached = (
+                f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}%"
+                for cell in (cells[-1], control)
+            )
+            sentences.append(
+                f"{place_words(cells[-1]).capitalize()} against the same as it is initialised: a "
+                f"probe reaches {' against '.join(reached)}, difference "
+                f"{wording.points(difference)} points."
+            )
+    return sentences

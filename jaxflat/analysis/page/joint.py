@@ -1,0 +1,153 @@
+"""Several sweeps on one page: their verdicts side by side, and every matched pair in one figure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
+from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.settings import read_provenance
+from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
+from jaxflat.analysis.verdicts import RULES
+
+Sweeps = Mapping[str, Comparison]
+CAPTION = (
+    "Each point is a pair of models of equal excess loss (equivalent within "
+    f"±{MARGIN} nats): a larger against a smaller one, a way of training against one that the "
+    "sweep lists before it, the end of a trajectory against its start. Left of 1 the second model "
+    "is the flatter, above 0 the more accurate: upper left and lower right flatness and accuracy "
+    "go together, in the other two quarters they dissociate. Sharpness is the first measure that "
+    "the sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of "
+    "different tasks in different sweeps. Pairs without either number are left out."
+)
+
+
+def read_sweeps(workdirs: Mapping[str, Path]) -> dict[str, Comparison]:
+    return {name: read_comparison(workdir) for name, workdir in workdirs.items()}
+
+
+def write_joint(
+    sweeps: Sweeps,
+    judged: Mapping[str, Evidence],
+    workdirs: Mapping[str, Path],
+    output: Path,
+) -> Path:
+    """Write output/report.html and output/figures/interventions.* from sweeps by their names."""
+    figure = draw_pairs(sweeps)
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    for kind in ("png", "svg"):
+        path = output / "figures" / f"interventions.{kind}"
+        path.write_bytes(figures.render(figure, kind, transparent=False))
+    title = f"jaxflat: {', '.join(sweeps)}"
+    svg = figures.render(figure, "svg", transparent=True)
+    body = [
+        html.heading(title, 1),
+        html.paragraph(document.QUESTION, "question"),
+        html.paragraph(summary_sentence(sweeps), "lead"),
+        html.heading("Verdicts of all sweeps"),
+        html.table(verdicts_table(judged)),
+        html.details("The rules", html.bullets(RULES)),
+        html.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
+    ]
+    for name, comparison in sweeps.items():
+        made = read_provenance(workdirs[name])
+        language = made.config.get("language", {}).get("name", "")
+        body.append(html.heading(f"{name}: {language}" if language else name, 1))
+        body += document.sweep_sections(comparison, judged[name], made)
+    path = output / "report.html"
+    path.write_text(html.page(title, [*body, *document.closing_sections()]), encoding="utf-8")
+    return path
+
+
+def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
+    return {name: evidence.examine(comparison) for name, comparison in sweeps.items()}
+
+
+def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
+    """Claim by claim, the sweeps that were asked it one below the other."""
+    header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
+    claims = dict.fromkeys(one.claim for found in judged.values() for one in found.verdicts)
+    return [header] + [
+        [claim, name, evidence.answer_words(one), one.evidence or wording.MISSING, one.statistic]
+        for claim in claims
+        for name, found in judged.items()
+        for one in found.verdicts
+        if one.claim == claim
+    ]
+
+
+def summary_sentence(sweeps: Sweeps) -> str:
+    """How often flatness and accuracy went together where the loss was the same."""
+    relations = [pair.relation for one in sweeps.values() for pair in matched_pairs(one)]
+    over = wording.plural(len(sweeps), "sweep")
+    if not relations:
+        return f"Over {over}, no pair of models is matched in excess loss within ±{MARGIN} nats."
+    return (
+        f"Over {over}, {wording.plural(len(relations), 'pair')} of models matched in excess loss: "
+        f"flatness and accuracy go together in {relations.count(1)}, dissociate in "
+        f"{relations.count(-1)}, and cannot be told in {relations.count(0)}."
+    )
+
+
+def matched_pairs(comparison: Comparison) -> list[Pair]:
+    """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
+    pairs: list[Pair | None] = [*comparison.pairs]
+    arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+    pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
+    if comparison.algorithms and not arms:  # ends against ends would count the arms again
+        pairs += comparison.algorithms.pairs
+    return [pair for pair in pairs if pair and pair.equivalence.holds]
+
+
+def draw_pairs(sweeps: Sweeps) -> Figure:
+    """Every matched pair as a number, with what each stands for beside the panel."""
+    drawn = [
+        (name, place, pair)
+        for place, (name, comparison) in enumerate(sweeps.items())
+        for pair in matched_pairs(comparison)
+        if pair.trace_ratio and pair.accuracy
+    ]
+    height = max(4.8, 0.16 * (len(drawn) + 2 * len(sweeps)))
+    figure = Figure(figsize=(8.0, height), layout="constrained")
+    ax = figure.subplots()
+    drawing.style(ax, "Accuracy, difference (points)", "Sharpness ratio, log scale")
+    ax.axhline(0, color=drawing.GREY, linewidth=0.8)
+    ax.axvline(1, color=drawing.GREY, linewidth=0.8)
+    spans, key = [1.0], {name: [f"\n{name}"] for name, _, _ in drawn}
+    for number, (name, place, pair) in enumerate(drawn, start=1):
+        key[name].append(f"{number}  {_pair_words(pair)}")
+        spans += _scatter(ax, place, str(number), pair)
+    drawing.log_axis(ax, spans)
+    words = "\n".join(line for lines in key.values() for line in lines).strip()
+    ax.text(1.03, 1, words, transform=ax.transAxes, va="top", fontsize=7, linespacing=1.5)
+    return figure
+
+
+def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]:
+    """Draw a pair with its intervals; return the ends of that of the ratio of sharpness."""
+    across, up = pair.trace_ratio, pair.accuracy
+    assert across is not None
+    assert up is not None
+    low, high = across.low or across.mean, across.high or across.mean
+    color = drawing.COLORS[place % len(drawing.COLORS)]
+    marker = drawing.MARKERS[place % len(drawing.MARKERS)]
+    ax.errorbar(
+        across.mean,
+        100 * up.mean,
+        xerr=[[across.mean - low], [high - across.mean]],
+        yerr=100 * (up.half_width or 0.0),
+        **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
+        linestyle="none",
+    )
+    where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 8, "color": color}
+    ax.annotate(name, textcoords="offset points", **where)
+    return low, high
+
+
+def _pair_words(pair: Pair) -> str:
+    if pair.first.variant == pair.second.variant:
+        return pair.second.variant
+    return f"{pair.second.variant} / {pair.first.variant}"

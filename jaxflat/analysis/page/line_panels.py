@@ -1,0 +1,63 @@
+"""Panels with one line a setting: against the step, and against the number of labels."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.page.drawing import COLORS, MARKERS, legend, style, trace_columns
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, budget_column, budgets
+from jaxflat.analysis.statistics.intervals import Interval
+
+
+def excess_against_step(ax: Axes, comparison: Comparison) -> None:
+    style(ax, "Excess loss (nats)", "Step")
+    _over_steps(ax, comparison, "excess_loss")
+
+
+def trace_against_step(ax: Axes, comparison: Comparison) -> None:
+    column, _, name = trace_columns(comparison)
+    style(ax, name, "Step")
+    _over_steps(ax, comparison, column)
+
+
+def accuracy_against_step(ax: Axes, comparison: Comparison) -> None:
+    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Step")
+    _over_steps(ax, comparison, PRIMARY_ACCURACY, 100)
+    legend(ax)
+
+
+def accuracy_against_labels(ax: Axes, comparison: Comparison) -> None:
+    """Label-budget curves: each setting's last checkpoint, and what no training made."""
+    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Labelled sentences")
+    last = [cells[-1] for cells in comparison.variants.values()]
+    rows = [row for cell in last for row in cell.rows.values()]
+    columns = {shots: budget_column(shots) for shots in budgets(rows)}
+    for place, cell in enumerate([*last, *comparison.controls]):
+        known = [(shots, cell.interval(name)) for shots, name in columns.items()]
+        _line(ax, place, cell.variant, [(x, found) for x, found in known if found], 100)
+    ax.set_xscale("log")
+    ax.set_xticks(list(columns), [f"{shots:,}" for shots in columns])
+    ax.set_xticks([], minor=True)
+    legend(ax)
+
+
+def _over_steps(ax: Axes, comparison: Comparison, column: str, scale: float = 1.0) -> None:
+    for place, (name, cells) in enumerate(comparison.variants.items()):
+        known = [(cell.step, found) for cell in cells if (found := cell.interval(column))]
+        _line(ax, place, name, known, scale)
+
+
+def _line(
+    ax: Axes, place: int, name: str, known: Sequence[tuple[int, Interval]], scale: float = 1.0
+) -> None:
+    ax.errorbar(
+        [x for x, _ in known],
+        [scale * found.mean for _, found in known],
+        yerr=[scale * (found.half_width or 0.0) for _, found in known],
+        **{
+            "color": COLORS[place % len(COLORS)],
+            "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
+        },
+        **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
+    )

@@ -1,0 +1,186 @@
+"""The tables of the page and of the terminal, as plain rows of text with their header first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS
+from jaxflat.analysis.page import wording
+from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
+from jaxflat.analysis.pairs import Pair, is_accuracy
+from jaxflat.analysis.results_csv import (
+    GIVEN_ACCURACY,
+    LATENT_ACCURACY,
+    LATENT_CEILING,
+    MAP_ACCURACY,
+)
+from jaxflat.analysis.statistics.intervals import standard_error
+
+Table = list[list[str]]
+
+
+COLUMNS = (
+    ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
+    *(
+        (f"{name}{suffix}", f"{column}{at}", "", 1.0)
+        for column, name in SHARPNESS.items()
+        for suffix, at in ((", embedded", "@embedded"), ("", ""))
+    ),
+    ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
+    ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
+    ("Accuracy, given (%)", GIVEN_ACCURACY, ".1f", 100.0),
+    ("Latent ceiling (%)", LATENT_CEILING, ".1f", 100.0),
+)
+
+
+SUMMARY = {
+    "Excess loss\n(nats)": COLUMNS[0],
+    "Trace,\nembedded": COLUMNS[1],
+    "Accuracy,\nmap (%)": COLUMNS[-4],
+    "Accuracy,\nlatent (%)": COLUMNS[-3],
+    "Accuracy,\ngiven (%)": COLUMNS[-2],
+}
+
+
+def summary_table(workdir: Path) -> Table:
+    """What the command prints at the end, in 80 columns: mean ± half-width over seeds."""
+    comparison = read_comparison(Path(workdir))
+    cells = comparison.cells + comparison.controls
+    measured = {
+        name: spec
+        for name, spec in SUMMARY.items()
+        if any(cell.interval(spec[1]) for cell in cells)
+    }
+    rows = [
+        [
+            cell.variant.replace("lookup table", "lookup"),
+            *_about(cell)[2:3],
+            *_numbers(cell, list(measured.values())),
+        ]
+        for cell in cells
+    ]
+    return [["Model", "Step", *measured], *rows]
+
+
+def results_table(comparison: Comparison) -> Table:
+    cells = comparison.cells + comparison.controls
+    columns = [spec for spec in COLUMNS if any(cell.interval(spec[1]) for cell in cells)]
+    header = ["Model", "Parameters", "Step", "Seeds", *(spec[0] for spec in columns)]
+    return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
+
+
+def pairs_table(pairs: list[Pair], second: str) -> Table:
+    """One column a pair, so that a phone shows a pair whole; `second` names its second model."""
+    rows: Table = [["", *(f"{pair.first.variant} → {pair.second.variant}" for pair in pairs)]]
+
+    def add(name: str, texts: list[str]) -> None:
+        rows.append([name, *texts])
+
+    add("Steps", [f"{pair.first.step:,}, {pair.second.step:,}" for pair in pairs])
+    add("Paired seeds", [str(pair.excess.count) for pair in pairs])
+    for name, number in (
+        ("Excess loss (nats)", lambda cell: cell.mean("excess_loss")),
+        ("SEM over sentences, one run", lambda cell: cell.mean("excess_loss_sem")),
+        ("SEM over seeds", _sem_over_seeds),
+    ):
+        add(name, [_both(pair, number) for pair in pairs])
+    add("Difference (nats)", [wording.nats(pair.excess) for pair in pairs])
+    for tests in zip(*(pair.equivalences for pair in pairs), strict=True):
+        name = f"Equal within ±{tests[0].margin:g} nats?"
+        add(
+            name,
+            [f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}" for test in tests],
+        )
+    add("Candidate pairs, in p", [f"× {pair.candidates}" for pair in pairs])
+    add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
+    add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
+    add("Scatter from examples", [_from_examples(pair) for pair in pairs])
+    for column, name in EMBEDDED.items():
+        if any(column in pair.flatness for pair in pairs):
+            add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
+    add(f"{second}'s accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
+    add(f"{second}'s flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
+    add("Flatness and accuracy", [relation_words(pair) for pair in pairs])
+    return rows
+
+
+def secondary_table(pairs: list[Pair]) -> Table:
+    """Every task, labeling and number of shots: second minus first, in points."""
+    names = list(dict.fromkeys(name for pair in pairs for name in pair.secondary))
+    header = ["Second minus first, points"]
+    header += [f"{pair.first.variant} → {pair.second.variant}" for pair in pairs]
+    return [header] + [
+        [_endpoint(name), *(wording.points(pair.secondary.get(name)) for pair in pairs)]
+        for name in names
+    ]
+
+
+def endpoints_table(comparison: Comparison) -> Table:
+    """Accuracy by task, labeling and shots at every cell, each beside its Bayes ceiling."""
+    cells = [*comparison.cells, *comparison.controls]
+    values = {name for cell in cells for row in cell.rows.values() for name in row.values}
+    names = sorted(name for name in values if is_accuracy(name))
+    header = [
+        "Accuracy (%)",
+        "Bayes ceiling",
+        *(f"{cell.variant}, {cell.step:,}" for cell in cells),
+    ]
+    return [header] + [
+        [_endpoint(name), _ceiling(cells, name)]
+        + [wording.plus_minus(cell, name, ".1f", 100) for cell in cells]
+        for name in names
+    ]
+
+
+def _about(cell: Cell) -> list[str]:
+    size = wording.MISSING if np.isnan(cell.num_params) else wording.params(cell.num_params)
+    step = f"{cell.step:,}" if cell.step else wording.MISSING
+    return [cell.variant, size, step, str(len(cell.rows))]
+
+
+def _numbers(cell: Cell, columns: list[tuple[str, str, str, float]]) -> list[str]:
+    return [wording.plus_minus(cell, column, style, scale) for _, column, style, scale in columns]
+
+
+def _both(pair: Pair, number: Callable[[Cell], float]) -> str:
+    found = number(pair.first), number(pair.second)
+    return ", ".join(wording.MISSING if np.isnan(value) else f"{value:.4f}" for value in found)
+
+
+def _sem_over_seeds(cell: Cell) -> float:
+    error = standard_error(list(cell.by_seed("excess_loss").values()))
+    return np.nan if error is None else error
+
+
+def _margin_share(pair: Pair) -> str:
+    loss = (pair.first.mean("excess_loss") + pair.second.mean("excess_loss")) / 2
+    return f"{pair.equivalence.margin / loss:.0%}" if loss > 0 else wording.MISSING
+
+
+def _from_examples(pair: Pair) -> str:
+    if pair.split is None or pair.split.share is None:
+        return wording.MISSING
+    return f"≤ {pair.split.share:.0%}, mostly {pair.split.dominated_by}"
+
+
+def _word(pair: Pair, side: int, accuracy: bool) -> str:
+    if not pair.equivalence.holds:
+        return "not matched"
+    return (ACCURACY_WORDS if accuracy else FLATNESS_WORDS)[side]
+
+
+def _endpoint(column: str) -> str:
+    """'linear_probe/state_3.map/4000' -> 'linear probe, state 3, map, 4000 shots'."""
+    kind, _, rest = column.partition("/")
+    task, _, shots = rest.partition("/")
+    name = f"{kind}, {task.replace('.', ', ')}".replace("_", " ")
+    return f"{name}, {int(shots):,} shots" if shots.isdigit() else name
+
+
+def _ceiling(cells: list[Cell], column: str) -> str:
+    bayes = "bayes/" + column.split("/")[1]
+    known = [cell.mean(bayes) for cell in cells if cell.interval(bayes)]
+    return f"{100 * sum(known) / len(known):.1f}" if known else wording.MISSING

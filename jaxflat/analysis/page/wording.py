@@ -1,0 +1,75 @@
+"""Numbers as people read them: means with their half-widths, intervals, signs that line up."""
+
+import math
+
+from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.statistics.intervals import Interval
+
+MISSING = "–"
+
+
+def plus_minus(cell: Cell, column: str, style: str = "", scale: float = 1.0) -> str:
+    """'mean ± half-width' over the seeds; the mean alone for one seed. Style: as the error asks."""
+    interval = cell.interval(column)
+    if interval is None:
+        return MISSING
+    style = style or _style(scale * interval.mean, scale * (interval.half_width or 0.0))
+    text = format(scale * interval.mean, style)
+    if interval.half_width is not None:
+        text += f" ± {format(scale * interval.half_width, style.lstrip('+'))}"
+    return minus(text)
+
+
+def _style(mean: float, error: float) -> str:
+    """A format to two digits of the error and six of the mean at most; to three without one."""
+    unit = max(error / 10, abs(mean) / (1e5 if error else 100))
+    return f",.{max(0, -math.floor(math.log10(unit))) if unit else 0}f"
+
+
+def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str = "") -> str:
+    """'mean unit (low to high)'."""
+    if interval is None:
+        return MISSING
+    text = format(scale * interval.mean, style) + unit
+    if interval.low is None or interval.high is None:
+        return minus(f"{text} (one seed, no interval)")
+    low, high = (format(scale * end, style) for end in (interval.low, interval.high))
+    return minus(f"{text} ({low} to {high})")
+
+
+def points(interval: Interval | None) -> str:
+    return ranged(interval, "+.1f", 100.0)
+
+
+def nats(interval: Interval | None) -> str:
+    return ranged(interval, "+.4f")
+
+
+def ratio(interval: Interval | None) -> str:
+    return ranged(interval, ".2f", unit="×")
+
+
+def correlation(interval: Interval | None) -> str:
+    return ranged(interval, "+.2f")
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def params(count: float) -> str:
+    """1.2k, 3.4M: a number of parameters in three characters or so."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

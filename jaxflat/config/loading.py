@@ -1,0 +1,87 @@
+"""From the command line to a config and the points of a sweep."""
+
+import ast
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxflat.config import Config, Sweep
+from jaxflat.config.validation import InputError, check_key, coerced
+
+
+def load(config_argument: str) -> tuple[Config, Sweep]:
+    """Return (config, sweep points) of a "file.py" or "file.py:scale".
+
+    Raises InputError where the file is missing or cannot be used.
+    """
+    path, _, scale = config_argument.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such config file")
+    spec = importlib.util.spec_from_file_location("jaxflat_user_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: a config file is Python and ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(scale or None)
+        points = module.get_sweep(scale or None) if hasattr(module, "get_sweep") else [{}]
+    except Exception as error:
+        raise InputError(f"{config_argument}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config must return a ConfigDict made from config.base()")
+    if not (isinstance(points, list) and points and all(isinstance(p, dict) for p in points)):
+        raise InputError(f"{path}: get_sweep must return a list of {{key: value}} dicts")
+    for key in (key for point in points for key in point):
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise InputError(f"{path}: get_sweep: {key!r} is no key; one is 'model.width'")
+    return config, points
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Turn ["--config.model.width=32", ...] into {"model.width": 32, ...}.
+
+    Raises InputError on any argument of another form.
+    """
+    overrides = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise InputError(
+                f"{argument}: not an argument; config keys are set as --config.model.width=32"
+            )
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        overrides[key.removeprefix("--config.")] = value
+    return overrides
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return a copy of `config` with dotted keys set; raises InputError on a bad key or type."""
+    config = config.copy_and_resolve_references()
+    for key, value in overrides.items():
+        section: Any = config
+        *parents, last = key.split(".")
+        for depth, name in enumerate(parents):
+            check_key(section, ".".join(parents[:depth]), name, config)
+            section = section[name]
+        check_key(section, ".".join(parents), last, config)
+        default = section.get(last)
+        if isinstance(value, str) and _are_names(default):
+            value = tuple(value.split(","))
+        section[last] = coerced(key, default, value)
+    return config
+
+
+def _are_names(default: Any) -> bool:
+    return isinstance(default, tuple) and all(isinstance(item, str) for item in default)
+
+
+def without_keys(points: Sweep, keys: Iterable[str]) -> Sweep:
+    """Return the distinct points that remain when the command line decides these keys."""
+    kept = [{k: value for k, value in point.items() if k not in set(keys)} for point in points]
+    return [point for place, point in enumerate(kept) if point not in kept[:place]]

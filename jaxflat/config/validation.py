@@ -1,0 +1,181 @@
+"""Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxflat import config as base_config
+from jaxflat.config import Config
+from jaxflat.config.ranges import InputError, check_choices, check_range
+
+
+def complete(config: Config) -> Config:
+    """Return the config with lists as tuples and ints as floats where floats are due.
+
+    Raises InputError naming the first key that is unknown, missing or of the wrong type.
+    """
+    base = base_config.base()
+    phases = config.get("phases", {})
+    if _is_dict(phases):
+        base.phases = ConfigDict({name: base_config.phase() for name in phases})
+    return _merged(base, config, "")
+
+
+def validate(config: Config) -> Config:
+    """Return the completed config of a point.
+
+    Raises InputError naming the first key that is wrong or out of range, and what is right.
+    """
+    config = complete(config)
+    _check_phases(config)
+    for key, value in _flatten(config).items():
+        check_range(key, value)
+    for section, choice in (
+        ("language", config.language.name),
+        *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),
+    ):
+        choices = [name for name, value in value_at(config, section).items() if _is_dict(value)]
+        check_choices(f"{section}.name", [choice], choices)
+    model = config.model
+    if model.name == "transformer" and model.width % model.head_size:
+        raise InputError(
+            f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
+            f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
+        )
+    if model.cls and model.name == "lstm":
+        raise InputError("model.cls=True is for model.name='transformer'; set it to False")
+    return config
+
+
+def _check_phases(config: Config) -> None:
+    order, names = config.phase_order, set(config.phases)
+    if config.model.name == "lookup_table" and order:
+        raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
+    if not order:  # the lookup table, or a model as it is initialised
+        return
+    check_choices("phase_order", order, sorted(names))
+    if len(set(order)) < len(order):
+        raise InputError(f"phase_order={order} names a phase twice")
+    for name in order:
+        phase, prefix = config.phases[name], f"phases.{name}"
+        steps = phase.checkpoint_steps
+        if list(steps) != sorted(set(steps)) or (steps and steps[-1] > phase.steps):
+            raise InputError(
+                f"{prefix}.checkpoint_steps={steps} must increase and end by "
+                f"{prefix}.steps={phase.steps}"
+            )
+        schedule = phase.schedule
+        if schedule.warmup_steps + schedule.decay_steps > phase.steps:
+            raise InputError(
+                f"{prefix}.schedule: warmup_steps + decay_steps = "
+                f"{schedule.warmup_steps + schedule.decay_steps} exceeds {prefix}.steps="
+                f"{phase.steps}"
+            )
+    if not any(config.phases[name].checkpoint_steps for name in order):
+        raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
+
+
+def _merged(base: Config, config: Config, prefix: str) -> Config:
+    for name in config:
+        check_key(base, prefix, name)
+    merged = ConfigDict()
+    for name, default in base.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if name not in config:
+            raise InputError(f"{key} is missing; start from config.base()")
+        value = config[name]
+        merged[name] = (
+            _merged(default, value, key)
+            if _is_dict(default) and _is_dict(value)
+            else coerced(key, default, value)
+        )
+    return merged
+
+
+def check_key(section: Any, prefix: str, name: str, config: Config | None = None) -> None:
+    """Raise InputError where a section has no key `name`; `config`: where it may be meant."""
+    if _is_dict(section) and name in section:
+        return
+    key = f"{prefix}.{name}" if prefix else name
+    known = [f"{prefix}.{k}" if prefix else k for k in section] if _is_dict(section) else []
+    everywhere = (k.split(".") for k in _flatten(config or ConfigDict()))
+    paths = {".".join(parts[: end + 1]) for parts in everywhere for end in range(len(parts))}
+    elsewhere = sorted(path for path in paths if path.endswith(f".{name}"))
+    near = [
+        *difflib.get_close_matches(key, known, n=1, cutoff=0.6 if elsewhere else 0.0),
+        *difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0),
+    ]
+    raise InputError(
+        f"{key} is not a config key" + (f"; nearest: {' or '.join(near)}" if near else "")
+    )
+
+
+def coerced(key: str, default: Any, value: Any) -> Any:
+    """Return `value` as the type of `default`, or raise InputError."""
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        return tuple(coerced(key, default[0], item) for item in value) if default else tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = int if default is None else type(default)
+    if (default is None and value is None) or (
+        isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
+    ):
+        return value
+    if isinstance(default, ConfigDict):
+        names = ", ".join(default.keys())
+        raise InputError(f"{key}={value!r}: {key} is a section; set one of {names}")
+    raise InputError(
+        f"{key}={value!r} is {type(value).__name__}; it must be "
+        f"{expected.__name__}, for example {default!r}"
+    )
+
+
+def check_outputs(json: Path | None, figures: Path | None = None) -> None:
+    """Raise InputError where --json=FILE or --figures=DIR cannot be; its folder need not be."""
+    if json and json.is_dir():
+        raise InputError(f"--json={json} is a folder; it must be a file")
+    for flag, folder in (("json", json and json.parent), ("figures", figures)):
+        if folder:
+            check_folder(flag, folder)
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise InputError where --flag=FOLDER cannot be made or written in."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"--{flag}: {there} is a file; it must be a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--{flag}: {there} cannot be written in")
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, (ConfigDict, dict))
+
+
+def value_at(config: Config, dotted: str) -> Any:
+    """Return the value or the section under a dotted key that exists."""
+    for name in dotted.split("."):
+        config = config[name]
+    return config
+
+
+def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        flat |= _flatten(value, f"{key}.") if _is_dict(value) else {key: value}
+    return flat
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return (dotted key, old value, new value) of the first difference between two configs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (key, old, new)
+    for name in sorted(old.keys() | new.keys()):
+        dotted = f"{key}.{name}" if key else name
+        if difference := first_difference(old.get(name), new.get(name), dotted):
+            return difference
+    return None

@@ -1,0 +1,111 @@
+"""What users see while work goes on: bars, plain lines, and how long it will take."""
+
+from collections.abc import Collection
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from jaxflat.distributed import ranks
+
+
+class Display:
+    """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
+
+    def __init__(self, num_points: int, done: Collection[str] = ()):
+        """`done`: names of points that there is nothing to do for."""
+        self.console = Console(quiet=not ranks.is_first())
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:g}/{task.total:g}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            _Remaining(),
+            console=self.console,
+            speed_estimate_period=3600,
+        )
+        self._done, self._left, self._num_finished = done, num_points - len(done), 0
+        end = None if self._left else 0.0
+        self._sweep = self._progress.add_task("sweep", total=num_points, end=end)
+        self._stage = self._progress.add_task("", total=1, visible=False)
+        self._awaited, self._prepared = "", 0.0
+        self._ahead: dict[str, float] = {}
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def start_stage(self, description: str, total: int) -> None:
+        """Show a new bar for the stage at work."""
+        self._progress.reset(
+            self._stage, description=description, total=max(total, 1), visible=True
+        )
+
+    def advance_stage(self, completed: int, note: str) -> None:
+        """Show how far the stage is, with its current value."""
+        self._progress.update(self._stage, completed=completed, description=note)
+
+    def wait(self, text: str) -> None:
+        """Say what is waited for, in a line when that has changed."""
+        if text != self._awaited:
+            self.line(text)
+        self._awaited = text
+
+    def finish_preparations(self) -> None:
+        """Note that what was done until now was for all points, and is over."""
+        self._prepared = self._elapsed
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Note what a point has taken that is not finished yet: others may be so before it."""
+        self._ahead[name] = self._ahead.get(name, 0.0) + seconds
+
+    def finish_point(self, name: str, outcome: str) -> None:
+        """Count a point as done, and say so in a line with the time that is left.
+
+        Each point that is left takes what those took on average that were not done before; some
+        of it may be spent.
+        """
+        self._progress.advance(self._sweep)
+        self._ahead.pop(name, None)
+        task = self._progress.tasks[self._sweep]
+        text = f"[{task.completed:g}/{task.total:g}] {name}: {outcome}"
+        if name not in self._done:
+            self._left, self._num_finished = self._left - 1, self._num_finished + 1
+            ahead = sum(self._ahead.values())
+            each = (self._elapsed - self._prepared - ahead) / self._num_finished
+            remaining = max(each * self._left - ahead, 0.0)
+            self._progress.update(self._sweep, end=self._elapsed + remaining)
+            text += f" (ETA {timedelta(seconds=round(remaining))})"
+        self.line(text)
+
+    @property
+    def _elapsed(self) -> float:
+        return self._progress.tasks[self._sweep].elapsed or 0.0
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time until the sweep's `end`, in seconds from its start; a stage's as rich has it."""
+
+    def render(self, task: Task) -> Text:
+        if "end" not in task.fields:
+            return super().render(task)
+        if (end := task.fields["end"]) is None:
+            return Text("-:--:--", style="progress.remaining")
+        left = timedelta(seconds=round(max(end - (task.elapsed or 0.0), 0.0)))
+        return Text(str(left), style="progress.remaining")

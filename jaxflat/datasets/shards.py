@@ -1,0 +1,171 @@
+"""Data sets of records in array_record shards, readable by TensorFlow Datasets.
+
+Files of a data set: jaxflat.json, the settings that made it, is written first; then the shards,
+each renamed into place once whole; features.json and dataset_info.json, which TensorFlow Datasets
+reads; SHA256SUMS last. A data set without it is unfinished.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxflat.datasets.record_bytes import Columns, RecordLayout, Types, features_of
+
+SETTINGS, SUMS = "jaxflat.json", "SHA256SUMS"
+METADATA = (SETTINGS, "features.json", "dataset_info.json")
+SPLIT, VERSION = "train", "1.0.0"
+# One record in a chunk: a random read decompresses nothing else. Snappy packs as well as zstd here
+# and takes a third of the time.
+WRITER_OPTIONS = "group_size:1,snappy"
+RECORDS_PER_WRITE = 4096
+
+
+class DatasetError(ValueError):
+    """A directory that holds no usable data set; the message is one line that names the file."""
+
+
+def is_finished(directory: Path) -> bool:
+    """Say whether a data set was built to its end there."""
+    return (directory / SUMS).exists()
+
+
+def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
+    """Return where a shard is, named as TensorFlow Datasets names it."""
+    return directory / f"{name}-{SPLIT}.array_record-{shard:05}-of-{num_shards:05}"
+
+
+@contextmanager
+def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a directory for a data set made by these settings: a new one, or one to go on with.
+
+    Raises DatasetError where the directory cannot be used, holds something else, or
+    another process is at work there.
+    """
+    path = directory / SETTINGS
+    text = json.dumps(settings, indent=1) + "\n"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if others := sorted(p.name for p in directory.iterdir() if p.name[0] != "."):
+                raise DatasetError(
+                    f"{directory / others[0]} is in the way; choose another directory"
+                )
+            _write_whole(path, text.encode())
+        with path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_settings(path, file.read(), json.loads(text))
+            yield
+    except BlockingIOError as error:
+        raise DatasetError(f"{directory} is at work in another process") from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise DatasetError(f"{directory} cannot be used: {error.strerror}") from error
+
+
+def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
+    """Write a shard that is there with all its records or not at all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = path.with_name(f".{path.name}")
+    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    for start in range(0, len(next(iter(columns.values()))), RECORDS_PER_WRITE):
+        rows = slice(start, start + RECORDS_PER_WRITE)
+        for record in layout.encode({name: column[rows] for name, column in columns.items()}):
+            writer.write(record)
+    writer.close()
+    _push(temporary)
+    os.replace(temporary, path)
+
+
+def finish(
+    directory: Path, name: str, types: Types, lengths: Sequence[int], digests: Sequence[str]
+) -> None:
+    """Write the metadata of a data set whose shards are there, and with it call the set done.
+
+    lengths, digests: each shard's number of records and its SHA-256. Raises DatasetError where the
+    set was done before, of other shards: one of them is damaged.
+    """
+    import tensorflow_datasets as tfds
+    from etils import epath
+    from tensorflow_datasets.core import dataset_info, splits
+
+    identity = dataset_info.DatasetIdentity(name, tfds.core.Version(VERSION), "", "")
+    info = tfds.core.DatasetInfo(builder=identity, features=features_of(types))
+    info.set_file_format("array_record")
+    shards = [shard_path(directory, name, i, len(lengths)) for i in range(len(lengths))]
+    sums = [f"{digest}  {shard.name}\n" for digest, shard in zip(digests, shards, strict=True)]
+    recorded = (directory / SUMS).read_text() if is_finished(directory) else ""
+    for shard, line in zip(shards, sums, strict=True):
+        if shard.name in recorded and line not in recorded:
+            raise DatasetError(
+                f"{shard} is not what {SUMS} says; delete it to make it again, "
+                f"or {SUMS} to take it as it is"
+            )
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(directory),
+        dataset_name=name,
+        split=SPLIT,
+        filetype_suffix="array_record",
+    )
+    num_bytes = sum(shard.stat().st_size for shard in shards)
+    split = tfds.core.SplitInfo(SPLIT, list(lengths), num_bytes, template)
+    info.set_splits(splits.SplitDict([split]))
+    _push(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        info.write_to_directory(scratch)
+        for file in METADATA[1:]:
+            _write_whole(directory / file, (Path(scratch) / file).read_bytes())
+    metadata = [f"{sha256(directory / file)}  {file}\n" for file in METADATA]
+    _write_whole(directory / SUMS, "".join(metadata + sums).encode())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_settings(path: Path, text: str, expected: dict[str, Any]) -> None:
+    try:
+        stored = _flatten(json.loads(text))
+    except (ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is not the settings of a data set") from error
+    wanted = _flatten(expected)
+    for key in itertools.chain(wanted, stored):
+        old, new = (flat.get(key, "nothing") for flat in (stored, wanted))
+        if old != new:
+            raise DatasetError(
+                f"{path} is of a data set with {key}={old}, not {key}={new}; "
+                "choose another directory"
+            )
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        flat |= _flatten(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    _push(temporary)
+    os.replace(temporary, path)
+    _push(path.parent)
+
+
+def _push(path: Path) -> None:
+    """Push a file's content, or a directory's names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

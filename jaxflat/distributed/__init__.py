@@ -1,0 +1,1 @@
+"""Processes, devices and workers: ranks, leases, signals, the device mesh, compiled programs."""

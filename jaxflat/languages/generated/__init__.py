@@ -1,0 +1,1 @@
+"""Languages that a causal model writes: teacher, kept words, conditionals by enumeration."""

@@ -1,0 +1,1 @@
+"""Context-free grammars: files, random ones, exact sampling and exact conditionals."""

@@ -1,0 +1,71 @@
+"""The loss and the batches of a phase, with or without an adversary beside pre-training."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxflat.config import Config
+from jaxflat.distributed import sharding
+from jaxflat.languages.batches import Source, source_batch
+from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.tasks import all_labels
+from jaxflat.probes.features import sentence_features
+from jaxflat.probes.ridge import unexplained_variance
+from jaxflat.training.adversarial import AdversarialBatch, adversarial_loss
+from jaxflat.training.objectives import LossFn
+
+POOLING = "concatenate"  # the head sees the representations of all words
+
+Labelled = tuple[Sentences, jax.Array]  # and targets_NxKxC, as in probes.ridge
+SampleBatch = Callable[[Source, jax.Array, jax.Array], Any]  # (source, step's key, place in call)
+
+
+def make_objective(
+    model: Any, loss_fn: LossFn, settings: Config, masking: str, mesh: Mesh
+) -> tuple[LossFn, SampleBatch]:
+    """Return the loss of a phase and what samples its batches, split over the mesh."""
+    adversary = settings.adversary
+    how = (settings.batch_size, settings.targets, masking)
+
+    shard = partial(sharding.shard_examples, mesh, over=sharding.OF_ONE_RUN)
+
+    def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
+        return shard(source_batch(source, key, index, *how))
+
+    def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
+        keys = jax.random.split(jax.random.fold_in(key, 1))  # apart from those of the sentences
+        drawn = [_labelled(source.language, adversary, k) for k in keys]
+        fit, held_out = shard(drawn)
+        return AdversarialBatch(masked(source, key, index), fit, held_out)
+
+    if adversary.strength == 0:
+        return loss_fn, masked
+    downstream = partial(_downstream_loss, model.apply, adversary.l2)
+    return adversarial_loss(loss_fn, downstream, adversary.strength), with_labelled
+
+
+def _labelled(language: Any, adversary: Config, key: jax.Array) -> Labelled:
+    """Return sentences and their one-hot labels of every task of the language."""
+    sentences = language.sample(key, adversary.num_sentences)
+    num_classes = max(task.num_classes for task in language.tasks.values())
+    labels = all_labels(language.tasks, sentences, (adversary.labeling,)).values()
+    targets = [
+        jnp.where(valid_N[:, None], jax.nn.one_hot(labels_N, num_classes), 0)
+        for labels_N, valid_N in labels
+    ]
+    return sentences, jnp.stack(targets, axis=1)
+
+
+def _downstream_loss(
+    apply_fn: Callable[..., Any], l2: float, params: Any, fit: Labelled, held_out: Labelled
+) -> jax.Array:
+    def examples(labelled: Labelled) -> tuple[jax.Array, jax.Array]:
+        sentences, targets_NxKxC = labelled
+        words = (sentences.tokens_BxT, sentences.lengths_B)
+        return sentence_features(apply_fn, params, *words, POOLING), targets_NxKxC
+
+    return unexplained_variance(examples(fit), examples(held_out), l2)

@@ -1,0 +1,176 @@
+"""Whether a valid config can run here: what only the objects it describes can tell.
+
+All raise ValueError, one line that names the key, and train nothing.
+"""
+
+from collections.abc import Iterable
+
+from jaxflat.config import Config
+from jaxflat.flatness.stopping import MIN_SAMPLES
+from jaxflat.languages.generated import text_language
+from jaxflat.runs import experiment, trajectory
+
+OF_GIVEN_LABELS = (
+    *("average_sharpness", "adaptive_average_sharpness"),
+    *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
+    *("gradient_noise", "local_learning_coefficient"),
+    *("loss_slices", "loss_plane", "loss_path"),
+)
+"""Measures of more than second derivatives: of the loss elsewhere, or of its gradient."""
+
+
+def check(config: Config) -> None:
+    """Raise ValueError where a valid config still cannot run here; trains nothing."""
+    _check_language(config)
+    if config.language.masking == "share" and config.evaluation.num_positions:
+        raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
+    num_devices = experiment.make_mesh(config).size
+    for key, size in experiment.batch_sizes(config).items():
+        if size % num_devices:
+            raise ValueError(
+                f"{key}={size} is not divisible by the {num_devices} devices of mesh.data times "
+                "mesh.model"
+            )
+    if config.evaluation.num_sentences % config.evaluation.batch_size:
+        raise ValueError(
+            f"evaluation.batch_size={config.evaluation.batch_size} does not divide "
+            f"evaluation.num_sentences={config.evaluation.num_sentences}"
+        )
+    check_finetuning(config.probes.finetune)
+    trained = config.model.name != "lookup_table"
+    if config.probes.finetune.pooling == "cls" and trained and not config.model.cls:
+        raise ValueError("probes.finetune.pooling='cls' needs a transformer with model.cls=True")
+    check_flatness(config.flatness)
+    check_rounds(config.flatness)
+    width = config.flatness.embedded_width
+    if config.phase_order and width % config.model.width:
+        raise ValueError(
+            f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
+        )
+    layers = config.flatness.embedded_layers
+    if config.phase_order and 0 < layers < config.model.num_layers:
+        raise ValueError(
+            f"flatness.embedded_layers={layers} is less than model.num_layers="
+            f"{config.model.num_layers}"
+        )
+    for name in config.phase_order:
+        phase, key = config.phases[name], f"phases.{name}"
+        for step in set(phase.projection.checkpoint_steps) - set(phase.checkpoint_steps):
+            raise ValueError(
+                f"{key}.projection.checkpoint_steps: {step} is not one of "
+                f"{key}.checkpoint_steps={phase.checkpoint_steps}"
+            )
+    steps = [s.step for s in trajectory.snapshots(config) if not s.projected]
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def check_finetuning(settings: Config) -> None:
+    """Raise ValueError where fine-tuning is asked for and has too few steps."""
+    if not settings.shots:
+        return
+    num_seen = settings.epochs * settings.shots
+    if settings.batch_size > num_seen:
+        raise ValueError(
+            f"probes.finetune.batch_size={settings.batch_size} exceeds epochs * shots = {num_seen}"
+        )
+    num_steps = num_seen // settings.batch_size
+    if settings.warmup_steps >= num_steps:
+        raise ValueError(
+            f"probes.finetune.warmup_steps={settings.warmup_steps} must be less than the "
+            f"{num_steps} steps that epochs * shots // batch_size makes"
+        )
+
+
+def check_flatness(settings: Config) -> None:
+    """Raise ValueError where a measure that is asked for cannot be taken with these settings."""
+    check_labels(settings.labels, settings.measures)
+    chosen = settings.eigenvalues
+    num_pairs = chosen.num_largest + chosen.num_smallest
+    if "hessian_eigenvalues" in settings.measures and num_pairs > chosen.num_steps:
+        raise ValueError(
+            f"flatness.eigenvalues.num_steps={chosen.num_steps} is less than num_largest + "
+            f"num_smallest = {num_pairs}"
+        )
+    num_draws = settings.learning_coefficient.num_draws
+    if "local_learning_coefficient" in settings.measures and num_draws < 4:
+        raise ValueError(
+            f"flatness.learning_coefficient.num_draws={num_draws} must be at least 4 for R-hat"
+        )
+    if "gradient_noise" in settings.measures and settings.num_microbatches < 6:
+        raise ValueError(
+            f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "
+            "gradient_noise, two triples: --config.flatness.num_microbatches=6"
+        )
+    for name in ("num_points", "plane_points"):
+        if (number := settings.slices[name]) < 2:
+            raise ValueError(f"flatness.slices.{name}={number} must be at least 2: both ends")
+
+
+def check_rounds(settings: Config) -> None:
+    """Raise ValueError where no number of rounds could stop the sampling of traces."""
+    most = settings.max_rounds * settings.num_microbatches
+    if settings.relative_error > 0 and most < MIN_SAMPLES:
+        raise ValueError(
+            f"flatness.relative_error={settings.relative_error} takes {MIN_SAMPLES} samples or "
+            f"more; max_rounds={settings.max_rounds} of num_microbatches="
+            f"{settings.num_microbatches} make {most}"
+        )
+
+
+def check_labels(labels: str, measures: Iterable[str]) -> None:
+    """Raise ValueError where labels that follow the model leave a measure without meaning.
+
+    Their gradient is 0, and away from the checkpoint they are not those of the checkpoint.
+    """
+    for measure in measures:
+        if labels == "model" and measure in OF_GIVEN_LABELS:
+            raise ValueError(
+                f"flatness.labels='model' leaves {measure} without meaning: it is for traces, "
+                "eigenvalues and the density"
+            )
+
+
+def _check_language(config: Config) -> None:
+    """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
+    section = config.language
+    if section.name == "generated":
+        if config.model.name == "lookup_table":
+            raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
+        for name in config.phase_order:
+            if config.phases[name].adversary.strength:
+                raise ValueError(
+                    f"phases.{name}.adversary.strength must be 0 for language.name='generated', "
+                    "whose sentences have no hidden labels"
+                )
+        probes = config.probes
+        num_tuning = probes.finetune.num_draws * probes.finetune.shots
+        num_training = max(probes.num_draws * max(probes.shots), num_tuning)
+        text_language.check(section, probes.num_test + probes.num_validation + num_training)
+    else:
+        check_labelings(config)
+
+
+def check_labelings(config: Config) -> None:
+    """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
+    section = config.language
+    tasks = experiment.make_language(section).tasks
+    asked = {"probes.labelings": config.probes.labelings}
+    for phase in config.phase_order:
+        if (adversary := config.phases[phase].adversary).strength:
+            asked[f"phases.{phase}.adversary.labeling"] = (adversary.labeling,)
+            if not tasks:
+                raise ValueError(
+                    f"phases.{phase}.adversary.strength={adversary.strength} needs tasks, and "
+                    f"language.name={section.name!r} has none"
+                )
+    for key, labelings in asked.items():
+        for name, task in tasks.items():
+            for labeling in labelings:
+                if labeling not in task.labelings:
+                    raise ValueError(
+                        f"{key}: {labeling!r} is none of task {name}'s in language.name="
+                        f"{section.name!r}: {', '.join(task.labelings)}"
+                    )

@@ -1,0 +1,188 @@
+"""From a resolved config to the objects of one experiment: language, model, compiled functions.
+
+What is compiled is built once for each distinct piece of config (`functools.cache` on frozen
+configs), so the points of a sweep that share a model shape share its compiled code.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from jaxflat.config import Config
+from jaxflat.distributed import sharding
+from jaxflat.languages import LANGUAGES
+from jaxflat.languages.generated import text_language
+from jaxflat.models.masked import MaskedModel, make_masked_model
+from jaxflat.runs.adversary import make_objective
+from jaxflat.runs.trajectory import Phase
+from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
+from jaxflat.training.optimizers import Schedule, make_optimizer
+from jaxflat.training.step import TrainState, make_train_steps
+
+_mesh = functools.cache(sharding.make_mesh)
+
+
+def purpose_key(seed: int, purpose: str) -> jax.Array:
+    """Return the key of everything random that one seed decides for one purpose."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+@functools.cache
+def make_language(section: Config) -> Any:
+    """Return the language of a config's `language` section; ValueError names what is wrong."""
+    if section.name == "generated":
+        return text_language.make_generated(section)
+    return LANGUAGES[section.name](section.seed, **section[section.name])
+
+
+def language_sizes(section: Config) -> tuple[int, int]:
+    """Return (words, longest sentence) of a language, whose teacher may not be there yet."""
+    if section.name == "generated":
+        return section.generated.num_words, section.generated.length
+    language = make_language(section)
+    return language.num_words, language.max_length
+
+
+def make_model(config: Config) -> Any:
+    """Return the model of a config, sized for its language."""
+    return make_masked_model(*language_sizes(config.language), **_shape(config.model))
+
+
+def make_largest_model(config: Config) -> Any:
+    """Return the model in which the config's own is embedded, see flatness.embedded_width."""
+    layers = config.flatness.embedded_layers or config.model.num_layers
+    shape = _shape(config.model) | {"width": config.flatness.embedded_width, "num_layers": layers}
+    return make_masked_model(*language_sizes(config.language), **shape)
+
+
+def _shape(section: Config) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "features"}
+
+
+def make_mesh(config: Config) -> Mesh:
+    """Return the mesh: with mesh.data=-1, of as many devices as share every batch evenly.
+
+    Of these as many as can are along "sweep", each with its part of `training.together` runs.
+    Raises ValueError where these are too few: every device of several processes has to be in it.
+    """
+    num_data, num_model, num_devices = config.mesh.data, config.mesh.model, jax.device_count()
+    if num_model > num_devices:
+        raise ValueError(f"mesh.model={num_model}, but there are {num_devices} devices")
+    common, lanes = math.gcd(*batch_sizes(config).values()), config.training.together
+    fair = [
+        (i * n, i, n)
+        for i in range(1, min(lanes, num_devices) + 1)
+        for n in (range(1, num_devices + 1) if num_data == -1 else [num_data])
+        if lanes % i == 0 and common % (i * n * num_model) == 0 and i * n * num_model <= num_devices
+    ]
+    _, num_sweep, num_data = max(fair, default=(1, 1, max(num_data, 1)))
+    mesh = _mesh(num_data, num_model, num_sweep)
+    if jax.process_count() > 1 and mesh.size < num_devices:
+        raise ValueError(
+            f"mesh.data={num_data} times mesh.model={num_model} leaves out some of the "
+            f"{num_devices} devices of {jax.process_count()} processes; set mesh.data="
+            f"{num_devices // num_model}, and batch sizes that {num_devices} divides"
+        )
+    return mesh
+
+
+def batch_sizes(config: Config) -> dict[str, int]:
+    """Return every size that is split over the mesh's devices, by its config key."""
+    sizes = {}
+    for name, phase in config.phases.items():
+        sizes[f"phases.{name}.batch_size"] = phase.batch_size
+        if phase.adversary.strength:
+            sizes[f"phases.{name}.adversary.num_sentences"] = phase.adversary.num_sentences
+        if phase.projection.checkpoint_steps:
+            sizes[f"phases.{name}.projection.batch_size"] = phase.projection.batch_size
+    sizes["flatness.microbatch_size"] = config.flatness.microbatch_size
+    sizes["evaluation.batch_size"] = config.evaluation.batch_size
+    return sizes
+
+
+@functools.cache
+def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return (loss_fn, log_probs_fn) of a model, the same objects at every call."""
+    return masked_lm_loss(model.apply), masked_log_probs(model.apply)
+
+
+@functools.cache
+def phase_optimizer(section: Config) -> Any:
+    """Return the optimizer of a phase, at learning rate 1."""
+    optimizer = make_optimizer(section.name, **section[section.name])
+    if not section.skip_nonfinite:
+        return optimizer
+    return optax.apply_if_finite(optimizer, section.skip_nonfinite)
+
+
+def train_steps(
+    model: Any, settings: Config, masking: str, mesh: Mesh
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Return the compiled steps of a phase, for its trunk and its anneals alike."""
+    compiled_in = {k: settings[k] for k in ("targets", "batch_size", "optimizer", "adversary")}
+    return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
+
+
+@functools.cache
+def _train_steps(
+    model: Any, settings: Config, masking: str, mesh: Mesh
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
+    # A head is fitted to all sentences at once, not to those of each device.
+    by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
+    num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
+    optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
+
+    def place(state: TrainState) -> TrainState:
+        return jax.lax.with_sharding_constraint(state, sharding.placement(mesh, state))
+
+    return make_train_steps(*objective, optimizer, num_shards, skips, place)
+
+
+def schedule(settings: Config, anneal: bool) -> Schedule:
+    """Return the learning rate of a phase's trunk, or of an anneal that branches off it."""
+    chosen = settings.schedule
+    if anneal:
+        length = settings.anneal_steps
+        return Schedule(chosen.learning_rate, 0, length, length)
+    return Schedule(chosen.learning_rate, chosen.warmup_steps, chosen.decay_steps, settings.steps)
+
+
+def init_params(config: Config, mesh: Mesh | None = None) -> Any:
+    """Return the initial parameters, a function of init_seed and the model's shape.
+
+    With a mesh they are made on it: not whole on one device where `model` parts them.
+    """
+    return _initializer(make_model(config), mesh)(purpose_key(config.init_seed, "init"))
+
+
+@functools.cache
+def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
+    def initialize(key: jax.Array) -> Any:
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
+        if mesh is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, sharding.placement(mesh, params))
+
+    return jax.jit(initialize)
+
+
+def num_params(config: Config) -> int:
+    """Return the number of parameters; the lookup table has none."""
+    if config.model.name == "lookup_table":
+        return 0
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_params(config))))
+
+
+def init_state(params: Any, phase: Phase) -> TrainState:
+    """Return the state at a phase's start: these parameters and a fresh optimizer."""
+    optimizer = phase_optimizer(phase.settings.optimizer)
+    return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))

@@ -1,0 +1,45 @@
+"""How much of the exact posteriors is linear in a checkpoint's representations."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.config import Config
+from jaxflat.probes.belief import Beliefs, belief_errors
+from jaxflat.runs.probe_estimates import determination_estimate
+from jaxflat.runs.probe_sets import Known
+from jaxflat.runs.records import Record, record
+from jaxflat.runs.trajectory import Snapshot
+
+
+def belief_records(
+    settings: Config, local: tuple[jax.Array, ...], known: Known, snapshot: Snapshot
+) -> list[Record]:
+    """Return R^2 of each task; local: features JxNxD at its words, as the parts of `known`."""
+    parts = [
+        Beliefs(features, *part)
+        for features, part in zip(local, (known.train, known.validation, known.test), strict=True)
+    ]
+    errors_DxJxN, spreads_DxJxN = _errors(*parts, jnp.asarray(settings.l2))
+    return [
+        record(
+            snapshot,
+            f"belief_state/{name}",
+            determination_estimate(errors_DxJxN[:, j], spreads_DxJxN[0, j]),
+        )
+        for j, name in enumerate(known.names)
+    ]
+
+
+@jax.jit
+def _errors(
+    train: Beliefs, validation: Beliefs, test: Beliefs, l2_L: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return (errors_DxJxN, spreads_DxJxN) of all draws and tasks."""
+
+    def of_draw(draw: Beliefs) -> tuple[jax.Array, jax.Array]:
+        def of_task(parts: tuple[Beliefs, Beliefs, Beliefs]) -> tuple[jax.Array, jax.Array]:
+            return belief_errors(*parts, l2_L)
+
+        return jax.lax.map(of_task, (draw, validation, test))
+
+    return jax.lax.map(of_draw, train)

@@ -1,0 +1,123 @@
+"""How well a checkpoint does on the tasks after fine-tuning on labelled sentences."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxflat.config import Config
+from jaxflat.distributed import sharding
+from jaxflat.distributed.preemption import Keep, afresh
+from jaxflat.probes.features import sentence_features
+from jaxflat.probes.finetune import LabelledExamples, finetuned_correct
+from jaxflat.runs import experiment
+from jaxflat.runs.probe_estimates import accuracy_estimate
+from jaxflat.runs.probe_sets import Part, ProbeSets
+from jaxflat.runs.records import Record, record
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.training.optimizers import make_optimizer
+
+
+def finetune_records(
+    config: Config,
+    model: Any,
+    params: Any,
+    sets: ProbeSets,
+    snapshot: Snapshot,
+    keep: Keep = afresh,
+) -> list[Record]:
+    """Return the accuracy of each task and labeling, each fine-tuned by itself.
+
+    Every draw and label set is a job. As many run in a call as there are devices, where that comes
+    out even, each device having one of its own; and every call is kept.
+    """
+    settings, mesh = config.probes.finetune, experiment.make_mesh(config)
+    shape = (settings.num_draws, len(sets.names))
+    num_jobs = shape[0] * shape[1]
+    width = mesh.size if num_jobs % mesh.size == 0 else 1
+    key = experiment.purpose_key(config.probe_seed, "finetune")
+
+    def correct(first: int) -> list:
+        jobs = np.unravel_index(np.arange(first, first + width), shape)
+        correct_WxN = _correct(
+            model,
+            mesh,
+            settings,
+            sets.num_classes,
+            params,
+            *(sets.finetune, sets.validation, sets.test),
+            key,
+            jnp.asarray(settings.learning_rates),
+            settings.warmup_steps,
+            *map(jnp.asarray, jobs),
+        )
+        return sharding.replicate(mesh, correct_WxN).tolist()
+
+    kept = [
+        keep(f"{sets.names[0]}/finetune_{first}_of_{width}", functools.partial(correct, first))
+        for first in range(0, num_jobs, width)
+    ]
+    correct_DxKxN = jnp.asarray(kept).reshape(*shape, -1)
+    return [
+        record(
+            snapshot, f"finetune/{name}", accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
+        )
+        for k, name in enumerate(sets.names)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _correct(
+    model: Any,
+    mesh: Mesh,
+    settings: Config,
+    num_classes: int,
+    params: Any,
+    train: Part,
+    validation: Part,
+    test: Part,
+    key: jax.Array,
+    rates_R: jax.Array,
+    warmup_steps: jax.Array,
+    draws_W: jax.Array,
+    sets_W: jax.Array,
+) -> jax.Array:
+    """Return correct_WxN of jobs side by side, split over the devices.
+
+    A job's key is that of its draw: label sets of a draw share sentences, start and order.
+    """
+    optimizer = make_optimizer("adamw", **settings.adamw)
+
+    def features_fn(params: Any, tokens_NxT: jax.Array, lengths_N: jax.Array) -> jax.Array:
+        return sentence_features(model.apply, params, tokens_NxT, lengths_N, settings.pooling)
+
+    def job(params: Any, draw: jax.Array, k: jax.Array) -> jax.Array:
+        return finetuned_correct(
+            features_fn,
+            params,
+            _examples(jax.tree.map(lambda x: x[draw], train), k),
+            _examples(validation, k),
+            _examples(test, k),
+            jax.random.fold_in(key, draw),
+            rates_R,
+            warmup_steps,
+            optimizer,
+            num_classes=num_classes,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+        )
+
+    width = len(draws_W)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *x.shape)), params)
+    arguments = (copies, draws_W, sets_W)
+    if width > 1:
+        arguments = sharding.shard_examples(mesh, arguments)
+    return jax.vmap(job)(*arguments)
+
+
+def _examples(part: Part, k: jax.Array) -> LabelledExamples:
+    sentences, labels_KxN, valid_KxN = part
+    return LabelledExamples(sentences.tokens_BxT, sentences.lengths_B, labels_KxN[k], valid_KxN[k])

@@ -1,0 +1,84 @@
+"""How far a checkpoint is from the optimum."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxflat.config import Config
+from jaxflat.distributed import sharding
+from jaxflat.distributed.preemption import Keep, afresh
+from jaxflat.flatness import ratio_estimate
+from jaxflat.languages.batches import Questions, questions
+from jaxflat.models.masked import MaskedModel
+from jaxflat.runs import experiment
+from jaxflat.runs.records import Record, load_params, record
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.training.objectives import prediction_losses
+
+
+def evaluate(
+    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
+) -> list[Record]:
+    """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
+    return keep("losses", lambda: _losses(config, directory, snapshot))
+
+
+def _losses(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
+    mesh = experiment.make_mesh(config)
+    asked = evaluation_set(config.language, config.evaluation, mesh)
+    if config.model.name == "lookup_table":  # what it says is exact
+        log_probs_SxRxMxV = asked.log_probs_SxRxMxV
+    else:
+        params = load_params(config, directory, snapshot)
+        model, batch_size = experiment.make_model(config), config.evaluation.batch_size
+        log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, asked)
+    losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, asked)
+    weights_S = asked.weights_SxRxM.sum((1, 2))
+    return [
+        record(snapshot, name, ratio_estimate(losses[name], weights_S, over="sentences"))
+        for name in losses
+    ]
+
+
+@functools.cache
+def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
+    """Return what is asked of every model of a language, with the exact answers."""
+    made = experiment.make_language(language)
+    key = experiment.purpose_key(language.seed, "evaluation")
+    sentences = made.sample(key, settings.num_sentences)
+    if settings.num_sentences % mesh.size == 0:
+        sentences = sharding.shard_examples(mesh, sentences)
+    mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
+    return questions(made, mask_key, sentences, language.masking, settings.num_positions)
+
+
+def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str, jax.Array]:
+    """Return each sentence's losses, summed over its predictions by their weights."""
+    losses = prediction_losses(log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM)
+    return {name: (loss * asked.weights_SxRxM).sum((1, 2)) for name, loss in losses.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
+def _answers(
+    model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, asked: Questions
+) -> jax.Array:
+    """Return the model's log-probabilities, SxRxMxV nats, `batch_size` sentences at a time."""
+
+    def batch(examples: tuple[jax.Array, ...]) -> jax.Array:
+        inputs_BxRxT, lengths_B, positions_BxRxM = sharding.shard_examples(mesh, examples)
+        B, R, M = positions_BxRxM.shape
+        logits_QxMxV, _ = model.apply(
+            {"params": params},
+            inputs_BxRxT.reshape(B * R, -1),
+            jax.numpy.repeat(lengths_B, R),
+            positions_BxRxM.reshape(B * R, M),
+        )
+        return jax.nn.log_softmax(logits_QxMxV).reshape(B, R, M, -1)
+
+    examples = (asked.inputs_SxRxT, asked.lengths_S, asked.positions_SxRxM)
+    batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), examples)
+    log_probs_NxBxRxMxV = jax.lax.map(batch, batches)
+    return log_probs_NxBxRxMxV.reshape(-1, *log_probs_NxBxRxMxV.shape[2:])

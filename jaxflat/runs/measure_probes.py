@@ -1,0 +1,185 @@
+"""What can be read out of a checkpoint's representations, and what fine-tuning makes of it."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.config import Config
+from jaxflat.distributed.preemption import Keep, afresh
+from jaxflat.languages.sentences import Sentences
+from jaxflat.models.lookup_table import lookup_features
+from jaxflat.models.masked import MaskedModel
+from jaxflat.probes.features import pool, projection, span_mean
+from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.runs import experiment
+from jaxflat.runs.measure_belief_states import belief_records
+from jaxflat.runs.measure_finetuning import finetune_records
+from jaxflat.runs.probe_estimates import accuracy_estimate
+from jaxflat.runs.probe_sets import Known, ProbeSets, probe_sets
+from jaxflat.runs.records import Record, load_params, record
+from jaxflat.runs.trajectory import Snapshot
+
+SLICE = 512  # sentences whose representations are computed at once
+
+
+def probe(config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh) -> list[Record]:
+    """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
+    if config.model.name == "lookup_table":
+        source = (config.model.features, experiment.make_language(config.language))
+    else:
+        source = (experiment.make_model(config), load_params(config, directory, snapshot))
+    records = []
+    for sets in probe_sets(config.language, config.probes, config.probe_seed):
+        records += _readouts(config, source, sets, snapshot, keep)
+        if sets.finetune is not None and config.model.name != "lookup_table":
+            records += finetune_records(config, *source, sets, snapshot, keep)
+    return records
+
+
+def _readouts(
+    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot, keep: Keep
+) -> list[Record]:
+    """Return what is linear in the representations: labels, posteriors, and labels projected.
+
+    Each is kept; the representations, too large for that, are made again where they are needed.
+    """
+    settings, known = config.probes, sets.known
+    spans = known.spans if known and settings.belief_state else ()
+
+    @functools.cache
+    def represented() -> tuple[Any, Any]:
+        parts = [part[0] for part in (sets.train, sets.validation, sets.test)]
+        return _featurize(settings.pooling, spans, *source, parts)
+
+    def belief(known: Known) -> list[Record]:
+        return belief_records(settings, represented()[1], known, snapshot)
+
+    def linear() -> list[Record]:
+        return _linear_records(settings, represented()[0], sets, snapshot, "linear_probe")
+
+    def linear_projected() -> list[Record]:
+        features = represented()[0]
+        key = experiment.purpose_key(config.language.seed, "probe_projection")
+        matrix_FxP = projection(key, features[0].shape[-1], settings.projected_dimension)
+        projected = tuple(x @ matrix_FxP for x in features)
+        return _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
+
+    first = sets.names[0]
+    records = [*keep(f"{first}/linear", linear)]
+    records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
+    if settings.projected_dimension:
+        records += keep(f"{first}/projected", linear_projected)
+    if known and spans:
+        records += keep(f"{first}/belief", functools.partial(belief, known))
+    return records
+
+
+def _linear_records(
+    settings: Config,
+    features: tuple[jax.Array, ...],
+    sets: ProbeSets,
+    snapshot: Snapshot,
+    measure: str,
+) -> list[Record]:
+    parts = (sets.train, sets.validation, sets.test)
+    correct = _probe_correct(
+        *(
+            Labelled(x, labels, valid)
+            for x, (_, labels, valid) in zip(features, parts, strict=True)
+        ),
+        jnp.asarray(settings.l2),
+        shots=settings.shots,
+        num_classes=sets.num_classes,
+        iterations=settings.iterations,
+    )
+    return [
+        record(
+            snapshot,
+            f"{measure}/{name}/{shots}",
+            accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k]),
+        )
+        for k, name in enumerate(sets.names)
+        for shots, correct_DxKxN in zip(settings.shots, correct, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("pooling", "spans", "model"))
+def _featurize(
+    pooling: str,
+    spans: tuple[tuple[int, int], ...],
+    model: MaskedModel | str,
+    source: Any,
+    parts: list[Sentences],
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
+    """Return each part's features_NxF, and its local_JxNxD: one call, the most a signal costs.
+
+    They are of a trained model (source: its parameters) or of the lookup table (model: which
+    features; source: the language).
+    """
+    made = [_features(pooling, spans, model, source, sentences) for sentences in parts]
+    features, local = zip(*made, strict=True)
+    return features, local
+
+
+def _features(
+    pooling: str,
+    spans: tuple[tuple[int, int], ...],
+    model: MaskedModel | str,
+    source: Any,
+    sentences: Sentences,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both."""
+    leading = sentences.lengths_B.shape
+    tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
+
+    def representations(tokens_1xT: jax.Array, length_1: jax.Array) -> jax.Array:
+        if isinstance(model, str):
+            log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
+            return lookup_features(log_probs_1xTxV, model)
+        outputs: Any = model.apply({"params": source}, tokens_1xT, length_1)
+        return outputs[1]["features_BxMxD"]
+
+    def features(sentence: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
+        features_1xTxD = representations(tokens_1xT, length_1)
+        local = [span_mean(features_1xTxD, length_1, span)[0] for span in spans]
+        return pool(features_1xTxD, length_1, pooling)[0], local
+
+    sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
+    features_NxF, local = jax.lax.map(features, sentences_N, batch_size=SLICE)
+    stacked = [x.reshape(*leading, -1) for x in local]
+    local_JxNxD = jnp.stack(stacked, axis=-3) if stacked else None
+    return features_NxF.reshape(*leading, -1), local_JxNxD
+
+
+@functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))
+def _probe_correct(
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    l2_L: jax.Array,
+    *,
+    shots: tuple[int, ...],
+    num_classes: int,
+    iterations: int,
+) -> list[jax.Array]:
+    """Return correct_DxKxN for each number of shots: all fits in one compiled call."""
+
+    def fits(shots: int) -> jax.Array:
+        def fit(draw: Labelled) -> jax.Array:
+            return linear_probe_correct(
+                draw,
+                validation,
+                test,
+                l2_L,
+                shots=shots,
+                num_classes=num_classes,
+                iterations=iterations,
+            )
+
+        return jax.lax.map(fit, train)
+
+    return [fits(s) for s in shots]

@@ -1,0 +1,74 @@
+"""The state that a run goes on from: saved while it trains, found again, dropped where damaged."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxflat.config import Config
+from jaxflat.distributed import ranks, sharding
+from jaxflat.runs import experiment, shared_prefixes, trajectory
+from jaxflat.runs.trajectory import Phase, Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import Curve
+from jaxflat.training.step import TrainState
+
+
+@ranks.first
+def is_trained(config: Config, directory: Path) -> bool:
+    """Say whether every phase has run and every measured checkpoint is there."""
+    finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
+    return finished and _are_there(directory, trajectory.snapshots(config))
+
+
+@ranks.first
+def set_aside_damaged(directory: Path) -> None:
+    """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
+
+    It counts no more: training makes it again, bit for bit, from the last one before it or anew.
+    """
+    for folder in (*shared_prefixes.FOLDERS, "aside/checkpoints", "aside/projected"):
+        for line in checkpoint.set_aside_damaged(directory / folder):
+            print(f"warning: {line}; training makes it again", file=sys.stderr)
+
+
+@ranks.first
+def go_back(config: Config, directory: Path) -> None:
+    """Delete the recovery checkpoints that are beyond a measured one that is not there."""
+    for step in reversed(checkpoint.steps(directory / "recovery")):
+        if not _are_there(directory, trajectory.snapshots(config, branched_before=step)):
+            checkpoint.delete(directory / "recovery", step)
+
+
+def resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
+    """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
+    params = experiment.init_params(config, experiment.make_mesh(config))
+    if not (steps := checkpoint.steps(directory / "recovery")):
+        return fresh_state(config, params, phases[0]), Curve(directory, 0)
+    phase = next(phase for phase in phases if steps[-1] <= phase.stop)
+    state = fresh_state(config, params, phase)
+    template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
+    stored = checkpoint.restore(directory / "recovery", steps[-1], template)
+    return stored["state"], Curve(directory, int(stored["curve_bytes"]))
+
+
+def save(config: Config, directory: Path, state: TrainState, curve: Curve) -> None:
+    """Save the state, and where the curve ends; keep the newest `training.keep` of them."""
+    recovery = directory / "recovery"
+    tree = {"state": state, "curve_bytes": np.asarray(curve.num_bytes, np.int64)}
+    checkpoint.save(recovery, int(state.step), tree)
+    for step in checkpoint.steps(recovery)[: -config.training.keep]:
+        checkpoint.delete(recovery, step)
+
+
+@ranks.first
+def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
+    folders = {snapshot.folder for snapshot in snapshots}
+    found = {folder: checkpoint.steps(directory / folder) for folder in folders}
+    return all(snapshot.step in found[snapshot.folder] for snapshot in snapshots)
+
+
+def fresh_state(config: Config, params: Any, phase: Phase) -> TrainState:
+    """Return the state at the start of a phase, placed on the mesh."""
+    return sharding.place(experiment.make_mesh(config), experiment.init_state(params, phase))

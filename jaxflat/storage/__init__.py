@@ -1,0 +1,1 @@
+"""Files that are written whole, and checkpoints that are verified when read."""

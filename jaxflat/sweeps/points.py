@@ -1,0 +1,107 @@
+"""The points of a sweep: their names, their resolved configs, and which of them are meant."""
+
+import hashlib
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from jaxflat.config import Config, Sweep, loading, validation
+from jaxflat.config.validation import InputError
+from jaxflat.runs import checks, slots
+from jaxflat.runs.run import Point
+
+
+def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
+    """Return the points with their resolved configs, each checked as far as it can be.
+
+    Raises InputError naming what is wrong.
+    """
+    resolved: dict[str, tuple[dict[str, Any], Config]] = {}
+    for overrides in points:
+        point_config = validation.validate(loading.override(config, overrides))
+        for key in ("data_seed", "init_seed", "probe_seed"):
+            if point_config[key] is None:
+                point_config[key] = point_config.seed
+        meant = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
+        resolved[point_name(meant)] = (meant, point_config)
+    _check_phases_used([point_config for _, point_config in resolved.values()])
+    width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
+    frozen = []
+    for _, point_config in resolved.values():
+        if point_config.flatness.embedded_width == 0:
+            point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
+        frozen.append(FrozenConfigDict(point_config))
+        try:
+            checks.check(frozen[-1])
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return [
+        Point(name, meant, point_config, workdir / name, *place)
+        for (name, (meant, _)), point_config, place in zip(
+            resolved.items(), frozen, slots.places(frozen), strict=True
+        )
+    ]
+
+
+def _check_phases_used(configs: list[Config]) -> None:
+    """Raise InputError where a phase is defined that no point runs, though some point trains."""
+    orders = [config.phase_order for config in configs if config.phase_order]
+    used = {name for order in orders for name in order}
+    unused = sorted(name for config in configs for name in config.phases if name not in used)
+    if orders and unused:
+        where = f"phase_order={orders[0]}" + " or that of any other point" * (len(orders) > 1)
+        raise InputError(f"phases.{unused[0]} is not in {where}")
+
+
+def point_name(overrides: dict[str, Any]) -> str:
+    """Return a folder name: the overrides' numbers and words, and a hash of all of them."""
+    if not overrides:
+        return "run"
+    words = [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, value in overrides.items()
+        if isinstance(value, (int, float, str))
+    ]
+    digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:6]
+    return "_".join([*words, digest]).replace("/", "-")
+
+
+def select(points: list[Point], selection: str) -> list[Point]:
+    """Return the points chosen by "0,3-5" (places in the list) or by a pattern such as "width=16*".
+
+    Raises InputError where nothing matches.
+    """
+    if not selection:
+        return points
+    chosen: dict[str, Point] = {}
+    for part in selection.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            matches = points[int(first) : int(last or first) + 1]
+        else:
+            matches = [point for point in points if fnmatch(point.name, part)]
+        if not matches:
+            raise InputError(
+                f"--points={part} matches none of the {len(points)} points; "
+                f"the first is 0, {points[0].name}"
+            )
+        chosen |= {point.name: point for point in matches}
+    return list(chosen.values())
+
+
+def _common_size(configs: list[Config]) -> tuple[int, int]:
+    """Return the width and layers in which all trained models embed exactly, else (0, 0).
+
+    Models of one family do where the greatest width is a multiple of each.
+    """
+    models = [config.model for config in configs if config.model.name != "lookup_table"]
+    width = max((model.width for model in models), default=0)
+    num_layers = max((model.num_layers for model in models), default=0)
+    families = {
+        (m.name, m.tied_decoder, m.name == "transformer" and (m.head_size, m.cls)) for m in models
+    }
+    embeds = len(families) == 1 and all(width % model.width == 0 for model in models)
+    return (width, num_layers) if embeds else (0, 0)

@@ -1,0 +1,81 @@
+"""What the points of a sweep have measured: results.csv, and a line on each."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from jaxflat.distributed import ranks
+from jaxflat.distributed.leases import alone
+from jaxflat.runs import trajectory
+from jaxflat.runs.run import read_status, snapshot_of
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage.files import read_lines, write_whole
+
+
+@ranks.first
+def gather(workdir: Path) -> None:
+    """Rebuild results.csv from what every point has measured under its present settings.
+
+    One worker at a time, or the one that looked first might write last.
+    """
+    path = workdir / "results.csv"
+    with alone(path):
+        write_whole(path, _table(workdir))
+
+
+def _table(workdir: Path) -> str:
+    points = json.loads((workdir / "sweep.json").read_text())["points"]
+    swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        directory = workdir / point["name"]
+        if (directory / "config.json").exists():
+            rows += _rows(point, directory, swept)
+    names = dict.fromkeys(name for row in rows for name in row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict[str, Any]]:
+    """Return a point's rows of results.csv, one for each measured checkpoint."""
+    stored = json.loads((directory / "config.json").read_text())
+    config = FrozenConfigDict(stored["config"])
+    measured: dict[Snapshot, dict[str, float]] = {}
+    under = read_status(directory).get("measured", {})
+    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
+    current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
+    for name in current:
+        for line in read_lines(directory / f"{name}.jsonl"):
+            values = measured.setdefault(snapshot_of(line), {})
+            values[line["measure"]] = line["mean"]
+            values[f"{line['measure']}_sem"] = line["sem"]
+    return [
+        {
+            "point": point["name"],
+            **{key: point["overrides"].get(key, "") for key in swept},
+            "seed": config.seed,
+            "step": snapshot.step,
+            "projected": int(snapshot.projected),
+            "last": int(snapshot in ends),
+            "num_params": stored["num_params"],
+            "sentences_seen": trajectory.sentences_seen(config, snapshot),
+            **values,
+        }
+        for snapshot, values in sorted(measured.items())
+    ]
+
+
+def summary(directory: Path) -> str:
+    """Return a point's last measurements in a line."""
+    parts = []
+    for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
+        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
+        parts += [f"{measure} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
+    return ", ".join(parts) or "done"

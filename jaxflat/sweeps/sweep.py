@@ -1,0 +1,97 @@
+"""The points of a sweep: expand, check, share out, run, resume, gather.
+
+A point is its overrides, not its place in the list: the same overrides find the same folder again.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxflat.config import Config, Sweep
+from jaxflat.config.validation import InputError
+from jaxflat.console import Display
+from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.distributed.preemption import deferred
+from jaxflat.runs import corpus
+from jaxflat.runs.run import STAGES, Point, is_done
+from jaxflat.sweeps.points import expand, select
+from jaxflat.sweeps.results import gather, summary
+from jaxflat.sweeps.sweep_record import record_sweep
+from jaxflat.sweeps.workers import attempt, names, train_team
+
+
+@deferred()
+def run(
+    config: Config,
+    points: Sweep,
+    workdir: Path | str,
+    *,
+    stages: Sequence[str] = STAGES,
+    selection: str = "",
+) -> dict[str, str]:
+    """Run the points of a sweep that are not done yet; return the reasons of those that failed.
+
+    Everything is checked before anything starts. `selection` as in the command's --points. Other
+    processes may run the same sweep at the same time: each point is run by one of them, and all
+    return when all points have ended. Raises InputError on unusable input, Preempted where a signal
+    came, OSError where the disk is full: it then goes on like one that was preempted, as it does
+    after Lost: this process slept, and another took over a file or language that it was writing.
+    """
+    workdir = Path(workdir)
+    expanded = expand(config, points, workdir)
+    chosen = select(expanded, selection)
+    _check_agreed(chosen, stages)
+    record_sweep(config, expanded, workdir)
+    done = {point.name for point in chosen if is_done(point, stages)}
+    with Display(len(chosen), done) as display:
+        undone = (point.config.language for point in chosen if point.name not in done)
+        for section in dict.fromkeys(undone):
+            _prepare(section, display)
+        display.finish_preparations()
+        failures = _share(chosen, stages, display)
+    gather(workdir)
+    return failures
+
+
+def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
+    """Raise InputError where the processes that make this run are not told to do the same."""
+    told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    if any(other != digest for other in ranks.gather(digest, "points")):
+        raise InputError(
+            "--config, --points or --stages: the processes of this run have different ones; start "
+            "the same command in all"
+        )
+
+
+@ranks.first
+def _prepare(language: Config, display: Display) -> None:
+    try:
+        corpus.prepare(language, display)
+    except (ValueError, FloatingPointError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
+    """Run each point, or see another worker run it; return the reasons of those that failed."""
+    point_locks = {point.name: leases.Lock(point.directory) for point in points}
+    reasons: dict[str, str] = {}
+    while left := [point for point in points if point.name not in reasons]:
+        num_ended = len(reasons)
+        for point in left:
+            preemption.check()
+            if "train" in stages:
+                train_team([p for p in left if p.team == point.team], point_locks, display)
+            reason = attempt(point, point_locks[point.name], stages, display)
+            if reason is not None:
+                reasons[point.name] = reason
+                outcome = f"failed, {reason}" if reason else summary(point.directory)
+                display.finish_point(point.name, outcome)
+        if len(reasons) == num_ended:
+            display.wait(
+                f"waiting for {names(left)}: with another worker, or one that died; "
+                f"taken over after {leases.LEASE:g} seconds without a sign of life"
+            )
+            time.sleep(leases.POLL)
+    return {name: reason for name, reason in reasons.items() if reason}

@@ -1,0 +1,109 @@
+"""What a work directory holds: sweep.json, with what trains and the points that there are."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from jaxflat import config as base_config
+from jaxflat.config import Config, validation
+from jaxflat.config.validation import InputError
+from jaxflat.distributed import ranks
+from jaxflat.distributed.leases import alone
+from jaxflat.runs.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
+from jaxflat.storage.files import write_json
+
+
+def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
+    """Raise InputError where the folder cannot be used or holds a sweep that trains otherwise."""
+    with _usable(workdir):
+        validation.check_folder("workdir", workdir)
+        _extended(workdir / "sweep.json", config, points)
+
+
+@ranks.first
+def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
+    """Write or extend sweep.json: what trains, and the points with what they depend on.
+
+    Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
+    """
+    path = workdir / "sweep.json"
+    check_sweep(config, points, workdir)  # what is refused is so before anything is written
+    with _usable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        with alone(path):
+            write_json(path, _extended(path, config, points))
+
+
+@contextmanager
+def _usable(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
+
+
+def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
+    """Return what sweep.json is to hold: what it holds, and these points."""
+    stored = json.loads(path.read_text()) if path.exists() else None
+    trains = _trains(validation.complete(config))
+    used = {point.config.language.name for point in points}
+    used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
+    entries = {}
+    if stored:
+        stored["trains"] = _with_defaults(stored["trains"])
+        phases = stored["trains"]["phases"].values()
+        recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
+        used |= recorded
+        if difference := validation.first_difference(stored["trains"], _only(trains, recorded)):
+            key, old, new = difference
+            raise InputError(
+                f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
+                "choose another --workdir"
+            )
+        entries = {entry["name"]: entry for entry in stored["points"]}
+    for point in points:
+        settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
+        entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
+        entries[point.name] = entry
+    return {"trains": _only(trains, used), "points": list(entries.values())}
+
+
+def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Without the sections of languages and optimizers not named: those may come and go."""
+
+    def sections(section: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
+
+    phases = {
+        name: phase | {"optimizer": sections(phase["optimizer"])}
+        for name, phase in trains["phases"].items()
+    }
+    return trains | {"language": sections(trains["language"]), "phases": phases}
+
+
+def _trains(config: Config) -> dict[str, Any]:
+    """Return what decides the trained models, as JSON has it."""
+    chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
+    trains = json.loads(FrozenConfigDict(chosen).to_json())
+    del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
+    return trains
+
+
+def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
+    """Give keys that are newer than a record their defaults: what was done before they were."""
+
+    def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+        new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}
+        old = {
+            key: known(section[key], value) if isinstance(section.get(key), dict) else value
+            for key, value in recorded.items()
+        }
+        return new | old
+
+    defaults = base_config.base()
+    defaults.phases = {name: base_config.phase() for name in trains["phases"]}
+    return known(_trains(defaults), trains)

@@ -1,0 +1,143 @@
+"""Points are taken, run and let go: each by one of the workers that share a sweep."""
+
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from jaxflat.console import Display
+from jaxflat.distributed import leases, ranks
+from jaxflat.distributed.preemption import Preempted
+from jaxflat.runs.provenance import provenance
+from jaxflat.runs.recovery import is_trained
+from jaxflat.runs.run import Point, is_done, read_status, run_point, train_points, write_status
+from jaxflat.storage.checkpoint import NO_ROOM
+from jaxflat.storage.files import write_json, write_whole
+from jaxflat.sweeps.results import gather
+
+
+def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display: Display) -> None:
+    """Train those points of a team at once that are free, if several are not trained yet.
+
+    One that fails has its reason in its status, where `attempt` finds it.
+    """
+    if len(points) < 2 or not points[0].config.phase_order:
+        return
+    untrained = [p for p in points if not is_trained(p.config, p.directory)]
+    if len(untrained) < 2:
+        return
+    with ExitStack() as held:
+        taken = [p for p in untrained if _take(p, point_locks[p.name], ("train",), held)[0]]
+        going = list(taken)
+
+        def fail(point: Point, error: Exception) -> None:
+            going.remove(point)
+            display.line(f"{point.name}: failed, {_fail(point, error)}")
+
+        try:
+            for point in taken:
+                _begin(point)
+            if taken:
+                lanes = taken[0].config.training.together
+                display.line(f"training {len(taken)} at once, in {lanes} lanes: {names(taken)}")
+            train_points(taken, display, fail)
+            for point in going:
+                write_status(point.directory, "partial")
+        except leases.Lost:
+            display.line(f"{names(taken)}: taken over by other workers, while this one slept")
+        except (Preempted, OSError):
+            with suppress(OSError):  # a full disk has no room for these either
+                for point in going:
+                    write_status(point.directory, "preempted")
+            raise
+
+
+def attempt(point: Point, lock: leases.Lock, stages: Sequence[str], display: Display) -> str | None:
+    """Run a point unless it has ended; return why it failed, or "" where it did not.
+
+    None where it is with another worker. One that failed there is not tried again.
+    """
+    with ExitStack() as held:
+        try:
+            taken, ended = _take(point, lock, stages, held)
+            if not taken:
+                return ended
+            reason = _run_one(point, stages, display)
+        except leases.Lost:
+            display.line(f"{point.name}: taken over by another worker, while this one slept")
+            return None
+    gather(point.directory.parent)
+    return reason
+
+
+@ranks.first
+def _take(
+    point: Point, lock: leases.Lock, stages: Sequence[str], held: ExitStack
+) -> tuple[bool, str | None]:
+    """Return whether the point is to run here, its lock held; if not, what `attempt` returns."""
+    is_free = lock.look()
+    if is_done(point, stages):
+        return False, ""
+    if not is_free:
+        return False, None
+    status = read_status(point.directory)
+    if lock.was_taken() and status.get("state") == "failed":
+        return False, status["reason"]
+    return held.enter_context(lock.taken()), None
+
+
+def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
+    """Run a point; return why it failed, or "" where it did not."""
+    if not display.console.is_terminal:  # where no bars show it
+        display.line(f"{point.name}: begins")
+    _begin(point)
+    try:
+        run_point(point, stages, display)
+    except Preempted:
+        write_status(point.directory, "preempted")
+        raise
+    except leases.Lost:
+        raise
+    except Exception as error:
+        return _fail(point, error)
+    ranks.first(leases.check)()
+    (point.directory / "error.txt").unlink(missing_ok=True)
+    write_status(point.directory, "done" if is_done(point) else "partial")
+    return ""
+
+
+def _begin(point: Point) -> None:
+    """Write what a point is to be run with, and that it runs."""
+    _make_folder(point.directory)
+    write_status(point.directory, "running")
+    write_json(point.directory / "config.json", provenance(point.config))
+
+
+def _fail(point: Point, error: Exception) -> str:
+    """Record why a point failed, and return it.
+
+    Raises the error where the disk is full, or where only this one of several processes failed.
+    """
+    if not ranks.failed_together():
+        raise error
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    with suppress(OSError):  # a full disk has no room for these either
+        write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
+        write_status(point.directory, "failed", reason)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        raise error  # nor would the other points find any
+    return reason
+
+
+@ranks.first
+def _make_folder(directory: Path) -> None:
+    """Make a point's folder, or clear it of what was half written when a process died."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.glob(".*.*"):  # of `files.write_whole`
+        path.unlink(missing_ok=True)
+
+
+def names(points: list[Point]) -> str:
+    """Return the names of points for a line of text: the first three, and how many more."""
+    more = f" and {len(points) - 3} more" if len(points) > 3 else ""
+    return ", ".join(point.name for point in points[:3]) + more

@@ -1,0 +1,242 @@
+"""The command line: bad input is one line and exit code 2, and nothing is written."""
+
+import json
+import re
+
+import pytest
+
+from jaxflat import config as base_config
+from jaxflat import main
+from jaxflat.config import chain, loading, param, product, validation, zipped
+from jaxflat.sweeps import points, sweep_record
+
+CONFIG = "configs/model_size_sweep.py"
+GOOD = f"--config={CONFIG}:smoke"
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "user.py"
+        path.write_text("from jaxflat import config as base_config\n" + text)
+        return f"--config={path}"
+
+    return write
+
+
+BAD_ARGUMENTS = {
+    ("--config.phases.pretrain.stepz=5",): "phases.pretrain.stepz.*nearest: phases.pretrain.steps",
+    ("--config.phases.pretrain.steps=many",): "phases.pretrain.steps='many' is str; it must be int",
+    ("--config.model.width=30",): "model.width=30 is not divisible by model.head_size=8",
+    ("--config.model.name=lsmt",): "'lsmt' is not one of transformer, lstm, lookup_table",
+    ("--config.model=3",): "model is a section",
+    ("--config.probes.shots=200",): "probes.shots=200 is int; it must be tuple",
+    ("--config.language.hmm.tasks=(3,9)",): "tasks must be positions in 1..length=8; got 9",
+    ("--config.phases.pretrain.batch_size=100", "--config.mesh.data=8"): (
+        "batch_size=100 is not divisible by the 8"
+    ),
+    ("--config.mesh.data=9",): "mesh.data=9 times mesh.model=1, but there are 8 devices",
+    ("--config.mesh.data=4", "--config.mesh.model=3"): "=4 times mesh.model=3, but there are 8",
+    ("--config.mesh.model=3",): "is not divisible by the 3 devices of mesh.data times mesh.model",
+    ("--multihost=maybe",): "--multihost: 'maybe' is not one of auto, on, off",
+    ("--multihost=on",): "--multihost=on, but there is no cluster; start it by srun",
+    ("--config.evaluation.batch_size=1000",): "evaluation.batch_size",
+    ("--points=99",): "--points=99 matches none",
+    ("--stages=trian",): "--stages: 'trian' is not one of train, flatness, probes, report",
+    ("--wordkir=x",): "--wordkir=x: not an argument",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS, ids=lambda a: a[0])
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, tmp_path, capsys):
+    workdir = tmp_path / "work"
+    assert main.main([GOOD, f"--workdir={workdir}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert not workdir.exists()
+    assert re.search(BAD_ARGUMENTS[arguments], error)
+
+
+BAD_FILES = {
+    "def get_config(scale=None):\n    return {}": "must return a ConfigDict",
+    "def get_config(scale=None):\n    return base_config.base(": "SyntaxError",
+    "x = 1": "get_config",
+    "def get_config(scale=None):\n    c = base_config.base()\n    c.modle = 3\n"
+    "    return c": "modle is not a config key; nearest: model",
+    "def get_config(scale=None):\n    c = base_config.base()\n    del c.model.width\n"
+    "    return c": "model.width is missing",
+    "def get_config(scale=None):\n    return base_config.base()\n"
+    "def get_sweep(scale=None):\n    return base_config.param('model.widht', [8])": "model.widht",
+    "def get_config(scale=None):\n    return base_config.base()\n"
+    "def get_sweep(scale=None):\n    return base_config.param('model.width', [8, 12])": (
+        "model.width=12 is not divisible"
+    ),
+    "def get_config(scale=None):\n    c = base_config.base()\n"
+    "    c.phases.more = base_config.phase()\n    return c": (
+        "phases.more is not in phase_order=('pretrain',)"
+    ),
+    "def get_config(scale=None):\n    c = base_config.base()\n"
+    "    c.phases.more, c.phases.most = base_config.phase(), base_config.phase()\n    return c\n"
+    "def get_sweep(scale=None):\n"
+    "    return base_config.param('phase_order', [('pretrain',), ('pretrain', 'more')])": (
+        "phases.most is not in phase_order=('pretrain',) or that of any other point"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES, ids=BAD_FILES.get)
+def test_bad_config_files_are_one_line_and_exit_code_2(text, config_file, tmp_path, capsys):
+    workdir = tmp_path / "work"
+    assert main.main([config_file(text), f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert BAD_FILES[text] in error
+    assert not workdir.exists()
+
+
+def test_missing_config_file_and_unknown_scale(capsys):
+    assert main.main(["--config=configs/none.py"]) == 2
+    assert "configs/none.py: no such config file" in capsys.readouterr().err
+    assert main.main([f"--config={CONFIG}:huge"]) == 2
+    assert "'huge' is not one of smoke, laptop, paper" in capsys.readouterr().err
+
+
+def test_no_config_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main.main([])
+    assert exit_info.value.code == 2
+    assert "--config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", ["fisher_trace", "hessian_trace,gradient_noise"])
+def test_names_are_separated_by_commas(names):
+    overrides = loading.parse_overrides([f"--config.flatness.measures={names}"])
+    chosen = loading.override(base_config.base(), overrides)
+    assert chosen.flatness.measures == tuple(names.split(","))
+
+
+def test_command_line_wins_over_the_sweep(tmp_path):
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    overrides = loading.parse_overrides(["--config.model.width=8", "--config.seed=7"])
+    config = loading.override(config, overrides)
+    expanded = points.expand(config, loading.without_keys(listed, overrides), tmp_path)
+    assert {p.config.model.width for p in expanded} == {8}
+    assert {p.config.data_seed for p in expanded} == {7}
+    assert len({p.name for p in expanded}) == len(expanded) < len(listed)
+
+
+def test_sweep_algebra():
+    widths = zipped(param("w", [1, 2]), param("s", [10, 20]))
+    assert product(param("seed", [0, 1]), widths) == [
+        {"seed": 0, "w": 1, "s": 10},
+        {"seed": 0, "w": 2, "s": 20},
+        {"seed": 1, "w": 1, "s": 10},
+        {"seed": 1, "w": 2, "s": 20},
+    ]
+    assert chain(param("w", [1]), param("v", [2])) == [{"w": 1}, {"v": 2}]
+    with pytest.raises(ValueError, match="twice"):
+        product(param("w", [1]), param("w", [2]))
+    with pytest.raises(ValueError, match="zip"):
+        zipped(param("w", [1]), param("v", [1, 2]))
+
+
+def test_points_are_chosen_by_place_and_by_name(tmp_path):
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    expanded = points.expand(config, listed, tmp_path)
+    assert points.select(expanded, "0,2-3") == [expanded[0], *expanded[2:4]]
+    seeds = points.select(expanded, "*seed=1*")
+    assert seeds == [p for p in expanded if p.config.seed == 1]
+    with pytest.raises(validation.InputError, match="matches none"):
+        points.select(expanded, "*width=5_*")
+
+
+def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
+    workdir = tmp_path / "none"
+    assert main.main([GOOD, "--dry_run", "--points=1,3", f"--workdir={workdir}"]) == 0
+    assert re.findall(r"^  (\d+) ", capsys.readouterr().out, re.MULTILINE) == ["1", "3"]
+    assert not workdir.exists()
+
+
+def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
+    together = "--config.training.together=2"
+    assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
+    found = re.findall(r"trained at once, in 2 lanes: (.*);", capsys.readouterr().out)
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    expanded = points.expand(config, listed, tmp_path)
+    alike = {}
+    for number, point in enumerate(expanded):
+        if point.config.phase_order:
+            model = point.config.model, point.config.phases.pretrain.steps
+            alike.setdefault(repr(model), []).append(str(number))
+    assert found == [", ".join(numbers) for numbers in alike.values()]
+    assert all(len(numbers) == 2 for numbers in alike.values())
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+    changed = "--config.phases.pretrain.batch_size=16"
+    assert main.main([GOOD, "--dry_run", changed, f"--workdir={tmp_path}"]) == 2
+    assert "phases.pretrain.batch_size=" in capsys.readouterr().err
+    assert main.main([GOOD, "--dry_run", f"--workdir={tmp_path}"]) == 0
+    below = f"--workdir={tmp_path}/sweep.json/below"
+    for dry in ([], ["--dry_run"]):
+        assert main.main([GOOD, below, *dry]) == 2
+        assert f"{tmp_path}/sweep.json is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("together", "training.together"),
+        ("optimizer.name", "phases.pretrain.optimizer"),
+        ("flatness.batch_size", "flatness.microbatch_size or evaluation.batch_size"),
+        ("sed", "seed"),
+    ],
+)
+def test_a_key_is_found_in_the_section_where_it_is(key, meant):
+    with pytest.raises(validation.InputError, match=f"is not a config key; nearest: {meant}$"):
+        loading.override(base_config.base(), {key: 1})
+
+
+def test_a_point_is_its_overrides_not_its_place(tmp_path):
+    config, listed = loading.load(f"{CONFIG}:smoke")
+    names = [p.name for p in points.expand(config, listed, tmp_path)]
+    reversed_names = [p.name for p in points.expand(config, listed[::-1], tmp_path)]
+    assert reversed_names[::-1] == names
+
+
+def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
+    def record(**changed):
+        config, listed = loading.load(f"{CONFIG}:smoke")
+        config.update_from_flattened_dict(changed)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+
+    record()
+    record(**{"phases.pretrain.optimizer.lion.b1": 0.5, "language.dyck.length": 6})
+    for key, value in (("phases.pretrain.optimizer.adamw.b1", 0.5), ("language.hmm.num_states", 7)):
+        with pytest.raises(validation.InputError, match=re.escape(key)):
+            record(**{key: value})
+
+
+def test_keys_that_are_newer_than_a_record_have_been_at_their_defaults(tmp_path):
+    def record(**changed):
+        config, listed = loading.load(f"{CONFIG}:smoke")
+        config.update_from_flattened_dict(changed)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+
+    record()
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    del stored["trains"]["model"]["cls"]
+    del stored["trains"]["phases"]["pretrain"]["optimizer"]["skip_nonfinite"]
+    (tmp_path / "sweep.json").write_text(json.dumps(stored))
+    record()
+    assert "cls" in json.loads((tmp_path / "sweep.json").read_text())["trains"]["model"]
+    (tmp_path / "sweep.json").write_text(json.dumps(stored))
+    with pytest.raises(validation.InputError, match=r"model\.cls=False, this one has"):
+        record(**{"model.cls": True})
+
+
+def test_validate_keeps_a_good_config_as_it_is():
+    config = base_config.base()
+    assert validation.validate(config).to_dict() == config.to_dict()

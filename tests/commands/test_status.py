@@ -1,0 +1,144 @@
+"""A look at a sweep, of which there are only the files."""
+
+import json
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from jaxflat import status
+from jaxflat.distributed import lease_files, leases, processes
+from jaxflat.storage.files import write_json, write_lines
+
+CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps": 30}}}
+
+
+def hold(workdir, name, worker):
+    """Leave the lock of a point as a process of another machine holds it."""
+    (workdir / "locks" / name).mkdir(parents=True)
+    owner = ["another boot", "its processes", 0, worker, "then"]
+    (workdir / "locks" / name / "1").write_text(f"{json.dumps([1, owner])}\n")
+
+
+def make_sweep(workdir, states):
+    """Make a sweep's files; a state "running 3" is of worker 3, and "running" alone of none."""
+    names = [f"seed={seed}" for seed in range(len(states))]
+    write_json(workdir / "sweep.json", {"points": [{"name": name} for name in names]})
+    for name, state in zip(names, states, strict=True):
+        state, _, worker = state.partition(" ")
+        if worker:
+            hold(workdir, name, int(worker))
+        if state != "waiting":
+            directory = workdir / name
+            directory.mkdir()
+            reason = "FloatingPointError: the loss is nan" if state == "failed" else ""
+            write_json(directory / "status.json", {"state": state, "reason": reason})
+            write_json(directory / "config.json", {"config": CONFIG})
+            curve = [{"phase": "a", "step": 10, "loss": 2.5}]
+            curve.append({"phase": "a", "step": 15, "branch": 10, "loss": 1.5})
+            write_lines(directory / "metrics.jsonl", curve)
+            share = 1.0 if state == "done" else 0.25
+            spent = [{"stage": "train", "seconds": 10.0 * share}] * 2
+            write_lines(directory / "timing.jsonl", spent)
+
+
+def test_each_points_state_step_loss_and_time(tmp_path):
+    make_sweep(tmp_path, ["done", "running 1", "failed", "waiting", "running"])
+    now = (tmp_path / "seed=1" / "timing.jsonl").stat().st_mtime + 60
+    done, running, failed, waiting, died = status.read_points(tmp_path, now)
+    assert (done.state, done.step, done.num_steps, done.loss) == ("done", 10, 40, 1.5)
+    assert (done.seconds, running.seconds) == (20, pytest.approx(5 + 60))
+    assert 50 <= running.idle <= 60
+    assert failed.reason == "FloatingPointError: the loss is nan"
+    assert (waiting.state, waiting.step, waiting.idle) == ("waiting", 0, None)
+    assert (died.state, died.worker, died.seconds) == ("died", None, 5)
+
+
+def test_points_of_one_worker_share_its_time(tmp_path):
+    make_sweep(tmp_path, ["running 1", "running 1", "running 2"])
+    now = (tmp_path / "seed=2" / "timing.jsonl").stat().st_mtime + 60
+    points = status.read_points(tmp_path, now)
+    assert [point.seconds for point in points] == pytest.approx([35, 35, 65], abs=1)
+
+
+def test_a_point_has_died_where_it_runs_and_nobody_holds_it(tmp_path):
+    make_sweep(tmp_path, ["running"])
+    lock = leases.Lock(tmp_path / "seed=0")
+    assert lock.look()
+    with lock.taken():
+        assert status.read_points(tmp_path, time.time())[0].state == "running"
+    assert status.read_points(tmp_path, time.time())[0].state == "died"
+
+
+def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    *here, _ = processes.identity(os.getpid())
+    for started, state in (("1", "died"), (processes.identity(os.getpid())[-1], "running")):
+        owner = json.dumps([1, [*here, started]])
+        (tmp_path / "locks/seed=0/1").write_text(f"{owner}\n")
+        assert status.read_points(tmp_path, time.time())[0].state == state
+
+
+def test_a_point_has_died_where_its_worker_is_silent_for_minutes(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    now = (tmp_path / "locks/seed=0/1").stat().st_mtime
+    assert status.read_points(tmp_path, now + lease_files.SILENT - 10)[0].state == "running"
+    (point,) = status.read_points(tmp_path, now + lease_files.SILENT + 10)
+    assert (point.state, point.seconds) == ("died", 5)
+
+
+def test_a_clock_that_is_behind_takes_no_time_away(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    assert status.read_points(tmp_path, now=0.0)[0].seconds == 5
+
+
+def test_a_point_that_begins_has_no_config_yet(tmp_path):
+    make_sweep(tmp_path, ["running 1"])
+    for name in ("config.json", "timing.jsonl", "metrics.jsonl"):
+        (tmp_path / "seed=0" / name).unlink()
+    (point,) = status.read_points(tmp_path, time.time())
+    assert (point.state, point.seconds, point.num_steps) == ("running", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["waiting", "running 1"], None),  # nothing to go by yet
+        (["done", "done", "failed"], 0),
+        (["done", "waiting", "waiting"], None),  # nobody is at work
+        (["done", "running 1", "waiting"], 15 + 20),
+        (["done", "running 1", "running 1", "waiting"], 15 + 15 + 20),
+        (["done", "running 1", "running 2", "waiting"], (15 + 15 + 20) / 2),
+        (["done", "running", "running 2", "waiting"], 15 + 15 + 20),
+    ],
+)
+def test_the_rest_takes_what_the_done_ones_took(states, expected, tmp_path):
+    make_sweep(tmp_path, states)
+    points = status.read_points(tmp_path, now=0.0)  # no time since their last stages
+    assert status.remaining_seconds(points) == expected
+
+
+def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: 0.0))
+    make_sweep(tmp_path, ["done"] * 150 + ["running 1", "failed", "preempted"] + ["waiting"] * 47)
+    assert status.main([str(tmp_path), f"--json={tmp_path}/new/status.json"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "150 done, 47 waiting, 1 running, 1 failed, 1 preempted; about 0:16:10 left" in printed
+    assert "failed: seed=151: FloatingPointError: the loss is nan" in printed
+    written = json.loads((tmp_path / "new" / "status.json").read_text())
+    assert [point["state"] for point in written[149:154]] == [
+        *("done", "running", "failed", "preempted", "waiting")
+    ]
+
+
+@pytest.mark.parametrize("states", [["done", "running"], ["done", "waiting"], ["preempted"]])
+def test_a_sweep_without_workers_promises_no_time(states, tmp_path, capsys):
+    make_sweep(tmp_path, states)
+    assert status.main([str(tmp_path)]) == 0
+    assert "; nobody is at work: the command" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):
+    assert status.main([str(tmp_path)]) == 2
+    assert f"error: WORKDIR={tmp_path} has no sweep.json" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+"""Shapes for accelerators, and one device against eight: what the suite cannot see by size.
+
+The paper's points are traced, never allocated; programs are lowered for GPUs and TPUs from here.
+"""
+
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+from rich.console import Console
+
+from jaxflat.config import loading
+from jaxflat.distributed import sharding
+from jaxflat.flatness import MEASURES, hessian_trace_terms
+from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.models.blocks import is_stacked
+from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.runs import experiment, memory, trajectory
+from jaxflat.runs.measure_flatness import make_problem
+from jaxflat.runs.run import Point
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.sweeps import points
+from tests.support.sweeps import tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def paper_points() -> list[Point]:
+    config, listed = loading.load(f"{ROOT}/configs/model_size_sweep.py:paper")
+    return points.expand(config, listed, Path("unused"))
+
+
+def resolved(num_devices: int = 1, name: str = "transformer") -> FrozenConfigDict:
+    config = tiny_config()
+    config.model.name = name
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.mesh.data = num_devices
+    return FrozenConfigDict(config)
+
+
+@pytest.mark.slow
+def test_every_paper_point_has_a_row_of_memory_and_no_array():
+    console = Console(width=200, record=True)
+    with console.capture() as capture:
+        console.print(memory.table([(p.name, p.config) for p in paper_points()]))
+    for point in paper_points():
+        assert f" {point.name} " in capture.get()
+
+
+@pytest.mark.slow
+def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
+    by_width = {p.config.model.width: p.config for p in paper_points() if p.config.phase_order}
+    for config in by_width.values():
+        num_params = experiment.num_params(config)
+        sizes = memory.step_bytes(config)
+        counters = 2 * 4  # int32: the optimizer's count of updates and the run's step
+        assert sizes["state"] == 3 * 4 * num_params + counters
+        assert sizes["gradient"] == 4 * num_params
+    assert experiment.num_params(by_width[max(by_width)]) > 7e8
+
+
+@pytest.mark.parametrize(("width", "num_layers", "num_params"), [(768, 1, 1e7), (1584, 3, 1.35e8)])
+@pytest.mark.slow
+def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num_params):
+    config = ConfigDict(resolved())
+    config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
+    config.model.update({"name": "lstm", "width": width, "num_layers": num_layers})
+    config.phases.pretrain.batch_size = 4096
+    config = FrozenConfigDict(config)
+    assert experiment.num_params(config) == pytest.approx(num_params, rel=0.1)
+    sizes = memory.step_bytes(config)
+    assert sizes["state"] == 3 * 4 * experiment.num_params(config) + 2 * 4
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(memory.table([("point", config)]))
+    assert f"{experiment.num_params(config):,}" in capture.get()
+
+
+def training_step(name: str = "transformer"):
+    config = resolved(name=name)
+    phase = trajectory.phases(config)[0]
+    steps = experiment.train_steps(
+        experiment.make_model(config), phase.settings, "one", experiment.make_mesh(config)
+    )
+    state = experiment.init_state(experiment.init_params(config), phase)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    language = experiment.make_language(config.language)
+    return steps, (state, Source(language), jax.random.key(0), schedule, 0, 2)
+
+
+def hessian_vector_products(name: str = "transformer"):
+    config = resolved(name=name)
+    loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+    language = experiment.make_language(config.language)
+    batch = partial(masked_batch, language, batch_size=8, targets="exact")
+    batches = jax.vmap(batch)(jax.random.split(jax.random.key(0), 2))
+    terms = partial(hessian_trace_terms, loss_fn, num_probes=2, stacked=is_stacked)
+    return jax.jit(terms), (experiment.init_params(config), batches, jax.random.key(1))
+
+
+def probe_fit():
+    labels_KxN = jnp.tile(jnp.arange(12, dtype=jnp.int32) % 3, (2, 1))
+    features_NxF = jax.random.normal(jax.random.key(0), (12, 4))
+    data = Labelled(features_NxF, labels_KxN, jnp.ones((2, 12), bool))
+    fit = partial(linear_probe_correct, shots=12, num_classes=3, iterations=5)
+    return jax.jit(fit), (data, data, data, jnp.asarray([1e-3, 1.0]))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        *(training_step, hessian_vector_products, probe_fit),
+        partial(training_step, "lstm"),
+        partial(hessian_vector_products, "lstm"),
+    ],
+)
+@pytest.mark.slow
+def test_programs_lower_for_accelerators(program, platform):
+    function, arguments = program()
+    exported = jax.export.export(function, platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["hessian_trace", "fisher_trace"])
+def test_the_stage_measures_the_same_on_one_device_and_on_eight(measure):
+    estimates = []
+    for num_devices in (1, 8):
+        config = resolved(num_devices)
+        mesh = experiment.make_mesh(config)
+        params = sharding.replicate(mesh, experiment.init_params(config))
+        model = experiment.make_model(config)
+        problem = make_problem(config, model, params, Snapshot(5))._replace(groupings=())
+        assert len(mesh.devices.flatten()) == num_devices
+        estimates.append(MEASURES[measure](problem, config.flatness).estimates[measure])
+    one, eight = estimates
+    assert float(eight.mean) == pytest.approx(float(one.mean), rel=1e-4)
+    assert float(eight.sem) == pytest.approx(float(one.sem), rel=1e-4)

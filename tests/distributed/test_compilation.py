@@ -1,0 +1,63 @@
+"""Compiled programs kept on disk: read in another process, never in the way of the work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxflat.distributed import compilation
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from jaxflat import compilation
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
+compilation.SECONDS = 0.0
+folder = compilation.keep_programs()
+value = jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 4))).sum()
+print(folder, sum(hits), float(value).hex())
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(**environment):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        kept |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)} | environment
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, env=kept, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        folder, hits, value = done.stdout.split()
+        return folder, int(hits), value, done.stderr
+
+    return run
+
+
+@pytest.mark.skipif("avx512" in compilation.kind_of_cpu(), reason="JAX refuses what it kept")
+@pytest.mark.slow
+def test_the_next_process_reads_what_this_one_compiled(run, tmp_path):
+    folder, hits, value, said = run()
+    assert folder.startswith(f"{tmp_path}/jaxflat/programs-")
+    assert (hits, said) == (0, "")
+    again, hits, same, said = run()
+    assert again == folder
+    assert hits > 0
+    assert same == value
+    assert said == ""
+    for file in Path(folder).iterdir():  # as after a death while it was written
+        file.write_bytes(file.read_bytes()[:-20])
+    _, _, same, said = run()
+    assert same == value
+    assert "UserWarning: Error reading persistent compilation cache entry" in said
+
+
+def test_a_folder_that_cannot_be_is_none(run, tmp_path):
+    (tmp_path / "jaxflat").write_text("a file")
+    assert run()[0] == "None"
+
+
+def test_another_kind_of_cpu_has_another_folder():
+    kinds = ("x86_64 flags: avx2", "x86_64 flags: avx2 fma", "aarch64 Features: asimd")
+    assert len({compilation.default_folder(kind) for kind in kinds}) == 3

@@ -1,0 +1,139 @@
+"""Parameters cut into parts, one on each device: the same numbers, in less memory."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from ml_collections import FrozenConfigDict
+
+from jaxflat.distributed import ranks, sharding
+from jaxflat.flatness import hessian_trace_terms
+from jaxflat.languages.batches import Source
+from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.measure_flatness import sample_microbatches
+from jaxflat.storage import checkpoint
+from tests.support.sweeps import tiny_config
+
+MESHES = ((1, 1), (2, 4))
+
+
+def resolved(num_data: int, num_model: int) -> FrozenConfigDict:
+    config = tiny_config()
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.mesh.update({"data": num_data, "model": num_model})
+    config.phases.pretrain.optimizer.name = "sgd"
+    config.phases.pretrain.schedule.learning_rate = 0.1
+    return FrozenConfigDict(config)
+
+
+def trained(config: FrozenConfigDict):
+    """Return (the state after five calls, the mean loss of each)."""
+    mesh, phase = experiment.make_mesh(config), trajectory.phases(config)[0]
+    state = experiment.init_state(experiment.init_params(config, mesh), phase)
+    state = sharding.place(mesh, state)
+    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    source, losses = Source(experiment.make_language(config.language)), []
+    for stop in range(2, 12, 2):
+        state, loss = steps(state, source, jax.random.key(1), schedule, 0, stop)
+        losses.append(float(loss))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def runs():
+    configs = [resolved(*mesh) for mesh in MESHES]
+    return [(config, *trained(config)) for config in configs]
+
+
+def test_losses_are_those_of_whole_parameters(runs):
+    np.testing.assert_allclose(runs[1][2], runs[0][2], rtol=1e-5)
+    assert runs[1][2][-1] < runs[1][2][0]
+
+
+@pytest.mark.slow
+def test_traces_are_those_of_whole_parameters(runs):
+    traces = []
+    for config, state, _ in runs:
+        batches = sample_microbatches(config, jax.random.key(2))
+        loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+        terms = jax.jit(hessian_trace_terms, static_argnums=0, static_argnames="num_probes")
+        made = terms(loss_fn, state.params, batches, jax.random.key(3), num_probes=2)
+        traces.append(sum(leaf.sum() for leaf in jax.tree.leaves(made.terms)))
+    np.testing.assert_allclose(*map(np.asarray, traces), rtol=1e-4)
+
+
+def test_each_device_keeps_its_part_through_training(runs):
+    config, state, _ = runs[1]
+    mesh = experiment.make_mesh(config)
+    for leaf in jax.tree.leaves(state.params):
+        part = leaf.addressable_shards[0].data
+        divides = any(size % 4 == 0 for size in leaf.shape)
+        assert part.size == (leaf.size // 4 if divides else leaf.size)
+    same = jax.tree.map(
+        lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
+        state,
+        sharding.placement(mesh, state),
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_the_largest_dimension_that_divides_is_cut():
+    mesh = sharding.make_mesh(2, 4)
+    shapes = {(3, 8, 16): P(None, None, "model"), (8, 6): P("model"), (8, 8): P("model"),
+              (3, 5): P(), (): P()}  # fmt: skip
+    for shape, spec in shapes.items():
+        assert sharding.placement(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec
+
+
+def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
+    trees = [state.params for _, state, _ in runs]
+    for number, tree in enumerate(trees):
+        checkpoint.save(tmp_path, number, tree)
+        for template in trees:
+            restored = checkpoint.restore(tmp_path, number, template)
+            jax.tree.map(np.testing.assert_array_equal, restored, tree)
+            alike = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, template)
+            assert all(jax.tree.leaves(alike))
+
+
+def test_a_cluster_that_is_half_described_is_an_error(monkeypatch):
+    for name in ranks.GIVEN:
+        monkeypatch.delenv(name, raising=False)
+    ranks.start("auto")
+    assert ranks.is_first()
+    with pytest.raises(ranks.ClusterError, match="--multihost=on, but there is no cluster"):
+        ranks.start("on")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    with pytest.raises(ranks.ClusterError, match="JAX_NUM_PROCESSES is not set"):
+        ranks.start("auto")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ranks.ClusterError, match="JAX_NUM_PROCESSES='two' must be a number"):
+        ranks.start("auto")
+    ranks.start("off")
+
+
+def test_what_one_process_does_alone_is_done_plainly():
+    @ranks.first
+    def divide(x, y):
+        """Say so."""
+        return x / y
+
+    assert divide(4, 2) == 2
+    assert divide.__doc__ == "Say so."
+    assert ranks.gather("x", "name") == ["x"]
+    with pytest.raises(ZeroDivisionError):
+        divide(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", True), ("--xla_gpu_deterministic_ops=false", False)]
+)
+def test_gpus_repeat_themselves_unless_the_user_says_otherwise(given, kept, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {given}")
+    sharding.set_up_devices()
+    assert ("--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]) == kept
+    assert "--xla_force_host_platform_device_count=8" in os.environ["XLA_FLAGS"]

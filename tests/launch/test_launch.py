@@ -1,0 +1,191 @@
+"""What is in launch/: its scripts with stand-ins for the commands of clusters, its manifests."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"]
+STAND_IN = """#!/usr/bin/env bash
+# Notes how it was called; its answers are the next lines of two files.
+next() { head -n 1 "$1"; sed -i 1d "$1"; }
+echo "${0##*/} $*" >> calls
+case "${0##*/} $*" in
+    *"queued-resources list"*) next states ;;
+    *"-m jaxflat.main"*) exit "$(next codes)" ;;
+esac
+"""
+SLICE = {
+    "NAME": "sizes",
+    "ZONE": "us-east5-b",
+    "TYPE": "v6e-16",
+    "IMAGE": "v2-alpha-tpuv6e",
+    "SHARE": "10.0.0.2:/share",
+}
+
+GONE = ("ACTIVE", *["SUSPENDED"] * 2, "", "ACTIVE")  # the slice, while a command runs
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Give a function that runs a script, and returns its exit code and the calls it made."""
+    for name in ("gcloud", "git", "tar", "sleep", "python", "srun", "scontrol"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script: str, *arguments: str, states=(), codes=()):
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        (tmp_path / "calls").write_text("")
+        task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "9"}
+        environment = os.environ | SLICE | task | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = ["bash", str(LAUNCH / script), *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return SimpleNamespace(code=done.returncode, calls=calls, said=done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(script)], check=True)
+
+
+def test_local_goes_on_until_done(launch):
+    ran = launch("local.sh", "--config=a.py", codes=(75, 75, 3))
+    assert ran.code == 3
+    assert ran.calls == ["python -m jaxflat.main --config=a.py"] * 3
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (3, False), (75, True), (143, True)])
+def test_a_task_of_slurm_that_was_told_to_stop_is_requeued(launch, code, requeued):
+    ran = launch("slurm.sbatch", "--config=a.py", codes=(code,))
+    assert ran.code == (0 if requeued else code)
+    assert ran.calls[0] == "srun python -m jaxflat.main --config=a.py"
+    assert ran.calls[1:] == ["scontrol requeue 7_2"] * requeued
+
+
+def test_tpu_commands_are_those_that_were_reviewed(launch):
+    arguments = ["--config=configs/model_size_sweep.py:paper", "--points=*seed=0*"]
+    ran = launch("tpu_pod.sh", "--dry-run", *arguments)
+    assert (ran.code, ran.calls) == (0, [])
+    assert launch("tpu_pod.sh", *arguments, "--dry-run").said == ran.said
+    assert ran.said == (ROOT / "tests" / "golden" / "tpu_pod.txt").read_text()
+    for line in ran.said.splitlines():  # may be pasted
+        assert shlex.join(shlex.split(line)) == line
+
+
+def words(calls: list[str]) -> str:
+    """Return the steps that matter, in short."""
+    names = {"create sizes": "create", "delete sizes": "delete", "jaxflat.main": "run"}
+    names |= {"tar -xzf /tmp": "fetch"}
+    found = [name for call in calls for part, name in names.items() if part in call]
+    return " ".join(found)
+
+
+def test_nothing_is_rented_for_a_command_without_a_config(launch):
+    ran = launch("tpu_pod.sh", "--dry-run", "--points=0")
+    assert (ran.code, ran.calls) == (2, [])
+    assert ran.said.startswith("error: --config=FILE.py:SCALE is missing")
+
+
+def test_a_preempted_slice_is_replaced(launch):
+    states = ("", "PROVISIONING", "ACTIVE", "SUSPENDED", "", "ACTIVE")
+    ran = launch("tpu_pod.sh", "--config=a.py", states=states, codes=(75, 0))
+    assert ran.code == 0, ran.said
+    assert words(ran.calls) == "create run delete create run fetch delete"
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "code", "steps"),
+    [
+        (("ACTIVE",), (2,), 2, "run fetch delete"),  # unusable input
+        (("ACTIVE", "ACTIVE"), (3,), 3, "run fetch delete"),  # some points failed
+        (GONE, (1, 0), 0, "run delete create run fetch delete"),
+        (("ACTIVE", "ACTIVE"), (255, 0), 0, "run run fetch delete"),  # a lost connection
+    ],
+)
+def test_what_becomes_of_a_slice(launch, states, codes, code, steps):
+    ran = launch("tpu_pod.sh", "--config=a.py", states=states, codes=codes)
+    assert (ran.code, words(ran.calls)) == (code, steps), ran.said
+
+
+def test_a_setting_that_lacks_is_named(launch, monkeypatch):
+    monkeypatch.setitem(SLICE, "ZONE", "")
+    ran = launch("tpu_pod.sh", "--config=a.py")
+    assert (ran.code, ran.calls) == (2, [])
+    assert "ZONE is not set" in ran.said
+
+
+@pytest.fixture(scope="module")
+def manifests():
+    text = (LAUNCH / "kubernetes" / "jobset.yaml").read_text()
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def test_jobset_has_the_keys_of_its_schema(manifests):
+    """Those of jobset.x-k8s.io/v1alpha2 that are used, and nothing else."""
+    jobset = manifests["JobSet"]
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    assert jobset.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
+    policy = jobset["spec"]["failurePolicy"]
+    assert type(policy["maxRestarts"]) is int
+    [rule] = policy["rules"]
+    assert rule.keys() == {"name", "action", "onJobFailureReasons"}
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    [job] = jobset["spec"]["replicatedJobs"]
+    assert job.keys() == {"name", "replicas", "template"}
+
+
+def test_one_job_has_all_hosts_and_starts_again_unless_it_is_in_vain(manifests):
+    [job] = manifests["JobSet"]["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (job["replicas"], spec["completionMode"]) == (1, "Indexed")  # as jax.distributed wants
+    assert spec["parallelism"] == spec["completions"] > 1
+    assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
+    [rule] = spec["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2, 3])
+    assert rule["onExitCodes"]["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
+
+
+def test_hosts_may_find_each_other(manifests):
+    account = manifests["ServiceAccount"]["metadata"]["name"]
+    [job] = manifests["JobSet"]["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["template"]["spec"]["serviceAccountName"] == account
+    assert manifests["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+    assert manifests["RoleBinding"]["roleRef"]["name"] == manifests["Role"]["metadata"]["name"]
+    may = {name: rule["verbs"] for rule in manifests["Role"]["rules"] for name in rule["resources"]}
+    assert all({"get", "list"} <= set(may[name]) for name in ("pods", "services", "jobs"))
+
+
+def test_kubernetes_knows_every_key(manifests):
+    """What the client of Kubernetes reads it writes again: it drops keys that it does not know."""
+    client = pytest.importorskip("kubernetes.client")
+    api = client.ApiClient()
+    [job] = manifests["JobSet"]["spec"]["replicatedJobs"]
+    parts = {"V1ServiceAccount": manifests["ServiceAccount"], "V1Role": manifests["Role"]}
+    parts |= {"V1RoleBinding": manifests["RoleBinding"], "V1JobTemplateSpec": job["template"]}
+    for kind, part in parts.items():
+        read = api.deserialize(json.dumps(part), kind, "application/json")
+        assert api.sanitize_for_serialization(read) == part
+
+
+def test_image_holds_what_the_command_needs():
+    lines = (LAUNCH / "kubernetes" / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert copied == {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "jaxflat", "configs"}
+    assert all((ROOT / name).exists() for name in copied)

@@ -1,0 +1,126 @@
+"""What a run's stage measures: every measure raw, and as seen in the sweep's widest model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxflat.config import MEASURES
+from jaxflat.config.validation import InputError
+from jaxflat.flatness import Estimate, Measured, mean_loss
+from jaxflat.runs import experiment
+from jaxflat.runs import measure_flatness as stage
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.sweeps import points
+from tests.support.sweeps import tiny_config
+
+CHEAP = {
+    "num_microbatches": 6,
+    "microbatch_size": 2,
+    "num_probes": 1,
+    "eigenvalues.num_largest": 1,
+    "eigenvalues.num_steps": 3,
+    "density.num_steps": 3,
+    "density.num_probes": 2,
+    "learning_coefficient.num_burnin": 2,
+    "learning_coefficient.num_draws": 8,
+}
+
+
+def two_layers():
+    """Return the tiny config with two layers, one of them in a stack."""
+    config = tiny_config()
+    config.model.num_layers = 2
+    return config
+
+
+def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
+    """Return what the stage makes of a measure at the initial parameters, of width 8."""
+    config = two_layers()
+    config.model.update(model)
+    config.flatness.update_from_flattened_dict(CHEAP)
+    config.flatness.update(measures=(measure,), embedded_width=embedded_width)
+    config.flatness.embedded_layers = embedded_layers
+    (point,) = points.expand(config, [{}], tmp_path)
+    return stage.measure_both(
+        point.config, experiment.init_params(point.config), measure, Snapshot(14)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "layers"), [("transformer", 24, 0), ("transformer", 8, 3), ("lstm", 24, 3)]
+)
+@pytest.mark.slow
+def test_embedded_values_are_of_the_larger_model_that_computes_the_same(
+    tmp_path, monkeypatch, name, width, layers
+):
+    def loss_and_size(problem, settings):
+        loss = mean_loss(problem.loss_fn, problem.params, problem.sample(0))
+        size = jnp.float32(sum(leaf.size for leaf in jax.tree.leaves(problem.params)))
+        return Measured({"loss": loss, "size": Estimate(size, size, 6, "sentences")})
+
+    monkeypatch.setitem(stage.MEASURES, "average_sharpness", loss_and_size)
+    found = measured(tmp_path, "average_sharpness", width, layers, name=name, num_layers=1)
+    assert set(found) == {"loss", "size", "loss@embedded", "size@embedded"}
+    for name in ("mean", "sem"):
+        raw, embedded = (getattr(found[key], name) for key in ("loss", "loss@embedded"))
+        np.testing.assert_allclose(embedded, raw, rtol=1e-4)
+    assert found["size@embedded"].mean > 2 * found["size"].mean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_has_embedded_values_where_there_is_a_common_width(tmp_path, measure):
+    found = measured(tmp_path, measure, embedded_width=16)
+    raw = {name for name in found if not name.endswith("@embedded")}
+    # Blocks of a trace are of the model itself.
+    whole = {measure} if measure.endswith("_trace") else raw
+    assert found.keys() - raw == {f"{name}@embedded" for name in whole}
+    assert all(np.isfinite(estimate.mean) for estimate in found.values())
+    assert any(found[f"{name}@embedded"].mean != found[name].mean for name in whole)
+    same = measured(tmp_path, measure, embedded_width=8)
+    assert same.keys() == found.keys()
+    for name in whole:
+        assert same[f"{name}@embedded"].mean == same[name].mean == found[name].mean
+
+
+@pytest.mark.slow
+def test_extra_layers_add_the_curvature_of_their_biases_to_the_fisher_trace(tmp_path):
+    found = measured(tmp_path, "fisher_trace", 8, 4, name="lstm", num_layers=1)
+    once = measured(tmp_path, "fisher_trace", 8, 2, name="lstm", num_layers=1)
+    raw = found["fisher_trace"].mean
+    added, added_once = (x["fisher_trace@embedded"].mean - raw for x in (found, once))
+    assert added_once > 0
+    np.testing.assert_allclose(added, 3 * added_once, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_each_layer_of_a_stack_has_a_name(tmp_path):
+    found = measured(tmp_path, "fisher_trace", embedded_width=8)
+    assert {"fisher_trace/layer_0.mlp", "fisher_trace/layer_last.mlp"} <= found.keys()
+
+
+SWEPT = {
+    "widths of lstms": ([{"name": "lstm", "width": w} for w in (6, 18)], (18, 2)),
+    "widths that do not divide": ([{"name": "lstm", "width": w} for w in (6, 9)], (0, 0)),
+    "depths": ([{"num_layers": n} for n in (1, 3)], (8, 3)),
+    "widths and depths": ([{"width": 16}, {"num_layers": 3}], (16, 3)),
+    "families": ([{"name": "lstm"}, {"name": "transformer"}], (0, 0)),
+    "one family's heads": ([{"head_size": 4}, {"head_size": 8}], (0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", SWEPT)
+def test_models_of_one_family_whose_widths_divide_have_a_common_size(tmp_path, case):
+    models, size = SWEPT[case]
+    swept = [{f"model.{key}": value for key, value in model.items()} for model in models]
+    for point in points.expand(two_layers(), swept, tmp_path):
+        settings = point.config.flatness
+        assert (settings.embedded_width, settings.embedded_layers) == size
+
+
+def test_fewer_layers_than_the_models_own_are_refused(tmp_path):
+    config = two_layers()
+    config.flatness.update({"embedded_width": 8, "embedded_layers": 1})
+    with pytest.raises(InputError, match=r"embedded_layers=1 is less than model.num_layers=2"):
+        points.expand(config, [{}], tmp_path)

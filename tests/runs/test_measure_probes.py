@@ -1,0 +1,141 @@
+"""What the probe stage measures of a checkpoint, and what it refuses."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxflat.config import base, validation
+from jaxflat.distributed import sharding
+from jaxflat.languages import LANGUAGES
+from jaxflat.runs import checks, experiment, measure_finetuning
+from jaxflat.runs.measure_finetuning import finetune_records
+from jaxflat.runs.measure_probes import probe
+from jaxflat.runs.probe_sets import probe_sets
+from jaxflat.runs.trajectory import Snapshot
+from tests.support.sweeps import tiny_config
+
+pytestmark = pytest.mark.slow
+
+TUNING = {"shots": 12, "num_draws": 4, "batch_size": 8, "epochs": 2, "warmup_steps": 1}
+
+
+def untrained(num_devices: int = 1, **model) -> FrozenConfigDict:
+    config = tiny_config()
+    config.phase_order, config.phases = (), {}
+    config.data_seed = config.init_seed = config.probe_seed = 0
+    config.mesh.data = num_devices
+    config.model.update({"num_layers": 1, **model})
+    config.probes.finetune.update(TUNING)
+    return FrozenConfigDict(config)
+
+
+def tuned(num_devices: int, pooling: str = "mean") -> list[dict]:
+    config = ConfigDict(untrained(num_devices, cls=pooling == "cls"))
+    config.probes.finetune.pooling = pooling
+    config = FrozenConfigDict(config)
+    params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
+    (sets,) = probe_sets(config.language, config.probes, 0)
+    return finetune_records(config, experiment.make_model(config), params, sets, Snapshot(0))
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> list[dict]:
+    return tuned(1)
+
+
+def test_every_task_and_labeling_is_fine_tuned_and_again_the_same(on_one_device):
+    assert [r["measure"] for r in on_one_device] == [
+        "finetune/state_2.map",
+        "finetune/state_2.latent",
+    ]
+    assert {r["over"] for r in on_one_device} == {"draws+sentences"}
+    assert tuned(1) == on_one_device
+
+
+def test_a_head_on_cls_is_another_head(on_one_device):
+    found = tuned(1, "cls")
+    assert [r["measure"] for r in found] == [r["measure"] for r in on_one_device]
+    assert [r["mean"] for r in found] != [r["mean"] for r in on_one_device]
+
+
+def test_an_lstm_has_no_cls():
+    config = tiny_config()
+    config.model.update({"name": "lstm", "cls": True})
+    with pytest.raises(validation.InputError, match=r"model\.cls=True is for .*transformer"):
+        validation.validate(config)
+
+
+def test_eight_devices_fine_tune_as_one_does(on_one_device):
+    for one, eight in zip(on_one_device, tuned(8), strict=True):
+        assert eight["mean"] == pytest.approx(one["mean"], abs=1.5 / (32 * 4))
+        assert eight["sem"] == pytest.approx(one["sem"], rel=0.1)
+
+
+def test_devices_that_fine_tune_say_nothing_to_each_other():
+    """A job's steps are all on one device."""
+    config = untrained(8)
+    mesh = experiment.make_mesh(config)
+    params = sharding.replicate(mesh, experiment.init_params(config))
+    (sets,) = probe_sets(config.language, config.probes, 0)
+    settings = config.probes.finetune
+    parts = (sets.finetune, sets.validation, sets.test)
+    compiled = measure_finetuning._correct.lower(
+        experiment.make_model(config), mesh, settings, sets.num_classes, params, *parts,
+        jax.random.key(0), np.asarray([1e-3], np.float32), 1,
+        np.repeat(np.arange(4), 2), np.tile(np.arange(2), 4),
+    ).compile()  # fmt: skip
+    text = compiled.as_text()
+    assert "while" in text
+    kinds = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
+    found = [line for line in text.splitlines() if any(kind in line for kind in kinds)]
+    assert not found
+
+
+def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
+    config = untrained(name="lookup_table")
+    measures = {r["measure"] for r in probe(config, Path("unused"), Snapshot(0))}
+    assert "belief_state/state_2" in measures
+    assert not [name for name in measures if name.startswith("finetune")]
+
+
+@pytest.mark.parametrize(
+    ("name", "spans"),
+    [
+        ("hmm", {"state_3": (2, 3), "state_6": (5, 6)}),
+        ("balanced_tree", {"span_0_8": (0, 8), "span_0_4": (0, 4), "span_4_8": (4, 8)}),
+        ("pcfg", {"root": (0, 8), "span_0_4": (0, 4)}),
+    ],
+)
+def test_a_task_says_which_words_it_is_about(name, spans):
+    language = LANGUAGES[name](0, **base().language[name])
+    assert {task: found.span for task, found in language.tasks.items()} == spans
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finetune.shots": -1}, r"probes\.finetune\.shots=-1 must not be negative"),
+        ({"finetune.epochs": 0}, r"probes\.finetune\.epochs=0 must be at least 1"),
+        ({"finetune.learning_rates": ()}, r"probes\.finetune\.learning_rates=\(\) must name"),
+        ({"finetune.pooling": "first"}, r"probes\.finetune\.pooling: 'first' is not one of .*cls"),
+        (
+            {"finetune.pooling": "cls"},
+            r"probes\.finetune\.pooling='cls' needs a transformer with model\.cls=True",
+        ),
+        ({"pooling": "cls"}, r"probes\.pooling: 'cls' is not one of concatenate, mean"),
+        ({"finetune.adamw.b2": 1.0}, r"probes\.finetune\.adamw\.b2=1\.0 must be below 1"),
+        ({"projected_dimension": -2}, r"probes\.projected_dimension=-2 must not be negative"),
+        ({"finetune.batch_size": 25}, r"batch_size=25 exceeds epochs \* shots = 24"),
+        ({"finetune.warmup_steps": 3}, r"warmup_steps=3 must be less than the 3 steps"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_line_that_names_them(changed, message):
+    config = tiny_config()
+    config.probes.finetune.update(TUNING)
+    with config.unlocked():
+        config.probes.update_from_flattened_dict(changed)
+    with pytest.raises(ValueError, match=message):
+        checks.check(FrozenConfigDict(validation.validate(config)))

@@ -1,0 +1,81 @@
+"""What a training step holds and sends, from its compiled code; nothing runs.
+
+    python tests/compiled_step.py --config=FILE.py:SCALE [--point=0] [--devices=8]
+
+The devices are made up, of the CPU. Figures are in MiB: those that a device has for the arguments
+(state, language), those that the step needs besides, and the sizes of what devices exchange.
+"""
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+COLLECTIVE = r"= \(?(\w\d+)\[([\d,]*)\].* (all-reduce|all-gather|reduce-scatter|all-to-all)\("
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2}
+
+
+def compiled_step(config: Any) -> Any:
+    """Return the compiled steps of a resolved config's first phase, made from shapes."""
+    import jax
+
+    from jaxflat.distributed import sharding
+    from jaxflat.languages.batches import Source
+    from jaxflat.runs import experiment, trajectory
+
+    phase, model = trajectory.phases(config)[0], experiment.make_model(config)
+    mesh = experiment.make_mesh(config)
+    params = jax.eval_shape(lambda: experiment.init_params(config))
+    state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        *(state, sharding.placement(mesh, state)),
+    )
+    source = Source(experiment.make_language(config.language))
+    schedule = experiment.schedule(phase.settings, anneal=False)
+    arguments = sharding.replicate(mesh, (source, jax.random.key(0), schedule))
+    steps = experiment.train_steps(model, phase.settings, config.language.masking, mesh)
+    return steps.lower(state, *arguments, phase.start, phase.stop).compile()
+
+
+def exchanged(compiled: Any) -> Counter[str]:
+    """Return the bytes that come out of each kind of collective operation, on one device."""
+    found: Counter[str] = Counter()
+    for dtype, shape, kind in re.findall(COLLECTIVE, compiled.as_text()):
+        found[kind] += BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+    return found
+
+
+def main() -> None:
+    """Print the figures of a point of a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--point", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=8)
+    flags, rest = parser.parse_known_args()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
+
+    from jaxflat.config import loading
+    from jaxflat.runs import experiment
+    from jaxflat.sweeps import points
+
+    overrides = loading.parse_overrides(rest)
+    config, listed = loading.load(flags.config)
+    config, listed = loading.override(config, overrides), loading.without_keys(listed, overrides)
+    config = points.expand(config, listed, Path())[flags.point].config
+    compiled = compiled_step(config)
+    memory = compiled.memory_analysis()
+    print(f"{experiment.num_params(config):,} parameters, {flags.devices} devices; MiB on one:")
+    figures = {"arguments": memory.argument_size_in_bytes, "besides": memory.temp_size_in_bytes}
+    for name, size in (figures | exchanged(compiled)).items():
+        print(f"{name:15}{size / MIB:12,.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

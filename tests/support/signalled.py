@@ -1,0 +1,53 @@
+"""A command that gets a signal at a known moment: signalled WHERE NUMBER SIGNAL MODULE ...
+
+WHERE: "module:function", whose NUMBER-th call begins with the signal, or "module", whose import
+does. MODULE and what follows: a command, run as by python -m.
+"""
+
+import importlib
+import os
+import runpy
+import signal
+import sys
+import time
+
+
+class AtImport:
+    """Finds nothing, but sees what is looked for."""
+
+    def __init__(self, name, send):
+        self.name, self.send = name, send
+
+    def find_spec(self, name, *_):
+        if name == self.name:
+            self.send()
+
+
+def at_call(module, name, number, send):
+    function, calls = getattr(module, name), []
+
+    def wrapper(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == number:
+            send()
+        return function(*args, **kwargs)
+
+    setattr(module, name, wrapper)
+
+
+def main(where, number, name, *command):
+    def send():
+        print(f"signalled at {time.monotonic()}", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    module, _, function = where.partition(":")
+    if function:
+        at_call(importlib.import_module(module), function, int(number), send)
+    else:
+        sys.meta_path.insert(0, AtImport(module, send))
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

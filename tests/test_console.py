@@ -1,0 +1,85 @@
+"""The time that is left, told on a clock that tests set."""
+
+import re
+
+import pytest
+
+from jaxflat.console import Display
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    return now
+
+
+def etas(output):
+    """Return the estimates of the lines that have one, in seconds."""
+    found = re.findall(r"ETA (\d+):(\d\d):(\d\d)\)", output)
+    return [
+        3600 * int(hours) + 60 * int(minutes) + int(seconds) for hours, minutes, seconds in found
+    ]
+
+
+def test_what_is_left_takes_as_long_as_what_was_done(clock, capsys):
+    with Display(4) as display:
+        for number in range(4):
+            clock[0] += 10
+            display.finish_point(f"point {number}", "excess 0.1")
+    output = capsys.readouterr().out
+    assert etas(output) == [30, 20, 10, 0]
+    assert "[2/4] point 1: excess 0.1 (ETA 0:00:20)" in output
+
+
+def test_points_that_were_done_before_tell_nothing(clock, capsys):
+    with Display(5, {"a", "c"}) as display:
+        display.finish_point("a", "")
+        clock[0] += 10
+        display.finish_point("b", "")
+        display.finish_point("c", "")
+        clock[0] += 20
+        display.finish_point("d", "")
+    output = capsys.readouterr().out
+    assert etas(output) == [20, 15]
+    assert "[1/5] a: \n" in output
+    assert "[3/5] c: \n" in output
+
+
+def test_what_was_trained_at_once_is_measured_one_by_one(clock, capsys):
+    names = ["a", "b", "c", "d"]
+    with Display(4) as display:
+        clock[0] += 40
+        for name in names:
+            display.spend(name, 10)
+        for name in names:
+            clock[0] += 5
+            display.finish_point(name, "")
+    assert etas(capsys.readouterr().out) == [15, 10, 5, 0]
+
+
+def test_what_is_made_for_all_points_is_no_points_time(clock, capsys):
+    with Display(3) as display:
+        clock[0] += 3600
+        display.finish_preparations()
+        for name in ("a", "b", "c"):
+            clock[0] += 60
+            display.finish_point(name, "")
+    assert etas(capsys.readouterr().out) == [120, 60, 0]
+
+
+def test_nothing_is_left_where_all_was_done(clock):
+    with Display(1, {"a"}) as display:
+        display.finish_point("a", "")
+        assert str(display._progress.columns[-1].render(display._progress.tasks[0])) == "0:00:00"
+
+
+def test_the_bar_counts_down_to_the_same_end(clock):
+    with Display(3) as display:
+        column = display._progress.columns[-1]
+        (sweep, _) = display._progress.tasks
+        assert str(column.render(sweep)) == "-:--:--"
+        clock[0] += 10
+        display.finish_point("a", "")
+        clock[0] += 5
+        assert str(column.render(sweep)) == "0:00:15"
