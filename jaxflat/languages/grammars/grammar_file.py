@@ -7,7 +7,7 @@ others are words. The start symbol is the left side of the first rule. It alone 
 
 import math
 import warnings
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxflat.languages.grammars.grammar import Grammar, level_order, sum_to_one
 
-MAX_ERROR = 0.01  # of the sum of a symbol's probabilities, as in NLTK
+MAX_SUM_ERROR = 0.01  # largest accepted |sum - 1| of a symbol's probabilities, as in NLTK
 
 
 class GrammarWarning(UserWarning):
@@ -38,7 +38,7 @@ def read_grammar(path: str | Path) -> Grammar:
     probabilities are normalised, so that `math.fsum` gives 1.0. Where a sum is off by more than
     1e-6 per rule, a GrammarWarning names the worst symbol.
 
-    If the start symbol has unit rules only, it is not a non-terminal of the grammar. Otherwise it is
+    A start symbol that has only unit rules is not a non-terminal of the grammar. Otherwise it is
     itself a root, with the total probability of its other rules.
 
     Raises ValueError of one line, `<path>:<line>: ...`, if the file is not such a grammar or a sum
@@ -87,7 +87,7 @@ class _LineError(Exception):
 
 
 def _parse(path: str | Path, content: bytes) -> tuple[Grammar, list[str]]:
-    """Return the grammar, and a line for each kind of repair."""
+    """Return the grammar, and one line for each kind of repair that it needed."""
     try:
         rules = _rules(content)
         _check_rules(rules)
@@ -104,7 +104,7 @@ def _parse(path: str | Path, content: bytes) -> tuple[Grammar, list[str]]:
 
 
 def _rules(content: bytes) -> list[_Rule]:
-    """Parse every line on its own."""
+    """Return the rules, each line checked by itself."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -146,23 +146,25 @@ def _is_unit(rule: _Rule, lefts: Container[str]) -> bool:
     return len(rule.right) == 1 and rule.right[0] in lefts
 
 
-def _reachable(rules_of: dict[str, list[_Rule]], start: str) -> list[str]:
+def _reachable(rules_of: dict[str, list[_Rule]], start: str) -> set[str]:
     """Return the non-terminals that some chain of rules reaches from the start symbol."""
-    reached = [start]
-    for symbol in reached:
+    reached, queue = {start}, [start]
+    for symbol in queue:
         children = {child for rule in rules_of[symbol] for child in rule.right}
-        reached += (children & rules_of.keys()).difference(reached)
+        new = (children & rules_of.keys()) - reached
+        reached |= new
+        queue += new
     return reached
 
 
-def _check_symbols(rules_of: dict[str, list[_Rule]], reached: Collection[str]) -> None:
-    """Check the sum of every symbol, and that every reachable one can yield words.
+def _check_symbols(rules_of: dict[str, list[_Rule]], reached: set[str]) -> None:
+    """Check that every symbol's sum is near 1, and that every reachable one can yield words.
 
-    An error names the first line of its symbol.
+    The error is at the symbol's first line.
     """
     for symbol, own in rules_of.items():
-        if round(abs(_total(own) - 1), 9) > MAX_ERROR:
-            message = f"the rules of {symbol!r} sum to {_total(own):.9g}, not to 1"
+        if round(_sum_error(own), 9) > MAX_SUM_ERROR:
+            message = f"the rules of {symbol!r} sum to {_sum(own):.9g}, not to 1"
             raise _LineError(own[0].line, message)
     rules = [rule for own in rules_of.values() for rule in own]
     ending, grown = {rule.right[0] for rule in rules} - rules_of.keys(), True
@@ -174,28 +176,26 @@ def _check_symbols(rules_of: dict[str, list[_Rule]], reached: Collection[str]) -
             raise _LineError(own[0].line, f"{symbol!r} never ends in words")
 
 
-def _total(rules: list[_Rule]) -> float:
+def _sum(rules: list[_Rule]) -> float:
     return math.fsum(rule.probability for rule in rules)
 
 
-def _repairs(
-    rules_of: dict[str, list[_Rule]], reached: Collection[str]
-) -> list[tuple[int, str]]:
-    """Return (line, message) for the dropped symbols and for the normalised ones."""
-    repairs = []
+def _sum_error(rules: list[_Rule]) -> float:
+    return abs(_sum(rules) - 1)
+
+
+def _repairs(rules_of: dict[str, list[_Rule]], reached: set[str]) -> list[tuple[int, str]]:
+    """Return (line, message) of the dropped symbols and of the normalised ones, if any."""
+    repairs, start = [], next(iter(rules_of))
     if dropped := [symbol for symbol in rules_of if symbol not in reached]:
-        start, names = next(iter(rules_of)), ", ".join(map(repr, dropped))
-        message = f"the start symbol {start!r} does not reach {names}; dropped with all rules"
+        message = f"no rules lead from {start!r} to {', '.join(map(repr, dropped))}: dropped"
         repairs.append((rules_of[dropped[0]][0].line, message))
-    kept = {symbol: own for symbol, own in rules_of.items() if symbol in reached}
-    error_of = {symbol: abs(_total(own) - 1) for symbol, own in kept.items()}
-    if off := [symbol for symbol, own in kept.items() if error_of[symbol] > 1e-6 * len(own)]:
-        worst = max(off, key=error_of.__getitem__)
-        message = (
-            f"the rules of {worst!r} sum to {_total(kept[worst]):.9g}, not to 1: the worst of "
-            f"{len(off)} normalised symbols"
-        )
-        repairs.append((kept[worst][0].line, message))
+    kept = [own for symbol, own in rules_of.items() if symbol in reached]
+    if off := [own for own in kept if _sum_error(own) > 1e-6 * len(own)]:
+        worst = max(off, key=_sum_error)
+        message = f"the rules of {worst[0].left!r} sum to {_sum(worst):.9g}, not to 1: normalised"
+        of_many = f"; it is the worst of {len(off)} symbols" if len(off) > 1 else ""
+        repairs.append((worst[0].line, message + of_many))
     return repairs
 
 
