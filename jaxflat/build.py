@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.console import Display
+from jaxflat.console import Display, plain_warnings
 from jaxflat.distributed import preemption
 from jaxflat.runs.corpus import SHARD_SIZE, build_dataset
 from jaxflat.runs.languages import kind_of
@@ -56,6 +56,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return flags, rest
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat.console import plain_warnings
 from jaxflat.distributed import preemption, ranks
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return parser.parse_known_args(arguments)
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)

@@ -13,6 +13,7 @@ from jaxflat import config as base_config
 from jaxflat.analysis.page.checkpoint_figures import save_curves
 from jaxflat.config import loading, validation
 from jaxflat.config.validation import InputError
+from jaxflat.console import plain_warnings
 from jaxflat.distributed import compilation, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
@@ -85,6 +86,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise InputError(f"{sorted(pictures)[0]} makes pictures: set --figures or --json")
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
