@@ -276,7 +276,7 @@ BAD = {
     ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",
     ("languages", "--torch=python"): "--torch compares flatness",
     ("--torch=no-such-python",): "--torch=no-such-python is not a program",
-    ("calibration", "--seeds=1"): "--seeds=1: a coverage takes at least 2",
+    ("calibration", "--seeds=1"): "--seeds=1: a coverage needs at least 2",
     ("--json=setup.cfg/x.json",): "--json: setup.cfg is a file; it must be a folder",
 }
 
