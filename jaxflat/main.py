@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
-    except leases.Lost as error:
+    except leases.LeaseLost as error:
         print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
@@ -127,7 +127,7 @@ def show_report(workdir: Path, console: Console) -> None:
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
-    with leases.alone(workdir / "report.html"):
+    with leases.hold(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
     columns = [Column(name, no_wrap=True) for name in header]

@@ -18,7 +18,7 @@ from jaxflat.datasets.reader import Dataset, open_dataset
 from jaxflat.datasets.record_bytes import Columns, Types, layout_of
 from jaxflat.datasets.shards import claim, finish, is_finished, sha256, shard_path, write_shard
 from jaxflat.distributed import preemption
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
@@ -133,7 +133,7 @@ def build_dataset(
 def prepare(section: Config, display: Display) -> None:
     """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
     if not text_language.is_ready(section):
-        with alone(text_language.teacher_folder(section), display.wait):
+        with hold(text_language.teacher_folder(section), display.wait):
             text_language.prepare_teacher(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
@@ -144,7 +144,7 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(made, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with alone(folder, display.wait):
+        with hold(folder, display.wait):
             if is_finished(folder):  # by another, meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)

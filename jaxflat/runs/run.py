@@ -136,7 +136,7 @@ def _measured_before(point: Point, name: str) -> set[Snapshot]:
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
     settings = settings_of(point.config, name)
     if status.get("measured", {}).get(name) != settings:
-        leases.check()
+        leases.assert_owned()
         path.unlink(missing_ok=True)
         path.with_suffix(".unfinished.json").unlink(missing_ok=True)
         measured = status.get("measured", {}) | {name: settings}
@@ -148,7 +148,7 @@ def _measured_before(point: Point, name: str) -> set[Snapshot]:
 def _add(path: Path, new: list[Record]) -> None:
     """Add a checkpoint's records; its parts are not needed any more."""
     write_lines(path, [*read_lines(path), *new])
-    leases.check()
+    leases.assert_owned()
     path.with_suffix(".unfinished.json").unlink(missing_ok=True)
 
 

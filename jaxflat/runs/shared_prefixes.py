@@ -37,7 +37,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
     temporary.mkdir(parents=True)
     try:
         _copy(directory, temporary)
-        leases.check()
+        leases.assert_owned()
         temporary.rename(target)
     except OSError:
         if not target.exists():  # else another process was first
@@ -93,7 +93,7 @@ def _copy(source: Path, target: Path) -> None:
         for step in checkpoint.steps(source / name):
             checkpoint.copy(source / name, target / name, step)
         if name == "projected" and (source / "metrics.jsonl").exists():
-            leases.check()
+            leases.assert_owned()
             shutil.copy2(source / "metrics.jsonl", target)
 
 

@@ -89,7 +89,7 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
                 calls[lane] = trainings[lane].send(outcomes.pop(lane))
             except StopIteration:
                 pass
-            except leases.Lost:
+            except leases.LeaseLost:
                 raise
             except Exception as error:
                 fail(lane, error)

@@ -119,7 +119,7 @@ def _train_aside(
 @ranks.first
 def _forget(left: Path) -> None:
     """Delete the state that a signal left of an anneal or projection which is complete now."""
-    leases.check()
+    leases.assert_owned()
     shutil.rmtree(left, ignore_errors=True)
     with suppress(OSError):  # that of another is there
         left.parent.rmdir()

@@ -83,7 +83,7 @@ def steps(directory: Path) -> list[int]:
 def delete(directory: Path, step: int) -> None:
     """Delete a step, at once."""
     with _hidden(directory) as hidden:
-        leases.check()
+        leases.assert_owned()
         (directory / str(step)).rename(hidden / "old")
 
 
@@ -108,7 +108,7 @@ def set_aside_damaged(directory: Path) -> list[str]:
 def set_aside(folder: Path) -> Path:
     """Rename a folder to damaged-<its name>, in the place of an older one, and return its path."""
     aside = folder.with_name(f"damaged-{folder.name}")
-    leases.check()
+    leases.assert_owned()
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):  # another process was first
         folder.rename(aside)
@@ -140,7 +140,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 @ranks.first
 def _put(new: Path, target: Path, old: Path) -> None:
     """Rename a whole step into its place, an older one out of it, and push the names to disk."""
-    leases.check()
+    leases.assert_owned()
     if target.exists():
         target.rename(old)
     new.rename(target)
@@ -163,7 +163,7 @@ def _hidden(directory: Path) -> Iterator[Path]:
 
 @ranks.first
 def _make_hidden(directory: Path) -> Path:
-    leases.check()
+    leases.assert_owned()
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob(".unfinished*"):
         shutil.rmtree(old, ignore_errors=True)

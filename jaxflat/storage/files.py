@@ -19,14 +19,14 @@ from jaxflat.distributed import leases, ranks
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and push it to disk. As all that writes here, Lost as `leases.check`."""
+    """Append one JSON line and push it to disk. Raises LeaseLost, as `leases.assert_owned`."""
     _append(path, f"{json.dumps(record)}\n".encode())
 
 
 @ranks.first
 def _append(path: Path, content: bytes) -> None:
     """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
-    leases.check()
+    leases.assert_owned()
     with _naming(path), path.open("ab", buffering=0) as file:
         num_bytes = file.tell()
         try:
@@ -65,7 +65,7 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with _naming(path):
             temporary.write_text(text)
-            leases.check()
+            leases.assert_owned()
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ class Curve:
 
     @ranks.first
     def _check_length(self) -> None:
-        leases.check()
+        leases.assert_owned()
         self.path.touch()
         if (found := self.path.stat().st_size) < self.num_bytes:
             raise ValueError(f"{self.path}: {found} bytes; {self.num_bytes} have been seen")

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.runs import trajectory
 from jaxflat.runs.run import read_status, snapshot_of
 from jaxflat.runs.trajectory import Snapshot
@@ -23,7 +23,7 @@ def gather(workdir: Path) -> None:
     One worker at a time, or the one that looked first might write last.
     """
     path = workdir / "results.csv"
-    with alone(path):
+    with hold(path):
         write_whole(path, _table(workdir))
 
 

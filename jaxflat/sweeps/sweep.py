@@ -36,7 +36,7 @@ def run(
     processes may run the same sweep at the same time: each point is run by one of them, and all
     return when all points have ended. Raises InputError on unusable input, Preempted where a signal
     came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after Lost: this process slept, and another took over a file or language that it was writing.
+    after LeaseLost: this process slept, and another took over a file or language it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -75,7 +75,7 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point, or see another worker run it; return the reasons of those that failed."""
-    point_locks = {point.name: leases.Lock(point.directory) for point in points}
+    point_locks = {point.name: leases.Lease(point.directory) for point in points}
     reasons: dict[str, str] = {}
     while left := [point for point in points if point.name not in reasons]:
         num_ended = len(reasons)
@@ -91,7 +91,7 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
         if len(reasons) == num_ended:
             display.wait(
                 f"waiting for {names(left)}: with another worker, or one that died; "
-                f"taken over after {leases.LEASE:g} seconds without a sign of life"
+                f"taken over after {leases.EXPIRY:g} seconds without a sign of life"
             )
             time.sleep(leases.POLL)
     return {name: reason for name, reason in reasons.items() if reason}

@@ -12,7 +12,7 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.runs.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
 from jaxflat.storage.files import write_json
 
@@ -34,7 +34,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     check_sweep(config, points, workdir)  # what is refused is so before anything is written
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with alone(path):
+        with hold(path):
             write_json(path, _extended(path, config, points))
 
 

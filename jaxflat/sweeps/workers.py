@@ -16,7 +16,7 @@ from jaxflat.storage.files import write_json, write_whole
 from jaxflat.sweeps.results import gather
 
 
-def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display: Display) -> None:
+def train_team(points: list[Point], point_locks: dict[str, leases.Lease], display: Display) -> None:
     """Train those points of a team at once that are free, if several are not trained yet.
 
     One that fails has its reason in its status, where `attempt` finds it.
@@ -43,7 +43,7 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
             train_points(taken, display, fail)
             for point in going:
                 write_status(point.directory, "partial")
-        except leases.Lost:
+        except leases.LeaseLost:
             display.line(f"{names(taken)}: taken over by other workers, while this one slept")
         except (Preempted, OSError):
             with suppress(OSError):  # a full disk has no room for these either
@@ -52,7 +52,9 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
             raise
 
 
-def attempt(point: Point, lock: leases.Lock, stages: Sequence[str], display: Display) -> str | None:
+def attempt(
+    point: Point, lock: leases.Lease, stages: Sequence[str], display: Display
+) -> str | None:
     """Run a point unless it has ended; return why it failed, or "" where it did not.
 
     None where it is with another worker. One that failed there is not tried again.
@@ -63,7 +65,7 @@ def attempt(point: Point, lock: leases.Lock, stages: Sequence[str], display: Dis
             if not taken:
                 return ended
             reason = _run_one(point, stages, display)
-        except leases.Lost:
+        except leases.LeaseLost:
             display.line(f"{point.name}: taken over by another worker, while this one slept")
             return None
     gather(point.directory.parent)
@@ -72,18 +74,18 @@ def attempt(point: Point, lock: leases.Lock, stages: Sequence[str], display: Dis
 
 @ranks.first
 def _take(
-    point: Point, lock: leases.Lock, stages: Sequence[str], held: ExitStack
+    point: Point, lock: leases.Lease, stages: Sequence[str], held: ExitStack
 ) -> tuple[bool, str | None]:
     """Return whether the point is to run here, its lock held; if not, what `attempt` returns."""
-    is_free = lock.look()
+    is_free = lock.is_available()
     if is_done(point, stages):
         return False, ""
     if not is_free:
         return False, None
     status = read_status(point.directory)
-    if lock.was_taken() and status.get("state") == "failed":
+    if lock.was_acquired() and status.get("state") == "failed":
         return False, status["reason"]
-    return held.enter_context(lock.taken()), None
+    return held.enter_context(lock.try_acquire()), None
 
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
@@ -96,11 +98,11 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except Preempted:
         write_status(point.directory, "preempted")
         raise
-    except leases.Lost:
+    except leases.LeaseLost:
         raise
     except Exception as error:
         return _fail(point, error)
-    ranks.first(leases.check)()
+    ranks.first(leases.assert_owned)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return ""

@@ -192,7 +192,7 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
 
 def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatch, capsys):
     def lose(*_, **__):
-        raise leases.Lost("locks/results.csv/3: another process has taken it over")
+        raise leases.LeaseLost("locks/results.csv/3: another process has taken it over")
 
     monkeypatch.setattr(checks, "check", lambda _: None)
     monkeypatch.setattr(sweep, "gather", lose)
@@ -250,4 +250,6 @@ def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, m
     monkeypatch.setattr(Display, "wait", lambda self, text: waited.append(text))
     all_at_once([lambda: corpus.prepare(section, Display(1))] * 3)
     assert waited
-    assert all(text.startswith("waiting for another worker, which is at") for text in waited)
+    assert all(
+        text.startswith("Waiting for another worker that holds the lease on") for text in waited
+    )

@@ -109,8 +109,8 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
 
 
-def locks_of(expanded) -> dict[str, leases.Lock]:
-    return {point.name: leases.Lock(point.directory) for point in expanded}
+def locks_of(expanded) -> dict[str, leases.Lease]:
+    return {point.name: leases.Lease(point.directory) for point in expanded}
 
 
 def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):

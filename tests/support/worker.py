@@ -64,7 +64,7 @@ def work(workdir: Path, log: Path, settings: Settings) -> None:
     run.MEASUREMENTS["probes"] = measure
     if settings.stages == "probes":
         checks.check = lambda _: None  # seconds of compiling
-    leases.LEASE, leases.BEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
+    leases.EXPIRY, leases.HEARTBEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
     config = f"--config={__file__}:{settings.num_points}"
     sys.exit(main.main([config, f"--stages={settings.stages}", f"--workdir={workdir}"]))
 
