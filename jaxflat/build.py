@@ -72,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             checks.check_labelings(config)
         else:
             experiment.make_language(config.language)
-        preemption.install()
-        with preemption.deferred():
+        preemption.install_handlers()
+        with preemption.defer_signals():
             show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

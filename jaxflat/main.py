@@ -141,7 +141,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
+    preemption.install_handlers()  # before imports that take seconds
     from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()

@@ -63,7 +63,7 @@ def hold(target: Path, report: Callable[[str], object] = print) -> Iterator[None
                     return
         if attempt == 2:
             report(f"Waiting for another worker that holds the lease on {target}")
-        preemption.check()
+        preemption.stop_if_requested()
         time.sleep(POLL)
 
 

@@ -53,7 +53,7 @@ def columns_of(
     sentences = jax.device_get(language.sample(key, size))
 
     def part(rows: slice) -> Columns:
-        preemption.check()
+        preemption.stop_if_requested()
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
         for name, (labels_B, valid_B) in all_labels(language.tasks, some, labelings).items():

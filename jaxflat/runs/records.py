@@ -49,7 +49,7 @@ def keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
     def keep(name: str, make: Callable[[], Any]) -> Any:
         if name not in parts:
             parts[name] = make()  # which may keep parts of its own
-            preemption.check(lambda: write_json(path, {measured: parts}))
+            preemption.stop_if_requested(lambda: write_json(path, {measured: parts}))
         return parts[name]
 
     return keep

@@ -120,7 +120,7 @@ def measure(point: Point, name: str, display: Display) -> None:
     display.start_stage(name, len(snapshots))
     for number, snapshot in enumerate(snapshots, start=1):
         if snapshot not in done:
-            preemption.check()
+            preemption.stop_if_requested()
             seconds = time.perf_counter()
             keep = keeping(unfinished, snapshot)
             with jax.default_matmul_precision("highest"):

@@ -12,7 +12,7 @@ from jaxflat.config import Config, Sweep
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
-from jaxflat.distributed.preemption import deferred
+from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
 from jaxflat.runs.run import STAGES, Point, is_done
 from jaxflat.sweeps.points import expand, select
@@ -21,7 +21,7 @@ from jaxflat.sweeps.sweep_record import record_sweep
 from jaxflat.sweeps.workers import attempt, names, train_team
 
 
-@deferred()
+@defer_signals()
 def run(
     config: Config,
     points: Sweep,
@@ -80,7 +80,7 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
     while left := [point for point in points if point.name not in reasons]:
         num_ended = len(reasons)
         for point in left:
-            preemption.check()
+            preemption.stop_if_requested()
             if "train" in stages:
                 train_team([p for p in left if p.team == point.team], point_locks, display)
             reason = attempt(point, point_locks[point.name], stages, display)

@@ -48,7 +48,7 @@ import os, sys
 from jaxflat import main
 from jaxflat.distributed import preemption, ranks
 from jaxflat.runs import run
-preemption.install()
+preemption.install_handlers()
 ranks.HEARTBEAT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0

@@ -23,6 +23,7 @@ from jaxflat.distributed import leases, preemption
 from jaxflat.distributed.leases import Lease, LeaseLost
 from jaxflat.storage import checkpoint
 from jaxflat.storage.files import Curve, append_line, write_json
+from tests.support.threads import call_concurrently
 
 NEVER = 3600.0
 
@@ -49,26 +50,6 @@ def written(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
-def all_at_once(functions) -> None:
-    """Call each function in its own thread, all at the same time; raise their first error."""
-    barrier, errors = threading.Barrier(len(functions)), []
-
-    def call(function):
-        try:
-            barrier.wait(30)
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=call, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def acquire_all_at_once(observers: list[Lease]) -> list[Lease]:
     """Return those that acquired the lease; all try before the first releases it."""
     winners, all_tried = [], threading.Barrier(len(observers))
@@ -78,7 +59,7 @@ def acquire_all_at_once(observers: list[Lease]) -> list[Lease]:
             winners.extend([lease] * acquired)
             all_tried.wait(30)
 
-    all_at_once([lambda lease=lease: acquire(lease) for lease in observers])
+    call_concurrently([lambda lease=lease: acquire(lease) for lease in observers])
     return winners
 
 
@@ -231,7 +212,7 @@ def test_hold_waits_for_its_turn(target, monkeypatch):
             inside.remove(number)
             order.append(number)
 
-    all_at_once([lambda number=number: work(number) for number in range(5)])
+    call_concurrently([lambda number=number: work(number) for number in range(5)])
     assert sorted(order) == list(range(5))
     assert next(waits) > 0
 

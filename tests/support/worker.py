@@ -60,7 +60,7 @@ def work(workdir: Path, log: Path, settings: Settings) -> None:
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    preemption.install()
+    preemption.install_handlers()
     run.MEASUREMENTS["probes"] = measure
     if settings.stages == "probes":
         checks.check = lambda _: None  # seconds of compiling
