@@ -22,7 +22,7 @@ class Display:
 
     def __init__(self, num_points: int, done: Collection[str] = ()):
         """`done`: names of points that there is nothing to do for."""
-        self.console = Console(quiet=not ranks.is_first())
+        self.console = Console(quiet=not ranks.is_rank_0())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

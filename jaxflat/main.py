@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
-        ranks.start(flags.multihost)
-        console = Console(quiet=not ranks.is_first())
+        ranks.join_cluster(flags.multihost)
+        console = Console(quiet=not ranks.is_rank_0())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
-            ranks.first(show_report)(workdir, console)
+            ranks.on_rank_0(show_report)(workdir, console)
     except (validation.InputError, ranks.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT

@@ -55,7 +55,7 @@ def install_handlers() -> None:
 
 def stop_requested() -> bool:
     """Say whether any process of the run got a signal. All processes must call it equally often."""
-    return any(ranks.gather(bool(_received), "preemption"))
+    return any(ranks.all_gather(bool(_received), "preemption"))
 
 
 def stop_if_requested(save: Callable[[], Any] | None = None) -> None:

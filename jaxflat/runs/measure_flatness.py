@@ -88,7 +88,7 @@ def _keeping_rounds(mesh: Mesh, problem: Problem, name: str, keep: Keep) -> Prob
             made = draw()
             arrays = sharding.replicate(mesh, (made.terms, made.weights_n))
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), made.over)
-            return ranks.gather(numbers, "round")[0]  # or one might stop where others go on
+            return ranks.all_gather(numbers, "round")[0]  # or one might stop where others go on
 
         terms, weights_n, over = keep(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))

@@ -55,6 +55,6 @@ def keeping(path: Path, snapshot: Snapshot) -> preemption.Keep:
     return keep
 
 
-@ranks.first
+@ranks.on_rank_0
 def _stored_parts(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}

@@ -64,7 +64,7 @@ def files_of(point: Point, stages: Sequence[str]) -> list[str]:
     return [name for name in files if point.config.phase_order or name != "flatness"]
 
 
-@ranks.first
+@ranks.on_rank_0
 def is_done(point: Point, stages: Sequence[str] = STAGES) -> bool:
     """Say whether all that `stages` make of a point is there, under its present settings."""
     trains = "train" in stages and point.config.phase_order
@@ -130,7 +130,7 @@ def measure(point: Point, name: str, display: Display) -> None:
         display.advance_stage(number, name)
 
 
-@ranks.first
+@ranks.on_rank_0
 def _measured_before(point: Point, name: str) -> set[Snapshot]:
     """Return what <name>.jsonl has, once what was made under other settings is dropped from it."""
     path, status = point.directory / f"{name}.jsonl", read_status(point.directory)
@@ -144,7 +144,7 @@ def _measured_before(point: Point, name: str) -> set[Snapshot]:
     return _measured(path)
 
 
-@ranks.first
+@ranks.on_rank_0
 def _add(path: Path, new: list[Record]) -> None:
     """Add a checkpoint's records; its parts are not needed any more."""
     write_lines(path, [*read_lines(path), *new])
@@ -158,7 +158,7 @@ def read_status(directory: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-@ranks.first
+@ranks.on_rank_0
 def write_status(directory: Path, state: str, reason: str = "") -> None:
     """Record a point's state: running, done, failed or preempted."""
     status = read_status(directory) | {"state": state, "reason": reason}

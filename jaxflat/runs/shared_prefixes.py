@@ -27,7 +27,7 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
-@ranks.first
+@ranks.on_rank_0
 def keep(config: Config, directory: Path, phase: Phase) -> None:
     """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
     target = _folder(config, directory, phase)
@@ -46,7 +46,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@ranks.first
+@ranks.on_rank_0
 def start_from(config: Config, directory: Path) -> None:
     """Copy the longest trunk there is for a run that has not saved anything itself.
 

@@ -116,7 +116,7 @@ def _train_aside(
     _forget(aside / str(snapshot.step))
 
 
-@ranks.first
+@ranks.on_rank_0
 def _forget(left: Path) -> None:
     """Delete the state that a signal left of an anneal or projection which is complete now."""
     leases.assert_owned()

@@ -35,12 +35,12 @@ def save(directory: Path, step: int, tree: Any) -> None:
         _check_room(unfinished.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished.absolute(), tree)
-        parts = ranks.gather(manifest.part(unfinished, ranks.index()), "manifest")
+        parts = ranks.all_gather(manifest.part(unfinished, ranks.rank()), "manifest")
         files = {name: file for part in parts for name, file in part.items()}
-        ranks.first(manifest.write)(unfinished, files)
+        ranks.on_rank_0(manifest.write)(unfinished, files)
 
 
-@ranks.first
+@ranks.on_rank_0
 def copy(source: Path, directory: Path, step: int) -> None:
     """Copy source/<step> to directory/<step>; as in `save`, complete or not at all."""
     with _appearing(directory, step) as unfinished:
@@ -71,7 +71,7 @@ def restore(directory: Path, step: int, template: Any) -> Any:
         return checkpointer.restore(path, template)
 
 
-@ranks.first
+@ranks.on_rank_0
 def steps(directory: Path) -> list[int]:
     """Return the steps in `directory`, in order; those set aside are none."""
     if not directory.is_dir():
@@ -79,7 +79,7 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-@ranks.first
+@ranks.on_rank_0
 def delete(directory: Path, step: int) -> None:
     """Delete a step, at once."""
     with _hidden(directory) as hidden:
@@ -87,13 +87,13 @@ def delete(directory: Path, step: int) -> None:
         (directory / str(step)).rename(hidden / "old")
 
 
-@ranks.first
+@ranks.on_rank_0
 def check(directory: Path, step: int) -> None:
     """Raise DamagedError naming the first file of directory/<step> that is not as it was saved."""
     manifest.check(directory / str(step))
 
 
-@ranks.first
+@ranks.on_rank_0
 def set_aside_damaged(directory: Path) -> list[str]:
     """Rename each step that is not as it was saved to damaged-<step>; return a line on each."""
     lines = []
@@ -130,14 +130,14 @@ def _appearing(directory: Path, step: int) -> Iterator[Path]:
         raise
 
 
-@ranks.first
+@ranks.on_rank_0
 def _check_room(folder: Path, num_bytes: int) -> None:
     if shutil.disk_usage(folder).free < num_bytes:
         # Or orbax would fill the disk first, and fail with some of its threads still at it.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@ranks.first
+@ranks.on_rank_0
 def _put(new: Path, target: Path, old: Path) -> None:
     """Rename a whole step into its place, an older one out of it, and push the names to disk."""
     leases.assert_owned()
@@ -157,11 +157,11 @@ def _hidden(directory: Path) -> Iterator[Path]:
         time.sleep(STRAGGLERS)
         raise
     finally:
-        if ranks.is_first():
+        if ranks.is_rank_0():
             shutil.rmtree(hidden, ignore_errors=True)
 
 
-@ranks.first
+@ranks.on_rank_0
 def _make_hidden(directory: Path) -> Path:
     leases.assert_owned()
     directory.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     _append(path, f"{json.dumps(record)}\n".encode())
 
 
-@ranks.first
+@ranks.on_rank_0
 def _append(path: Path, content: bytes) -> None:
     """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
     leases.assert_owned()
@@ -58,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
-@ranks.first
+@ranks.on_rank_0
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there with all its content, or as it was before."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -107,14 +107,14 @@ class Curve:
         self.num_bytes = end or self.num_bytes
         return end is not None
 
-    @ranks.first
+    @ranks.on_rank_0
     def _check_length(self) -> None:
         leases.assert_owned()
         self.path.touch()
         if (found := self.path.stat().st_size) < self.num_bytes:
             raise ValueError(f"{self.path}: {found} bytes; {self.num_bytes} have been seen")
 
-    @ranks.first
+    @ranks.on_rank_0
     def _put(self, line: dict[str, Any]) -> int:
         """Write a line in the place of what followed; return where it ends."""
         self._check_length()
@@ -122,7 +122,7 @@ class Curve:
         append_line(self.path, line)
         return self.path.stat().st_size
 
-    @ranks.first
+    @ranks.on_rank_0
     def _after(self, num_lines: int) -> int | None:
         """Return where the next lines end; None where there are fewer."""
         with self.path.open("rb") as file:

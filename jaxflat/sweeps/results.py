@@ -16,7 +16,7 @@ from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage.files import read_lines, write_whole
 
 
-@ranks.first
+@ranks.on_rank_0
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings.
 

@@ -58,14 +58,14 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
     """Raise InputError where the processes that make this run are not told to do the same."""
     told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
     digest = hashlib.sha256(told.encode()).hexdigest()
-    if any(other != digest for other in ranks.gather(digest, "points")):
+    if any(other != digest for other in ranks.all_gather(digest, "points")):
         raise InputError(
             "--config, --points or --stages: the processes of this run have different ones; start "
             "the same command in all"
         )
 
 
-@ranks.first
+@ranks.on_rank_0
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)

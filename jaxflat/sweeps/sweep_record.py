@@ -24,7 +24,7 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         _extended(workdir / "sweep.json", config, points)
 
 
-@ranks.first
+@ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Write or extend sweep.json: what trains, and the points with what they depend on.
 

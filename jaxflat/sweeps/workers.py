@@ -72,7 +72,7 @@ def attempt(
     return reason
 
 
-@ranks.first
+@ranks.on_rank_0
 def _take(
     point: Point, lock: leases.Lease, stages: Sequence[str], held: ExitStack
 ) -> tuple[bool, str | None]:
@@ -102,7 +102,7 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
         raise
     except Exception as error:
         return _fail(point, error)
-    ranks.first(leases.assert_owned)()
+    ranks.on_rank_0(leases.assert_owned)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return ""
@@ -120,7 +120,7 @@ def _fail(point: Point, error: Exception) -> str:
 
     Raises the error where the disk is full, or where only this one of several processes failed.
     """
-    if not ranks.failed_together():
+    if not ranks.all_ranks_failed():
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     with suppress(OSError):  # a full disk has no room for these either
@@ -131,7 +131,7 @@ def _fail(point: Point, error: Exception) -> str:
     return reason
 
 
-@ranks.first
+@ranks.on_rank_0
 def _make_folder(directory: Path) -> None:
     """Make a point's folder, or clear it of what was half written when a process died."""
     directory.mkdir(parents=True, exist_ok=True)

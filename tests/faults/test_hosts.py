@@ -49,7 +49,7 @@ from jaxflat import main
 from jaxflat.distributed import preemption, ranks
 from jaxflat.runs import run
 preemption.install_handlers()
-ranks.HEARTBEAT = {HEARTBEAT}
+ranks.SILENCE_LIMIT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
 sys.exit(main.main())
