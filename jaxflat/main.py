@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
-        if error.errno not in checkpoint.NO_ROOM:
+        if error.errno not in checkpoint.DISK_FULL:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED

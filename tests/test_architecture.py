@@ -29,7 +29,7 @@ CORE = {
     "models": set(),
     "training": set(),
     "flatness": set(),
-    "datasets": set(),
+    "datasets": {"storage"},
     "probes": {"training"},
     "analysis": set(),
 }

@@ -16,13 +16,14 @@ from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import Dataset, open_dataset
 from jaxflat.datasets.record_bytes import Columns, Types, layout_of
-from jaxflat.datasets.shards import claim, finish, is_finished, sha256, shard_path, write_shard
+from jaxflat.datasets.shards import claim, finish, is_finished, shard_path, write_shard
 from jaxflat.distributed import preemption
 from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.runs import experiment
+from jaxflat.storage.files import sha256
 
 SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call

@@ -11,7 +11,7 @@ from jaxflat.distributed import ranks, sharding
 from jaxflat.runs import experiment, shared_prefixes, trajectory
 from jaxflat.runs.trajectory import Phase, Snapshot
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve
+from jaxflat.storage.curve import Curve
 from jaxflat.training.step import TrainState
 
 
@@ -29,7 +29,7 @@ def set_aside_damaged(directory: Path) -> None:
     It counts no more: training makes it again, bit for bit, from the last one before it or anew.
     """
     for folder in (*shared_prefixes.FOLDERS, "aside/checkpoints", "aside/projected"):
-        for line in checkpoint.set_aside_damaged(directory / folder):
+        for line in checkpoint.mark_damaged_steps(directory / folder):
             print(f"warning: {line}; training makes it again", file=sys.stderr)
 
 

@@ -79,9 +79,9 @@ def _is_whole(trunk: Path) -> bool:
     try:
         for name in FOLDERS:
             for step in checkpoint.steps(trunk / name):
-                checkpoint.check(trunk / name, step)
+                checkpoint.verify(trunk / name, step)
     except DamagedError as error:
-        aside = checkpoint.set_aside(trunk)
+        aside = checkpoint.mark_damaged(trunk)
         print(f"warning: {error}; the trunk is now {aside.name}, and not used", file=sys.stderr)
         return False
     return True

@@ -11,7 +11,7 @@ from jaxflat.distributed.preemption import Preempted
 from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.run import Point, is_done, read_status, run_point, train_points, write_status
-from jaxflat.storage.checkpoint import NO_ROOM
+from jaxflat.storage.checkpoint import DISK_FULL
 from jaxflat.storage.files import write_json, write_whole
 from jaxflat.sweeps.results import gather
 
@@ -126,7 +126,7 @@ def _fail(point: Point, error: Exception) -> str:
     with suppress(OSError):  # a full disk has no room for these either
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
         write_status(point.directory, "failed", reason)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error  # nor would the other points find any
     return reason
 

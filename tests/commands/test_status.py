@@ -14,6 +14,12 @@ from jaxflat.storage.files import write_json, write_lines
 CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps": 30}}}
 
 
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+    """Flush nothing to disk: a sweep of 200 points would take seconds for it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def hold(workdir, name, worker):
     """Leave the lock of a point as a process of another machine holds it."""
     (workdir / "locks" / name).mkdir(parents=True)

@@ -193,7 +193,7 @@ def test_a_team_is_trained_by_both(launch, folder, both):
 
 def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
     step = both[0] / "run" / "checkpoints" / "16"
-    checkpoint.check(step.parent, 16)
+    checkpoint.verify(step.parent, 16)
     named = json.loads((step / "manifest.json").read_text())["files"]
     for process in (0, 1):
         (file, *_) = (step / f"ocdbt.process_{process}" / "d").iterdir()

@@ -22,7 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from jaxflat.distributed import leases, preemption
 from jaxflat.distributed.leases import Lease, LeaseLost
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve, append_line, write_json
+from jaxflat.storage.curve import Curve
+from jaxflat.storage.files import append_line, write_json
 from tests.support.threads import call_concurrently
 
 NEVER = 3600.0
@@ -105,7 +106,7 @@ def test_an_owner_that_lost_its_lease_writes_nothing(target, silent, tmp_path):
             lambda: checkpoint.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
             lambda: checkpoint.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
             lambda: checkpoint.delete(target / "checkpoints", 3),
-            lambda: checkpoint.set_aside(target / "checkpoints" / "3"),
+            lambda: checkpoint.mark_damaged(target / "checkpoints" / "3"),
         ):
             with pytest.raises(LeaseLost, match="locks/point/1: another process"):
                 write()

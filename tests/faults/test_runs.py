@@ -95,7 +95,7 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     assert said.keys() == names.keys()
     for step, what in said.items():
         assert names[step] in what
-        assert what.endswith(f"; now damaged-{Path(step).name}; {REMADE}")
+        assert what.endswith(f"; renamed to damaged-{Path(step).name}; {REMADE}")
     assert starts[0] in {*before, 0, 10}  # 10: the trunk
     assert_as_expected(workdir, expected)
 

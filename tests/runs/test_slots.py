@@ -16,7 +16,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption
 from jaxflat.runs import experiment, shared_prefixes, slots, trajectory
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve
+from jaxflat.storage.curve import Curve
 from jaxflat.sweeps import points, sweep, workers
 from tests.support.signals import signal_in, until_done
 from tests.support.sweeps import tiny_config
