@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--labels: sentences of language.name={config.language.name!r} have none"
             )
         kind.check_uses(config) if flags.labels else kind.check(config.language)
-        preemption.install()
-        with preemption.deferred():
+        preemption.install_handlers()
+        with preemption.defer_signals():
             show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

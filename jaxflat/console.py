@@ -32,7 +32,7 @@ def plain_warnings() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if not category.__module__.startswith("jaxflat."):
             show_as_before(message, category, *where)
-        elif ranks.is_first() and str(message) not in shown:
+        elif ranks.is_rank_0() and str(message) not in shown:
             shown.add(str(message))
             print(f"warning: {message}", file=sys.stderr)
 
@@ -48,7 +48,7 @@ class Display:
 
     def __init__(self, num_points: int, done: Collection[str] = ()):
         """`done`: names of points that there is nothing to do for."""
-        self.console = Console(quiet=not ranks.is_first())
+        self.console = Console(quiet=not ranks.is_rank_0())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
-        ranks.start(flags.multihost)
-        console = Console(quiet=not ranks.is_first())
+        ranks.join_cluster(flags.multihost)
+        console = Console(quiet=not ranks.is_rank_0())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
@@ -81,18 +81,18 @@ def main(arguments: list[str] | None = None) -> int:
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
-            ranks.first(show_report)(workdir, console)
+            ranks.on_rank_0(show_report)(workdir, console)
     except (validation.InputError, ranks.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
-    except leases.Lost as error:
+    except leases.LeaseLost as error:
         print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
-        if error.errno not in checkpoint.NO_ROOM:
+        if error.errno not in checkpoint.DISK_FULL:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
@@ -128,7 +128,7 @@ def show_report(workdir: Path, console: Console) -> None:
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
-    with leases.alone(workdir / "report.html"):
+    with leases.hold(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
     columns = [Column(name, no_wrap=True) for name in header]
@@ -142,7 +142,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
+    preemption.install_handlers()  # before imports that take seconds
     from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        preemption.install()
+        preemption.install_handlers()
         compilation.keep_programs()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
@@ -161,7 +161,7 @@ def measure(
     estimates = {"loss": mean_loss(problem.loss_fn, problem.params, problem.sample(0))}
     curves, failures = {}, {}
     for number, name in enumerate(measures, start=1):
-        preemption.check()
+        preemption.stop_if_requested()
         print(f"[{number}/{len(measures)}] {name} ...", end=" ", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:

@@ -16,14 +16,15 @@ from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import Dataset, open_dataset
 from jaxflat.datasets.record_bytes import Columns, Types, layout_of
-from jaxflat.datasets.shards import claim, finish, is_finished, sha256, shard_path, write_shard
+from jaxflat.datasets.shards import claim, finish, is_finished, shard_path, write_shard
 from jaxflat.distributed import preemption
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.runs import experiment
 from jaxflat.runs.languages import kind_of, make_language
+from jaxflat.storage.files import sha256
 
 SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call
@@ -54,7 +55,7 @@ def columns_of(
     sentences = jax.device_get(language.sample(key, size))
 
     def part(rows: slice) -> Columns:
-        preemption.check()
+        preemption.stop_if_requested()
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
         for name, (labels_B, valid_B) in all_labels(language.tasks, some, labelings).items():
@@ -143,7 +144,7 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(made, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with alone(folder, display.wait):
+        with hold(folder, display.wait):
             if is_finished(folder):  # by another, meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)

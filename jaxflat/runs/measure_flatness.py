@@ -105,7 +105,7 @@ def _resumable(mesh: Mesh, problem: Problem, name: str, parts: Parts) -> Problem
             drawn = draw()
             arrays = sharding.replicate(mesh, (drawn.terms, drawn.weights_n))
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
-            return ranks.gather(numbers, "round")[0]  # all ranks must decide alike when to stop
+            return ranks.all_gather(numbers, "round")[0]  # all ranks must decide alike when to stop
 
         terms, weights_n, over = parts.value(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))

@@ -64,7 +64,7 @@ class Parts:
         """Save the parts and raise Preempted if a signal has come."""
         if self._path is not None:
             path, stored = self._path, {"settings": self._settings, self._name: self._values}
-            preemption.check(lambda: write_json(path, stored))
+            preemption.stop_if_requested(lambda: write_json(path, stored))
 
 
 class Measurement(NamedTuple):
@@ -119,7 +119,7 @@ class Measurement(NamedTuple):
         for number, snapshot in enumerate(snapshots, start=1):
             due = [name for name in recorded["measures"] if (snapshot, name) not in done]
             if due:
-                preemption.check()
+                preemption.stop_if_requested()
                 seconds = time.perf_counter()
                 name = f"{snapshot.folder}/{snapshot.step}"
                 parts = Parts(unfinished, name, recorded["measures"])
@@ -208,7 +208,7 @@ def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snaps
     }
 
 
-@ranks.first
+@ranks.on_rank_0
 def _drop_outdated(
     directory: Path, section: str, recorded: Mapping[str, Any]
 ) -> set[tuple[Snapshot, str]]:
@@ -220,18 +220,18 @@ def _drop_outdated(
     return _done(lines, recorded["measures"])
 
 
-@ranks.first
+@ranks.on_rank_0
 def _append(path: Path, new: list[Line]) -> None:
     write_lines(path, [*read_lines(path), *new])
 
 
-@ranks.first
+@ranks.on_rank_0
 def _forget(unfinished: Path) -> None:
-    leases.check()
+    leases.assert_owned()
     unfinished.unlink(missing_ok=True)
 
 
-@ranks.first
+@ranks.on_rank_0
 def _stored(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 

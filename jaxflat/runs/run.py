@@ -45,7 +45,7 @@ def measurements_of(names: Sequence[str]) -> list[Measurement]:
     return [m for m in stages.MEASUREMENTS if m.stage in names]
 
 
-@ranks.first
+@ranks.on_rank_0
 def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
     """Say whether everything that these stages make of a point exists under its settings."""
     trains = "train" in names and point.config.phase_order
@@ -82,7 +82,7 @@ def train_points(
         log_seconds(point.directory, "train", share)
 
 
-@ranks.first
+@ranks.on_rank_0
 def write_status(directory: Path, state: str, reason: str = "") -> None:
     """Record a point's state: running, done, partial, failed or preempted."""
     status = read_status(directory) | {"state": state, "reason": reason}

@@ -90,11 +90,11 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
                 calls[lane] = trainings[lane].send(outcomes.pop(lane))
             except StopIteration:
                 pass
-            except leases.Lost:
+            except leases.LeaseLost:
                 raise
             except Exception as error:
                 fail(lane, error)
-        preemption.check(lambda: [call.save() for call in calls.values() if call.save])
+        preemption.stop_if_requested(lambda: [call.save() for call in calls.values() if call.save])
         first = min((call.place for call in calls.values()), default=None)
         due = {lane: calls.pop(lane) for lane in sorted(calls) if calls[lane].place == first}
         try:

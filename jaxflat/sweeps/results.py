@@ -9,21 +9,21 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.runs import trajectory
 from jaxflat.runs.measurements import current_lines, snapshot_of
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage.files import read_lines, write_whole
 
 
-@ranks.first
+@ranks.on_rank_0
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings.
 
     One worker at a time, or the one that looked first might write last.
     """
     path = workdir / "results.csv"
-    with alone(path):
+    with hold(path):
         write_whole(path, _table(workdir))
 
 

@@ -12,7 +12,7 @@ from jaxflat.config import Config, Sweep
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
-from jaxflat.distributed.preemption import deferred
+from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
 from jaxflat.runs.run import Point, is_done
 from jaxflat.runs.stages import STAGES
@@ -22,7 +22,7 @@ from jaxflat.sweeps.results import gather, summary
 from jaxflat.sweeps.sweep_record import record_sweep
 
 
-@deferred()
+@defer_signals()
 def run(
     config: Config,
     points: Sweep,
@@ -37,7 +37,7 @@ def run(
     processes may run the same sweep at the same time: each point is run by one of them, and all
     return when all points have ended. Raises InputError on unusable input, Preempted where a signal
     came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after Lost: this process slept, and another took over a file or language that it was writing.
+    after LeaseLost: this process slept, and another took over a file or language it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -59,14 +59,14 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
     """Raise InputError where the processes that make this run are not told to do the same."""
     told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
     digest = hashlib.sha256(told.encode()).hexdigest()
-    if any(other != digest for other in ranks.gather(digest, "points")):
+    if any(other != digest for other in ranks.all_gather(digest, "points")):
         raise InputError(
             "--config, --points or --stages: the processes of this run have different ones; start "
             "the same command in all"
         )
 
 
-@ranks.first
+@ranks.on_rank_0
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
@@ -76,12 +76,12 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point, or see another worker run it; return the reasons of those that failed."""
-    point_locks = {point.name: leases.Lock(point.directory) for point in points}
+    point_locks = {point.name: leases.Lease(point.directory) for point in points}
     outcomes: dict[str, workers.Done | workers.Failed] = {}
     while left := [point for point in points if point.name not in outcomes]:
         num_ended = len(outcomes)
         for point in left:
-            preemption.check()
+            preemption.stop_if_requested()
             if "train" in stages:
                 team = [other for other in left if other.team == point.team]
                 workers.train_team(team, point_locks, display)
@@ -95,7 +95,7 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
         if len(outcomes) == num_ended:
             display.wait(
                 f"waiting for {workers.names(left)}: with another worker, or one that died; "
-                f"taken over after {leases.LEASE:g} seconds without a sign of life"
+                f"taken over after {leases.EXPIRY:g} seconds without a sign of life"
             )
             time.sleep(leases.POLL)
     return {

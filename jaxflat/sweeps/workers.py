@@ -13,7 +13,7 @@ from jaxflat.runs.measurements import read_status
 from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.run import Point, is_done, run_point, train_points, write_status
-from jaxflat.storage.checkpoint import NO_ROOM
+from jaxflat.storage.checkpoint import DISK_FULL
 from jaxflat.storage.files import write_json, write_whole
 from jaxflat.sweeps.results import gather
 
@@ -38,7 +38,7 @@ class HeldElsewhere:
 PointOutcome = Done | Failed | HeldElsewhere
 
 
-def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display: Display) -> None:
+def train_team(points: list[Point], point_locks: dict[str, leases.Lease], display: Display) -> None:
     """Train those points of a team at once that are free, if several are not trained yet.
 
     One that fails has its reason in its status, where `run_if_free` finds it.
@@ -65,7 +65,7 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
             train_points(taken, display, fail)
             for point in going:
                 write_status(point.directory, "partial")
-        except leases.Lost:
+        except leases.LeaseLost:
             display.line(f"{names(taken)}: taken over by other workers, while this one slept")
         except (Preempted, OSError):
             with suppress(OSError):  # a full disk has no room for these either
@@ -75,7 +75,7 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
 
 
 def run_if_free(
-    point: Point, lock: leases.Lock, stages: Sequence[str], display: Display
+    point: Point, lock: leases.Lease, stages: Sequence[str], display: Display
 ) -> PointOutcome:
     """Run a point unless it has ended or another worker holds it; return what came of it.
 
@@ -87,27 +87,27 @@ def run_if_free(
             if ended is not None:
                 return ended
             outcome = _run_one(point, stages, display)
-        except leases.Lost:
+        except leases.LeaseLost:
             display.line(f"{point.name}: taken over by another worker, while this one slept")
             return HeldElsewhere()
     gather(point.directory.parent)
     return outcome
 
 
-@ranks.first
+@ranks.on_rank_0
 def _take(
-    point: Point, lock: leases.Lock, stages: Sequence[str], held: ExitStack
+    point: Point, lock: leases.Lease, stages: Sequence[str], held: ExitStack
 ) -> PointOutcome | None:
     """Take a point's lock and return None, or return why the point is not to run here."""
-    is_free = lock.look()
+    is_free = lock.is_available()
     if is_done(point, stages):
         return Done()
     if not is_free:
         return HeldElsewhere()
     status = read_status(point.directory)
-    if lock.was_taken() and status.get("state") == "failed":
+    if lock.was_acquired() and status.get("state") == "failed":
         return Failed(status["reason"])
-    return None if held.enter_context(lock.taken()) else HeldElsewhere()
+    return None if held.enter_context(lock.try_acquire()) else HeldElsewhere()
 
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
@@ -120,11 +120,11 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Fa
     except Preempted:
         write_status(point.directory, "preempted")
         raise
-    except leases.Lost:
+    except leases.LeaseLost:
         raise
     except Exception as error:
         return Failed(_fail(point, error))
-    ranks.first(leases.check)()
+    ranks.on_rank_0(leases.assert_owned)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
     return Done()
@@ -142,18 +142,18 @@ def _fail(point: Point, error: Exception) -> str:
 
     Raises the error where the disk is full, or where only this one of several processes failed.
     """
-    if not ranks.failed_together():
+    if not ranks.all_ranks_failed():
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     with suppress(OSError):  # a full disk has no room for these either
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
         write_status(point.directory, "failed", reason)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error  # nor would the other points find any
     return reason
 
 
-@ranks.first
+@ranks.on_rank_0
 def _make_folder(directory: Path) -> None:
     """Make a point's folder, or clear it of what was half written when a process died."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
 
     def interrupted(path, layout, columns):
         write_shard(path, layout, columns)
-        if not preemption.requested():
+        if not preemption.stop_requested():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
 

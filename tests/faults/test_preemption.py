@@ -180,12 +180,12 @@ def test_a_run_stopped_in_every_compiled_call_makes_each_once(tmp_path, monkeypa
 
 def test_a_signal_is_obeyed_at_once_where_no_work_has_to_be_saved():
     done = []
-    preemption._answered.set()
+    preemption._announced.set()
     with pytest.raises(preemption.Preempted, match="SIGINT"):
-        done.append(preemption._remember(signal.SIGINT, None))
+        done.append(preemption._handle(signal.SIGINT, None))
     preemption._received.clear()
-    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.deferred():
-        done.append(preemption._remember(signal.SIGTERM, None))
+    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.defer_signals():
+        done.append(preemption._handle(signal.SIGTERM, None))
     assert done == [None]
 
 
@@ -202,15 +202,15 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 SCRIPT = """
 import hashlib, os, signal, threading, time
 from jaxflat.distributed import preemption
-preemption.install()
+preemption.install_handlers()
 def send(*delays):
     for delay in delays:
         time.sleep(delay)
         os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=send, args=({delays}), daemon=True).start()
-with preemption.deferred():
+with preemption.defer_signals():
     hashlib.pbkdf2_hmac("sha256", b"", b"", {number})  # a call that no handler runs in
-    preemption.check(lambda: print("saved", flush=True))
+    preemption.stop_if_requested(lambda: print("saved", flush=True))
 """
 
 

@@ -60,12 +60,12 @@ def work(workdir: Path, log: Path, settings: Settings) -> None:
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    preemption.install()
+    preemption.install_handlers()
     probes = Measurement("probes", "probes", lambda config: {"accuracy": None}, measure)
     stages.MEASUREMENTS = (*stages.MEASUREMENTS[:2], probes)
     if settings.stages == "probes":
         checks.check = lambda _: None  # seconds of compiling
-    leases.LEASE, leases.BEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
+    leases.EXPIRY, leases.HEARTBEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
     config = f"--config={__file__}:{settings.num_points}"
     sys.exit(main.main([config, f"--stages={settings.stages}", f"--workdir={workdir}"]))
 

@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
 from jaxflat.datasets.sources import file_digest, flat, read_labelled, read_texts
 from jaxflat.datasets.text import manual_folder
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated.language import Generated
 from jaxflat.languages.generated.teacher import MIN_TEXTS, train_teacher
 from jaxflat.languages.sentences import Sentences
@@ -123,7 +123,7 @@ def prepare_teacher(section: Config, display: Display) -> None:
     folder = teacher_folder(section)
     if folder.exists():
         return
-    with alone(folder, display.wait):
+    with hold(folder, display.wait):
         if folder.exists():  # another worker trained it meanwhile
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
