@@ -10,6 +10,7 @@ from jaxflat.analysis import figures
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.evidence import verdicts_table
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.report import write_report
 from jaxflat.analysis.tables import summary_table
 from jaxflat.analysis.verdicts import RULES
@@ -101,7 +102,13 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
     for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within settings"]]:
         for text in row:
             assert text in visible
-    for text in (*RULES, "Simpson's paradox", "Information", "Scatter from examples"):
+    for text in (
+        *RULES,
+        PARAMETRISATION,
+        "Simpson's paradox",
+        "Information",
+        "Scatter from examples",
+    ):
         assert text in visible
 
 
