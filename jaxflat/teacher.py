@@ -19,7 +19,7 @@ from jaxflat.config import Config
 from jaxflat.data.tokenizer import encode, train_tokenizer
 from jaxflat.display import Display
 from jaxflat.models.causal import CausalTransformer
-from jaxflat.models.huggingface_save import save_causal
+from jaxflat.models.huggingface import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps
