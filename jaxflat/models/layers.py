@@ -84,7 +84,8 @@ class Projections(nn.Module):
             bias_3xD = self.param("bias", nn.initializers.zeros, (3, width), jnp.float32)
 
         def project(x_BxLxD: jax.Array, parts: slice) -> list[jax.Array]:
-            flat_RxF = x_BxLxD.reshape(-1, width) @ kernel_Dx3xD[:, parts].reshape(width, -1)
+            kernel_DxF = kernel_Dx3xD[:, parts].reshape(width, -1)
+            flat_RxF = x_BxLxD.reshape(-1, width) @ kernel_DxF
             if bias_3xD is not None:
                 flat_RxF += bias_3xD[parts].reshape(1, -1)
             flat_RxCxD = flat_RxF.reshape(*x_BxLxD.shape[:-1], -1, width)
@@ -108,18 +109,19 @@ class Attention(nn.Module):
     num_heads: int
     rotary_base: float | None
     use_bias: bool
+    causal: bool
 
     @nn.compact
     def __call__(
         self,
         queries_BxMxD: jax.Array,
         keys_BxTxD: jax.Array,
-        excluded_BxMxU: jax.Array,
+        padding_BxU: jax.Array,
         query_positions_BxM: jax.Array,
-        key_positions_BxT: jax.Array,
+        key_positions_BxU: jax.Array,
         cached: KeysAndValues | None,
     ) -> tuple[jax.Array, KeysAndValues]:
-        """Return mixed_BxMxD, and the T new keys and values; no query sees its excluded keys."""
+        """Return mixed_BxMxD, and the T new keys and values; no query sees padding."""
         width = keys_BxTxD.shape[-1]
         head_size = width // self.num_heads
 
@@ -140,7 +142,7 @@ class Attention(nn.Module):
         projected = Projections(self.use_bias, name="qkv")(queries_BxMxD, keys_BxTxD)
         q_NxMxE, k_NxTxE, v_NxTxE = (split_heads(x) for x in projected)
         q_NxMxE = rotate_heads(q_NxMxE, query_positions_BxM) / head_size**0.5
-        k_NxTxE = rotate_heads(k_NxTxE, key_positions_BxT)
+        k_NxTxE = rotate_heads(k_NxTxE, key_positions_BxU[:, -keys_BxTxD.shape[1] :])
         scores_NxMxU = jnp.einsum("nme,nte->nmt", q_NxMxE, k_NxTxE)
         num_cached = 0
         if cached is not None:
@@ -148,7 +150,10 @@ class Attention(nn.Module):
             num_cached = old_k_NxSxE.shape[1]
             old_scores_NxMxS = jnp.einsum("nme,nte->nmt", q_NxMxE, old_k_NxSxE)
             scores_NxMxU = jnp.concatenate([old_scores_NxMxS, scores_NxMxU], axis=-1)
-        excluded_NxMxU = jnp.repeat(excluded_BxMxU, self.num_heads, axis=0)
+        excluded_NxMxU = jnp.repeat(padding_BxU, self.num_heads, axis=0)[:, None, :]
+        if self.causal:
+            later_BxMxU = key_positions_BxU[:, None, :] > query_positions_BxM[:, :, None]
+            excluded_NxMxU |= jnp.repeat(later_BxMxU, self.num_heads, axis=0)
         lowest = jnp.finfo(scores_NxMxU.dtype).min
         weights_NxMxU = jax.nn.softmax(jnp.where(excluded_NxMxU, lowest, scores_NxMxU))
         mixed_NxMxE = jnp.einsum("nmt,nte->nme", weights_NxMxU[..., num_cached:], v_NxTxE)
@@ -191,7 +196,6 @@ class Block(nn.Module):
         0. They see one another and the U - T cached slots; slot t is position t. padding_BxU
         marks slots and rows that no position sees.
         """
-        batch_size, num_new = hidden_BxTxD.shape[:2]
 
         def normalised(name: str, x_BxLxD: jax.Array) -> jax.Array:
             return normalise(name, x_BxLxD, self.norm, self.epsilon, self.use_bias)
@@ -202,24 +206,21 @@ class Block(nn.Module):
 
         before, after = (normalised, unchanged) if self.norm_first else (unchanged, normalised)
         read_BxTxD = before("attention_norm", hidden_BxTxD)
-        new_BxT = jnp.broadcast_to(
-            start + jnp.arange(num_new, dtype=jnp.int32), (batch_size, num_new)
-        )
+        num_old = padding_BxU.shape[1] - hidden_BxTxD.shape[1]
+        old_S = jnp.arange(num_old, dtype=jnp.int32)
+        new_T = start + jnp.arange(hidden_BxTxD.shape[1], dtype=jnp.int32)
+        keys_BxU = jnp.broadcast_to(jnp.concatenate([old_S, new_T])[None], padding_BxU.shape)
         if positions_BxM is None:
-            hidden_BxMxD, read_BxMxD, asked_BxM = hidden_BxTxD, read_BxTxD, new_BxT
+            hidden_BxMxD, read_BxMxD, queries_BxM = hidden_BxTxD, read_BxTxD, keys_BxU[:, num_old:]
         else:
             hidden_BxMxD = take_positions(hidden_BxTxD, positions_BxM)
             read_BxMxD = take_positions(read_BxTxD, positions_BxM)
-            asked_BxM = start + positions_BxM.astype(jnp.int32)
-        excluded_BxMxU = padding_BxU[:, None, :]
-        if self.causal:
-            slots_S = jnp.arange(padding_BxU.shape[1] - num_new, dtype=jnp.int32)
-            slots_BxS = jnp.broadcast_to(slots_S, (batch_size, len(slots_S)))
-            keys_BxU = jnp.concatenate([slots_BxS, new_BxT], axis=1)
-            excluded_BxMxU |= keys_BxU[:, None, :] > asked_BxM[:, :, None]
-        attention = Attention(self.num_heads, self.rotary_base, self.use_bias, name="attention")
+            queries_BxM = start + positions_BxM.astype(jnp.int32)
+        attention = Attention(
+            self.num_heads, self.rotary_base, self.use_bias, self.causal, name="attention"
+        )
         mixed_BxMxD, new = attention(
-            read_BxMxD, read_BxTxD, excluded_BxMxU, asked_BxM, new_BxT, cached
+            read_BxMxD, read_BxTxD, padding_BxU, queries_BxM, keys_BxU, cached
         )
         hidden_BxMxD = after("attention_norm", hidden_BxMxD + mixed_BxMxD)
         outer_BxMxD = self._mlp(before("mlp_norm", hidden_BxMxD))
