@@ -1,7 +1,11 @@
 """What users see while work goes on: bars, plain lines, and how long it will take."""
 
-from collections.abc import Collection
+import sys
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +19,28 @@ from rich.progress import (
 from rich.text import Text
 
 from jaxflat.distributed import ranks
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print each warning of a jaxflat class once, as one line on stderr, on rank 0 only.
+
+    Other warnings are shown as before.
+    """
+    show_as_before, shown = warnings.showwarning, set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if not category.__module__.startswith("jaxflat."):
+            show_as_before(message, category, *where)
+        elif ranks.is_rank_0() and str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_as_before
 
 
 class Display:

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat.console import plain_warnings
 from jaxflat.distributed import preemption, ranks
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
-        default="train,flatness,probes,report",
-        help="which stages (default: %(default)s)",
+        help="which stages, e.g. train,flatness (default: all, report included)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
@@ -47,13 +47,14 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return parser.parse_known_args(arguments)
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat.config import loading, validation
     from jaxflat.distributed import compilation_cache, leases
-    from jaxflat.runs import run
+    from jaxflat.runs.stages import STAGES
     from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
 
@@ -65,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
         listed = loading.without_keys(listed, overrides)
-        stages = tuple(flags.stages.split(","))
-        validation.check_choices("--stages", stages, run.STAGES)
+        stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
+        validation.check_choices("--stages", stages, STAGES)
         path, _, scale = flags.config.partition(":")
         workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
         if flags.dry_run:

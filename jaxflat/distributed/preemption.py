@@ -20,9 +20,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # process group.
 REPEAT_WINDOW = 0.2
 
-Keep = Callable[[str, Callable[[], Any]], Any]
-"""keep(name, make) returns make(), or what make() returned before a signal interrupted the run."""
-
 
 class Preempted(SystemExit):
     """The process was asked to stop; all finished work is on disk.
@@ -77,11 +74,6 @@ def defer_signals() -> Iterator[None]:
     finally:
         _deferred = False
     stop_if_requested()
-
-
-def afresh(name: str, make: Callable[[], Any]) -> Any:
-    """Return make(): a `Keep` that stores nothing."""
-    return make()
 
 
 def _handle(number: int, _: Any) -> None:

@@ -23,6 +23,7 @@ from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import kind_of, make_language
 from jaxflat.storage.files import sha256
 
 SHARD_SIZE = 65_536
@@ -99,9 +100,9 @@ def build_dataset(
     chosen = {"name": section.name, "seed": section.seed}
     settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
     settings |= {"num_sentences": num_sentences, "shard_size": shard_size, "purpose": purpose}
-    settings |= {"content": text_language.content(section)}
+    settings |= {"content": kind_of(section).file_digests(section)}
     settings |= {"labelings": list(labelings), "conditionals": conditionals}
-    language = experiment.make_language(section)
+    language = make_language(section)
     types = column_types(language, labelings, conditionals)
     layout = layout_of(types)
     devices = jax.local_devices()[: len(lengths)]
@@ -132,10 +133,8 @@ def build_dataset(
 
 
 def prepare(section: Config, display: Display) -> None:
-    """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
-    if not text_language.is_ready(section):
-        with hold(text_language.teacher_folder(section), display.wait):
-            text_language.prepare_teacher(section, display)
+    """Make what a language needs on disk, unless it exists: its teacher, stored sentences."""
+    kind_of(section).prepare(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
 
@@ -178,7 +177,7 @@ def stored_sentences(
 def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
-    settings |= {"content": text_language.content(section)}
+    settings |= {"content": kind_of(section).file_digests(section)}
     return text_language.folder_of(section, section.name, settings)
 
 

@@ -20,6 +20,7 @@ from jaxflat.config import Config
 from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
 from jaxflat.runs import corpus, experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
 
@@ -111,7 +112,7 @@ def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     steps = experiment.train_steps(model, phase.settings, masking, mesh)
     first = trunk if kind == "anneal" else phase.start
     asked = {lane: _arguments(call) for lane, call in calls.items()}
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     if num_lanes == 1:
         ((lane, (state, stored, key, schedule)),) = asked.items()
         made = {lane: steps(state, Source(language, stored), key, schedule, first, stop)}
@@ -147,7 +148,7 @@ def _stored(config: Config, phase: Phase, step: int) -> Any:
     sizes = (step, config.training.steps_per_call, phase.settings.batch_size)
     stored = corpus.stored_sentences(config.language, config.data_seed, *sizes)
     mesh = experiment.make_mesh(config)
-    return sharding.shard_examples(mesh, stored, axis=1, over=sharding.OF_ONE_RUN)
+    return sharding.shard_examples(mesh, stored, axis=1, over=sharding.RUN_AXES)
 
 
 @functools.cache
@@ -169,7 +170,7 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
         differs = tuple(_stacked(lanes) for lanes in (states, *rest))
         stacked, losses_L = over_lanes(differs, language, first, stop)
         parts = _parts(stacked, len(states))
-        where = sharding.placement(mesh, parts)
+        where = sharding.param_shardings(mesh, parts)
         return jax.lax.with_sharding_constraint(parts, where), losses_L
 
     return jax.jit(together, donate_argnums=0)

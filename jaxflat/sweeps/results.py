@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import hold
 from jaxflat.runs import trajectory
-from jaxflat.runs.run import read_status, snapshot_of
+from jaxflat.runs.measurements import current_lines, snapshot_of
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage.files import read_lines, write_whole
 
@@ -48,14 +48,13 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
     measured: dict[Snapshot, dict[str, float]] = {}
-    under = read_status(directory).get("measured", {})
     ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
-    current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
-    for name in current:
-        for line in read_lines(directory / f"{name}.jsonl"):
+    for section, recorded in point["measured"].items():
+        for line in current_lines(directory, section, recorded):
             values = measured.setdefault(snapshot_of(line), {})
-            values[line["measure"]] = line["mean"]
-            values[f"{line['measure']}_sem"] = line["sem"]
+            if "measure" in line:
+                values[line["measure"]] = line["mean"]
+                values[f"{line['measure']}_sem"] = line["sem"]
     return [
         {
             "point": point["name"],

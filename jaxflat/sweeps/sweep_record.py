@@ -13,7 +13,8 @@ from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import hold
-from jaxflat.runs.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
+from jaxflat.runs.run import TRAINING_KEYS, Point
+from jaxflat.runs.stages import MEASUREMENTS
 from jaxflat.storage.files import write_json
 
 
@@ -66,8 +67,8 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
     for point in points:
-        settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
-        entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
+        measured = {m.section: m.recorded(point.config) for m in MEASUREMENTS}
+        entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
     return {"trains": _only(trains, used), "points": list(entries.values())}
 
