@@ -13,8 +13,8 @@ from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import hold
+from jaxflat.runs import stages
 from jaxflat.runs.run import TRAINING_KEYS, Point
-from jaxflat.runs.stages import MEASUREMENTS
 from jaxflat.storage.files import write_json
 
 
@@ -67,7 +67,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
     for point in points:
-        measured = {m.section: m.recorded(point.config) for m in MEASUREMENTS}
+        measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
         entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
     return {"trains": _only(trains, used), "points": list(entries.values())}

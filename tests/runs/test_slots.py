@@ -117,13 +117,13 @@ def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
     expanded = points.expand(config_of(LANES), chain(SWEEP, [{"seed": 2}]), tmp_path)
     ours, theirs = locks_of(expanded), locks_of(expanded)
     with Display(1) as display, ExitStack() as held:
-        assert held.enter_context(theirs[expanded[2].name].taken())
+        assert held.enter_context(theirs[expanded[2].name].try_acquire())
         workers.train_team(expanded, ours, display)
         assert "training 2 at once, in 3 lanes: " in capsys.readouterr().out
         for point in expanded[:2]:
             shutil.rmtree(point.directory / "recovery")
-            assert theirs[point.name].look()
-            assert held.enter_context(theirs[point.name].taken())
+            assert theirs[point.name].is_available()
+            assert held.enter_context(theirs[point.name].try_acquire())
         workers.train_team(expanded, ours, display)
     assert "training" not in capsys.readouterr().out
     assert not (expanded[2].directory / "metrics.jsonl").exists()
