@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat.config import loading, validation
-    from jaxflat.distributed import compilation, leases
+    from jaxflat.distributed import compilation_cache, leases
     from jaxflat.runs.stages import STAGES
     from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen], console)
             return 0
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
-        programs = compilation.keep_programs() or "not kept"
+        programs = compilation_cache.enable() or "not kept"
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:

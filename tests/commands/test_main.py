@@ -40,7 +40,7 @@ BAD_ARGUMENTS = {
     ("--config.mesh.data=4", "--config.mesh.model=3"): "=4 times mesh.model=3, but there are 8",
     ("--config.mesh.model=3",): "is not divisible by the 3 devices of mesh.data times mesh.model",
     ("--multihost=maybe",): "--multihost: 'maybe' is not one of auto, on, off",
-    ("--multihost=on",): "--multihost=on, but there is no cluster; start it by srun",
+    ("--multihost=on",): "--multihost=on, but there is no cluster; start it with srun",
     ("--config.evaluation.batch_size=1000",): "evaluation.batch_size",
     ("--points=99",): "--points=99 matches none",
     ("--stages=trian",): "--stages: 'trian' is not one of train, flatness, probes, report",
