@@ -38,7 +38,7 @@ KEYS = {
     "gradient_noise": (),
     "local_learning_coefficient": ("learning_coefficient",),
 }
-"""The keys of `flatness` that each measure depends on, besides SHARED."""
+"""The keys of `flatness` that each measure depends on, besides SHARED. Without an entry: all."""
 SHARED = (
     *("labels", "num_microbatches", "microbatch_size", "remat"),
     *("embedded_width", "embedded_layers"),
@@ -48,8 +48,9 @@ SHARED = (
 def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return what each configured measure depends on; a model that is not trained has none."""
     measures = config.flatness.measures if config.phase_order else ()
+    every_key = set(config.flatness) - {"measures"}
     return {
-        name: {key: config.flatness[key] for key in (*SHARED, *KEYS[name])}
+        name: {key: config.flatness[key] for key in (*SHARED, *KEYS.get(name, every_key))}
         | {"probe_seed": config.probe_seed}
         for name in measures
     }
