@@ -13,7 +13,7 @@ from jaxflat.config import Config
 from jaxflat.distributed import ranks, sharding
 from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.flatness import MEASURES, Estimate, Problem, TraceTerms
-from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
+from jaxflat.flatness.measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors

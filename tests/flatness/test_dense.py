@@ -18,7 +18,7 @@ from jaxflat.flatness import (
     hessian_trace_terms,
     hessian_vector_product,
 )
-from jaxflat.flatness.terms import path_name
+from jaxflat.flatness.trees import path_name
 from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(4)

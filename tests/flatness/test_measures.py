@@ -281,5 +281,5 @@ def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
 
 
 def test_a_path_leads_somewhere(problem):
-    with pytest.raises(ValueError, match="loss_path needs parameters to lead to"):
+    with pytest.raises(ValueError, match="loss_path needs the parameters at its end"):
         flatness.MEASURES["loss_path"](problem, settings_with())

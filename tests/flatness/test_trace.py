@@ -106,5 +106,5 @@ def test_log_probabilities_without_their_weights_are_named(function, log_probs_f
 
 @pytest.mark.parametrize("function", [flatness.hessian_trace, flatness.hessian_trace_terms])
 def test_a_loss_without_a_weight_is_named(function):
-    with pytest.raises(TypeError, match=r"loss_fn must return \(loss_sum, weight\), not what"):
+    with pytest.raises(TypeError, match=r"loss_fn must return two scalars \(loss_sum, weight\)"):
         function(lambda p, b: (p * b).sum(), jnp.ones(3), jnp.ones((2, 3)), KEY, num_probes=1)

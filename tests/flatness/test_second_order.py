@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxflat.flatness.equations import can_be_taken_apart
-from jaxflat.flatness.quadratic_forms import hessian_form
-from jaxflat.flatness.second_order_adjoint import shared_hessian_form
+from jaxflat.flatness.products import hessian_form
+from jaxflat.flatness.second_order import shared_hessian_form
+from jaxflat.flatness.second_order.equations import is_transparent
 from jaxflat.models.bert import Bert
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.lstm import Lstm
@@ -166,7 +166,7 @@ def test_programs_that_cannot_be_taken_apart_are_told():
 
 
 def taken_apart(loss_fn, params, batch):
-    return can_be_taken_apart(jax.make_jaxpr(loss_fn)(params, batch).jaxpr)
+    return is_transparent(jax.make_jaxpr(loss_fn)(params, batch).jaxpr)
 
 
 def language_model(model, params, tokens):
