@@ -7,8 +7,8 @@ import pytest
 
 from jaxflat.languages.hmm import random_hmm
 from jaxflat.languages.tasks import posteriors
-from jaxflat.probes.belief import Beliefs, belief_errors
 from jaxflat.probes.features import span_mean
+from jaxflat.probes.ridge import Beliefs, belief_errors
 from jaxflat.runs.probe_estimates import determination_estimate
 
 LEAST = jnp.asarray([1e-7])  # a penalty too small to matter
