@@ -13,11 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.console import Display
+from jaxflat.console import Display, plain_warnings
 from jaxflat.distributed import preemption
-from jaxflat.languages.generated import text_language
-from jaxflat.runs import checks, experiment
 from jaxflat.runs.corpus import SHARD_SIZE, build_dataset
+from jaxflat.runs.languages import kind_of
 
 EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
 
@@ -57,6 +56,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return flags, rest
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
@@ -64,16 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         loaded, _ = loading.load(flags.config)
         loaded = loading.override(loaded, loading.parse_overrides(rest))
         config: Config = FrozenConfigDict(validation.validate(loaded))
-        if config.language.name == "generated":
-            if flags.labels:
-                raise InputError("--labels: sentences of language.name='generated' have none")
-            text_language.check(config.language)
-        elif flags.labels:
-            checks.check_labelings(config)
-        else:
-            experiment.make_language(config.language)
-        preemption.install()
-        with preemption.deferred():
+        kind = kind_of(config.language)
+        if flags.labels and not kind.has_tasks:
+            raise InputError(
+                f"--labels: sentences of language.name={config.language.name!r} have none"
+            )
+        kind.check_uses(config) if flags.labels else kind.check(config.language)
+        preemption.install_handlers()
+        with preemption.defer_signals():
             show_build(flags, config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -86,9 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show_build(flags: argparse.Namespace, config: Config) -> None:
     """Build the data set behind a progress bar, and say what there is now."""
-    if config.language.name == "generated":
+    kind = kind_of(config.language)
+    if not kind.is_prepared(config.language):
         with Display(1) as display:
-            text_language.prepare_teacher(config.language, display)
+            kind.prepare(config.language, display)
     console, start, made = Console(), time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
     progress = Progress(*columns, TimeRemainingColumn(), console=console)

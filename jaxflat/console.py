@@ -1,7 +1,11 @@
 """What users see while work goes on: bars, plain lines, and how long it will take."""
 
-from collections.abc import Collection
+import sys
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,12 +21,34 @@ from rich.text import Text
 from jaxflat.distributed import ranks
 
 
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print each warning of a jaxflat class once, as one line on stderr, on rank 0 only.
+
+    Other warnings are shown as before.
+    """
+    show_as_before, shown = warnings.showwarning, set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if not category.__module__.startswith("jaxflat."):
+            show_as_before(message, category, *where)
+        elif ranks.is_rank_0() and str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_as_before
+
+
 class Display:
     """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
 
     def __init__(self, num_points: int, done: Collection[str] = ()):
         """`done`: names of points that there is nothing to do for."""
-        self.console = Console(quiet=not ranks.is_first())
+        self.console = Console(quiet=not ranks.is_rank_0())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat.console import plain_warnings
 from jaxflat.distributed import preemption, ranks
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
-        default="train,flatness,probes,report",
-        help="which stages (default: %(default)s)",
+        help="which stages, e.g. train,flatness (default: all, report included)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
@@ -47,26 +47,27 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return parser.parse_known_args(arguments)
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat.config import loading, validation
     from jaxflat.distributed import compilation, leases
-    from jaxflat.runs import run
+    from jaxflat.runs.stages import STAGES
     from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
 
     try:
         validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
-        ranks.start(flags.multihost)
-        console = Console(quiet=not ranks.is_first())
+        ranks.join_cluster(flags.multihost)
+        console = Console(quiet=not ranks.is_rank_0())
         overrides = loading.parse_overrides(override_arguments)
         config, listed = loading.load(flags.config)
         config = loading.override(config, overrides)
         listed = loading.without_keys(listed, overrides)
-        stages = tuple(flags.stages.split(","))
-        validation.check_choices("--stages", stages, run.STAGES)
+        stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
+        validation.check_choices("--stages", stages, STAGES)
         path, _, scale = flags.config.partition(":")
         workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
         if flags.dry_run:
@@ -80,18 +81,18 @@ def main(arguments: list[str] | None = None) -> int:
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
-            ranks.first(show_report)(workdir, console)
+            ranks.on_rank_0(show_report)(workdir, console)
     except (validation.InputError, ranks.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
         print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
-    except leases.Lost as error:
+    except leases.LeaseLost as error:
         print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
-        if error.errno not in checkpoint.NO_ROOM:
+        if error.errno not in checkpoint.DISK_FULL:
             raise
         print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
         return EXIT_SOME_FAILED
@@ -127,7 +128,7 @@ def show_report(workdir: Path, console: Console) -> None:
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
-    with leases.alone(workdir / "report.html"):
+    with leases.hold(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
     columns = [Column(name, no_wrap=True) for name in header]
@@ -141,7 +142,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    preemption.install()  # before imports that take seconds
+    preemption.install_handlers()  # before imports that take seconds
     from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxflat.distributed import lease_files
+from jaxflat.distributed import leases
 from jaxflat.storage.files import read_lines, write_json
 
 EXIT_UNUSABLE_INPUT = 2
@@ -147,7 +147,7 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
     status = _read(directory / "status.json")
     if status.get("state") != "running":
         return status, None
-    if worker := lease_files.holder(directory, now):
+    if worker := leases.find_owner(directory, now):
         return status, worker
     status = _read(directory / "status.json")  # it may have ended in between
     return status | ({"state": "died"} if status["state"] == "running" else {}), None

@@ -31,7 +31,7 @@ class Worker(submitit.helpers.Checkpointable):
         sharding.set_up_devices()
         requeue = signal.getsignal(signal.SIGTERM)
         assert callable(requeue)  # submitit's
-        preemption.install()
+        preemption.install_handlers()
         try:
             code = main.main(arguments)
         except SystemExit as end:  # stopped before there was anything to save

@@ -29,7 +29,7 @@ CORE = {
     "models": set(),
     "training": set(),
     "flatness": set(),
-    "datasets": set(),
+    "datasets": {"storage"},
     "probes": {"training"},
     "analysis": set(),
 }
@@ -93,6 +93,13 @@ def test_flax_stays_in_models():
     for path in FILES:
         if room_of(path) != "models":
             assert not any(name.split(".")[0] == "flax" for name in IMPORTED[path]), path
+
+
+def test_private_names_of_jax_stay_in_ranks():
+    """`tests/distributed/test_ranks.py` says what to do when JAX moves them."""
+    for path in FILES:
+        if path != PACKAGE / "distributed" / "ranks.py":
+            assert not any(name.startswith("jax._src") for name in IMPORTED[path]), path
 
 
 def test_analysis_and_status_read_files_only():

@@ -1,10 +1,13 @@
-"""The time that is left, told on a clock that tests set."""
+"""The time that is left, told on a clock that tests set, and warnings as plain lines."""
 
 import re
+import warnings
 
 import pytest
 
-from jaxflat.console import Display
+from jaxflat.console import Display, plain_warnings
+from jaxflat.distributed import ranks
+from jaxflat.languages.grammars.grammar_file import GrammarWarning
 
 
 @pytest.fixture
@@ -83,3 +86,22 @@ def test_the_bar_counts_down_to_the_same_end(clock):
         display.finish_point("a", "")
         clock[0] += 5
         assert str(column.render(sweep)) == "0:00:15"
+
+
+def warn_twice_each():
+    for _ in range(2):
+        warnings.warn("a file has a fault", GrammarWarning, stacklevel=1)
+        warnings.warn("another package warns", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, "warning: a file has a fault\n"), (1, "")])
+def test_a_warning_of_jaxflat_is_one_line_on_rank_0(capsys, monkeypatch, rank, lines):
+    monkeypatch.setattr(ranks, "_process", rank)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        show_before = warnings.showwarning
+        with plain_warnings():
+            warn_twice_each()
+        assert warnings.showwarning is show_before
+    assert capsys.readouterr().err == lines
+    assert [str(other.message) for other in others] == ["another package warns"] * 2

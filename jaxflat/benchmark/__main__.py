@@ -24,7 +24,7 @@ AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": Tr
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    # Imported late: --help and a misspelt flag need no JAX.
+    # Late imports: --help and a misspelt flag need no JAX.
     from jaxflat.storage.files import write_json
 
     console, figures, load = Console(), {}, os.getloadavg()[0]
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, Any]]:
-    """Yield each figure with its name, as groups get done."""
+    """Yield each figure with its name, group by group."""
     from jaxflat.benchmark import languages, machine, peers, training, workload
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
     shape = workload.Shape(*sizes)
-    workload.resolved_config(shape)  # unusable sizes end here, before anything is timed
+    workload.resolved_config(shape)  # raises InputError on unusable sizes before anything is timed
     console.print("machine: matrix products")
     peak = machine.measure_matmul(flags.repeats, flags.seconds)
     yield "machine/matmul_gflops", peak
@@ -62,7 +62,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
             peer = peers.Peer(flags.peers, flags.peer_script)
             yield from training.compare_with_peer(shape, watch, peer, rounds).items()
     if "sweep" in flags.groups:
-        console.print(f"sweep: {flags.together} runs at once, and one, in turn")
+        console.print(f"sweep: {flags.together} runs in one program and one run, in turn")
         yield from training.compare_together(
             shape, flags.together, flags.seconds, flags.repeats
         ).items()
@@ -78,7 +78,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
 
 
 def _measure_flatness(flags: argparse.Namespace, shape: Any, console: Console) -> dict[str, Any]:
-    """Return the figures of flatness; matrix products run at full precision, as in a run."""
+    """Return the figures of flatness, with matrix products at full precision, as in a run."""
     import jax
 
     from jaxflat.benchmark import flatness, flatness_peers
@@ -96,7 +96,7 @@ def _measure_flatness(flags: argparse.Namespace, shape: Any, console: Console) -
 
 
 def _calibrate(num_seeds: int, console: Console) -> Iterator[tuple[str, Any]]:
-    """Yield the figures of each row; print rows as they get done, and then all of them in order."""
+    """Yield the figures of each row; print each finished row, then all rows in order."""
     from jaxflat.benchmark import calibration, calibration_table
 
     if not calibration.has_matfree():
@@ -110,7 +110,7 @@ def _calibrate(num_seeds: int, console: Console) -> Iterator[tuple[str, Any]]:
 
 
 def device_line(load: float) -> str:
-    """Name the devices, the versions of what ran on them, and who else did: the load before."""
+    """Return a line with the devices, the versions, and the machine's load before the benchmark."""
     import jax
 
     devices = jax.devices()

@@ -1,4 +1,4 @@
-"""The flags of the benchmark, and what of them does not go together."""
+"""The flags of the benchmark, and checks of their combinations."""
 
 import argparse
 import shutil
@@ -7,13 +7,13 @@ from pathlib import Path
 from jaxflat.config.validation import InputError, check_outputs
 
 GROUPS = ("training", "flatness", "languages")
-ON_REQUEST = ("sweep", "calibration")  # much memory or minutes, and only where they are named
+ON_REQUEST = ("sweep", "calibration")  # these take much memory or minutes: only by name
 
 PEER_HELP = """
 --peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
   PYTHON FILE width layers heads batch length
-and takes training steps of that shape, one masked word a sentence, on the same device. The last
-line that it prints must hold its rate as "N sentences/s". Our steps and the script take turns.
+and takes training steps of that shape, one masked word a sentence, on the same device. Its last
+line of output must contain its rate as "N sentences/s". Our steps and the script take turns.
 """
 
 
@@ -21,10 +21,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Return the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxflat.benchmark",
-        description="Measure this machine's peak, how near training and flatness come to it, "
-        "and the speed of languages: these have sizes of their own. Where it is named also, how "
-        "much faster runs train at once than in turn: sweep; or how often the error bars of "
-        "flatness hold the truth: calibration.",
+        description="Measure this machine's peak, the speed of training and flatness relative to "
+        "it, and the speed of languages, whose sizes are fixed. Two groups run only by name. "
+        "sweep: how much faster runs train in one program than one after the other. calibration: "
+        "how often the error bars of flatness contain the truth.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -37,26 +37,26 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=_positive, default=default, help="(%(default)s)")
     parser.add_argument(
         "--probes_per_pass", type=_positive, default=4,
-        help="probes of flatness side by side; wide models are quicker one by one (%(default)s)",
+        help="probes of flatness in one pass; wide models are faster one by one (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--repeats", type=_positive, default=7, help="timed calls of each kind (%(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="least length of a timed call (%(default)s)"
+        "--seconds", type=float, default=0.5, help="minimum length of a timed call (%(default)s)"
     )
     parser.add_argument(
         "--seeds", type=_positive, default=2000, help="estimates of a calibration (%(default)s)"
     )
     parser.add_argument(
-        "--together", type=_positive, default=4, help="runs at once, in a sweep (%(default)s)"
+        "--together", type=_positive, default=4, help="runs in one program, for sweep (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
     parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
     parser.add_argument(
         "--torch", metavar="PYTHON", help="interpreter with torch, transformers and "
-        "curvlinops-for-pytorch, to time curvature there beside ours",
+        "curvlinops-for-pytorch, to time its curvature beside ours",
     )  # fmt: skip
     flags = parser.parse_args(arguments)
     for group in flags.groups:
@@ -67,7 +67,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def check_arguments(flags: argparse.Namespace) -> None:
-    """Raise InputError on flags that do not go together."""
+    """Raise InputError on flags that do not fit each other."""
     if flags.width % flags.head_size:
         raise InputError(f"--width={flags.width} is not divisible by --head_size={flags.head_size}")
     if (flags.peers is None) != (flags.peer_script is None):
@@ -80,7 +80,7 @@ def check_arguments(flags: argparse.Namespace) -> None:
         if (program := getattr(flags, name)) and not shutil.which(program):
             raise InputError(f"--{name}={program} is not a program")
     if "calibration" in flags.groups and flags.seeds < 2:
-        raise InputError(f"--seeds={flags.seeds}: a coverage takes at least 2")
+        raise InputError(f"--seeds={flags.seeds}: a coverage needs at least 2")
     if "sweep" in flags.groups and flags.together < 2:
         raise InputError(f"--together={flags.together} must be at least 2")
     if flags.peer_script and not flags.peer_script.is_file():

@@ -1,7 +1,7 @@
-"""How often an error bar holds the truth: 95% intervals of many seeds, on problems of known answer.
+"""How often a 95% interval contains the truth: many seeds on problems with known answers.
 
-Each seed is a whole estimate from NUM_SAMPLES samples. Sentences are fixed, or drawn anew for each
-seed with replacement from a pool, which so is the population.
+Each seed is one estimate from NUM_SAMPLES samples. Sentences are fixed, or each seed draws its own
+with replacement from a pool, which is then the population.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ OVERS: tuple[Over, ...] = ("probes", "probes+sentences")
 STOPPED = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
 MAX_ROUNDS = 8
 HALF_STOP_AFTER = (2, 4)  # rounds
-SIGMA = 0.1  # of average-case sharpness
-Draw = Callable[[PyTree, jax.Array], TraceTerms]  # from microbatches and a key
+SIGMA = 0.1  # for average-case sharpness
+Draw = Callable[[PyTree, jax.Array], TraceTerms]  # (microbatches, key) -> samples
 Estimator = Callable[[PyTree, jax.Array], dict[str, Estimate]]
 
 
 def measure_calibration(num_seeds: int) -> Iterator[CoverageRow]:
-    """Yield every row, as they get done; those of matfree where it is installed."""
+    """Yield every row as it finishes, with rows for matfree if it is installed."""
     for problem in make_problems():
         for over in OVERS:
             matrices = dense_matrices(problem, problem.batches(over))
@@ -44,7 +44,7 @@ def measure_calibration(num_seeds: int) -> Iterator[CoverageRow]:
 
 
 def traces(problem: CalibrationProblem, over: Over) -> dict[str, Draw]:
-    """The functions that draw NUM_SAMPLES samples of each trace."""
+    """Return, for each trace, a function that draws NUM_SAMPLES samples."""
     draws, per_pass = (NUM_SAMPLES, 16) if over == "probes" else (1, 1)
     probes: dict[str, Any] = {"num_probes": draws, "probes_per_pass": per_pass, "over": over}
     labels: dict[str, Any] = {"num_samples": draws, "samples_per_pass": per_pass, "over": over}
@@ -59,7 +59,7 @@ def traces(problem: CalibrationProblem, over: Over) -> dict[str, Draw]:
 
 
 def estimators(problem: CalibrationProblem, over: Over) -> dict[str, Estimator]:
-    """What is measured with NUM_SAMPLES samples: traces, their blocks, average-case sharpness."""
+    """Return estimators with NUM_SAMPLES samples: traces, their blocks, average-case sharpness."""
 
     def of_trace(name: str, draw: Draw, batches: PyTree, key: jax.Array) -> dict[str, Estimate]:
         terms, blocks = draw(batches, key), {}
@@ -85,7 +85,7 @@ def rows_of(
     truths: dict[str, Truth],
     num_seeds: int,
 ) -> Iterator[CoverageRow]:
-    """Yield a row for each number that the estimator gives."""
+    """Yield a row for each number that the estimator returns."""
     estimates = on_each_seed(problem, over, estimator)(seed_keys(num_seeds))
     for name, estimate in estimates.items():
         yield make_row(problem.name, name, over, truths[name], *spread(estimate))
@@ -106,11 +106,11 @@ def stopped_rows(
 def stopped(
     round_of_all: Callable[[int], TraceTerms], num_seeds: int, num_rounds: int
 ) -> Iterator[np.ndarray]:
-    """Return mean, both ends and number of samples where each seed stops.
+    """Return the mean, both ends of the interval and the number of samples at each seed's stop.
 
-    `round_of_all(i)` gives round i of all seeds. relative_error is the median half-width after one
-    round, over sqrt(num_rounds): about half of the seeds stop after num_rounds. The more of them
-    one look divides, the more it can bias, so this is near the worst that a setting can do.
+    `round_of_all(i)` returns round i of all seeds. relative_error is the median half-width after
+    one round, over sqrt(num_rounds), so about half of the seeds stop after num_rounds. The more
+    seeds one look separates, the more it can bias, so this is near the worst setting.
     """
     _, low_S, high_S, _ = spread(jax.vmap(TraceTerms.total)(round_of_all(0)))
     median = float(np.median((high_S - low_S) / np.abs(high_S + low_S)))
@@ -126,7 +126,7 @@ def stopped(
 
 
 def _total_terms(draw: Draw, batches: PyTree, key: jax.Array) -> TraceTerms:
-    """The samples of the whole trace, as one leaf."""
+    """Return the samples of the whole trace, as one leaf."""
     terms = draw(batches, key)
     return TraceTerms(sum(jax.tree.leaves(terms.terms)), terms.weights_n, terms.over)
 
@@ -134,14 +134,14 @@ def _total_terms(draw: Draw, batches: PyTree, key: jax.Array) -> TraceTerms:
 def matfree_rows(
     problem: CalibrationProblem, matrices: dict[str, np.ndarray], num_seeds: int
 ) -> Iterator[CoverageRow]:
-    """Yield the rows of matfree: mean +- 1.96 of the standard errors that it gives."""
+    """Yield the rows of matfree: mean +- 1.96 standard errors, as it reports them."""
     from jaxflat.benchmark.matfree_peer import ESTIMATORS
 
     for trace, matrix in matrices.items():
         for name, make in ESTIMATORS.items():
             with jax.enable_x64(True):
                 estimator, num_vectors = make(matrix, NUM_SAMPLES)
-                # On one device: factorizations on several at once may wait for each other.
+                # On one device: concurrent factorizations on several devices may block each other.
                 one_by_one = jax.jit(partial(jax.lax.map, estimator))
                 mean_S, sem_S = jax.device_get(one_by_one(seed_keys(num_seeds)))
             low_S, high_S = mean_S - 1.96 * sem_S, mean_S + 1.96 * sem_S

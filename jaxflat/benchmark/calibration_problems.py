@@ -1,4 +1,4 @@
-"""Three small problems on which error bars are compared with the truth; two of high rank, one not.
+"""Three small problems for the calibration of error bars: two of high rank, one of low rank.
 
 Parameters are float32, as in a run.
 """
@@ -15,7 +15,7 @@ from jaxflat.languages.masking import is_word, mask_id
 from jaxflat.models.transformer import Transformer
 
 PyTree = Any
-POOL, FIXED = 32, 4  # microbatches that are drawn from with replacement; those that stay
+POOL, FIXED = 32, 4  # microbatches to draw from with replacement; fixed microbatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +29,13 @@ class CalibrationProblem:
     block_of: Callable[[str], str]
 
     def loss_fn(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropy to the targets, summed over predictions, and their number."""
+        """Return the cross-entropy to the targets, summed over predictions, and their number."""
         log_probs, weights = self.log_probs_fn(params, batch)
         losses = -jnp.sum(batch["targets"] * log_probs, axis=-1)
         return jnp.sum(weights * losses), weights.sum()
 
     def batches(self, over: Over) -> PyTree:
-        """The microbatches that stay, or those that sentences are drawn from."""
+        """Return the fixed microbatches, or the pool from which seeds draw."""
         return self.pool if over != "probes" else jax.tree.map(lambda x: x[:FIXED], self.pool)
 
 
@@ -45,7 +45,7 @@ def make_problems() -> list[CalibrationProblem]:
 
 
 def lookup_tables(num_words: int = 12, size: int = 16) -> CalibrationProblem:
-    """Logits are tanh of a row for the word before plus tanh of one for the word after."""
+    """Make a model of two tables: logits are tanh(row of word before) + tanh(row of word after)."""
     keys = jax.random.split(jax.random.key(1), 6)
     shape, table = (POOL, size), (num_words, num_words)
     params = {
@@ -67,9 +67,9 @@ def lookup_tables(num_words: int = 12, size: int = 16) -> CalibrationProblem:
 
 
 def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> CalibrationProblem:
-    """A masked language model of 1,232 parameters; ragged sentences, two words of each masked.
+    """Make a masked language model of 1,232 parameters, on ragged sentences with two masked words.
 
-    In about half of the sentences only the first of them counts. Embeddings are three times as
+    In about half of the sentences only the first masked word counts. Embeddings are three times as
     large as at initialisation, as if they had grown in training.
     """
     model = Transformer(
@@ -105,14 +105,14 @@ def transformer(num_words: int = 16, length: int = 6, size: int = 4) -> Calibrat
 
     first_batch = jax.tree.map(lambda x: x[0], pool)
     params: Any = dict(model.init(keys[4], *inputs(first_batch))["params"])
-    # At initialisation a layer norm blows up the few smallest of these: a handful of eigenvalues.
+    # At initialisation a layer norm amplifies the few smallest of these: a handful of eigenvalues.
     params |= {name: 3 * x for name, x in params.items() if name.endswith("_embedding")}
     pool["targets"] = _near_targets(log_probs_fn, params, pool, keys[5])
     return CalibrationProblem("transformer", log_probs_fn, params, pool, _part)
 
 
 def _part(path: str) -> str:
-    """Name a part of the transformer: its embeddings, its only layer, or what follows that."""
+    """Return the part of the transformer: its embeddings, its only layer, or its decoder."""
     first = path.partition("/")[0]
     if first.endswith("_embedding"):
         return "embeddings"
@@ -120,7 +120,7 @@ def _part(path: str) -> str:
 
 
 def logistic_regression(num_features: int = 100, size: int = 16) -> CalibrationProblem:
-    """Features of standard deviations 1, 1/2, 1/3, ... along random axes, so that few count."""
+    """Make features of standard deviations 1, 1/2, 1/3, ... along random axes: few dominate."""
     keys = jax.random.split(jax.random.key(3), 4)
     shape = (POOL, size)
     axes = jnp.linalg.qr(jax.random.normal(keys[0], (num_features, num_features)))[0]
@@ -140,6 +140,6 @@ def logistic_regression(num_features: int = 100, size: int = 16) -> CalibrationP
 
 
 def _near_targets(log_probs_fn: Callable, params: PyTree, pool: PyTree, key: jax.Array) -> Any:
-    """The model's own predictions with noise on the logits: it is near its optimum, not at it."""
+    """Return the model's predictions with noise on the logits: the model is near its optimum."""
     log_probs = jax.vmap(lambda batch: log_probs_fn(params, batch)[0])(pool)
     return jax.nn.softmax(log_probs + 0.5 * jax.random.normal(key, log_probs.shape))

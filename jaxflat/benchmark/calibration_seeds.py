@@ -1,4 +1,4 @@
-"""One estimate for each of many seeds, every device having its part of them."""
+"""One estimate for each of many seeds, split over the devices."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +19,7 @@ SIDE_BY_SIDE = 50  # seeds in one step of a loop
 def on_each_seed(
     problem: CalibrationProblem, over: Over, estimator: Callable[[PyTree, jax.Array], Any]
 ) -> Callable[[jax.Array], Any]:
-    """Return a call of estimator(microbatches, key) for each key."""
+    """Return a function that maps estimator(microbatches, key) over keys."""
 
     def one_seed(key: jax.Array) -> Any:
         data_key, key = jax.random.split(key)
@@ -34,7 +34,7 @@ def on_each_seed(
 
 
 def over_seeds(one_seed: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
-    """Return a call of one_seed(key) for each key, every device its part; NumPy arrays."""
+    """Return a function that maps one_seed over keys, split over the devices, to NumPy arrays."""
 
     def part(keys: jax.Array) -> Any:
         return jax.lax.map(one_seed, keys, batch_size=min(SIDE_BY_SIDE, len(keys)))
@@ -55,11 +55,11 @@ def over_seeds(one_seed: Callable[[jax.Array], Any]) -> Callable[[jax.Array], An
 
 
 def seed_keys(num_seeds: int, stream: int = 0) -> jax.Array:
-    """A key for each seed."""
+    """Return a key for each seed."""
     return jax.random.split(jax.random.key(stream), num_seeds)
 
 
 def spread(estimate: Estimate) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Mean, both ends of the interval, and the number of samples."""
+    """Return the mean, both ends of the interval, and the number of samples."""
     low, high = estimate.interval()
     return np.asarray(estimate.mean), np.asarray(low), np.asarray(high), estimate.num_samples

@@ -16,9 +16,9 @@ QUANTITIES = ("coverage", "bias", "half_width")
 class CoverageRow:
     """One estimator on one problem.
 
-    coverage: % of seeds whose interval holds the truth, with its exact binomial 95% interval.
+    coverage: % of seeds whose interval contains the truth, with its exact binomial 95% interval.
     bias: mean error in standard deviations of a seed's mean, with its 95% interval.
-    half_width: of the interval, in % of the truth; median, least and greatest over seeds.
+    half_width: half the interval, in % of the truth; median, least and greatest over seeds.
     """
 
     problem: str
@@ -31,12 +31,12 @@ class CoverageRow:
     half_width: Figure
 
     def figures(self) -> dict[str, Figure]:
-        """The row's quantities with their names."""
+        """Return the row's quantities by name."""
         name = f"calibration/{self.problem}/{self.estimator}/{self.over}"
         return {f"{name}/{quantity}": getattr(self, quantity) for quantity in QUANTITIES}
 
     def line(self) -> str:
-        """The row of a Markdown table."""
+        """Return the row of a Markdown table."""
         coverage = self.coverage
         cells = (
             self.estimator,
@@ -60,7 +60,7 @@ def make_row(
     high_S: np.ndarray,
     num_samples: np.ndarray | int,
 ) -> CoverageRow:
-    """The row of one estimate a seed; an interval that is not a number holds nothing."""
+    """Return the row of one estimate a seed; an interval with nan contains nothing."""
     num_seeds = len(mean_S)
     hits = int(np.sum((low_S <= truth.value) & (truth.value <= high_S)))
     ends = stats.binomtest(hits, num_seeds).proportion_ci()
@@ -83,7 +83,7 @@ def make_row(
 
 
 def tables(rows: Sequence[CoverageRow]) -> str:
-    """A Markdown table for each problem."""
+    """Return a Markdown table for each problem."""
     lines = []
     for problem in dict.fromkeys(row.problem for row in rows):
         lines += ["", f"| {problem} | error over | effective rank | n | coverage, % | bias, SE |"]

@@ -1,4 +1,4 @@
-"""What the estimates of a calibration problem should be, by other ways and in float64."""
+"""The true values for a calibration problem, by independent methods in float64."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ REFERENCE_DRAWS = 2**15
 
 @dataclass(frozen=True)
 class Truth:
-    """What an estimator should give, and the effective rank (tr M)^2 / tr M^2 of its matrix."""
+    """The true value of an estimate, and the effective rank (tr M)^2 / tr M^2 of its matrix."""
 
     value: float
     rank: float
 
     @classmethod
     def of_matrix(cls, matrix: np.ndarray) -> "Truth":
-        """The trace of a symmetric matrix."""
+        """Return the trace of a symmetric matrix, with its effective rank."""
         trace = float(np.trace(matrix))
         return cls(trace, trace**2 / float(np.sum(matrix**2)))
 
@@ -33,7 +33,7 @@ class Truth:
 def known_truths(
     problem: CalibrationProblem, over: Over, matrices: dict[str, np.ndarray], sigma: float
 ) -> dict[str, Truth]:
-    """What every estimator should give on the problem's microbatches."""
+    """Return the truth for every estimator on the problem's microbatches."""
     hessian, gauss_newton = matrices["H"], matrices["G"]
     truths = {
         "hessian_trace": Truth.of_matrix(hessian),
@@ -58,16 +58,16 @@ def _in_float64(tree: PyTree) -> PyTree:
 
 
 def _flat_problem(problem: CalibrationProblem, batches: PyTree) -> tuple[Any, Callable, PyTree]:
-    """Flat parameters, what undoes that, and all microbatches as one, in float64."""
+    """Return flat parameters, their unravel function, and one merged batch, in float64."""
     flat_P, unravel = ravel_pytree(_in_float64(problem.params))
     merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _in_float64(batches))
     return flat_P, unravel, merged
 
 
 def dense_matrices(problem: CalibrationProblem, batches: PyTree) -> dict[str, np.ndarray]:
-    """H and G of the mean loss, PxP in the order of `ravel_pytree`, by plain differentiation.
+    """Return H and G of the mean loss, PxP in the order of `ravel_pytree`, by differentiation.
 
-    G = sum_i w_i sum_v p_iv s_iv s_iv' / sum_i w_i, s_iv the gradient of log p_iv.
+    G = sum_i w_i sum_v p_iv s_iv s_iv' / sum_i w_i, where s_iv is the gradient of log p_iv.
     """
     with jax.enable_x64(True):
         flat_P, unravel, merged = _flat_problem(problem, batches)
@@ -91,9 +91,9 @@ def dense_matrices(problem: CalibrationProblem, batches: PyTree) -> dict[str, np
 def sharpness_reference(
     problem: CalibrationProblem, batches: PyTree, hessian: np.ndarray, sigma: float
 ) -> tuple[float, float]:
-    """Average-case sharpness and its standard error, from NumPy's normal numbers.
+    """Return average-case sharpness and its standard error, from NumPy's normal numbers.
 
-    sigma^2/2 tr H, exact, plus the mean of what u'Hu/2 leaves of the rise, which varies little.
+    It is sigma^2/2 tr H, exact, plus the mean of the rise minus u'Hu/2, which varies little.
     """
     size = len(hessian)
     noise_NxP = sigma * np.random.default_rng(0).standard_normal((REFERENCE_DRAWS, size))
@@ -115,7 +115,7 @@ def sharpness_reference(
 
 
 def block_indices(problem: CalibrationProblem) -> dict[str, np.ndarray]:
-    """The flat indices of each block of parameters."""
+    """Return the flat indices of each block of parameters."""
     blocks: dict[str, list[np.ndarray]] = {}
     start = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.params):

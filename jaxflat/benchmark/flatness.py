@@ -1,10 +1,10 @@
-"""What one more probe of the curvature costs, in gradients of the same microbatches.
+"""The cost of one more probe of the curvature, in gradients of the same microbatches.
 
-Both sides walk over the same few microbatches inside one compiled call, on the run's own mesh. A
-gradient is the one a training step takes (`training.step.mean_gradient`). A probe's cost is
-marginal: the loss is linearised once in every microbatch however many probes follow, so it is the
-difference between three passes of --probes_per_pass probes and one pass, divided by how
-many more probes that is.
+Both sides loop over the same few microbatches inside one compiled call, on the run's own mesh. The
+gradient is a training step's (`training.step.mean_gradient`). The cost of a probe is marginal,
+because the loss is linearised once in every microbatch for any number of probes. It is the time of
+three passes of --probes_per_pass probes minus the time of one pass, over the number of additional
+probes.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class Probes:
 def measure_flatness(probes: Probes, repeats: int) -> dict[str, Figure]:
     """Return each probe's cost, and the memory of H v and both forms of v' H v, in gradients.
 
-    Times are taken side by side: every repeat times all functions in turn and gives one ratio.
+    Every repeat times all functions in turn and gives one ratio for each.
     """
     gradients, first_passes, costs = [], [], {name: [] for name in probes.names}
     for _ in range(repeats):
@@ -112,10 +112,10 @@ def mean_gradients(loss_fn: Callable[..., Any], num_shards: int, params: Any, ba
 
 
 def memory_ratio(compiled: jax.stages.Compiled, gradient: jax.stages.Compiled) -> float | None:
-    """Return the working memory of one compiled function over that of a gradient.
+    """Return the ratio of the working memories of one compiled function and a gradient.
 
-    Working memory is what the compiler plans beyond arguments and results, on one device
-    (`memory_analysis().temp_size_in_bytes`); None where the backend does not tell.
+    The compiler plans working memory in addition to arguments and results, on one device
+    (`memory_analysis().temp_size_in_bytes`). None if the backend does not report it.
     """
     planned = [compiled.memory_analysis(), gradient.memory_analysis()]
     sizes = [getattr(plan, "temp_size_in_bytes", 0) for plan in planned]

@@ -1,7 +1,7 @@
-"""Curvature in PyTorch beside ours, by `torch_peer.py` in an interpreter of the user's.
+"""Curvature in PyTorch beside ours, by `torch_peer.py` in the user's interpreter.
 
-Hessian-vector products are timed on models of the same sizes, in turn. Both sides estimate the
-trace of G of the same BERT, whose parameters PyTorch draws and we read, on random sentences.
+Both sides time Hessian-vector products in turn, on models of the same sizes. Both estimate the
+trace of G of the same BERT on random sentences. PyTorch draws its parameters, and we read them.
 """
 
 import json
@@ -28,19 +28,19 @@ from jaxflat.models.huggingface import load_model
 
 TIME_LIMIT_S = 1800
 SPECIAL, MASK = 5, 4  # as in torch_peer
-NUM_SAMPLES = 64  # of PyTorch's trace, a round
+NUM_SAMPLES = 64  # samples of PyTorch's trace in a round
 PRECISION = 0.02  # standard error over trace
 
 
 def compare_with_torch(
     shape: Shape, python: str, rounds: int, probes: Probes, per_pass: int
 ) -> dict[str, Figure]:
-    """Return times of a Hessian-vector product and to a precise trace of G, ours and PyTorch's.
+    """Return the times of a Hessian-vector product and of a precise trace of G, ours and PyTorch's.
 
-    Ours is one more product on a microbatch, that of curvlinops a whole one. The official way is
-    the one described in `torch_peer`. Seconds to a relative standard error e are the measured
-    seconds times (measured error / e)^2; every round has samples of its own, so the range holds
-    what the error of that error comes to.
+    Ours is one more product on a microbatch; curvlinops takes a whole one. `torch_peer` describes
+    the official way. The seconds to a relative standard error e are the measured seconds times
+    (measured error / e)^2. Every round draws new samples, so the range includes the error of the
+    measured error.
     """
     ours, theirs, seconds_to_aim = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -68,9 +68,10 @@ def compare_with_torch(
 
 
 def trace_of_saved(folder: Path, shape: Shape, per_pass: int) -> Callable[[int], TraceTerms]:
-    """Return samples of tr G of a saved BERT by a round's number, as many as a run has by default.
+    """Return a function from a round's number to samples of tr G of a saved BERT.
 
-    Sentences are drawn anew for each, as PyTorch's side does.
+    It draws as many samples as a run does by default, with new sentences in each round, as
+    PyTorch's side does.
     """
     model, params, *_ = load_model(folder)
     assert isinstance(model, Bert)
@@ -102,7 +103,7 @@ def trace_of_saved(folder: Path, shape: Shape, per_pass: int) -> Callable[[int],
 
 
 def _needed(samples: list[float]) -> float:
-    """How many samples make the standard error of their mean PRECISION of it."""
+    """Return how many samples make the standard error of the mean PRECISION times the mean."""
     return float(np.var(samples, ddof=1) / (PRECISION * np.mean(samples)) ** 2)
 
 
@@ -111,7 +112,7 @@ def _ratios(first: list[float], second: list[float]) -> list[float]:
 
 
 def _run(python: str, shape: Shape, number: int, folder: str) -> dict[str, Any]:
-    """Run the number-th round of the PyTorch side; InputError where it fails."""
+    """Run the number-th round of the PyTorch side; raise InputError if it fails."""
     heads = shape.width // shape.head_size
     sizes = (shape.width, shape.layers, heads, shape.batch, shape.length, shape.words)
     script = Path(__file__).with_name("torch_peer.py")

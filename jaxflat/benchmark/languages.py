@@ -1,7 +1,7 @@
-"""How fast languages give sentences, exact conditionals and the labels of the paper's code.
+"""The speed of languages: sampling, exact conditionals and the labels of the paper's code.
 
-Every device has its own part of a batch. NLTK's chart parser, where it is installed, labels
-sentences of the same batch by whole-sentence inside probabilities.
+Every device has its own part of a batch. If NLTK is installed, its chart parser labels sentences of
+the same batch by whole-sentence inside probabilities.
 """
 
 import math
@@ -27,8 +27,8 @@ RANDOM = {
 }
 FULL = {"level_sizes": (9, 8, 8, 8, 8, 8), "length": 32, "min_length": 5, "tasks": ()} | RANDOM
 HALF = {"level_sizes": (9, 10, 10, 10, 10), "length": 16, "min_length": 5, "tasks": ()} | RANDOM
-# Our time does not depend on the probabilities, NLTK's on how many are not 0: with so few, it
-# labels about as many sentences a second as with the grammar of Liu et al. (2023).
+# Our time does not depend on the probabilities; NLTK's depends on how many are not 0. On this
+# sparse grammar NLTK is about as fast as on the grammar of Liu et al. (2023).
 SPARSE = HALF | {
     "rule_concentration": 0.003,
     "emission_concentration": 0.002,
@@ -46,7 +46,7 @@ HMM = {
 
 
 def measure_languages(repeats: int, seconds: float) -> Iterator[tuple[str, Figure]]:
-    """Yield sentences a second: sampled, with all conditionals, with official labels, by NLTK."""
+    """Yield sentences a second: sampling, all conditionals, official labels, labels by NLTK."""
     full, half = (LANGUAGES["pcfg"](0, **settings) for settings in (FULL, HALF))
     hmm = LANGUAGES["hmm"](0, **HMM)
 
@@ -81,7 +81,7 @@ def has_nltk() -> bool:
 def _compare_with_nltk(
     language: Any, ours: Stopwatch, repeats: int, seconds: float
 ) -> dict[str, Figure]:
-    """Return NLTK's rate at one label a sentence, and ours at three over it: in turn, paired."""
+    """Return NLTK's rate at one label a sentence, and our rate at three over it, timed in turn."""
     from jaxflat.benchmark.nltk_peer import NltkLabeler
 
     labeler = NltkLabeler(language)
@@ -113,7 +113,7 @@ def _official_labels(language: Any, sentences: Sentences) -> list[tuple[jax.Arra
 
 
 def _sampler(language: Any) -> Callable[[], Any]:
-    """Return a call that samples SAMPLED sentences, each device its share from a key of its own."""
+    """Return a call that samples SAMPLED sentences, each device its share from its own key."""
     num_devices = _mesh().shape["data"]
 
     def sample(language: Any, keys: jax.Array) -> Sentences:
@@ -129,7 +129,7 @@ def _on_batch(function: Callable[[Any, Sentences], Any], language: Any) -> Calla
 def _over_devices(function: Callable[..., Any], language: Any, examples: Any) -> Callable[[], Any]:
     """Return a call of function(language, a device's part of the examples) on every device.
 
-    Each compiles for its part alone: `jit` would gather examples whose axis is merged with others.
+    Each device compiles for its part only: `jit` would gather examples whose axis is merged.
     """
     mesh = _mesh()
     specs = (P(), P("data"))
@@ -140,7 +140,7 @@ def _over_devices(function: Callable[..., Any], language: Any, examples: Any) ->
 
 
 def _in_64_bits(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the call as official labels need it: none may turn to float64 inside a `jit`."""
+    """Return the call with float64 enabled: official labels cannot enable it inside a `jit`."""
 
     def precise() -> Any:
         with jax.enable_x64(True):
@@ -150,6 +150,6 @@ def _in_64_bits(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _mesh() -> jax.sharding.Mesh:
-    """Return a mesh of as many devices as share the batches evenly."""
+    """Return a mesh of the most devices that divide the batches evenly."""
     common = math.gcd(BATCH, SAMPLED)
     return sharding.make_mesh(max(n for n in range(1, jax.device_count() + 1) if common % n == 0))

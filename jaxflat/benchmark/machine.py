@@ -1,4 +1,4 @@
-"""What the machine can do at best."""
+"""The machine's peak rate of matrix products."""
 
 import functools
 
@@ -14,8 +14,8 @@ CPU_SIZE, ACCELERATOR_SIZE = 2048, 8192
 def measure_matmul(repeats: int, seconds: float) -> Figure:
     """Return the rate of square float32 matrix products, at the backend's default precision.
 
-    Rows are split over 1 device or over all of them, whichever is faster at best. Products follow
-    each other in one compiled call, each on the outcome of the last.
+    One device or all of them share the rows; the faster case counts. One compiled call chains the
+    products, each on the result of the last.
     """
     size = CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
     figures = [

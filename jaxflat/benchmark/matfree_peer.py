@@ -1,4 +1,4 @@
-"""Traces with standard errors by matfree (Krämer), of the same matrices at as many products."""
+"""Traces with standard errors by matfree (Krämer), for the same matrices and products."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Estimator = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # key -> mean, s
 
 
 def hutchinson(matrix_PxP: np.ndarray, num_products: int) -> tuple[Estimator, int]:
-    """Random signs, one product each; and how many."""
+    """Return Hutchinson's estimator, with one product for each sign vector, and their number."""
     like_P = jnp.zeros(len(matrix_PxP), matrix_PxP.dtype)
     estimate = stochtrace.estimator_monte_carlo_mean_and_sem(
         stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(like_P, num=num_products)
@@ -20,9 +20,9 @@ def hutchinson(matrix_PxP: np.ndarray, num_products: int) -> tuple[Estimator, in
 
 
 def xtrace(matrix_PxP: np.ndarray, num_products: int) -> tuple[Estimator, int]:
-    """XTrace (Epperly, Tropp & Webber, 2024), two products for each vector; and how many of these.
+    """Return XTrace (Epperly, Tropp & Webber, 2024) and its vectors' number, half the products.
 
-    On the sphere, as its rescaling of residuals asks for.
+    Vectors lie on the sphere, as its rescaling of residuals requires.
     """
     like_P = jnp.zeros(len(matrix_PxP), matrix_PxP.dtype)
     num_vectors = num_products // 2

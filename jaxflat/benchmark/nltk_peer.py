@@ -1,4 +1,4 @@
-"""Labels by NLTK's chart parser, which is plain Python: the way of Liu et al. (2023)."""
+"""Labels by NLTK's chart parser, in plain Python, as in the code of Liu et al. (2023)."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from nltk.parse.chart import ChartParser, TreeEdge
 
 
 class NltkLabeler:
-    """The root of greatest probability above a whole sentence, for a language of grammar tables.
+    """The most probable root of a whole sentence, for a language of grammar tables.
 
-    The parser gets the rules as they are, one production each. A chart's complete edges are summed
-    from the shortest on: an edge has the probability of its production times those of its
-    children, over all the children that it was made of.
+    The parser gets one production for each rule. We sum a chart's complete edges from the shortest
+    to the longest. An edge's probability is a sum over its lists of children: its production's
+    probability times the children's.
     """
 
     def __init__(self, language: Any):
@@ -28,7 +28,7 @@ class NltkLabeler:
         self._parser = ChartParser(nltk.CFG(symbols[0], productions))
 
     def label(self, words: list[int]) -> int:
-        """Return the root, -1 where none yields these words."""
+        """Return the root, or -1 if no root yields these words."""
         chart = self._parser.chart_parse([str(word) for word in words])
         complete = [e for e in chart.edges() if isinstance(e, TreeEdge) and e.is_complete()]
         of_edge: dict[Any, float] = {}

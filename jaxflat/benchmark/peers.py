@@ -1,4 +1,4 @@
-"""Training steps of other frameworks, timed by a script of the user's in its own interpreter."""
+"""Training steps of other frameworks, timed by the user's script in its own interpreter."""
 
 import re
 import subprocess
@@ -14,13 +14,13 @@ RATE = re.compile(r"([0-9][0-9.]*(?:e[+-]?[0-9]+)?) sentences/s")
 
 @dataclass(frozen=True)
 class Peer:
-    """PYTHON SCRIPT width layers heads batch length; its last line says "N sentences/s"."""
+    """The command PYTHON SCRIPT width layers heads batch length; it ends with "N sentences/s"."""
 
     python: str
     script: Path
 
     def sentences_per_s(self, shape: Shape) -> float:
-        """Run the script once; InputError where it fails or says nothing of the kind."""
+        """Run the script once; raise InputError if it fails or does not report a rate."""
         heads = shape.width // shape.head_size
         sizes = (shape.width, shape.layers, heads, shape.batch, shape.length)
         command = [self.python, str(self.script), *map(str, sizes)]
@@ -33,7 +33,8 @@ class Peer:
         found = RATE.search(_last(done.stdout))
         if not found or float(found[1]) <= 0:
             raise InputError(
-                f"--peer_script's last line must hold 'N sentences/s'; it is {_last(done.stdout)!r}"
+                "--peer_script's last line must contain 'N sentences/s'; "
+                f"it is {_last(done.stdout)!r}"
             )
         return float(found[1])
 

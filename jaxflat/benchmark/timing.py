@@ -1,4 +1,4 @@
-"""Timing compiled functions, and a measured figure with its spread."""
+"""Timing of compiled functions, and a measured figure with its spread."""
 
 import math
 import statistics
@@ -28,8 +28,8 @@ def summarize(values: Sequence[float], unit: str) -> Figure:
 class Stopwatch:
     """Times `run(n)`, which does a piece of work n times and returns arrays that depend on it.
 
-    The first call compiles. n is then raised until one call takes `seconds`, so that neither the
-    dispatch of a call nor the clock counts.
+    The first call compiles. n then grows until one call takes `seconds`, so that the dispatch of a
+    call and the clock are negligible.
     """
 
     def __init__(self, run: Callable[[int], Any], seconds: float):
@@ -51,7 +51,7 @@ class Stopwatch:
 
 
 def repeated(function: Callable[[], Any], num_times: int) -> Any:
-    """Call a function several times, each call after the last one's result; return the last."""
+    """Call a function several times, each after the previous result; return the last result."""
     result = None
     for _ in range(num_times):
         result = jax.block_until_ready(function())

@@ -1,12 +1,12 @@
-"""Curvature of a BERT in PyTorch, for python -m jaxflat.benchmark --torch: runs in that Python.
+"""Curvature of a BERT in PyTorch; python -m jaxflat.benchmark --torch=PYTHON runs it there.
 
     python torch_peer.py WIDTH LAYERS HEADS BATCH LENGTH WORDS SAMPLES ROUND FOLDER
 
-times one gradient, one Hessian-vector product of curvlinops, and one sample of the trace as the
-code released with Liu, Xie, Li, Ma (ICML 2023) takes it: a Gaussian probe and a fresh batch,
-differentiated twice from scratch. Labels are drawn from the model, so that the Hessian's
-expectation is the Gauss-Newton matrix. Every round has the same model, which it saves in FOLDER,
-and samples of its own. The last line is JSON: milliseconds, and the samples.
+times one gradient, one Hessian-vector product of curvlinops, and one sample of the trace. The
+sample follows the code released with Liu, Xie, Li, Ma (ICML 2023): a Gaussian probe and a fresh
+batch, differentiated twice from scratch. The model draws the labels, so the Hessian's expectation
+is the Gauss-Newton matrix. Every round has the same model, saved in FOLDER, and new samples. The
+last line is JSON: milliseconds, and the samples.
 """
 
 import json
@@ -51,7 +51,7 @@ def make_model(width: int, layers: int, heads: int, length: int, words: int) -> 
 
 
 def fresh_batch(model: AtMask, batch: int, length: int, words: int) -> tuple[Tensor, Tensor]:
-    """Random sentences with one word masked, and labels that the model draws."""
+    """Return random sentences with one masked word, and labels that the model draws."""
     tokens = torch.randint(SPECIAL, SPECIAL + words, (batch, length))
     positions = torch.randint(length, (batch,))
     tokens[torch.arange(batch), positions] = MASK

@@ -1,4 +1,4 @@
-"""How fast training steps run: alone, against the machine's peak, and against someone else's."""
+"""The speed of training steps: alone, relative to the machine's peak, and to a peer's steps."""
 
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
@@ -8,7 +8,7 @@ from jaxflat.runs import experiment, recovery, slots, trajectory
 
 
 class TrainingRuns:
-    """Runs that go on from call to call: language sampled inside, AdamW, the runs' own mesh."""
+    """Runs that each call continues: sampling inside, AdamW, the runs' own mesh."""
 
     def __init__(self, config: Config):
         (phase,) = trajectory.phases(config)
@@ -31,7 +31,7 @@ def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch
 
 
 def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> dict[str, Figure]:
-    """Return how many times faster runs are at once than one after the other, in turn, paired."""
+    """Return how many times faster runs are in one program than one by one, timed in turn."""
     one, together = (start_training(shape, seconds, count) for count in (1, number))
     ratios = [number * one.seconds() / together.seconds() for _ in range(rounds)]
     return {f"sweep/{number}_together_over_in_turn": summarize(ratios, "times as fast")}
@@ -40,7 +40,7 @@ def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> 
 def measure_training(
     shape: Shape, watch: Stopwatch, peak_gflops: float, repeats: int
 ) -> dict[str, Figure]:
-    """Return a step's time, the sentences a second, and the matrix products' share of the peak."""
+    """Return a step's time, sentences a second, and the matrix products' share of the peak."""
     times = [watch.seconds() for _ in range(repeats)]
     shares = [step_flops(shape) / t / (1e9 * peak_gflops) for t in times]
     return {
@@ -51,9 +51,10 @@ def measure_training(
 
 
 def compare_with_peer(shape: Shape, watch: Stopwatch, peer: Peer, rounds: int) -> dict[str, Figure]:
-    """Return the peer's sentences a second, and ours over them: one of each in turn, paired.
+    """Return the peer's sentences a second, and the ratio of ours to them, timed in turn.
 
-    Meaningful on an idle machine only: frameworks suffer very differently from sharing cores.
+    The ratio is meaningful only on an idle machine: frameworks lose different amounts by shared
+    cores.
     """
     rates, ratios = [], []
     for _ in range(rounds):

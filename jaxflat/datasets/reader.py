@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxflat.datasets.record_bytes import Columns, RecordLayout, Types, layout_of, types_of
-from jaxflat.datasets.shards import METADATA, SETTINGS, SPLIT, SUMS, DatasetError, sha256
+from jaxflat.datasets.shards import METADATA, SETTINGS, SPLIT, SUMS, DatasetError
+from jaxflat.storage.files import sha256
 
 MAX_OPEN_SHARDS = 512
 # Reading ahead, and much at once, is for those who read in order.

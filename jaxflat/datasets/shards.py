@@ -6,10 +6,8 @@ reads; SHA256SUMS last. A data set without it is unfinished.
 """
 
 import fcntl
-import hashlib
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxflat.datasets.record_bytes import Columns, RecordLayout, Types, features_of
+from jaxflat.storage.files import fsync, replacing, sha256, write_whole
 
 SETTINGS, SUMS = "jaxflat.json", "SHA256SUMS"
 METADATA = (SETTINGS, "features.json", "dataset_info.json")
@@ -57,10 +56,12 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
                 raise DatasetError(
                     f"{directory / others[0]} is in the way; choose another directory"
                 )
-            _write_whole(path, text.encode())
+            write_whole(path, text)
+            fsync(directory)
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _check_settings(path, file.read(), json.loads(text))
+            _delete_unfinished(directory)
             yield
     except BlockingIOError as error:
         raise DatasetError(f"{directory} is at work in another process") from error
@@ -72,15 +73,13 @@ def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
     """Write a shard that is there with all its records or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(f".{path.name}")
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-    for start in range(0, len(next(iter(columns.values()))), RECORDS_PER_WRITE):
-        rows = slice(start, start + RECORDS_PER_WRITE)
-        for record in layout.encode({name: column[rows] for name, column in columns.items()}):
-            writer.write(record)
-    writer.close()
-    _push(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        for start in range(0, len(next(iter(columns.values()))), RECORDS_PER_WRITE):
+            rows = slice(start, start + RECORDS_PER_WRITE)
+            for record in layout.encode({name: column[rows] for name, column in columns.items()}):
+                writer.write(record)
+        writer.close()
 
 
 def finish(
@@ -116,19 +115,14 @@ def finish(
     num_bytes = sum(shard.stat().st_size for shard in shards)
     split = tfds.core.SplitInfo(SPLIT, list(lengths), num_bytes, template)
     info.set_splits(splits.SplitDict([split]))
-    _push(directory)
+    fsync(directory)
     with tempfile.TemporaryDirectory() as scratch:
         info.write_to_directory(scratch)
         for file in METADATA[1:]:
-            _write_whole(directory / file, (Path(scratch) / file).read_bytes())
+            write_whole(directory / file, (Path(scratch) / file).read_bytes())
     metadata = [f"{sha256(directory / file)}  {file}\n" for file in METADATA]
-    _write_whole(directory / SUMS, "".join(metadata + sums).encode())
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_whole(directory / SUMS, "".join(metadata + sums))
+    fsync(directory)
 
 
 def _check_settings(path: Path, text: str, expected: dict[str, Any]) -> None:
@@ -154,18 +148,8 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    _push(temporary)
-    os.replace(temporary, path)
-    _push(path.parent)
-
-
-def _push(path: Path) -> None:
-    """Push a file's content, or a directory's names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _delete_unfinished(directory: Path) -> None:
+    """Delete what a process that died was writing. The caller holds the lock."""
+    for pattern in ("*.array_record-*", *(f"{name}*" for name in (*METADATA[1:], SUMS))):
+        for path in directory.glob(f".{pattern}"):
+            path.unlink()

@@ -1,13 +1,13 @@
 """Where text comes from, by name: what ships with a package, GLUE, or a file of one's own."""
 
 import functools
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jaxflat.datasets.glue import load_glue
 from jaxflat.datasets.reviews import read_review_sentiments, read_reviews
 from jaxflat.datasets.text import Examples, read_sentences, read_table
+from jaxflat.storage.files import sha256
 
 GLUE = ("sst2", "qnli")
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -53,4 +53,4 @@ def file_digest(path: str) -> str:
 
 @functools.lru_cache(256)
 def _digest(path: str, changed: int, size: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return sha256(Path(path))

@@ -1,10 +1,15 @@
-"""Locks among processes on any hosts that share a folder: one holder at a time, and none for ever.
+"""Leases: at most one process owns a file or folder, and others replace an owner that died.
 
-The lock of TARGET is the one file in locks/TARGET beside it. Its name is a number, the token, and
-".free" behind it while nobody holds the lock; who renames it to the next number has it. Of several
-that try one succeeds: the old name is gone then, and never comes back. The holder writes into its
-file every BEAT seconds. Who sees no change for LEASE seconds of its own clock may take the lock
-over; clocks of two machines are never compared. A holder that slept meanwhile finds its file gone.
+Processes on any hosts that share the folder may compete. The lease on TARGET is the only file in
+locks/TARGET beside it. Its name is a number, the token, and ends in ".free" while no process owns
+the lease. A process acquires the lease by renaming the file to the next number. If several try,
+one succeeds: the old name is gone and never returns.
+
+The owner writes a heartbeat into its file every HEARTBEAT seconds. A process that sees no change
+for EXPIRY seconds of its own clock may take the lease over; clocks of two machines are never
+compared. An owner that was suspended meanwhile finds its file gone.
+
+This file imports no JAX, so that `jaxflat.status` starts fast.
 """
 
 import itertools
@@ -19,139 +24,213 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxflat.distributed import lease_files, preemption, processes
+from jaxflat.distributed import preemption
 
-BEAT, LEASE, POLL = 5.0, 30.0, 1.0  # seconds
-
-
-class Lost(Exception):
-    """Another process has taken over what this one held."""
+HEARTBEAT, EXPIRY, POLL = 5.0, 30.0, 1.0  # seconds
+SILENCE = 300.0  # seconds; ten times EXPIRY, because `find_owner` compares clocks of two machines
 
 
-def check() -> None:
-    """Raise Lost where a lock of this process has been taken over.
+class LeaseLost(Exception):
+    """Another process has taken over a lease of this process."""
 
-    It stands right before each write that a lock is for. One that stops between the two for longer
-    than LEASE still does that one write, so a write should be whole and of what any holder writes.
+
+def assert_owned() -> None:
+    """Raise LeaseLost if another process has taken over a lease of this process.
+
+    Call it right before every write that a lease guards. A process that is suspended between the
+    two for longer than EXPIRY still finishes that one write. Such writes must therefore be atomic,
+    and valid whichever owner makes them.
     """
-    for held in _held:
-        if held.is_lost():
-            raise Lost(f"{held.path}: another process has taken it over")
+    for owned in _owned:
+        if owned.is_lost():
+            raise LeaseLost(f"{owned.path}: another process has taken over this lease")
 
 
 @contextmanager
-def alone(target: Path, say: Callable[[str], object] = print) -> Iterator[None]:
-    """Hold the lock of a file or folder; `say` what is waited for where it takes a while.
+def hold(target: Path, report: Callable[[str], object] = print) -> Iterator[None]:
+    """Wait for the lease on a file or folder, and own it within the block.
 
-    Raises Preempted where a signal comes meanwhile.
+    `report` gets one line if the wait takes more than two polls.
+
+    Raises Preempted if a signal arrives during the wait.
     """
-    lock = Lock(target)
+    lease = Lease(target)
     for attempt in itertools.count():
-        if lock.look():
-            with lock.taken() as taken:
-                if taken:
+        if lease.is_available():
+            with lease.try_acquire() as acquired:
+                if acquired:
                     yield
                     return
         if attempt == 2:
-            say(f"waiting for another worker, which is at {target}")
-        preemption.check()
+            report(f"Waiting for another worker that holds the lease on {target}")
+        preemption.stop_if_requested()
         time.sleep(POLL)
 
 
-class Lock:
-    """The lock of a file or folder, as one process sees it."""
+class Lease:
+    """The lease on a file or folder, as this process sees it."""
 
     def __init__(self, target: Path):
-        """Look at the lock for the first time; make it where there is none."""
+        """Read the lease for the first time; create it, without an owner, if there is none."""
         self._folder = target.parent / "locks" / target.name
         self._seen, self._since = ("0.free", b""), time.monotonic()
         if not self._folder.is_dir():
-            _make(self._folder)
-        self.look()
+            _create(self._folder)
+        self.is_available()
         self._first = self._seen[0]
 
-    def look(self) -> bool:
-        """Say whether the lock may be taken: free, or its holder is dead or silent for LEASE."""
-        now = time.monotonic()  # before it reads: a sleep in between is not the holder's silence
-        if (seen := lease_files.newest(self._folder)) is None:
+    def is_available(self) -> bool:
+        """Read the lease; say whether it has no owner, a dead one, or one silent for EXPIRY."""
+        now = time.monotonic()  # before the read: a suspension in between is not silence
+        if (seen := _read(self._folder)) is None:
             return False
         if seen != self._seen:
             self._seen, self._since = seen, now
-        return lease_files.is_free(*seen) or now - self._since > LEASE
+        return _is_free(*seen) or now - self._since > EXPIRY
 
-    def was_taken(self) -> bool:
-        """Say whether, at the last look, anyone had taken the lock since the first look."""
-        return lease_files.token(self._seen[0]) > lease_files.token(self._first)
+    def was_acquired(self) -> bool:
+        """Say whether any process acquired the lease between the first and the latest read."""
+        return _token(self._seen[0]) > _token(self._first)
 
     @contextmanager
-    def taken(self) -> Iterator[bool]:
-        """Hold the lock, which the last look has allowed; give False where it changed since."""
-        token = lease_files.token(self._seen[0]) + 1
-        owner = json.dumps([token, processes.identity(os.getpid())]).encode() + b"\n"
-        held = _Held(self._folder / str(token), owner)
-        if not _rename(self._folder / self._seen[0], held.path):
+    def try_acquire(self) -> Iterator[bool]:
+        """Own the lease within the block, after `is_available`; yield False if it changed since."""
+        token = _token(self._seen[0]) + 1
+        owner = json.dumps([token, process_identity(os.getpid())]).encode() + b"\n"
+        owned = _OwnedFile(self._folder / str(token), owner)
+        if not _rename(self._folder / self._seen[0], owned.path):
             yield False
             return
         ended = threading.Event()
-        thread = threading.Thread(target=held.beat_until, args=(ended,), daemon=True)
+        thread = threading.Thread(target=owned.write_heartbeats, args=(ended,), daemon=True)
         thread.start()
-        _held.append(held)
+        _owned.append(owned)
         try:
-            held.beat(0)
+            owned.write_heartbeat(0)
             yield True
         finally:
-            _held.remove(held)
+            _owned.remove(owned)
             ended.set()
             thread.join()
-            _rename(held.path, held.path.with_suffix(".free"))
+            _rename(owned.path, owned.path.with_suffix(".free"))
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A lock that this process holds: its file, and the line with which that begins."""
+class _OwnedFile:
+    """The file of a lease that this process acquired, and the first line that it writes there."""
 
     path: Path
     owner: bytes
 
     def is_lost(self) -> bool:
-        """Say whether the file is gone, or another's."""
+        """Say whether the file is gone or belongs to another process."""
         try:
-            # Over NFS a file may be found by its old name for a while, but with its new content.
+            # NFS may resolve the old name for a while, but then shows the new owner's content.
             return not self.path.read_bytes().startswith(self.owner)
         except FileNotFoundError:
             return True
 
-    def beat(self, number: int) -> None:
-        """Write into the file, unless it is gone. Raises OSError naming it."""
+    def write_heartbeat(self, number: int) -> None:
+        """Write a number into the file, unless it is gone. Raises OSError that names the file."""
         try:
             with self.path.open("r+b") as file:
                 file.write(b"%s%d\n" % (self.owner, number))
                 file.truncate()
         except FileNotFoundError:
             pass
-        except OSError as error:  # one of a full disk names no file
+        except OSError as error:  # on a full disk the error itself names no file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
-    def beat_until(self, ended: threading.Event) -> None:
-        """Write into the file every BEAT seconds."""
+    def write_heartbeats(self, ended: threading.Event) -> None:
+        """Write a heartbeat every HEARTBEAT seconds until `ended` is set."""
         for number in itertools.count(1):
-            if ended.wait(BEAT):
+            if ended.wait(HEARTBEAT):
                 return
-            with suppress(OSError):  # the next may succeed
+            with suppress(OSError):  # the next one may succeed
                 if not self.is_lost():
-                    self.beat(number)
+                    self.write_heartbeat(number)
 
 
-_held: list[_Held] = []
+_owned: list[_OwnedFile] = []
 
 
-def _make(folder: Path) -> None:
-    """Make a lock that nobody holds, or leave it: a folder does not replace one that has a file."""
+def find_owner(target: Path, now: float) -> str | None:
+    """Return a name for the process that owns the lease on a file or folder, without competing.
+
+    Returns None if the lease is free, or if its owner is known to be dead or has been silent for
+    SILENCE seconds before `now` (seconds, as time.time). On systems without /proc all processes
+    have the same name.
+    """
+    folder = target.parent / "locks" / target.name
+    if (seen := _read(folder)) is None or _is_free(*seen):
+        return None
+    with suppress(FileNotFoundError):  # another process is renaming it
+        if now - (folder / seen[0]).stat().st_mtime > SILENCE:
+            return None
+    return " ".join(map(str, _owner_identity(*seen))) or "a process"
+
+
+def process_identity(pid: int) -> list[str | int]:
+    """Return [boot, PID namespace, user, PID, start time]: unique among all processes ever.
+
+    Returns [] if there is no such process, or if the system has no /proc.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a title may be any bytes
+        state, *fields = stat.rpartition(") ")[2].split()
+        started = fields[18]  # the system reuses a PID, but not with the same start time
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return []
+    return [] if state in "ZX" else [boot, namespace, os.getuid(), pid, started]
+
+
+def _is_known_dead(identity: list[str | int]) -> bool:
+    """Say whether a process ran on this machine since its boot and has ended.
+
+    False for processes of other users, which /proc may hide, and of other containers.
+    """
+    this = process_identity(os.getpid())
+    if not this or identity[:3] != this[:3]:
+        return False
+    return process_identity(int(identity[3])) != identity
+
+
+def _read(folder: Path) -> tuple[str, bytes] | None:
+    """Return the name and content of a lease's file; None if it is absent or being renamed."""
+    with suppress(FileNotFoundError, ValueError):
+        name = max((name for name in os.listdir(folder) if name[0].isdigit()), key=_token)
+        return name, (folder / name).read_bytes()
+    return None
+
+
+def _token(name: str) -> int:
+    """Return the number in a file's name."""
+    return int(name.partition(".")[0])
+
+
+def _is_free(name: str, content: bytes) -> bool:
+    """Say whether the lease has no owner, or one that is known to be dead."""
+    return name.endswith(".free") or _is_known_dead(_owner_identity(name, content))
+
+
+def _owner_identity(name: str, content: bytes) -> list[str | int]:
+    """Return the `process_identity` of the owner; [] until the owner has written it."""
+    with suppress(ValueError):
+        number, identity = json.loads(content.partition(b"\n")[0])
+        if number == _token(name):
+            return identity
+    return []
+
+
+def _create(folder: Path) -> None:
+    """Create a lease without an owner; keep one that another process has just created."""
     new = folder.with_name(f".{uuid.uuid4().hex}")
     try:
         new.mkdir(parents=True)
         (new / "0.free").touch()
-        new.rename(folder)
+        new.rename(folder)  # fails if the folder exists and holds a file
     except OSError:
         shutil.rmtree(new, ignore_errors=True)
         if not folder.is_dir():
@@ -159,7 +238,7 @@ def _make(folder: Path) -> None:
 
 
 def _rename(old: Path, new: Path) -> bool:
-    """Rename a file; say whether it was there."""
+    """Rename a file; say whether it existed."""
     with suppress(FileNotFoundError):
         old.rename(new)
         return True

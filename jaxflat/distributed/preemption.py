@@ -1,4 +1,8 @@
-"""A signal to stop: obeyed at once, or between compiled calls where there is work to save."""
+"""Requests to stop, by SIGTERM or SIGINT: obeyed immediately, or between compiled calls.
+
+Code that has work to save runs under `defer_signals` and calls `stop_if_requested` between compiled
+calls. Everywhere else a signal stops the process immediately.
+"""
 
 import os
 import signal
@@ -12,49 +16,48 @@ from typing import Any
 from jaxflat.distributed import ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO = 0.2  # seconds; `timeout` signals a process and then its group: one request that comes twice
-
-Keep = Callable[[str, Callable[[], Any]], Any]
-"""keep(name, make) -> what make() returns, or what it returned before a signal came."""
+# Seconds within which a second signal is the same request: `timeout` signals a process, then its
+# process group.
+REPEAT_WINDOW = 0.2
 
 
 class Preempted(SystemExit):
-    """The process was asked to stop; what was done so far is on disk.
+    """The process was asked to stop; all finished work is on disk.
 
-    Where nothing catches it, Python ends with exit code 75 and without a traceback.
+    If nothing catches it, Python exits with code 75 and prints no traceback.
     """
 
     code = 75
 
 
 _received: list[int] = []
-_at_once = True
-_answered = threading.Event()
+_deferred = False
+_announced = threading.Event()
 
 
-def install() -> None:
-    """From now on SIGTERM and SIGINT raise Preempted, within `deferred` at the next `check`.
+def install_handlers() -> None:
+    """Let SIGTERM and SIGINT raise Preempted; under `defer_signals` the next check raises it.
 
-    A second one ends the process at once.
-    Python runs handlers in its main thread and not before a compiled call returns, so a thread
-    answers meanwhile: it gets the signals' numbers through a pipe.
+    A second signal ends the process immediately.
+    Python runs signal handlers in the main thread, and only after a compiled call returns. A thread
+    therefore announces the signal meanwhile: it gets the signals' numbers through a pipe.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
     for number in SIGNALS:
-        signal.signal(number, _remember)
-    threading.Thread(target=_answer, args=(reading,), daemon=True).start()
+        signal.signal(number, _handle)
+    threading.Thread(target=_announce, args=(reading,), daemon=True).start()
 
 
-def requested() -> bool:
-    """Say whether a signal has come, to any of the run's processes: all must ask as often."""
-    return any(ranks.gather(bool(_received), "preemption"))
+def stop_requested() -> bool:
+    """Say whether any process of the run got a signal. All processes must call it equally often."""
+    return any(ranks.all_gather(bool(_received), "preemption"))
 
 
-def check(save: Callable[[], Any] | None = None) -> None:
-    """Save and raise Preempted where a signal has come: between compiled calls."""
-    if requested():
+def stop_if_requested(save: Callable[[], Any] | None = None) -> None:
+    """Call `save` and raise Preempted if any process of the run got a signal."""
+    if stop_requested():
         if save is not None:
             save()
         own = [signal.Signals(number).name for number in _received]
@@ -62,41 +65,39 @@ def check(save: Callable[[], Any] | None = None) -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Leave it to `check` to stop what is within: it saves the work first."""
-    global _at_once
-    _at_once = False
+def defer_signals() -> Iterator[None]:
+    """Within the block only `stop_if_requested` raises Preempted, after it saved the work."""
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _at_once = True
-    check()
+        _deferred = False
+    stop_if_requested()
 
 
-def afresh(name: str, make: Callable[[], Any]) -> Any:
-    """Keep nothing."""
-    return make()
-
-
-def _remember(number: int, _: Any) -> None:
+def _handle(number: int, _: Any) -> None:
     _received.append(number)
-    if _at_once and len(_received) == 1:
-        _answered.wait(timeout=1)
+    if not _deferred and len(_received) == 1:
+        _announced.wait(timeout=1)
         raise Preempted(signal.Signals(number).name)
 
 
-def _answer(reading: int) -> None:
-    """Say that a signal has come; end the process where another does."""
-    came = None
+def _announce(reading: int) -> None:
+    """Print that the first signal arrived; end the process at the second."""
+    first_at = None
     while True:
         number = os.read(reading, 1)[0]
-        if number not in SIGNALS:  # someone else's
+        if number not in SIGNALS:  # another library handles it
             continue
-        if came is None:
-            came = time.monotonic()
+        if first_at is None:
+            first_at = time.monotonic()
             name = signal.Signals(number).name
-            text = f"{name}: stopping after the current call or compilation; once more ends at once"
+            text = (
+                f"{name}: stopping after the current call or compilation. "
+                "Send it again to stop immediately."
+            )
             print(text, file=sys.stderr, flush=True)
-            _answered.set()
-        elif time.monotonic() - came > ECHO:
+            _announced.set()
+        elif time.monotonic() - first_at > REPEAT_WINDOW:
             os._exit(128 + number)

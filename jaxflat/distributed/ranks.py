@@ -1,9 +1,9 @@
-"""Several processes that make one run: how they start, agree, and end together.
+"""The processes of one run, numbered by rank: how they start, agree, and end together.
 
-Each has the devices of its host, and all do the same work in the same order. Files are the first
-one's affair: the others get what it reads there, and what its writing raises. They tell each other
-through the coordination service of JAX; a message over the devices that one process sends alone
-would be taken for a part of the next computation.
+Each process uses the devices of its host, and all do the same work in the same order. Only rank 0
+reads and writes files: the others get what it reads, and the errors that its writes raise. The
+processes exchange values through JAX's coordination service. A message over the devices would not
+do: if one process sends it alone, the others take it for a part of their next computation.
 """
 
 import functools
@@ -17,158 +17,178 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MODES = ("auto", "on", "off")
-HEARTBEAT = 30  # seconds: a process that is silent for as long is dead, and ends the others
-FOREVER = 10**9  # milliseconds: one may train a teacher for days while the others wait
-GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_HOW = f"start it by srun or mpirun, on a TPU pod, or set {', '.join(GIVEN)}"
+SILENCE_LIMIT = (
+    30  # seconds; a process that is silent for longer counts as dead, and ends the others
+)
+FOREVER = 10**9  # milliseconds; rank 0 may train a teacher for days while the others wait
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_REMEDY = f"start it with srun or mpirun, on a TPU pod, or set {', '.join(VARIABLES)}"
 
 
 class ClusterError(ValueError):
-    """There is no cluster, or one that is not fully described; the message is one line."""
+    """No cluster was found, or its description is incomplete; the message is one line."""
 
 
-_process, _num_processes = 0, 1
+_rank, _num_ranks = 0, 1
 _exchanges = itertools.count()
-_alone = False  # in what only the first process does
+_inside_rank_0 = False  # within a function that only rank 0 calls
 
 
-def start(mode: str) -> None:
-    """Join the other processes of this run, before anything touches a device.
+def join_cluster(mode: str) -> None:
+    """Join the other processes of this run. Call it before anything touches a device.
 
-    mode: "off" to stay alone; "auto" to join where there are others: on Slurm, Open MPI, Kubernetes
-    and TPU pods, as JAX finds them, or as the variables `GIVEN` say; "on" to insist on a cluster.
-    Raises ClusterError where there is none to insist on. Whatever goes wrong with one that there is
-    is raised as it comes: without the others each host would train alone.
+    mode: "off" never joins. "auto" joins if JAX detects a cluster (Slurm, Open MPI, Kubernetes, a
+    TPU pod) or if `VARIABLES` describe one. "on" requires a cluster.
+
+    Raises ClusterError if the mode is "on" and there is no cluster, or if the cluster is only
+    partly described. Any error while joining a detected cluster propagates: without the others,
+    each host would train alone.
     """
-    global _process, _num_processes
+    global _rank, _num_ranks
     if mode == "off":
         return
-    import jax  # late, as everywhere here: what reads files only needs none
+    import jax  # imported late, as everywhere in this file: commands that only read files need none
 
-    address, num_processes, process = _cluster()
+    address, num_processes, process = _describe_cluster()
     if address is None:
         if mode == "on":
-            raise ClusterError(f"--multihost=on, but there is no cluster; {_HOW}")
+            raise ClusterError(f"--multihost=on, but there is no cluster; {_REMEDY}")
         return
     if num_processes == 1:
         return
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM itself
     jax.distributed.initialize(
         address,
         num_processes,
         process,
-        cluster_detection_method="deactivate",  # it is known, and all devices here are this one's
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=HEARTBEAT,
+        cluster_detection_method="deactivate",  # done above; this process owns all local devices
+        heartbeat_timeout_seconds=SILENCE_LIMIT,
+        shutdown_timeout_seconds=SILENCE_LIMIT,
     )
-    _process, _num_processes = jax.process_index(), jax.process_count()
+    _rank, _num_ranks = jax.process_index(), jax.process_count()
 
 
-def _cluster() -> tuple[str | None, int | None, int | None]:
-    """Return (address of the first process, how many there are, which this is), None if none."""
-    from jax._src.clusters import ClusterEnv  # as jax.distributed.initialize() finds them
-
-    address = os.environ.get(GIVEN[0])
-    num_processes, process = _number(GIVEN[1]), _number(GIVEN[2])
-    if None in (address, num_processes, process):
-        try:
-            address, num_processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
-                address, num_processes, process, None, None, 300
-            )
-        except Exception as error:  # such as: a pod that may not ask Kubernetes about its job
-            said = " ".join(str(error).split())
-            raise ClusterError(
-                f"a cluster that cannot be asked: {type(error).__name__}: {said}; "
-                "--multihost=off stays alone"
-            ) from error
-    found = address, num_processes, process
-    if None in found and found != (None, None, None):
-        missing = GIVEN[found.index(None)]
-        raise ClusterError(f"{missing} is not set, and there is no cluster that tells; {_HOW}")
-    return found
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return _rank
 
 
-def _number(name: str) -> int | None:
-    text = os.environ.get(name)
-    if text is not None and not text.isdigit():
-        raise ClusterError(f"{name}={text!r} must be a number")
-    return None if text is None else int(text)
-
-
-def index() -> int:
-    """Return which process this is, from 0."""
-    return _process
-
-
-def is_first() -> bool:
+def is_rank_0() -> bool:
     """Say whether this is the process that writes and prints."""
-    return _process == 0
+    return _rank == 0
 
 
-def gather(value: T, name: str, timeout: int = FOREVER) -> list[T]:
-    """Return the values of all processes, once all have come here under the same name.
+def all_gather(value: T, name: str, timeout: int = FOREVER) -> list[T]:
+    """Return the values of all ranks, in order, once all have called this with the same name.
 
-    Raises RuntimeError where one has not within `timeout` milliseconds, or is dead.
+    Raises RuntimeError if a rank has not called it within `timeout` milliseconds, or is dead.
     """
-    if _num_processes == 1 or _alone:
+    if _num_ranks == 1 or _inside_rank_0:
         return [value]
-    from jax._src.distributed import global_state  # its service has no public name
-
-    client: Any = global_state.client
-    number = next(_exchanges)
-    client.key_value_set_bytes(f"jaxflat/{number}/{_process:06}", pickle.dumps(value))
+    client, number = coordination_client(), next(_exchanges)
+    client.key_value_set_bytes(f"jaxflat/{number}/{_rank:06}", pickle.dumps(value))
     client.wait_at_barrier(f"jaxflat/{number}/{name}", timeout)
-    if number:  # all have read what was told before
-        client.key_value_delete(f"jaxflat/{number - 1}/{_process:06}")
-    told = client.key_value_dir_get_bytes(f"jaxflat/{number}/")
-    return [pickle.loads(text) for _, text in sorted(told)]
+    if number:  # all ranks have read the values of the exchange before
+        client.key_value_delete(f"jaxflat/{number - 1}/{_rank:06}")
+    values = client.key_value_dir_get_bytes(f"jaxflat/{number}/")
+    return [pickle.loads(text) for _, text in sorted(values)]
 
 
-def first(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function that only the first process calls; all get what it returns or raises.
+def on_rank_0(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that only rank 0 runs it; all ranks get what it returns or raises.
 
-    All must come to it, in the same order. Within it the first process is alone.
+    All ranks must call it, in the same order. Within it, rank 0 exchanges nothing with the others.
     """
 
     @functools.wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> T:
-        if _num_processes == 1 or _alone:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _num_ranks == 1 or _inside_rank_0:
             return function(*args, **kwargs)
         outcome: Any = None
-        if is_first():
-            outcome = _outcome(functools.partial(function, *args, **kwargs))
-        told_by_first = gather(outcome, function.__qualname__)[0]
-        value, error = outcome if is_first() else told_by_first  # with its traceback
+        if is_rank_0():
+            outcome = _run_on_rank_0(functools.partial(function, *args, **kwargs))
+        received = all_gather(outcome, function.__qualname__)[0]
+        value, error = outcome if is_rank_0() else received  # rank 0 keeps the traceback
         if error is not None:
             raise error
         return value
 
-    return told
+    return call
 
 
-def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Return (value, None), or (None, what was raised) in a form that can be sent."""
-    global _alone
-    _alone = True
+def all_ranks_failed() -> bool:
+    """Say whether every rank has failed too, each calling this after its own failure.
+
+    If not, this process should exit: the others wait for it, notice its death, and exit too.
+    """
+    try:
+        all_gather(None, "failure", SILENCE_LIMIT * 1000)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run_on_rank_0(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return (value, None), or (None, the error) in a form that pickle can send."""
+    global _inside_rank_0
+    _inside_rank_0 = True
     try:
         return function(), None
-    except BaseException as error:  # the others must not wait for what will not come
+    except BaseException as error:  # the others must not wait for a value that never comes
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:
             return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
     finally:
-        _alone = False
+        _inside_rank_0 = False
 
 
-def failed_together() -> bool:
-    """Say whether all processes have come to a failure, each to one.
+def _describe_cluster() -> tuple[str | None, int | None, int | None]:
+    """Return (address of rank 0, number of processes, this rank); None each without a cluster."""
+    address = os.environ.get(VARIABLES[0])
+    num_processes, process = _read_number(VARIABLES[1]), _read_number(VARIABLES[2])
+    found = address, num_processes, process
+    if None in found:
+        try:
+            found = detect_cluster(address, num_processes, process)
+        except Exception as error:  # for example a pod that may not query Kubernetes about its job
+            text = " ".join(str(error).split())
+            raise ClusterError(
+                f"could not query the cluster: {type(error).__name__}: {text}; "
+                "use --multihost=off to run on this host only"
+            ) from error
+    if None in found and found != (None, None, None):
+        missing = VARIABLES[found.index(None)]
+        raise ClusterError(f"{missing} is not set, and no detected cluster gives it; {_REMEDY}")
+    return found
 
-    Where not, this one should end: the others wait for it in vain, and end when they miss it.
-    """
-    try:
-        gather(None, "failure", HEARTBEAT * 1000)
-    except RuntimeError:
-        return False
-    return True
+
+def _read_number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdigit():
+        raise ClusterError(f"{name}={text!r} must be a number")
+    return None if text is None else int(text)
+
+
+# The only two places that import private names of JAX. tests/distributed/test_ranks.py says what to
+# do when JAX moves them.
+
+
+def detect_cluster(
+    address: str | None, num_processes: int | None, process: int | None
+) -> tuple[str | None, int | None, int | None]:
+    """Fill in (address of rank 0, number of processes, this rank) from the cluster JAX detects."""
+    from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize() uses
+
+    found = ClusterEnv.auto_detect_unset_distributed_params(
+        address, num_processes, process, None, None, 300
+    )
+    return found[:3]
+
+
+def coordination_client() -> Any:
+    """Return the client of JAX's coordination service, which has no public name."""
+    from jax._src.distributed import global_state
+
+    return global_state.client

@@ -13,6 +13,7 @@ from jaxflat import config as base_config
 from jaxflat.analysis.page.checkpoint_figures import save_curves
 from jaxflat.config import loading, validation
 from jaxflat.config.validation import InputError
+from jaxflat.console import plain_warnings
 from jaxflat.distributed import compilation, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
@@ -24,7 +25,7 @@ from jaxflat.runs import checks
 from jaxflat.storage.files import write_json
 
 OF_TEXTS = {"data": "language", "length": "sentences"}
-"""The flags for Hugging Face folders, and what a run has in their place."""
+"""The flags for Hugging Face folders, and their counterparts in a run."""
 
 EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -35,13 +36,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the flags, and the arguments that set config keys; InputError on a wrong flag."""
+    """Return the flags and the arguments that set config keys; raise InputError on a wrong flag."""
     parser = _Parser(
         prog="python -m jaxflat.measure",
-        description="Measure how flat the loss is around a checkpoint: of a run, on sentences of "
-        "its own language, or of a GPT-2, OPT or BERT (Hugging Face folder), on texts of a file.",
-        epilog="How to measure: --config.flatness.num_probes=8 and all keys of that section; for "
-        "a run those it was measured with are the defaults. Measures: " + ", ".join(MEASURES),
+        description="Measure the flatness of the loss around a checkpoint: of a run, on sentences "
+        "of its language, or of a GPT-2, OPT or BERT (Hugging Face folder), on texts of a file.",
+        epilog="Settings: --config.flatness.num_probes=8 and all keys of that section; a run's own "
+        "settings are its defaults. Measures: " + ", ".join(MEASURES),
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -50,27 +51,27 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, metavar="FILE",
-        help="for a Hugging Face folder: a text on each line (its tokenizer.json makes tokens), "
-        "or .jsonl with a list of token ids on each",
+        help="for a Hugging Face folder: a file with a text on each line, for its tokenizer.json, "
+        "or .jsonl with a list of token ids on each line",
     )  # fmt: skip
     parser.add_argument("--measures", default="hessian_trace,fisher_trace", help="(%(default)s)")
     parser.add_argument(
         "--toward", type=Path, metavar="DIR",
-        help="a second checkpoint of the same model, for loss_path: the loss on the way there",
+        help="a second checkpoint of the same model: loss_path draws the loss on the line to it",
     )  # fmt: skip
     parser.add_argument("--length", type=int, help="with --data: cut texts there (64)")
     parser.add_argument(
-        "--seed", type=int, help="of sentences and probes (a run: its probe_seed; --data: 0)"
+        "--seed", type=int, help="for sentences and probes (a run: its probe_seed; --data: 0)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw what has a picture there")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="save the figures there")
     flags, rest = parser.parse_known_args(arguments)
     check_flags(flags)
     return flags, rest
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise InputError on a flag that cannot be, or not with the others."""
+    """Raise InputError on a flag that is wrong by itself or with the others."""
     asked = set(flags.measures.split(","))
     validation.check_choices("--measures", flags.measures.split(","), MEASURES)
     if ("loss_path" in asked) != (flags.toward is not None):
@@ -82,18 +83,19 @@ def check_flags(flags: argparse.Namespace) -> None:
     validation.check_outputs(flags.json, flags.figures)
     pictures = asked & {"loss_slices", "loss_plane"}
     if pictures and not (flags.json or flags.figures):
-        raise InputError(f"{sorted(pictures)[0]} makes pictures: set --figures or --json")
+        raise InputError(f"{sorted(pictures)[0]} makes figures: set --figures or --json")
 
 
+@plain_warnings()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        preemption.install()
+        preemption.install_handlers()
         compilation.keep_programs()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
-        if not console.is_terminal:  # a file has room for the whole table
+        if not console.is_terminal:  # a file has space for the whole table
             console = Console(width=120)
         console.print(subject.about, highlight=False, markup=False)
         with jax.default_matmul_precision("highest"):
@@ -119,13 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subject:
-    """Return what to measure; InputError, or ValueError of one line, where there is none."""
+    """Return the problem to measure; raise InputError or ValueError, of one line, if none fits."""
     checkpoint, asked = flags.checkpoint, flags.measures.split(",")
     measures = tuple(m for m in asked if m in base_config.MEASURES)
     for key in overrides:
         if not key.startswith("flatness.") or key == "flatness.measures":
             raise InputError(f"--config.{key}: only keys of flatness other than measures count")
-    # A picture has no settings to check, nor has the trace that stands in for it.
+    # Pictures have no settings to check; the trace, in place of them, has none either.
     overrides = {**overrides, "flatness.measures": measures or ("hessian_trace",)}
     if subjects.is_run(checkpoint):
         for name, own in OF_TEXTS.items():
@@ -140,31 +142,31 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
             "folder with a config.json"
         )
     elif flags.data is None:
-        raise InputError("--data=FILE is missing: the texts to measure a Hugging Face model on")
+        raise InputError("--data=FILE is missing: a Hugging Face model is measured on its texts")
     else:
         length, seed = flags.length or 64, flags.seed or 0
         subject = text_subject(checkpoint, flags.data, length, seed, overrides)
-    checks.check_labels(subject.config.flatness.labels, asked)  # of pictures too
+    checks.check_labels(subject.config.flatness.labels, asked)  # for pictures too
     return lead_toward(subject, checkpoint, flags.toward) if flags.toward else subject
 
 
 def measure(
     subject: Subject, measures: list[str]
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Any]], dict[str, str]]:
-    """Return the mean loss and all estimates by name, the curves by measure, and what failed.
+    """Return the mean loss and all estimates by name, the curves by measure, and the failures.
 
-    Says on stderr which measure is at work, and how long each took.
+    Prints the current measure, and the seconds of each finished one, to stderr.
     """
     problem, settings = subject.problem, subject.config.flatness
     estimates = {"loss": mean_loss(problem.loss_fn, problem.params, problem.sample(0))}
     curves, failures = {}, {}
     for number, name in enumerate(measures, start=1):
-        preemption.check()
+        preemption.stop_if_requested()
         print(f"[{number}/{len(measures)}] {name} ...", end=" ", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
             measured = jax.block_until_ready(MEASURES[name](problem, settings))
-        except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as: no memory left
+        except (ValueError, jax.errors.JaxRuntimeError) as error:  # for example: no memory left
             failures[name] = _first_line(error)
         else:
             estimates |= measured.estimates

@@ -1,4 +1,4 @@
-"""Estimates as a table for people, and as strict JSON."""
+"""Estimates as a printed table, and as strict JSON."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from rich.table import Table
 
 from jaxflat.flatness import Estimate
 
-R_HAT = 1.01  # Gelman et al. (2013), Vehtari et al. (2021): chains agree below it
+R_HAT = 1.01  # chains have converged below it (Gelman et al. 2013, Vehtari et al. 2021)
 
 
 def table(estimates: dict[str, Estimate]) -> Table:
-    """Return the estimates with their 95% intervals, groups of parameters indented."""
+    """Return a table of estimates with 95% intervals; groups of parameters are indented."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column("measure", no_wrap=True)
     for column in ("mean", "± SEM", "95% interval", "samples"):
@@ -34,7 +34,7 @@ def table(estimates: dict[str, Estimate]) -> Table:
 
 
 def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
-    """Say what the table does not: an aim that was not reached, chains that disagree."""
+    """Return warnings: a precision that was not reached, chains that have not converged."""
     lines = []
     for name in ("hessian_trace", "gauss_newton_trace", "fisher_trace"):
         if name in estimates and settings.relative_error > 0:
@@ -49,13 +49,13 @@ def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
     if r_hat is not None and not r_hat.mean <= R_HAT:
         lines.append(
             f"local_learning_coefficient: R-hat is {r_hat.mean:.3f}, above {R_HAT}: the chains "
-            "disagree; longer ones may not"
+            "have not converged; run longer chains"
         )
     return lines
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate with its 95% interval as JSON has it: null where there is no number."""
+    """Return an estimate with its 95% interval for JSON, with null for numbers not finite."""
     low, high = estimate.interval()
     numbers = {"mean": estimate.mean, "sem": estimate.sem, "low": low, "high": high}
     finite = {key: plain(value) for key, value in numbers.items()}
@@ -63,7 +63,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return an array as nested lists of numbers, null where one is not finite."""
+    """Return an array as nested lists of numbers, with null for numbers that are not finite."""
     listed = value.tolist()
     return jax.tree.map(lambda x: x if math.isfinite(x) else None, listed)
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a path through the loss leads to."""
+"""The second checkpoint, at the end of a path through the loss."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,9 @@ from jaxflat.models.huggingface import load_model, read_model
 
 
 def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
-    """Return the subject of the checkpoint `start` with the parameters of a second one to go to.
+    """Return the subject of the checkpoint `start` with the parameters of `end` as its goal.
 
-    Raises InputError where there is none, or where it is of another model.
+    Raises InputError if `end` is not a checkpoint or has another model.
     """
     if is_run(end):
         there = run_model(end)
@@ -31,7 +31,7 @@ def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
 
 
 def _difference(here: Any, there: Any) -> str:
-    """Say in what two models differ first."""
+    """Return the first difference between two models."""
     if type(here) is not type(there):
         return f"a {type(there).__name__}, not a {type(here).__name__}"
     names = (field.name for field in dataclasses.fields(here))

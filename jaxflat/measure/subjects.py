@@ -1,4 +1,4 @@
-"""What `measure` measures: a checkpoint of a run, on sentences of its own language."""
+"""A checkpoint of a run as the subject of `measure`, on sentences of its language."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
 from jaxflat.runs import checks, experiment
 from jaxflat.runs.measure_flatness import make_problem
-from jaxflat.runs.records import load_params
+from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage import checkpoint as stored_params
 
 
 class Subject(NamedTuple):
-    """A problem, the config whose `flatness` section says how to measure it, and what it is."""
+    """A problem, the config whose `flatness` section has its settings, and a description."""
 
     problem: Problem
     config: Config
@@ -27,26 +27,26 @@ class Subject(NamedTuple):
 
 
 def is_run(checkpoint: Path) -> bool:
-    """Say whether a path looks like POINT/checkpoints/STEP of a run, or POINT/projected/STEP."""
+    """Return whether a path looks like POINT/checkpoints/STEP or POINT/projected/STEP of a run."""
     checkpoint = checkpoint.absolute()
     return checkpoint.name.isdecimal() and checkpoint.parent.name in ("checkpoints", "projected")
 
 
 def listed(directory: Path) -> str:
-    """Return what to say of the checkpoints that a run has."""
+    """Return a phrase that lists the checkpoints of a run, for error lines."""
     steps = stored_params.steps(directory / "checkpoints")
     return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
 def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = None) -> Subject:
-    """Return what a run's checkpoint is measured by: its own language and settings, overridden.
+    """Return a run's checkpoint with its own language and settings, after overrides.
 
-    A seed takes the place of the run's probe_seed: other sentences and probes. Raises InputError
-    where there is no such checkpoint or an override does not fit.
+    A seed replaces the run's probe_seed and draws other sentences and probes. Raises InputError if
+    the checkpoint does not exist or an override is wrong.
     """
     directory, snapshot, config = _find(checkpoint)
     if max(config.mesh.data, 1) * config.mesh.model > jax.device_count():
-        config.mesh.update(data=-1, model=1)  # a smaller machine than the run's
+        config.mesh.update(data=-1, model=1)  # this machine is smaller than the run's
     if seed is not None:
         config.probe_seed = seed
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
@@ -61,18 +61,18 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
 
 
 def run_model(checkpoint: Path) -> Any:
-    """Return the model of a run's checkpoint; InputError where there is no such checkpoint."""
+    """Return the model of a run's checkpoint; raise InputError if it does not exist."""
     return experiment.make_model(FrozenConfigDict(_find(checkpoint)[2]))
 
 
 def run_params(checkpoint: Path) -> Any:
-    """Return the parameters of a run's checkpoint; InputError where there is no such checkpoint."""
+    """Return the parameters of a run's checkpoint; raise InputError if it does not exist."""
     directory, snapshot, config = _find(checkpoint)
     return load_params(FrozenConfigDict(config), directory, snapshot)
 
 
 def _find(checkpoint: Path) -> tuple[Path, Snapshot, Config]:
-    """Return the directory of a run, which checkpoint of it is meant, and the run's config."""
+    """Return the directory of a run, the snapshot that the path names, and the run's config."""
     checkpoint = checkpoint.absolute()
     directory = checkpoint.parents[1]
     config = stored_config(directory / "config.json")
@@ -83,9 +83,9 @@ def _find(checkpoint: Path) -> tuple[Path, Snapshot, Config]:
 
 
 def stored_config(path: Path) -> Config:
-    """Return the config of a run's config.json; keys that are newer than the run have defaults.
+    """Return the config of a run's config.json; keys that are newer than the run get defaults.
 
-    Raises InputError where the file holds none.
+    Raises InputError if the file has no config.
     """
     config = base_config.base()
     try:

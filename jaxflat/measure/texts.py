@@ -1,4 +1,4 @@
-"""What `measure` measures of a Hugging Face folder: its own loss on the texts of a file."""
+"""A Hugging Face folder as the subject of `measure`: its loss on the texts of a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ from jaxflat.training.objectives import (
 
 
 class MaskedTexts(NamedTuple):
-    """Texts with one hidden token each, at positions_Bx1, where words_Bx1 stood."""
+    """Texts with one hidden token each: words_Bx1 at positions_Bx1."""
 
     inputs_BxT: Any
     lengths_B: Any
@@ -42,11 +42,11 @@ class MaskedTexts(NamedTuple):
 def text_subject(
     folder: Path, data: Path, max_length: int, seed: int, overrides: dict[str, Any]
 ) -> Subject:
-    """Return what a Hugging Face folder is measured by: its own loss on the texts of a file.
+    """Return a Hugging Face folder's model with its own loss on the texts of a file.
 
     A GPT-2 or OPT predicts every token but the first, a BERT one hidden token a text, uniform over
-    its ordinary ones. Texts come in an order drawn from the seed. Labels are those of the texts,
-    or with flatness.labels="model" the model's own. Raises ValueError of one line that names the
+    its ordinary ones. Texts come in an order drawn from the seed. Labels come from the texts,
+    or with flatness.labels="model" from the model. Raises ValueError of one line that names the
     file or the key that is wrong, before it reads the parameters.
     """
     config = validation.validate(loading.override(_texts_config(), overrides))
@@ -62,7 +62,7 @@ def text_subject(
     else:
         if (texts.lengths_N < 2).any():
             line = np.argmin(texts.lengths_N) + 1
-            raise InputError(f"{data}: line {line} has a single token; a prediction takes two")
+            raise InputError(f"{data}: line {line} has a single token; a prediction needs two")
         examples = TextBatch(texts.tokens_NxT, texts.lengths_N)
         num_predictions = int(texts.lengths_N.sum()) - len(texts.lengths_N)
         loss_fn, log_probs_fn = causal_lm_loss(model.apply), causal_log_probs(model.apply)
@@ -96,7 +96,7 @@ def _texts_config() -> Config:
 
 
 def mask_token(folder: Path, num_tokens: int) -> int:
-    """Return the tokenizer's [MASK]; InputError where the folder has none that the model knows."""
+    """Return the tokenizer's [MASK]; raise InputError unless it exists and the model knows it."""
     token = load_tokenizer(folder).token_to_id("[MASK]")
     if token is None:
         raise InputError(f"{folder / 'tokenizer.json'}: has no token [MASK]")
@@ -132,7 +132,7 @@ def masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
 def _microbatches(
     key: jax.Array, examples: Any, settings: Config, data: Path
 ) -> Callable[[int], Any]:
-    """Return rounds of microbatches, each text in at most one; sets the sizes in `settings`."""
+    """Return rounds of microbatches, each text in at most one; set the sizes in `settings`."""
     num_texts = len(examples[0])
     num_microbatches = min(settings.num_microbatches, num_texts)
     if num_microbatches < 2:

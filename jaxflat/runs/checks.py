@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from jaxflat.config import Config
 from jaxflat.flatness.terms import MIN_SAMPLES
-from jaxflat.languages.generated import text_language
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.languages import kind_of
 
 OF_GIVEN_LABELS = (
     *("average_sharpness", "adaptive_average_sharpness"),
@@ -21,7 +21,7 @@ OF_GIVEN_LABELS = (
 
 def check(config: Config) -> None:
     """Raise ValueError where a valid config still cannot run here; trains nothing."""
-    _check_language(config)
+    kind_of(config.language).check_uses(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
     num_devices = experiment.make_mesh(config).size
@@ -131,46 +131,3 @@ def check_labels(labels: str, measures: Iterable[str]) -> None:
                 f"flatness.labels='model' leaves {measure} without meaning: it is for traces, "
                 "eigenvalues and the density"
             )
-
-
-def _check_language(config: Config) -> None:
-    """Raise ValueError where a config's language, or its tasks, cannot be made or measured."""
-    section = config.language
-    if section.name == "generated":
-        if config.model.name == "lookup_table":
-            raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
-        for name in config.phase_order:
-            if config.phases[name].adversary.strength:
-                raise ValueError(
-                    f"phases.{name}.adversary.strength must be 0 for language.name='generated', "
-                    "whose sentences have no hidden labels"
-                )
-        probes = config.probes
-        num_tuning = probes.finetune.num_draws * probes.finetune.shots
-        num_training = max(probes.num_draws * max(probes.shots), num_tuning)
-        text_language.check(section, probes.num_test + probes.num_validation + num_training)
-    else:
-        check_labelings(config)
-
-
-def check_labelings(config: Config) -> None:
-    """Raise ValueError where a language that needs no teacher, or its labels, cannot be made."""
-    section = config.language
-    tasks = experiment.make_language(section).tasks
-    asked = {"probes.labelings": config.probes.labelings}
-    for phase in config.phase_order:
-        if (adversary := config.phases[phase].adversary).strength:
-            asked[f"phases.{phase}.adversary.labeling"] = (adversary.labeling,)
-            if not tasks:
-                raise ValueError(
-                    f"phases.{phase}.adversary.strength={adversary.strength} needs tasks, and "
-                    f"language.name={section.name!r} has none"
-                )
-    for key, labelings in asked.items():
-        for name, task in tasks.items():
-            for labeling in labelings:
-                if labeling not in task.labelings:
-                    raise ValueError(
-                        f"{key}: {labeling!r} is none of task {name}'s in language.name="
-                        f"{section.name!r}: {', '.join(task.labelings)}"
-                    )

@@ -16,13 +16,15 @@ from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import Dataset, open_dataset
 from jaxflat.datasets.record_bytes import Columns, Types, layout_of
-from jaxflat.datasets.shards import claim, finish, is_finished, sha256, shard_path, write_shard
+from jaxflat.datasets.shards import claim, finish, is_finished, shard_path, write_shard
 from jaxflat.distributed import preemption
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import kind_of, make_language
+from jaxflat.storage.files import sha256
 
 SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call
@@ -53,7 +55,7 @@ def columns_of(
     sentences = jax.device_get(language.sample(key, size))
 
     def part(rows: slice) -> Columns:
-        preemption.check()
+        preemption.stop_if_requested()
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
         for name, (labels_B, valid_B) in all_labels(language.tasks, some, labelings).items():
@@ -98,9 +100,9 @@ def build_dataset(
     chosen = {"name": section.name, "seed": section.seed}
     settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
     settings |= {"num_sentences": num_sentences, "shard_size": shard_size, "purpose": purpose}
-    settings |= {"content": text_language.content(section)}
+    settings |= {"content": kind_of(section).file_digests(section)}
     settings |= {"labelings": list(labelings), "conditionals": conditionals}
-    language = experiment.make_language(section)
+    language = make_language(section)
     types = column_types(language, labelings, conditionals)
     layout = layout_of(types)
     devices = jax.local_devices()[: len(lengths)]
@@ -131,10 +133,8 @@ def build_dataset(
 
 
 def prepare(section: Config, display: Display) -> None:
-    """Make what a language needs on disk, unless it is there: its teacher, stored sentences."""
-    if not text_language.is_ready(section):
-        with alone(text_language.teacher_folder(section), display.wait):
-            text_language.prepare_teacher(section, display)
+    """Make what a language needs on disk, unless it exists: its teacher, stored sentences."""
+    kind_of(section).prepare(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         made = 0
 
@@ -144,7 +144,7 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(made, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with alone(folder, display.wait):
+        with hold(folder, display.wait):
             if is_finished(folder):  # by another, meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)
@@ -177,7 +177,7 @@ def stored_sentences(
 def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
-    settings |= {"content": text_language.content(section)}
+    settings |= {"content": kind_of(section).file_digests(section)}
     return text_language.folder_of(section, section.name, settings)
 
 

@@ -18,10 +18,9 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
-from jaxflat.languages import LANGUAGES
-from jaxflat.languages.generated import text_language
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.runs.adversary import make_objective
+from jaxflat.runs.languages import kind_of
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
@@ -35,32 +34,20 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
-@functools.cache
-def make_language(section: Config) -> Any:
-    """Return the language of a config's `language` section; ValueError names what is wrong."""
-    if section.name == "generated":
-        return text_language.make_generated(section)
-    return LANGUAGES[section.name](section.seed, **section[section.name])
-
-
-def language_sizes(section: Config) -> tuple[int, int]:
-    """Return (words, longest sentence) of a language, whose teacher may not be there yet."""
-    if section.name == "generated":
-        return section.generated.num_words, section.generated.length
-    language = make_language(section)
-    return language.num_words, language.max_length
-
-
 def make_model(config: Config) -> Any:
     """Return the model of a config, sized for its language."""
-    return make_masked_model(*language_sizes(config.language), **_shape(config.model))
+    return _sized_for(config.language, _shape(config.model))
 
 
 def make_largest_model(config: Config) -> Any:
     """Return the model in which the config's own is embedded, see flatness.embedded_width."""
     layers = config.flatness.embedded_layers or config.model.num_layers
-    shape = _shape(config.model) | {"width": config.flatness.embedded_width, "num_layers": layers}
-    return make_masked_model(*language_sizes(config.language), **shape)
+    larger = {"width": config.flatness.embedded_width, "num_layers": layers}
+    return _sized_for(config.language, _shape(config.model) | larger)
+
+
+def _sized_for(language: Config, shape: dict[str, Any]) -> Any:
+    return make_masked_model(*kind_of(language).sizes(language), **shape)
 
 
 def _shape(section: Config) -> dict[str, Any]:

@@ -1,33 +1,28 @@
-"""How much of the exact posteriors is linear in a checkpoint's representations."""
+"""Measure how much of the exact posteriors is linear in a checkpoint's representations."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.probes.ridge import Beliefs, belief_errors
+from jaxflat.runs.measurements import Estimates
 from jaxflat.runs.probe_estimates import determination_estimate
 from jaxflat.runs.probe_sets import Known
-from jaxflat.runs.records import Record, record
-from jaxflat.runs.trajectory import Snapshot
 
 
-def belief_records(
-    settings: Config, local: tuple[jax.Array, ...], known: Known, snapshot: Snapshot
-) -> list[Record]:
+def belief_state_determinations(
+    settings: Config, local: tuple[jax.Array, ...], known: Known
+) -> Estimates:
     """Return R^2 of each task; local: features JxNxD at its words, as the parts of `known`."""
     parts = [
         Beliefs(features, *part)
         for features, part in zip(local, (known.train, known.validation, known.test), strict=True)
     ]
     errors_DxJxN, spreads_DxJxN = _errors(*parts, jnp.asarray(settings.l2))
-    return [
-        record(
-            snapshot,
-            f"belief_state/{name}",
-            determination_estimate(errors_DxJxN[:, j], spreads_DxJxN[0, j]),
-        )
+    return {
+        f"belief_state/{name}": determination_estimate(errors_DxJxN[:, j], spreads_DxJxN[0, j])
         for j, name in enumerate(known.names)
-    ]
+    }
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""How well a checkpoint does on the tasks after fine-tuning on labelled sentences."""
+"""Measure how well a checkpoint does on the tasks after fine-tuning on labelled sentences."""
 
 import functools
 from typing import Any
@@ -10,29 +10,22 @@ from jax.sharding import Mesh
 
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
-from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.finetune import LabelledExamples, finetuned_correct
 from jaxflat.runs import experiment
+from jaxflat.runs.measurements import Estimates, Parts
 from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import Part, ProbeSets
-from jaxflat.runs.records import Record, record
-from jaxflat.runs.trajectory import Snapshot
 from jaxflat.training.optimizers import make_optimizer
 
 
-def finetune_records(
-    config: Config,
-    model: Any,
-    params: Any,
-    sets: ProbeSets,
-    snapshot: Snapshot,
-    keep: Keep = afresh,
-) -> list[Record]:
-    """Return the accuracy of each task and labeling, each fine-tuned by itself.
+def finetuned_accuracies(
+    config: Config, model: Any, params: Any, sets: ProbeSets, parts: Parts
+) -> Estimates:
+    """Return the accuracy of each task and labeling, each fine-tuned separately.
 
-    Every draw and label set is a job. As many run in a call as there are devices, where that comes
-    out even, each device having one of its own; and every call is kept.
+    Each pair of a draw and a label set is one job. If the number of jobs is a multiple of the
+    number of devices, each device runs one job of a compiled call; otherwise a call has one job.
     """
     settings, mesh = config.probes.finetune, experiment.make_mesh(config)
     shape = (settings.num_draws, len(sets.names))
@@ -56,17 +49,16 @@ def finetune_records(
         )
         return sharding.replicate(mesh, correct_WxN).tolist()
 
-    kept = [
-        keep(f"{sets.names[0]}/finetune_{first}_of_{width}", functools.partial(correct, first))
+    name = f"{sets.names[0]}/finetune_{{}}_of_{width}"
+    calls = [
+        parts.value(name.format(first), functools.partial(correct, first))
         for first in range(0, num_jobs, width)
     ]
-    correct_DxKxN = jnp.asarray(kept).reshape(*shape, -1)
-    return [
-        record(
-            snapshot, f"finetune/{name}", accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
-        )
+    correct_DxKxN = jnp.asarray(calls).reshape(*shape, -1)
+    return {
+        f"finetune/{name}": accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
         for k, name in enumerate(sets.names)
-    ]
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

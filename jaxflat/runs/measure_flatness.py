@@ -1,7 +1,7 @@
-"""How flat the loss is around a checkpoint."""
+"""Measure how flat the loss is around a checkpoint."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,70 @@ from jax.sharding import Mesh
 
 from jaxflat.config import Config
 from jaxflat.distributed import ranks, sharding
-from jaxflat.distributed.preemption import Keep, afresh
-from jaxflat.flatness import MEASURES, Estimate, Problem, TraceTerms
+from jaxflat.flatness import MEASURES, Problem, TraceTerms
 from jaxflat.flatness.measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.runs import experiment
-from jaxflat.runs.records import Record, load_params, record
+from jaxflat.runs.languages import make_language
+from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot, sentences_seen
 from jaxflat.training.objectives import self_labelled_loss
 
+ROUNDS = ("num_probes", "probes_per_pass", "relative_error", "max_rounds")
+SHARPNESS = ("sharpness", "num_probes", "probes_per_pass")
+KEYS = {
+    "hessian_trace": (*ROUNDS, "by_block"),
+    "gauss_newton_trace": ROUNDS,
+    "fisher_trace": (*ROUNDS, "by_block"),
+    "hessian_eigenvalues": ("eigenvalues",),
+    "hessian_density": ("density",),
+    "average_sharpness": SHARPNESS,
+    "adaptive_average_sharpness": SHARPNESS,
+    "worst_sharpness": ("sharpness",),
+    "adaptive_worst_sharpness": ("sharpness",),
+    "critical_sharpness": (),
+    "gradient_noise": (),
+    "local_learning_coefficient": ("learning_coefficient",),
+}
+"""The keys of `flatness` that each measure depends on, besides SHARED."""
+SHARED = (
+    *("labels", "num_microbatches", "microbatch_size", "remat"),
+    *("embedded_width", "embedded_layers"),
+)
 
-def flatness(
-    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
-) -> list[Record]:
-    """Take each configured measure: raw, and as seen in the sweep's largest model."""
-    params, records = load_params(config, directory, snapshot), []
-    for measure in config.flatness.measures:
-        estimates = measure_both(config, params, measure, snapshot, keep)
-        records += [record(snapshot, name, estimate) for name, estimate in estimates.items()]
-    return records
+
+def settings(config: Config) -> dict[str, dict[str, Any]]:
+    """Return what each configured measure depends on; a model that is not trained has none."""
+    measures = config.flatness.measures if config.phase_order else ()
+    return {
+        name: {key: config.flatness[key] for key in (*SHARED, *KEYS[name])}
+        | {"probe_seed": config.probe_seed}
+        for name in measures
+    }
+
+
+def measure(
+    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+) -> Iterator[tuple[str, Estimates]]:
+    """Yield each measure: raw, and as seen in the sweep's largest model."""
+    params = load_params(config, directory, snapshot)
+    for name in measures:
+        yield name, measure_both(config, params, name, snapshot, parts)
 
 
 def measure_both(
-    config: Config, params: Any, measure: str, snapshot: Snapshot, keep: Keep = afresh
-) -> dict[str, Estimate]:
-    """Return a measure's estimates, and their "@embedded" values where models have a common width.
+    config: Config, params: Any, measure: str, snapshot: Snapshot, parts: Parts
+) -> Estimates:
+    """Return a measure's estimates, and their "@embedded" values if models have a common width.
 
-    Embedded is, for the Fisher trace, a weighted sum of the raw terms; other measures have no such
-    rule, so they are taken again on the embedded model.
+    The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such rule,
+    so they are measured again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
     mesh = experiment.make_mesh(config)
-    problem = _keeping_rounds(mesh, make_problem(config, model, params, snapshot), measure, keep)
+    problem = _resumable(mesh, make_problem(config, model, params, snapshot), measure, parts)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
@@ -53,48 +83,35 @@ def measure_both(
         estimates = trace_estimates(measure, terms, problem).estimates
         embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
-        embedded = estimates = _estimates(problem, settings, measure, measure, keep)
+        embedded = estimates = parts.estimates(
+            measure, lambda: MEASURES[measure](problem, settings).estimates
+        )
         if large != model:
             name = f"{measure}@embedded"
-            problem = make_problem(config, large, enlarge(params, *larger), snapshot)
-            problem = _keeping_rounds(mesh, problem._replace(groupings=()), name, keep)
-            embedded = _estimates(problem, settings, measure, name, keep)
+            inside = make_problem(config, large, enlarge(params, *larger), snapshot)
+            inside = _resumable(mesh, inside._replace(groupings=()), name, parts)
+            embedded = parts.estimates(name, lambda: MEASURES[measure](inside, settings).estimates)
     seen = embedded if factor else {}
-    # Groups of parameters are of the model itself.
+    # Groups of parameters belong to the model itself.
     whole = [name for name in seen if name == measure or not measure.endswith("_trace")]
     return estimates | {f"{name}@embedded": seen[name] for name in whole}
 
 
-def _estimates(
-    problem: Problem, settings: Config, measure: str, name: str, keep: Keep
-) -> dict[str, Estimate]:
-    """Return a measure's estimates, kept under a name as numbers."""
+def _resumable(mesh: Mesh, problem: Problem, name: str, parts: Parts) -> Problem:
+    """Return a problem whose traces survive an interruption round by round."""
 
-    def numbers() -> dict[str, Any]:
-        found = MEASURES[measure](problem, settings).estimates.items()
-        return {k: (float(e.mean), float(e.sem), e.num_samples, e.over) for k, e in found}
-
-    return {
-        key: Estimate(jnp.asarray(mean), jnp.asarray(sem), num_samples, over)
-        for key, (mean, sem, num_samples, over) in keep(name, numbers).items()
-    }
-
-
-def _keeping_rounds(mesh: Mesh, problem: Problem, name: str, keep: Keep) -> Problem:
-    """Return a problem whose traces have each of their rounds kept, as lists of numbers."""
-
-    def keep_round(i: int, draw: Callable[[], TraceTerms]) -> TraceTerms:
+    def draw_round(i: int, draw: Callable[[], TraceTerms]) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
-            made = draw()
-            arrays = sharding.replicate(mesh, (made.terms, made.weights_n))
-            numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), made.over)
-            return ranks.gather(numbers, "round")[0]  # or one might stop where others go on
+            drawn = draw()
+            arrays = sharding.replicate(mesh, (drawn.terms, drawn.weights_n))
+            numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
+            return ranks.all_gather(numbers, "round")[0]  # all ranks must decide alike when to stop
 
-        terms, weights_n, over = keep(f"{name}/round_{i}", lists)
+        terms, weights_n, over = parts.value(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))
         return TraceTerms(terms, jnp.asarray(weights_n), over)
 
-    return problem._replace(keep_round=keep_round)
+    return problem._replace(keep_round=draw_round)
 
 
 def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
@@ -123,7 +140,7 @@ def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
     """Return independent microbatches (leading axis), their sentences split over the mesh."""
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     mesh = experiment.make_mesh(config)
     how = (targets, config.language.masking)
     return _microbatches(

@@ -1,6 +1,7 @@
-"""How far a checkpoint is from the optimum."""
+"""Measure a checkpoint's loss, and how far it is from the optimum."""
 
 import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,29 @@ from jax.sharding import Mesh
 
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
-from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, questions
 from jaxflat.models.masked import MaskedModel
 from jaxflat.runs import experiment
-from jaxflat.runs.records import Record, load_params, record
+from jaxflat.runs.languages import make_language
+from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.training.objectives import prediction_losses
 
 
-def evaluate(
-    config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh
-) -> list[Record]:
-    """Measure loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
-    return keep("losses", lambda: _losses(config, directory, snapshot))
+def settings(config: Config) -> dict[str, Config]:
+    """Return what the losses depend on besides the model."""
+    return {"losses": config.evaluation}
 
 
-def _losses(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]:
+def measure(
+    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+) -> Iterator[tuple[str, Estimates]]:
+    """Yield loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
+    yield "losses", _losses(config, directory, snapshot)
+
+
+def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
     mesh = experiment.make_mesh(config)
     asked = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # what it says is exact
@@ -37,16 +43,13 @@ def _losses(config: Config, directory: Path, snapshot: Snapshot) -> list[Record]
         log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, asked)
     losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, asked)
     weights_S = asked.weights_SxRxM.sum((1, 2))
-    return [
-        record(snapshot, name, ratio_estimate(losses[name], weights_S, over="sentences"))
-        for name in losses
-    ]
+    return {name: ratio_estimate(losses[name], weights_S, over="sentences") for name in losses}
 
 
 @functools.cache
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
     """Return what is asked of every model of a language, with the exact answers."""
-    made = experiment.make_language(language)
+    made = make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
     sentences = made.sample(key, settings.num_sentences)
     if settings.num_sentences % mesh.size == 0:

@@ -1,6 +1,7 @@
-"""What can be read out of a checkpoint's representations, and what fine-tuning makes of it."""
+"""Measure what probes read out of a checkpoint, and its accuracy after fine-tuning."""
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,82 +9,110 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.config import Config
-from jaxflat.distributed.preemption import Keep, afresh
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, random_projection, span_mean
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import experiment
-from jaxflat.runs.measure_belief_states import belief_records
-from jaxflat.runs.measure_finetuning import finetune_records
+from jaxflat.runs.languages import make_language
+from jaxflat.runs.measure_belief_states import belief_state_determinations
+from jaxflat.runs.measure_finetuning import finetuned_accuracies
+from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.probe_estimates import accuracy_estimate
-from jaxflat.runs.probe_sets import Known, ProbeSets, probe_sets
-from jaxflat.runs.records import Record, load_params, record
+from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Snapshot
 
 SLICE = 512  # sentences whose representations are computed at once
 
 
-def probe(config: Config, directory: Path, snapshot: Snapshot, keep: Keep = afresh) -> list[Record]:
-    """Measure what tasks get from a model, with the Bayes accuracy beside it, one line each."""
+SAMPLED = ("num_draws", "num_validation", "num_test")
+MEASURES = {
+    "linear_probe": ("labelings", "shots", "pooling", "l2", "iterations"),
+    "linear_probe_projected": (
+        *("labelings", "shots", "pooling", "l2", "iterations"),
+        "projected_dimension",
+    ),
+    "belief_state": ("shots", "l2"),
+    "finetune": ("labelings", "finetune"),
+}
+"""The keys of `probes` that each measure depends on, besides SAMPLED."""
+
+
+def settings(config: Config) -> dict[str, dict[str, Any]]:
+    """Return what each measure that is asked for depends on besides the model."""
+    chosen, trained = config.probes, config.model.name != "lookup_table"
+    asked = {
+        "linear_probe": True,
+        "linear_probe_projected": chosen.projected_dimension > 0,
+        "belief_state": chosen.belief_state,
+        "finetune": chosen.finetune.shots > 0 and trained,
+    }
+    return {
+        name: {key: chosen[key] for key in (*SAMPLED, *keys)} | {"probe_seed": config.probe_seed}
+        for name, keys in MEASURES.items()
+        if asked[name]
+    }
+
+
+def measure(
+    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+) -> Iterator[tuple[str, Estimates]]:
+    """Yield what tasks get from a model, and the Bayes accuracy beside the linear probe's."""
     if config.model.name == "lookup_table":
-        source = (config.model.features, experiment.make_language(config.language))
+        source = (config.model.features, make_language(config.language))
     else:
         source = (experiment.make_model(config), load_params(config, directory, snapshot))
-    records = []
+    found: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
-        records += _readouts(config, source, sets, snapshot, keep)
-        if sets.finetune is not None and config.model.name != "lookup_table":
-            records += finetune_records(config, *source, sets, snapshot, keep)
-    return records
+        computations = _readouts(config, source, sets)
+        if sets.finetune is not None:
+            computations["finetune"] = functools.partial(
+                finetuned_accuracies, config, *source, sets, parts
+            )
+        for name in measures:
+            if name in computations:
+                found[name] |= parts.estimates(f"{sets.names[0]}/{name}", computations[name])
+    yield from found.items()
 
 
 def _readouts(
-    config: Config, source: tuple[Any, Any], sets: ProbeSets, snapshot: Snapshot, keep: Keep
-) -> list[Record]:
-    """Return what is linear in the representations: labels, posteriors, and labels projected.
+    config: Config, source: tuple[Any, Any], sets: ProbeSets
+) -> dict[str, Callable[[], Estimates]]:
+    """Return what computes each measure that is linear in the representations.
 
-    Each is kept; the representations, too large for that, are made again where they are needed.
+    These are computed once for all measures. They are too large to save at an interruption.
     """
     settings, known = config.probes, sets.known
     spans = known.spans if known and settings.belief_state else ()
 
     @functools.cache
     def represented() -> tuple[Any, Any]:
-        parts = [part[0] for part in (sets.train, sets.validation, sets.test)]
-        return _featurize(settings.pooling, spans, *source, parts)
+        sentences = [part[0] for part in (sets.train, sets.validation, sets.test)]
+        return _featurize(settings.pooling, spans, *source, sentences)
 
-    def belief(known: Known) -> list[Record]:
-        return belief_records(settings, represented()[1], known, snapshot)
+    def linear() -> Estimates:
+        bayes = {f"bayes/{name}": best for name, best in sets.bayes.items()}
+        return _linear_accuracies(settings, represented()[0], sets, "linear_probe") | bayes
 
-    def linear() -> list[Record]:
-        return _linear_records(settings, represented()[0], sets, snapshot, "linear_probe")
-
-    def linear_projected() -> list[Record]:
+    def projected() -> Estimates:
         features = represented()[0]
         key = experiment.purpose_key(config.language.seed, "probe_projection")
         matrix_FxP = random_projection(key, features[0].shape[-1], settings.projected_dimension)
-        projected = tuple(x @ matrix_FxP for x in features)
-        return _linear_records(settings, projected, sets, snapshot, "linear_probe_projected")
+        features = tuple(x @ matrix_FxP for x in features)
+        return _linear_accuracies(settings, features, sets, "linear_probe_projected")
 
-    first = sets.names[0]
-    records = [*keep(f"{first}/linear", linear)]
-    records += [record(snapshot, f"bayes/{name}", best) for name, best in sets.bayes.items()]
-    if settings.projected_dimension:
-        records += keep(f"{first}/projected", linear_projected)
-    if known and spans:
-        records += keep(f"{first}/belief", functools.partial(belief, known))
-    return records
+    def belief_state() -> Estimates:
+        assert known
+        return belief_state_determinations(settings, represented()[1], known)
+
+    computations = {"linear_probe": linear, "linear_probe_projected": projected}
+    return computations | ({"belief_state": belief_state} if spans else {})
 
 
-def _linear_records(
-    settings: Config,
-    features: tuple[jax.Array, ...],
-    sets: ProbeSets,
-    snapshot: Snapshot,
-    measure: str,
-) -> list[Record]:
+def _linear_accuracies(
+    settings: Config, features: tuple[jax.Array, ...], sets: ProbeSets, measure: str
+) -> Estimates:
     parts = (sets.train, sets.validation, sets.test)
     correct = _probe_correct(
         *(
@@ -95,15 +124,11 @@ def _linear_records(
         num_classes=sets.num_classes,
         iterations=settings.iterations,
     )
-    return [
-        record(
-            snapshot,
-            f"{measure}/{name}/{shots}",
-            accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k]),
-        )
+    return {
+        f"{measure}/{name}/{shots}": accuracy_estimate(correct_DxKxN[:, k], sets.test[2][k])
         for k, name in enumerate(sets.names)
         for shots, correct_DxKxN in zip(settings.shots, correct, strict=True)
-    ]
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("pooling", "spans", "model"))

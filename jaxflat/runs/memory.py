@@ -10,8 +10,8 @@ from rich.table import Column, Table
 
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
-from jaxflat.languages.generated import text_language
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.languages import kind_of, make_language
 
 GIB = 2**30
 
@@ -33,7 +33,7 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         row = [name]
         if config.phase_order:
             row += [f"{experiment.num_params(config):,}"]
-        if config.phase_order and text_language.is_ready(config.language):
+        if config.phase_order and kind_of(config.language).is_prepared(config.language):
             sizes = step_bytes(config)
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
@@ -53,7 +53,7 @@ def step_bytes(config: Config) -> dict[str, int]:
     loss_fn, _ = experiment.loss_functions(model)
     params = jax.eval_shape(lambda: experiment.init_params(config))
     state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
-    language, masking = experiment.make_language(config.language), config.language.masking
+    language, masking = make_language(config.language), config.language.masking
     settings = phase.settings
     sample = partial(
         masked_batch, batch_size=settings.batch_size, targets=settings.targets, masking=masking

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
-from jaxflat.languages.generated.text_language import labelled_sentences
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels, posteriors
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import kind_of, make_language
 
 GIVEN = "given"  # the labeling of sentences that people labelled
 
@@ -53,16 +53,16 @@ class ProbeSets(NamedTuple):
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
     """Return the language's own tasks together, and each task whose labels are given by itself."""
-    made = experiment.make_language(language)
+    made = make_language(language)
     own = [_sampled_sets(language, settings, seed)] if made.tasks else []
-    given = labelled_sentences(language)
+    given = kind_of(language).labelled_sentences(language)
     return own + [_given_sets(name, language, settings, seed) for name in given]
 
 
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
-    made = experiment.make_language(language)
+    made = make_language(language)
     tasks, chosen = made.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
 
@@ -124,7 +124,7 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
 
     Draws of training sentences are disjoint; those of other seeds come from the same rest.
     """
-    found = labelled_sentences(language)[name]
+    found = kind_of(language).labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(
         experiment.purpose_key(language.seed, "test"), len(found.labels_N)

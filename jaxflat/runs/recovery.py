@@ -11,29 +11,29 @@ from jaxflat.distributed import ranks, sharding
 from jaxflat.runs import experiment, shared_prefixes, trajectory
 from jaxflat.runs.trajectory import Phase, Snapshot
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve
+from jaxflat.storage.curve import Curve
 from jaxflat.training.step import TrainState
 
 
-@ranks.first
+@ranks.on_rank_0
 def is_trained(config: Config, directory: Path) -> bool:
     """Say whether every phase has run and every measured checkpoint is there."""
     finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
     return finished and _are_there(directory, trajectory.snapshots(config))
 
 
-@ranks.first
+@ranks.on_rank_0
 def set_aside_damaged(directory: Path) -> None:
     """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
 
     It counts no more: training makes it again, bit for bit, from the last one before it or anew.
     """
     for folder in (*shared_prefixes.FOLDERS, "aside/checkpoints", "aside/projected"):
-        for line in checkpoint.set_aside_damaged(directory / folder):
+        for line in checkpoint.mark_damaged_steps(directory / folder):
             print(f"warning: {line}; training makes it again", file=sys.stderr)
 
 
-@ranks.first
+@ranks.on_rank_0
 def go_back(config: Config, directory: Path) -> None:
     """Delete the recovery checkpoints that are beyond a measured one that is not there."""
     for step in reversed(checkpoint.steps(directory / "recovery")):
@@ -62,7 +62,7 @@ def save(config: Config, directory: Path, state: TrainState, curve: Curve) -> No
         checkpoint.delete(recovery, step)
 
 
-@ranks.first
+@ranks.on_rank_0
 def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
     folders = {snapshot.folder for snapshot in snapshots}
     found = {folder: checkpoint.steps(directory / folder) for folder in folders}

@@ -27,7 +27,7 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
-@ranks.first
+@ranks.on_rank_0
 def keep(config: Config, directory: Path, phase: Phase) -> None:
     """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
     target = _folder(config, directory, phase)
@@ -37,7 +37,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
     temporary.mkdir(parents=True)
     try:
         _copy(directory, temporary)
-        leases.check()
+        leases.assert_owned()
         temporary.rename(target)
     except OSError:
         if not target.exists():  # else another process was first
@@ -46,7 +46,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@ranks.first
+@ranks.on_rank_0
 def start_from(config: Config, directory: Path) -> None:
     """Copy the longest trunk there is for a run that has not saved anything itself.
 
@@ -79,9 +79,9 @@ def _is_whole(trunk: Path) -> bool:
     try:
         for name in FOLDERS:
             for step in checkpoint.steps(trunk / name):
-                checkpoint.check(trunk / name, step)
+                checkpoint.verify(trunk / name, step)
     except DamagedError as error:
-        aside = checkpoint.set_aside(trunk)
+        aside = checkpoint.mark_damaged(trunk)
         print(f"warning: {error}; the trunk is now {aside.name}, and not used", file=sys.stderr)
         return False
     return True
@@ -93,7 +93,7 @@ def _copy(source: Path, target: Path) -> None:
         for step in checkpoint.steps(source / name):
             checkpoint.copy(source / name, target / name, step)
         if name == "projected" and (source / "metrics.jsonl").exists():
-            leases.check()
+            leases.assert_owned()
             shutil.copy2(source / "metrics.jsonl", target)
 
 

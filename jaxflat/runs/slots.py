@@ -20,6 +20,7 @@ from jaxflat.config import Config
 from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
 from jaxflat.runs import corpus, experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
 
@@ -89,11 +90,11 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
                 calls[lane] = trainings[lane].send(outcomes.pop(lane))
             except StopIteration:
                 pass
-            except leases.Lost:
+            except leases.LeaseLost:
                 raise
             except Exception as error:
                 fail(lane, error)
-        preemption.check(lambda: [call.save() for call in calls.values() if call.save])
+        preemption.stop_if_requested(lambda: [call.save() for call in calls.values() if call.save])
         first = min((call.place for call in calls.values()), default=None)
         due = {lane: calls.pop(lane) for lane in sorted(calls) if calls[lane].place == first}
         try:
@@ -111,7 +112,7 @@ def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     steps = experiment.train_steps(model, phase.settings, masking, mesh)
     first = trunk if kind == "anneal" else phase.start
     asked = {lane: _arguments(call) for lane, call in calls.items()}
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     if num_lanes == 1:
         ((lane, (state, stored, key, schedule)),) = asked.items()
         made = {lane: steps(state, Source(language, stored), key, schedule, first, stop)}

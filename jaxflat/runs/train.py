@@ -16,7 +16,7 @@ from jaxflat.runs import recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Phase, Snapshot
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve
+from jaxflat.storage.curve import Curve
 from jaxflat.training.step import TrainState
 
 
@@ -116,10 +116,10 @@ def _train_aside(
     _forget(aside / str(snapshot.step))
 
 
-@ranks.first
+@ranks.on_rank_0
 def _forget(left: Path) -> None:
     """Delete the state that a signal left of an anneal or projection which is complete now."""
-    leases.check()
+    leases.assert_owned()
     shutil.rmtree(left, ignore_errors=True)
     with suppress(OSError):  # that of another is there
         left.parent.rmdir()

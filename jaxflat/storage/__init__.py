@@ -1,1 +1,1 @@
-"""Files that are written whole, and checkpoints that are verified when read."""
+"""Files that are written whole or not at all, and checkpoints that are verified when read."""

@@ -1,32 +1,62 @@
-"""The lines that work leaves on disk, each whole or not there."""
+"""Write files whole, append lines, flush to disk, and hash: the only place that does these.
 
+Every write raises LeaseLost, as `leases.assert_owned` does, and OSError that names the file: the
+error of a full disk itself names none.
+"""
+
+import hashlib
 import json
 import os
-import socket
-import struct
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
-
 from jaxflat.distributed import leases, ranks
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole; make its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file whole."""
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+@ranks.on_rank_0
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it holds all of `content`, or stays as it was."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; the file written there replaces `path` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with _naming(path):
+            yield temporary
+            fsync(temporary)
+            leases.assert_owned()
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and push it to disk. As all that writes here, Lost as `leases.check`."""
-    _append(path, f"{json.dumps(record)}\n".encode())
+    """Append one JSON line and flush it to disk."""
+    append(path, f"{json.dumps(record)}\n".encode())
 
 
-@ranks.first
-def _append(path: Path, content: bytes) -> None:
-    """Append to a file and push it to disk; OSError, and no part of it, where that is full."""
-    leases.check()
+@ranks.on_rank_0
+def append(path: Path, content: bytes) -> None:
+    """Append to a file and flush it to disk; if that fails, the file keeps its old length."""
+    leases.assert_owned()
     with _naming(path), path.open("ab", buffering=0) as file:
         num_bytes = file.tell()
         try:
@@ -39,7 +69,7 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file; none where there is no file."""
+    """Yield the records of a JSON-lines file; none if there is no file."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -47,92 +77,25 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, lines)
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file whole."""
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, in a folder that is made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(value, indent=1) + "\n")
-
-
-@ranks.first
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there with all its content, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def fsync(path: Path) -> None:
+    """Flush the content of a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with _naming(path):
-            temporary.write_text(text)
-            leases.check()
-            os.replace(temporary, path)
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name a file in an OSError of writing it: one of a full disk names none."""
+    """Name the file in an OSError that comes from writing it."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-class Curve:
-    """A training curve: metrics.jsonl, free of clocks, and TensorBoard events beside it."""
-
-    def __init__(self, directory: Path, num_bytes: int):
-        """Go on after the first `num_bytes` of metrics.jsonl; the next line replaces what follows.
-
-        Raises ValueError where there are fewer.
-        """
-        self.path, self.num_bytes = directory / "metrics.jsonl", num_bytes
-        self._check_length()
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        self._events = directory / name
-        self._add_event(file_version="brain.Event:2")
-
-    def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
-        """Add the mean loss (nats) of the steps up to `step`; `branch`: where an anneal left."""
-        where = {} if branch is None else {"branch": branch}
-        self.num_bytes = self._put({"phase": phase, **where, "step": step, "loss": loss})
-        tag = phase if branch is None else f"{phase}/anneal_{branch}"
-        self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
-
-    def skip(self, num_lines: int) -> bool:
-        """Go on after the next lines, where an earlier process left them; say whether it did."""
-        end = self._after(num_lines)
-        self.num_bytes = end or self.num_bytes
-        return end is not None
-
-    @ranks.first
-    def _check_length(self) -> None:
-        leases.check()
-        self.path.touch()
-        if (found := self.path.stat().st_size) < self.num_bytes:
-            raise ValueError(f"{self.path}: {found} bytes; {self.num_bytes} have been seen")
-
-    @ranks.first
-    def _put(self, line: dict[str, Any]) -> int:
-        """Write a line in the place of what followed; return where it ends."""
-        self._check_length()
-        os.truncate(self.path, self.num_bytes)
-        append_line(self.path, line)
-        return self.path.stat().st_size
-
-    @ranks.first
-    def _after(self, num_lines: int) -> int | None:
-        """Return where the next lines end; None where there are fewer."""
-        with self.path.open("rb") as file:
-            file.seek(self.num_bytes)
-            are_there = all(file.readline().endswith(b"\n") for _ in range(num_lines))
-            return file.tell() if are_there else None
-
-    def _add_event(self, **content: Any) -> None:
-        """Not by a SummaryWriter, whose thread dies where the disk is full, and all wait for it."""
-        event = Event(wall_time=time.time(), **content).SerializeToString()
-        parts = (struct.pack("<Q", len(event)), event)
-        record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
-        _append(self._events, record)

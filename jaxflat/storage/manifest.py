@@ -1,110 +1,97 @@
-"""What is in a folder, by SHA-256: written last, so that a folder that has it was once whole."""
+"""The manifest of a folder: size and SHA-256 of each file, written last, so it proves the rest."""
 
 import errno
 import hashlib
 import json
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jaxflat.storage.files import fsync, sha256, write_whole
+
 NAME = "manifest.json"
 
 
 class DamagedError(ValueError):
-    """A folder that is not as it was written; the message is one line that names the file."""
+    """A folder differs from what was written; the message is one line that names the file."""
 
 
-def part(folder: Path, process: int) -> dict[str, dict[str, Any]]:
-    """Return the entries of a manifest, size and SHA-256, of what a process has written.
+def describe_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
+    """Return {name: {sha256, size}} of the files that one rank has written, flushed to disk.
 
-    That is what is in a folder of its own, process_N; all else is the first one's. These files are
-    pushed to disk.
+    Each rank writes the files under its own folder, process_<rank>; rank 0 writes all others too.
     """
-    names = sorted(name for name in _names(folder) if _writer(name) == process)
-    files = {name: _measured(folder / name) for name in names}
+    names = sorted(name for name in _list_files(folder) if _writer(name) == rank)
+    files = {name: _describe(folder / name) for name in names}
     for name in files:
-        push(folder / name)
+        fsync(folder / name)
     return files
 
 
 def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Write folder/manifest.json from the parts of all processes."""
-    files = dict(sorted(files.items()))
-    (folder / NAME).write_bytes(_text(files))
-    push(folder / NAME)
+    """Write folder/manifest.json from the descriptions of all ranks."""
+    write_whole(folder / NAME, _encode(dict(sorted(files.items()))))
 
 
-def check(folder: Path) -> None:
-    """Raise DamagedError naming the first file that is not what the manifest says, or not there."""
+def verify(folder: Path) -> None:
+    """Raise DamagedError that names the first file that is missing or differs from the manifest."""
     files = _read(folder)
-    there = _names(folder)
-    for name in sorted(files.keys() | there):
-        if name not in there:
+    present = _list_files(folder)
+    for name in sorted(files.keys() | present):
+        if name not in present:
             raise DamagedError(f"{folder}: {name} is missing")
         if name not in files:
             raise DamagedError(f"{folder}: {name} is not in {NAME}")
         try:
-            found = _measured(folder / name)
+            found = _describe(folder / name)
         except OSError as error:
             raise _unreadable(folder, name, error) from error
         if (size := found["size"]) != files[name]["size"]:
             raise DamagedError(f"{folder}: {name} has {size} bytes, not {files[name]['size']}")
         if found != files[name]:
-            raise DamagedError(f"{folder}: {name} has other bytes than were written")
-
-
-def push(path: Path) -> None:
-    """Push a file's content, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            raise DamagedError(f"{folder}: {name} has changed since it was written")
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of a manifest by path; DamagedError where not every byte is as written."""
+    """Return the entries of a manifest by file; DamagedError unless every byte is as written."""
     try:
         text = (folder / NAME).read_bytes()
     except FileNotFoundError:
-        raise DamagedError(f"{folder}: {NAME} is missing: no proof that it is whole") from None
+        raise DamagedError(f"{folder}: {NAME} is missing, so files may be missing too") from None
     except OSError as error:
         raise _unreadable(folder, NAME, error) from error
     files: Any = None
     with suppress(ValueError, LookupError, TypeError):
         files = json.loads(text)["files"]
-    if _text(files) != text:
-        raise DamagedError(f"{folder}: {NAME} has other bytes than were written")
+    if _encode(files) != text:
+        raise DamagedError(f"{folder}: {NAME} has changed since it was written")
     return files
 
 
 def _unreadable(folder: Path, name: str, error: OSError) -> Exception:
-    """Return what a failing read says: a bad sector is damage, all else is as it was."""
+    """Return DamagedError for a bad sector, and the error itself for any other failing read."""
     if error.errno != errno.EIO:
         return error
     return DamagedError(f"{folder}: {name} cannot be read: {error.strerror}")
 
 
-def _text(files: Any) -> bytes:
-    """Return the bytes of a manifest: the entries, and a digest of these."""
+def _encode(files: Any) -> bytes:
+    """Return the bytes of a manifest: its entries and their SHA-256."""
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return f"{json.dumps({'files': files, 'sha256': digest}, indent=1)}\n".encode()
 
 
-def _names(folder: Path) -> set[str]:
+def _list_files(folder: Path) -> set[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return {path.as_posix() for path in paths} - {NAME}
 
 
 def _writer(name: str) -> int:
-    """Return which process wrote a file, by its path."""
+    """Return the rank that wrote a file, from its path."""
     found = re.search(r"\bprocess_(\d+)(/|$)", name)
     return int(found[1]) if found else 0
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"sha256": digest, "size": file.tell()}
+def _describe(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size": path.stat().st_size}

@@ -9,21 +9,21 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import alone
+from jaxflat.distributed.leases import hold
 from jaxflat.runs import trajectory
-from jaxflat.runs.run import read_status, snapshot_of
+from jaxflat.runs.measurements import current_lines, snapshot_of
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage.files import read_lines, write_whole
 
 
-@ranks.first
+@ranks.on_rank_0
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings.
 
     One worker at a time, or the one that looked first might write last.
     """
     path = workdir / "results.csv"
-    with alone(path):
+    with hold(path):
         write_whole(path, _table(workdir))
 
 
@@ -48,14 +48,13 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
     measured: dict[Snapshot, dict[str, float]] = {}
-    under = read_status(directory).get("measured", {})
     ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
-    current = [name for name, settings in point["measured"].items() if under.get(name) == settings]
-    for name in current:
-        for line in read_lines(directory / f"{name}.jsonl"):
+    for section, recorded in point["measured"].items():
+        for line in current_lines(directory, section, recorded):
             values = measured.setdefault(snapshot_of(line), {})
-            values[line["measure"]] = line["mean"]
-            values[f"{line['measure']}_sem"] = line["sem"]
+            if "measure" in line:
+                values[line["measure"]] = line["mean"]
+                values[f"{line['measure']}_sem"] = line["sem"]
     return [
         {
             "point": point["name"],

@@ -12,16 +12,17 @@ from jaxflat.config import Config, Sweep
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
-from jaxflat.distributed.preemption import deferred
+from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
-from jaxflat.runs.run import STAGES, Point, is_done
+from jaxflat.runs.run import Point, is_done
+from jaxflat.runs.stages import STAGES
+from jaxflat.sweeps import workers
 from jaxflat.sweeps.points import expand, select
 from jaxflat.sweeps.results import gather, summary
 from jaxflat.sweeps.sweep_record import record_sweep
-from jaxflat.sweeps.workers import attempt, names, train_team
 
 
-@deferred()
+@defer_signals()
 def run(
     config: Config,
     points: Sweep,
@@ -36,7 +37,7 @@ def run(
     processes may run the same sweep at the same time: each point is run by one of them, and all
     return when all points have ended. Raises InputError on unusable input, Preempted where a signal
     came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after Lost: this process slept, and another took over a file or language that it was writing.
+    after LeaseLost: this process slept, and another took over a file or language it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -58,14 +59,14 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
     """Raise InputError where the processes that make this run are not told to do the same."""
     told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
     digest = hashlib.sha256(told.encode()).hexdigest()
-    if any(other != digest for other in ranks.gather(digest, "points")):
+    if any(other != digest for other in ranks.all_gather(digest, "points")):
         raise InputError(
             "--config, --points or --stages: the processes of this run have different ones; start "
             "the same command in all"
         )
 
 
-@ranks.first
+@ranks.on_rank_0
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
@@ -75,23 +76,30 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point, or see another worker run it; return the reasons of those that failed."""
-    point_locks = {point.name: leases.Lock(point.directory) for point in points}
-    reasons: dict[str, str] = {}
-    while left := [point for point in points if point.name not in reasons]:
-        num_ended = len(reasons)
+    point_locks = {point.name: leases.Lease(point.directory) for point in points}
+    outcomes: dict[str, workers.Done | workers.Failed] = {}
+    while left := [point for point in points if point.name not in outcomes]:
+        num_ended = len(outcomes)
         for point in left:
-            preemption.check()
+            preemption.stop_if_requested()
             if "train" in stages:
-                train_team([p for p in left if p.team == point.team], point_locks, display)
-            reason = attempt(point, point_locks[point.name], stages, display)
-            if reason is not None:
-                reasons[point.name] = reason
-                outcome = f"failed, {reason}" if reason else summary(point.directory)
-                display.finish_point(point.name, outcome)
-        if len(reasons) == num_ended:
+                team = [other for other in left if other.team == point.team]
+                workers.train_team(team, point_locks, display)
+            outcome = workers.run_if_free(point, point_locks[point.name], stages, display)
+            if isinstance(outcome, workers.HeldElsewhere):
+                continue
+            outcomes[point.name] = outcome
+            failed = isinstance(outcome, workers.Failed)
+            text = f"failed, {outcome.reason}" if failed else summary(point.directory)
+            display.finish_point(point.name, text)
+        if len(outcomes) == num_ended:
             display.wait(
-                f"waiting for {names(left)}: with another worker, or one that died; "
-                f"taken over after {leases.LEASE:g} seconds without a sign of life"
+                f"waiting for {workers.names(left)}: with another worker, or one that died; "
+                f"taken over after {leases.EXPIRY:g} seconds without a sign of life"
             )
             time.sleep(leases.POLL)
-    return {name: reason for name, reason in reasons.items() if reason}
+    return {
+        name: outcome.reason
+        for name, outcome in outcomes.items()
+        if isinstance(outcome, workers.Failed)
+    }

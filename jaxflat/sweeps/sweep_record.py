@@ -12,8 +12,9 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import alone
-from jaxflat.runs.run import STAGES, TRAINING_KEYS, Point, files_of, settings_of
+from jaxflat.distributed.leases import hold
+from jaxflat.runs import stages
+from jaxflat.runs.run import TRAINING_KEYS, Point
 from jaxflat.storage.files import write_json
 
 
@@ -24,7 +25,7 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
         _extended(workdir / "sweep.json", config, points)
 
 
-@ranks.first
+@ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Write or extend sweep.json: what trains, and the points with what they depend on.
 
@@ -34,7 +35,7 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     check_sweep(config, points, workdir)  # what is refused is so before anything is written
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with alone(path):
+        with hold(path):
             write_json(path, _extended(path, config, points))
 
 
@@ -66,8 +67,8 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
     for point in points:
-        settings = {name: settings_of(point.config, name) for name in files_of(point, STAGES)}
-        entry = {"name": point.name, "overrides": point.overrides, "measured": settings}
+        measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
+        entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
     return {"trains": _only(trains, used), "points": list(entries.values())}
 

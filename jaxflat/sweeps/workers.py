@@ -1,25 +1,47 @@
-"""Points are taken, run and let go: each by one of the workers that share a sweep."""
+"""A worker takes a point, runs it and releases it; several workers share a sweep."""
 
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxflat.console import Display
 from jaxflat.distributed import leases, ranks
 from jaxflat.distributed.preemption import Preempted
+from jaxflat.runs.measurements import read_status
 from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
-from jaxflat.runs.run import Point, is_done, read_status, run_point, train_points, write_status
-from jaxflat.storage.checkpoint import NO_ROOM
+from jaxflat.runs.run import Point, is_done, run_point, train_points, write_status
+from jaxflat.storage.checkpoint import DISK_FULL
 from jaxflat.storage.files import write_json, write_whole
 from jaxflat.sweeps.results import gather
 
 
-def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display: Display) -> None:
+@dataclass(frozen=True)
+class Done:
+    """Every stage of the point is done."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The point failed, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeldElsewhere:
+    """Another worker holds the point."""
+
+
+PointOutcome = Done | Failed | HeldElsewhere
+
+
+def train_team(points: list[Point], point_locks: dict[str, leases.Lease], display: Display) -> None:
     """Train those points of a team at once that are free, if several are not trained yet.
 
-    One that fails has its reason in its status, where `attempt` finds it.
+    One that fails has its reason in its status, where `run_if_free` finds it.
     """
     if len(points) < 2 or not points[0].config.phase_order:
         return
@@ -27,7 +49,7 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
     if len(untrained) < 2:
         return
     with ExitStack() as held:
-        taken = [p for p in untrained if _take(p, point_locks[p.name], ("train",), held)[0]]
+        taken = [p for p in untrained if not _take(p, point_locks[p.name], ("train",), held)]
         going = list(taken)
 
         def fail(point: Point, error: Exception) -> None:
@@ -43,7 +65,7 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
             train_points(taken, display, fail)
             for point in going:
                 write_status(point.directory, "partial")
-        except leases.Lost:
+        except leases.LeaseLost:
             display.line(f"{names(taken)}: taken over by other workers, while this one slept")
         except (Preempted, OSError):
             with suppress(OSError):  # a full disk has no room for these either
@@ -52,43 +74,45 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lock], display
             raise
 
 
-def attempt(point: Point, lock: leases.Lock, stages: Sequence[str], display: Display) -> str | None:
-    """Run a point unless it has ended; return why it failed, or "" where it did not.
+def run_if_free(
+    point: Point, lock: leases.Lease, stages: Sequence[str], display: Display
+) -> PointOutcome:
+    """Run a point unless it has ended or another worker holds it; return what came of it.
 
-    None where it is with another worker. One that failed there is not tried again.
+    A point that failed with another worker is not tried again.
     """
     with ExitStack() as held:
         try:
-            taken, ended = _take(point, lock, stages, held)
-            if not taken:
+            ended = _take(point, lock, stages, held)
+            if ended is not None:
                 return ended
-            reason = _run_one(point, stages, display)
-        except leases.Lost:
+            outcome = _run_one(point, stages, display)
+        except leases.LeaseLost:
             display.line(f"{point.name}: taken over by another worker, while this one slept")
-            return None
+            return HeldElsewhere()
     gather(point.directory.parent)
-    return reason
+    return outcome
 
 
-@ranks.first
+@ranks.on_rank_0
 def _take(
-    point: Point, lock: leases.Lock, stages: Sequence[str], held: ExitStack
-) -> tuple[bool, str | None]:
-    """Return whether the point is to run here, its lock held; if not, what `attempt` returns."""
-    is_free = lock.look()
+    point: Point, lock: leases.Lease, stages: Sequence[str], held: ExitStack
+) -> PointOutcome | None:
+    """Take a point's lock and return None, or return why the point is not to run here."""
+    is_free = lock.is_available()
     if is_done(point, stages):
-        return False, ""
+        return Done()
     if not is_free:
-        return False, None
+        return HeldElsewhere()
     status = read_status(point.directory)
-    if lock.was_taken() and status.get("state") == "failed":
-        return False, status["reason"]
-    return held.enter_context(lock.taken()), None
+    if lock.was_acquired() and status.get("state") == "failed":
+        return Failed(status["reason"])
+    return None if held.enter_context(lock.try_acquire()) else HeldElsewhere()
 
 
-def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
-    """Run a point; return why it failed, or "" where it did not."""
-    if not display.console.is_terminal:  # where no bars show it
+def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
+    """Run a point whose lock is held."""
+    if not display.console.is_terminal:  # no bar shows it
         display.line(f"{point.name}: begins")
     _begin(point)
     try:
@@ -96,14 +120,14 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> str:
     except Preempted:
         write_status(point.directory, "preempted")
         raise
-    except leases.Lost:
+    except leases.LeaseLost:
         raise
     except Exception as error:
-        return _fail(point, error)
-    ranks.first(leases.check)()
+        return Failed(_fail(point, error))
+    ranks.on_rank_0(leases.assert_owned)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
-    return ""
+    return Done()
 
 
 def _begin(point: Point) -> None:
@@ -118,18 +142,18 @@ def _fail(point: Point, error: Exception) -> str:
 
     Raises the error where the disk is full, or where only this one of several processes failed.
     """
-    if not ranks.failed_together():
+    if not ranks.all_ranks_failed():
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     with suppress(OSError):  # a full disk has no room for these either
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
         write_status(point.directory, "failed", reason)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error  # nor would the other points find any
     return reason
 
 
-@ranks.first
+@ranks.on_rank_0
 def _make_folder(directory: Path) -> None:
     """Make a point's folder, or clear it of what was half written when a process died."""
     directory.mkdir(parents=True, exist_ok=True)

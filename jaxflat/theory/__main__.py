@@ -12,9 +12,9 @@ from jaxflat.config.validation import InputError, check_choices, check_outputs
 
 EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT = 1, 2
 RESULTS = {
-    "bartlett": "where the model is the true conditional, gradient noise is the Hessian",
-    "drift": "label noise drifts SGD along the minimisers to a smaller Hessian trace",
-    "dyck": "on zero-sum strings the flattest solution is the one that transfers",
+    "bartlett": "if the model is the true conditional, the gradient covariance is the Hessian",
+    "drift": "label noise makes SGD drift along the minimisers to a smaller Hessian trace",
+    "dyck": "on zero-sum strings the flattest solution transfers, others do not",
 }
 
 
@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Return the flags; InputError on a wrong one."""
+    """Return the flags; raise InputError if one is wrong."""
     parser = _Parser(
         prog="python -m jaxflat.theory",
         description="Check a theoretical result of Liu, Xie, Li & Ma (2023) by computation: "
@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("result", metavar="RESULT", help=" | ".join(RESULTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the checks there")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the picture there")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figure there")
     flags = parser.parse_args(arguments)
     check_choices("RESULT", [flags.result], RESULTS)
     check_outputs(flags.json, flags.figures)
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
-    # Imported late: --help and a misspelt flag need no JAX.
+    # Late imports: --help and a misspelt flag need no JAX.
     import jax
 
     from jaxflat.storage.files import write_json
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         outcome = import_module(f"jaxflat.theory.check_{flags.result}").run()
     console = Console()
-    if not console.is_terminal:  # a file has room for the whole table
+    if not console.is_terminal:  # a file has space for the whole table
         console = Console(width=140)
     for line in outcome.remarks:
         console.print(line, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""A claim with the number it predicts, the number found, and how far apart the two may be."""
+"""Checks: the expected number, the measured number and the error bar between them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +14,10 @@ NUM_ERRORS = 3  # standard errors in an error bar
 
 @dataclass(frozen=True)
 class Check:
-    """`measured` lies within `error_bar` of `expected`, or beyond it by more than that.
+    """The claim that `measured` lies within `error_bar` of `expected`, or beyond it by more.
 
-    error: what the error bar is made of, for people.
+    relation: "=" for within; ">" or "<" for above or below by more than the error bar.
+    error: the source of the error bar, in words.
     """
 
     name: str
@@ -28,14 +29,14 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the claim stands; nothing that is not a number does."""
+        """Whether the claim holds; False if the measured number is nan."""
         rise = self.measured - self.expected
         if self.relation == "=":
             return bool(abs(rise) <= self.error_bar)
         return bool((rise if self.relation == ">" else -rise) > self.error_bar)
 
     def as_json(self) -> dict[str, Any]:
-        """The check as --json writes it, null for what is not a finite number."""
+        """Return the check as --json writes it, with null for numbers that are not finite."""
         numbers = {name: getattr(self, name) for name in ("expected", "measured", "error_bar")}
         finite = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
         return {"name": self.name, **finite, "holds": self.holds}
@@ -43,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a command found: checks, remarks in plain words, and titled panels of its picture."""
+    """The outcome of a command: checks, lines of text, and the titled panels of its figure."""
 
     checks: Sequence[Check]
     panels: Sequence[tuple[str, Callable[[Axes], None]]]
@@ -66,6 +67,6 @@ def table(checks: Sequence[Check]) -> Table:
 
 
 def mean_and_sem(values_n: Any) -> tuple[float, float]:
-    """The mean of independent values, and its standard error."""
+    """Return the mean of independent values and its standard error."""
     values_n = np.asarray(values_n)
     return float(values_n.mean()), float(values_n.std(ddof=1) / len(values_n) ** 0.5)

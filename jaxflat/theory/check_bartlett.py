@@ -1,11 +1,13 @@
-"""Result 1: where the model is the true conditional, the gradient's covariance is the Hessian.
+"""Result 1: if the model is the true conditional, the gradient's covariance is the Hessian.
 
-With s = grad log p(v | c), answers from p*, and A = Hessian of log p: Sigma = E*[s s'] - E*s E*s'
-and H = -E*[A]. Bartlett's identity E_p[s s' + A] = 0 holds for answers from the model p. So
+Let s = grad log p(v | c) and A = Hessian of log p, with answers from p*. Then
+Sigma = E*[s s'] - E*s E*s' and H = -E*[A]. Bartlett's identity E_p[s s' + A] = 0 holds for answers
+from the model p. So
 
     Sigma - H = E*[s s' + A] - E*s E*s' = sum_cv q_c (p* - p)(v | c) (s s' + A) - E*s E*s',
 
-0 where p = p* and linear in p - p*: it grows as the square root of the excess loss KL(p* || p).
+which is 0 at p = p* and linear in p - p*. It grows as the square root of the excess loss
+KL(p* || p).
 """
 
 from typing import NamedTuple
@@ -23,17 +25,17 @@ from jaxflat.theory.check import NUM_ERRORS, Check, CheckOutcome, mean_and_sem
 from jaxflat.theory.saturated import SaturatedProblem
 from jaxflat.theory.tiny_language import all_questions, saturated_network, tiny_hmm
 
-TOLERANCE = 1e-10  # of an identity in float64
+TOLERANCE = 1e-10  # for an identity in float64
 NUM_DIRECTIONS = 16
-SIZES = np.logspace(-4, 0.75, 20)  # lengths of the steps off the optimum
+SIZES = np.logspace(-4, 0.75, 20)  # lengths of the steps away from the optimum
 SMALL_LOSS = 1e-4  # nats: the power is fitted to steps below this
-POWER_BIAS = 0.01  # what higher orders may add to the power there
-LEVELS = (1e-6, 1e-4, 1e-2, 1e-1)  # nats at which the gap is read off
+POWER_BIAS = 0.01  # allowance for higher orders in the fitted power
+LEVELS = (1e-6, 1e-4, 1e-2, 1e-1)  # excess losses, in nats, at which to report the gap
 NUM_MICROBATCHES, MICROBATCH = 6000, 16
 
 
 class Gap(NamedTuple):
-    """At some parameters: excess loss (nats), |Sigma - H| and |G - H| over |H|, Frobenius norms."""
+    """Excess loss (nats), and |Sigma - H| and |G - H| over |H| in Frobenius norms, at a point."""
 
     excess_loss: Array
     of_covariance: Array
@@ -41,7 +43,7 @@ class Gap(NamedTuple):
 
 
 def gap(problem: SaturatedProblem, params_P: Array) -> Gap:
-    """How far the three matrices are from being one, by enumeration."""
+    """Return the relative distances of Sigma and G from H, by enumeration."""
     hessian = problem.hessian(params_P)
     covariance, gauss_newton = problem.gradient_covariance(params_P), problem.gauss_newton(params_P)
     distances = (jnp.linalg.norm(m - hessian) for m in (covariance, gauss_newton))
@@ -50,7 +52,7 @@ def gap(problem: SaturatedProblem, params_P: Array) -> Gap:
 
 
 def gaps_along(problem: SaturatedProblem, params_P: Array, key: Array, sizes_L: np.ndarray) -> Gap:
-    """Arrays DxL: steps of these lengths off the optimum in random directions."""
+    """Return the gaps, DxL, after steps of these lengths from the optimum in random directions."""
 
     def along(key: Array) -> Gap:
         direction_P = jax.random.normal(key, params_P.shape)
@@ -61,7 +63,7 @@ def gaps_along(problem: SaturatedProblem, params_P: Array, key: Array, sizes_L: 
 
 
 def powers(excess_DxL: np.ndarray, gap_DxL: np.ndarray, below: float) -> np.ndarray:
-    """b of gap = a excess^b in each direction, fitted to log-log points of small excess loss."""
+    """Fit b of gap = a excess^b in each direction, to log-log points of small excess loss."""
     fits = []
     for excess_L, gap_L in zip(excess_DxL, gap_DxL, strict=True):
         small_L = excess_L < below
@@ -72,7 +74,7 @@ def powers(excess_DxL: np.ndarray, gap_DxL: np.ndarray, below: float) -> np.ndar
 def sampled_noise(
     problem: SaturatedProblem, params_P: Array, key: Array
 ) -> tuple[Estimate, Estimate]:
-    """tr Sigma and tr(Sigma H) from sampled questions and answers, by `flatness.gradient_noise`."""
+    """Estimate tr Sigma and tr(Sigma H) from sampled answers, by `flatness.gradient_noise`."""
     logits_CV = jnp.log(problem.joint_CxV).reshape(-1)
     cells_MxB = jax.random.categorical(key, logits_CV, shape=(NUM_MICROBATCHES, MICROBATCH))
 
@@ -85,7 +87,7 @@ def sampled_noise(
 
 
 def run() -> CheckOutcome:
-    """Check the identity at the optimum, the gap beside it, and sampled noise against it."""
+    """Check the identity at the optimum, the gap near it, and the noise of sampled gradients."""
     questions = all_questions(tiny_hmm(0, num_words=3, length=3))
     keys = jax.random.split(jax.random.key(0), 3)
     problem, params_P = saturated_network(questions, keys[0], hidden=32)
@@ -114,20 +116,20 @@ def run() -> CheckOutcome:
 
 
 def power_check(name: str, beside: Gap, gap_DxL: np.ndarray) -> Check:
-    """The power is 1/2, near the optimum."""
+    """Check that the gap grows as the power 1/2 of the excess loss near the optimum."""
     mean, sem = mean_and_sem(powers(np.asarray(beside.excess_loss), gap_DxL, SMALL_LOSS))
     error = f"{NUM_ERRORS} SEM of {NUM_DIRECTIONS} directions + {POWER_BIAS}"
     return Check(name, 0.5, mean, NUM_ERRORS * sem + POWER_BIAS, error)
 
 
 def sampled_check(name: str, exact: Array, found: Estimate) -> Check:
-    """An estimate from samples holds the exact value."""
+    """Check that the interval of a sampled estimate contains the exact value."""
     error = f"{NUM_ERRORS} SEM of {found.num_samples} triples of batches"
     return Check(name, float(exact), float(found.mean), NUM_ERRORS * float(found.sem), error)
 
 
 def levels(beside: Gap) -> list[str]:
-    """The gap at given excess losses, interpolated in each direction, mean and SEM."""
+    """Return lines with the mean gap and its SEM at LEVELS, interpolated in each direction."""
     lines = []
     for level in LEVELS:
         found = [
@@ -142,7 +144,7 @@ def levels(beside: Gap) -> list[str]:
 
 
 def draw(ax: Axes, beside: Gap) -> None:
-    """The gap against the excess loss, a line a direction, and the square root."""
+    """Draw the gap against the excess loss, one line for each direction, and the square root."""
     for excess_L, gap_L in zip(beside.excess_loss, beside.of_covariance, strict=True):
         ax.loglog(excess_L, gap_L, ".-", color=COLORS[0], linewidth=0.6, markersize=3)
     first = np.asarray(beside.excess_loss)[:, 0].mean(), np.asarray(beside.of_covariance)[:, 0]

@@ -1,6 +1,6 @@
-"""Result 2: the noise of sampled answers drifts SGD along the minimisers to a smaller trace.
+"""Result 2: the noise of sampled answers makes SGD drift along the minimisers to a smaller trace.
 
-`flow` has the equation, `pair` a case with a closed form, `factors` a language model.
+`flow` has the equation, `pair` a case with a closed form, and `factors` a language model.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxflat.theory.flow import flow
 
 
 def run() -> CheckOutcome:
-    """Check SGD against the flow of the trace in both cases."""
+    """Compare SGD with the flow of the trace in both cases."""
     keys = iter(jax.random.split(jax.random.key(0), 10))
     decays = [pair.decay(rate, 1, next(keys), pair.NUM_CHAINS) for rate in pair.RATES]
     large = pair.decay(pair.ITS_RATE, pair.LARGE_BATCH, next(keys), pair.NUM_CHAINS)

@@ -1,7 +1,7 @@
 """Result 3, a reconstruction: on zero-sum strings the flattest solution is the one that transfers.
 
-`zero_sum` has the networks and the bound on the trace, `solutions` what is known of two kinds of
-them, `label_noise` and `trained` where training ends.
+`zero_sum` has the networks and the bound on the trace, `solutions` two kinds of exact solutions,
+and `noisy_training` and `trained` the networks that training reaches.
 """
 
 import jax
@@ -31,7 +31,7 @@ MORE_EXAMPLES = (8, 32, 64)
 
 
 def run() -> CheckOutcome:
-    """Check the bound and who attains it, who transfers, and where training ends."""
+    """Check the bound, its minimisers, the transfer of each solution, and the end of training."""
     solutions = {length: gaussians(length, SPARE) for length in LENGTHS}
     random_key, *keys = jax.random.split(jax.random.key(0), 3)
     sizes = (NUM_NETWORKS, LENGTH, NUM_NEURONS)
@@ -61,7 +61,7 @@ def run() -> CheckOutcome:
 
 
 def remarks(solutions: dict[int, list[Network]], trainings: list[Training]) -> list[str]:
-    """What is claimed nowhere."""
+    """Return lines with further figures, which no check claims."""
     lines = [
         "zero-sum strings, one masked: f(z) = sum_i a_i relu(w_i . z); a reconstruction",
         "flattest: two neurons, multiples of the vectors of ones and of minus ones",

@@ -1,7 +1,7 @@
 """Drift of a language model: the table of logits in two factors, on a tiny hidden Markov model.
 
-Its minimisers are a manifold: for any invertible M, R M and M^-1 K are the same table. The table
-is exact at the start; SGD with one sampled answer a question then drifts along the manifold.
+Its minimisers are a manifold: for any invertible M, R M and M^-1 K give the same table. The table
+is exact at the start. SGD with one sampled answer a question then drifts along the manifold.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from jaxflat.theory.tiny_language import all_questions, saturated_table, tiny_hm
 
 RATES = (0.05, 0.025, 0.0125)
 GRID = np.linspace(0, 10, 41)  # t = eta^2 k / B
-TIMES = GRID[10::10]  # when SGD is looked at
+TIMES = GRID[10::10]  # the times at which SGD is recorded
 LARGE_BATCH = 4
 NUM_CHAINS = 256
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Chains at the times of the flow, projected to the manifold: traces_RxN and params_RxNxP."""
+    """Chains at TIMES, projected to the manifold: traces_RxN and params_RxNxP."""
 
     learning_rate: float
     batch_size: int
@@ -38,22 +38,22 @@ class Drift:
 
     @property
     def means_R(self) -> np.ndarray:
-        """Mean trace over chains."""
+        """The mean trace over chains."""
         return self.traces_RxN.mean(axis=1)
 
     @property
     def sems_R(self) -> np.ndarray:
-        """Its standard error."""
+        """The standard error of the mean trace."""
         return self.traces_RxN.std(axis=1, ddof=1) / self.traces_RxN.shape[1] ** 0.5
 
 
 def traces(problem: SaturatedProblem, params: Array) -> np.ndarray:
-    """tr H at minimisers along the first axis."""
+    """Return tr H of each minimiser along the first axis."""
     return np.asarray(jax.jit(jax.vmap(problem.trace))(params))
 
 
 def make_table() -> tuple[SaturatedProblem, Array]:
-    """Six questions of three answers, rank three: 27 parameters; K is too long to be flat."""
+    """Return six questions of three answers and a sharp model of rank three: 27 parameters."""
     questions = all_questions(tiny_hmm(0, num_words=3, length=2))
     return saturated_table(questions, jax.random.key(0), rank=3, scale=2.5)
 
@@ -66,7 +66,7 @@ def drift(
     num_records: int,
     key: Array,
 ) -> Drift:
-    """SGD from the start, and the trace at the nearest minimisers."""
+    """Run SGD from params_P, and return the traces at the minimisers nearest to its chains."""
     how = {"learning_rate": rate, "batch_size": batch_size, "num_records": num_records}
     num_steps = round(TIMES[0] * batch_size / rate**2)
     start_NxP = jnp.broadcast_to(params_P, (NUM_CHAINS, params_P.size))
@@ -75,7 +75,7 @@ def drift(
 
 
 def projected(problem: SaturatedProblem, params_RxNxP: Array) -> tuple[np.ndarray, np.ndarray]:
-    """The traces RxN at the nearest minimisers, and those."""
+    """Return the traces RxN at the nearest minimisers, and the minimisers RxNxP."""
 
     def at_minimiser(params_P: Array) -> tuple[Array, Array]:
         params_P = project(problem, params_P)
@@ -88,7 +88,7 @@ def projected(problem: SaturatedProblem, params_RxNxP: Array) -> tuple[np.ndarra
 def checks(
     problem: SaturatedProblem, path_GxP: Array, drifts: list[Drift], large: list[Drift]
 ) -> list[Check]:
-    """Trace and parameters against the flow at eta -> 0, order of the error, 1 / B, no noise.
+    """Check SGD against the flow at eta -> 0, the order of its error, 1 / B, and exact targets.
 
     path_GxP: the flow's parameters on GRID.
     """
@@ -110,7 +110,7 @@ def checks(
 
 
 def path_check(path_GxP: Array, drifts: list[Drift], error: str) -> Check:
-    """The chains' mean parameters are where the flow is, not only as flat."""
+    """Check that the chains' mean parameters agree with the flow, not only their traces."""
     means_P, sems_P = [], []
     for run in drifts:
         last_NxP = run.params_RxNxP[-1]
@@ -126,7 +126,7 @@ def path_check(path_GxP: Array, drifts: list[Drift], error: str) -> Check:
 
 
 def exact_check(problem: SaturatedProblem, params_P: Array) -> Check:
-    """From beside the manifold, exact targets lead to it; then the trace stays."""
+    """Check that exact targets lead back to the manifold, and that the trace is then constant."""
     noise_NxP = jax.random.normal(jax.random.key(7), (16, params_P.size))
     how = {"learning_rate": 0.1, "batch_size": 1, "num_steps": 20_000, "num_records": 2}
     start_NxP = params_P[None] + 0.1 * noise_NxP
@@ -138,7 +138,7 @@ def exact_check(problem: SaturatedProblem, params_P: Array) -> Check:
 
 
 def draw(ax: Axes, flow_G: np.ndarray, drifts: list[Drift]) -> None:
-    """Trace against time; flow_G on GRID."""
+    """Draw the trace against time; flow_G is the flow's trace on GRID."""
     ax.plot(GRID, flow_G, color="black", label="dθ/dt = −¼ ∇ tr H")
     for color, run in zip(COLORS, drifts, strict=False):
         ax.errorbar(

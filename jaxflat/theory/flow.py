@@ -1,14 +1,14 @@
-"""Where SGD with label noise drifts: the flow of tr H on the manifold of minimisers.
+"""The drift of SGD with label noise: the flow of tr H on the manifold of minimisers.
 
-Near a minimiser, one step of learning rate eta and batch B, answers drawn from the truth, is
-theta' = theta - eta (H delta + xi), Cov xi = Sigma / B = H / B by Bartlett's identity. Across the
-manifold delta settles to the covariance C of H C + C H = eta H / B, that is C = eta / (2 B) on the
-range of H. Along it the mean step is -eta/2 grad tr(H C), so that per step
+At distance delta from a minimiser, take one step of learning rate eta. It uses a batch of B answers
+from the truth: theta' = theta - eta (H delta + xi), Cov xi = Sigma / B = H / B by Bartlett's
+identity. Across the manifold delta settles to the covariance C of H C + C H = eta H / B. So
+C = eta / (2 B) on the range of H. Along the manifold the mean step is -eta/2 grad tr(H C). Per step
 
     E d theta = -eta^2 / (4 B) grad tr H,      d theta / dt = -1/4 grad tr H,  t = eta^2 k / B,
 
 with the gradient on the manifold (Liu, Xie, Li & Ma 2023; Li, Wang & Arora, "What happens after
-SGD reaches zero loss?", 2022). The next order in eta is not here.
+SGD reaches zero loss?", 2022). The next order in eta is neglected.
 """
 
 import jax
@@ -23,20 +23,20 @@ RELATIVE_RANK = 1e-10  # of J J': singular values below the root of this are 0
 
 
 def misfit(problem: SaturatedProblem, params_P: Array) -> Array:
-    """The logits less the true ones, CV, constants over the answers left out: 0 on the manifold."""
+    """Return the logits minus the true ones, CV, centred over the answers: 0 on the manifold."""
     error_CxV = problem.logits_fn(params_P) - jnp.log(problem.probs_CxV)
     return (error_CxV - error_CxV.mean(axis=1, keepdims=True)).reshape(-1)
 
 
 def _smallest_solution(jacobian_NxP: Array, right_N: Array) -> Array:
-    """The shortest x_P with J x = right, for a J of rank less than N."""
+    """Return the shortest x_P with J x = right, for a J of rank less than N."""
     gram = jacobian_NxP @ jacobian_NxP.T
     inverse = jnp.linalg.pinv(gram, rtol=RELATIVE_RANK, hermitian=True)
     return jacobian_NxP.T @ (inverse @ right_N)
 
 
 def project(problem: SaturatedProblem, params_P: Array) -> Array:
-    """The parameters on the manifold, by Gauss-Newton steps of least length."""
+    """Bring the parameters to the manifold by Gauss-Newton steps of least length."""
 
     def step(_: Array, params_P: Array) -> Array:
         jacobian_NxP = jax.jacrev(lambda p: misfit(problem, p))(params_P)
@@ -46,7 +46,7 @@ def project(problem: SaturatedProblem, params_P: Array) -> Array:
 
 
 def velocity(problem: SaturatedProblem, params_P: Array) -> Array:
-    """-1/4 of the gradient of tr H, less its part across the manifold."""
+    """Return -1/4 grad tr H without its part across the manifold."""
     gradient_P = jax.grad(problem.trace)(params_P)
     jacobian_NxP = jax.jacrev(lambda p: misfit(problem, p))(params_P)
     across_P = _smallest_solution(jacobian_NxP, jacobian_NxP @ gradient_P)
@@ -56,9 +56,9 @@ def velocity(problem: SaturatedProblem, params_P: Array) -> Array:
 def flow(
     problem: SaturatedProblem, params_P: Array, times: np.ndarray, steps_per_time: int
 ) -> Array:
-    """The parameters at increasing times from 0, timesxP, by Runge and Kutta's method, projected.
+    """Return the parameters at increasing times from 0, timesxP, by projected Runge-Kutta steps.
 
-    Time is t = eta^2 k / B.
+    The time is t = eta^2 k / B.
     """
 
     def step(params_P: Array, length: Array) -> Array:

@@ -1,8 +1,9 @@
 """Training networks on zero-sum strings: by full gradients, and by SGD with noisy labels.
 
-The masked symbol is known from the others, so at zero loss plain SGD has no noise at all. Normal
-noise of variance sigma^2 added to the labels has Sigma = sigma^2 H there, and so the drift
-d theta = -eta^2 sigma^2 / (4 B) grad tr H a step, as sampled words have in a language model.
+The other symbols determine the masked one, so at zero loss plain SGD has no noise. Add normal noise
+of variance sigma^2 to the labels. Then Sigma = sigma^2 H at zero loss, and the drift is
+d theta = -eta^2 sigma^2 / (4 B) grad tr H a step. Sampled words cause the same drift in a language
+model.
 """
 
 from functools import partial
@@ -22,26 +23,26 @@ Weights = tuple[Array, Array]  # w_SxMxT and a_SxM of S networks
 
 
 def random_networks(key: Array, num_seeds: int, length: int, num_neurons: int) -> Weights:
-    """Independent normal weights of variance 1 / T, and outputs of variance 1 / M."""
+    """Draw independent normal weights of variance 1 / T, and outputs of variance 1 / M."""
     weight_key, output_key = jax.random.split(key)
     weights_SxMxT = jax.random.normal(weight_key, (num_seeds, num_neurons, length)) / length**0.5
     return weights_SxMxT, jax.random.normal(output_key, (num_seeds, num_neurons)) / num_neurons**0.5
 
 
 def stack(networks: list[Network]) -> Weights:
-    """Networks of one size as arrays."""
+    """Stack networks of one size into arrays."""
     columns = zip(*((n.weights_MxT, n.outputs_M) for n in networks), strict=True)
     weights_SxMxT, outputs_SxM = (jnp.asarray(np.stack(column)) for column in columns)
     return weights_SxMxT, outputs_SxM
 
 
 def networks_of(weights: Weights) -> list[Network]:
-    """The networks, one by one."""
+    """Return the networks as a list."""
     return [Network(*pair) for pair in zip(*map(np.asarray, weights), strict=True)]
 
 
 def gradient(weights: Weights, inputs_NxT: Array, targets_N: Array) -> Weights:
-    """Of the mean of (f(z) - y)^2 / 2, for one network."""
+    """Return the gradient of the mean of (f(z) - y)^2 / 2, for one network."""
 
     def loss(weights: Weights) -> Array:
         weights_MxT, outputs_M = weights
@@ -52,13 +53,13 @@ def gradient(weights: Weights, inputs_NxT: Array, targets_N: Array) -> Weights:
 
 
 def descend(weights: Weights, by: Weights, rate: float) -> Weights:
-    """One step against the gradient."""
+    """Take one step against the gradient."""
     return jax.tree.map(lambda x, g: x - rate * g, weights, by)
 
 
 @jax.jit
 def settle(weights: Weights) -> Weights:
-    """Gradient descent on all sentences with the right labels: to zero loss, near where it was."""
+    """Run gradient descent on all sentences with right labels, to zero loss near the start."""
     inputs_NxT = jnp.asarray(masked_strings(weights[0].shape[-1], zero_sum=True))
     targets_N = -inputs_NxT.sum(axis=1)
 
@@ -76,7 +77,7 @@ def noisy_sgd(
     num_steps: int = NUM_STEPS,
     num_records: int = NUM_RECORDS,
 ) -> Weights:
-    """SGD with fresh sentences, labels off by `noise` times a normal number; records, RxSx...."""
+    """Run SGD on fresh sentences, with normal noise of this size on labels; records RxSx...."""
     inputs_NxT = jnp.asarray(masked_strings(weights[0].shape[-1], zero_sum=True))
 
     def train(weights: Weights, key: Array) -> Weights:

@@ -1,12 +1,12 @@
 """Drift with two parameters: logit = u v, labels 1 with probability p = sigmoid(1).
 
-One step, g = sigmoid(u v) - mean label, u' = u - eta g v and v' = v - eta g u, multiplies
+With g = sigmoid(u v) - mean label, one step is u' = u - eta g v and v' = v - eta g u. It multiplies
 D = u^2 - v^2 by exactly 1 - eta^2 g^2. Near u v = 1, with s = p (1 - p) and r = u^2 + v^2,
 
     E g^2 = s / B + E(sigmoid(u v) - p)^2 = s / B (1 + s eta r / 2 + O(eta^2)),
 
-for u v varies by eta r / (2 B) around 1. So with t = eta^2 k / B, E D = D_0 exp(-s t) (1 + O(eta)),
-and the O(eta) is -s^2 eta / 2 times the integral of r = sqrt(D^2 + 4) along the way.
+because u v varies by eta r / (2 B) around 1. So E D = D_0 exp(-s t) (1 + O(eta)) with
+t = eta^2 k / B. The O(eta) is -s^2 eta / 2 times the integral of r = sqrt(D^2 + 4) over time.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from jaxflat.theory.saturated import SaturatedProblem
 from jaxflat.theory.sgd import run_chains
 
 START = (2.0, 0.5)
-TIME, NUM_RECORDS = 10.0, 5  # t = eta^2 k / B, and how often on the way
+TIME, NUM_RECORDS = 10.0, 5  # last t = eta^2 k / B, and the number of records up to it
 RATES = (0.1, 0.05, 0.025)
 LARGE_BATCH, ITS_RATE = 4, 0.05
 TO_RATE_ZERO = np.asarray([1 / 3, -2.0, 8 / 3])  # errors of order eta and eta^2 cancel
@@ -34,7 +34,7 @@ VARIANCE = P1 * (1 - P1)
 
 
 def pair_problem() -> SaturatedProblem:
-    """The model with its one question."""
+    """Return the model with its single question."""
 
     def logits_fn(params_2: Array) -> Array:
         return jnp.stack([jnp.zeros_like(params_2[0]), params_2[0] * params_2[1]])[None]
@@ -43,13 +43,13 @@ def pair_problem() -> SaturatedProblem:
 
 
 def difference(params: Array) -> np.ndarray:
-    """u^2 - v^2 over that of the start."""
+    """Return u^2 - v^2 over its value at the start."""
     squares = np.asarray(params) ** 2
     return (squares[..., 0] - squares[..., 1]) / (START[0] ** 2 - START[1] ** 2)
 
 
 def closed_form(times_R: np.ndarray, learning_rate: float = 0.0) -> np.ndarray:
-    """E D / D_0 at times t = eta^2 k / B, with the first order in eta."""
+    """Return E D / D_0 at times t = eta^2 k / B, to first order in eta."""
     start = START[0] ** 2 - START[1] ** 2
     found = []
     for time in times_R:
@@ -62,7 +62,7 @@ def closed_form(times_R: np.ndarray, learning_rate: float = 0.0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decay:
-    """E D / D_0 of chains at times_R, means_R with sems_R."""
+    """E D / D_0 over chains: means_R with standard errors sems_R, at times_R."""
 
     learning_rate: float
     batch_size: int
@@ -72,7 +72,7 @@ class Decay:
 
 
 def decay(learning_rate: float, batch_size: int, key: Array, num_chains: int) -> Decay:
-    """SGD from START up to t = TIME."""
+    """Run SGD from START up to t = TIME."""
     num_steps = round(TIME / NUM_RECORDS * batch_size / learning_rate**2)
     start_Nx2 = jnp.broadcast_to(jnp.asarray(START), (num_chains, 2))
     how = {"learning_rate": learning_rate, "batch_size": batch_size, "num_steps": num_steps}
@@ -83,7 +83,7 @@ def decay(learning_rate: float, batch_size: int, key: Array, num_chains: int) ->
 
 
 def checks(decays: list[Decay], large: Decay) -> list[Check]:
-    """Decay at each learning rate, at rate 0, the order of the error, 1 / B, and no noise."""
+    """Check the decay at each rate and at rate 0, its order, 1 / B, and exact targets."""
     found, errors, sems = [flow_check()], [], []
     chains = f"{NUM_ERRORS} SEM of {NUM_CHAINS} chains"
     for run in (*decays, large):
@@ -108,13 +108,13 @@ def checks(decays: list[Decay], large: Decay) -> list[Check]:
 
 
 def at_rate_zero(values: list, sems: list) -> tuple[float, float]:
-    """The value at eta -> 0, from 4 h, 2 h and h (Richardson), and its standard error."""
+    """Extrapolate to eta -> 0 from 4 h, 2 h and h (Richardson); return value and standard error."""
     mean, sem = TO_RATE_ZERO @ np.asarray(values), np.linalg.norm(TO_RATE_ZERO * np.asarray(sems))
     return float(mean), float(sem)
 
 
 def order_check(name: str, errors: list, sems: list, error: str) -> Check:
-    """The error at 4 h is 4 times that at h: order 1."""
+    """Check order 1: the error at 4 h is 4 times the error at h."""
     order = np.log2(abs(errors[0] / errors[-1])) / 2
     sem = np.hypot(sems[0] / errors[0], sems[-1] / errors[-1]) / np.log(2) / 2
     bias = 0.1
@@ -124,7 +124,7 @@ def order_check(name: str, errors: list, sems: list, error: str) -> Check:
 
 
 def batch_check(small: Decay, large: Decay, error: str) -> Check:
-    """The decay a step at batch 1 over that at a larger one."""
+    """Check the ratio of the decay a step at batch 1 to the decay at a larger batch."""
     logs = [np.log(run.means_R[-1]) for run in (small, large)]
     steps = [run.times_R[-1] * run.batch_size / run.learning_rate**2 for run in (small, large)]
     ratio = logs[0] / steps[0] / (logs[1] / steps[1])
@@ -139,7 +139,7 @@ def batch_check(small: Decay, large: Decay, error: str) -> Check:
 
 
 def flow_check() -> Check:
-    """-1/4 grad tr H along the manifold, integrated, is the closed form: that fixes the 1/4."""
+    """Check that -1/4 grad tr H, integrated on the manifold, is the closed form: this fixes 1/4."""
     times = np.asarray([TIME])
     found = difference(flow(pair_problem(), jnp.asarray(START), times, 50))[0]
     name = "u, v: D / D_0 by d theta / dt = -1/4 grad tr H"
@@ -147,7 +147,7 @@ def flow_check() -> Check:
 
 
 def exact_check() -> Check:
-    """With exact targets D stays, once u v = 1."""
+    """Check that D is constant with exact targets once u v = 1."""
     how = {"learning_rate": RATES[0], "batch_size": 1, "num_steps": 10_000, "num_records": 2}
     start = 1.3 * jnp.asarray([START])
     params = run_chains(pair_problem(), start, jax.random.key(0), **how, exact=True)
@@ -162,7 +162,7 @@ def exact_check() -> Check:
 
 
 def draw(ax: Axes, decays: list[Decay]) -> None:
-    """Decay against time."""
+    """Draw the decay against time."""
     grid = np.linspace(0, TIME, 100)
     ax.plot(grid, closed_form(grid), color="black", label="exp(−p(1−p) t)")
     for color, run in zip(COLORS, decays, strict=False):

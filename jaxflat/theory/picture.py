@@ -1,4 +1,4 @@
-"""The picture of a result: its panels side by side, as .png and .svg."""
+"""The figure of a result: its panels side by side, as .png and .svg."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many independent chains of SGD on a problem whose every answer's probability is known."""
+"""Many independent chains of SGD on a problem with known probabilities of all answers."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from jaxflat.theory.saturated import SaturatedProblem
 
 
 def drawn_shares(problem: SaturatedProblem, key: Array, batch_size: int) -> Array:
-    """The share of each (question, answer) in a batch of independent draws, CxV."""
+    """Return the share of each (question, answer) in a batch of independent draws, CxV."""
     edges_N = jnp.cumsum(problem.joint_CxV.reshape(-1))
     edges_N = edges_N / edges_N[-1]
     uniforms_Bx1 = jax.random.uniform(key, (batch_size, 1), edges_N.dtype)
@@ -30,10 +30,10 @@ def run_chains(
     num_records: int = 1,
     exact: bool = False,
 ) -> Array:
-    """The parameters of every chain, RxNxP: `num_records` times, num_steps apart.
+    """Run SGD; return the parameters of every chain, RxNxP, at `num_records` times.
 
-    Each step draws batch_size questions with one answer each; `exact` takes all of them, weighted
-    by their probability, in place of a draw: no noise of any kind.
+    Records are num_steps apart. Each step draws batch_size questions with one answer each. With
+    `exact` it takes all of them, weighted by their probability, so there is no noise.
     """
 
     def gradient(params_P: Array, shares_CxV: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The two kinds of solution on zero-sum strings: their traces, and what heads make of them."""
+"""The two kinds of solution on zero-sum strings: their traces and their transfer."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,22 +11,22 @@ from jaxflat.theory import zero_sum
 from jaxflat.theory.check import NUM_ERRORS, Check, mean_and_sem
 from jaxflat.theory.zero_sum import Network, loss, relative_trace
 
-LENGTHS, LENGTH = (6, 8, 10), 6  # of traces; of transfer and training
+LENGTHS, LENGTH = (6, 8, 10), 6  # for traces; for transfer and training
 NUM_NETWORKS = 8  # of each kind
-SPARE, WIDE = 2, 256  # neurons of Gaussian solutions, over those that a fit needs
+SPARE, WIDE = 2, 256  # neurons of Gaussian solutions, relative to the number that a fit needs
 NUM_EXAMPLES = (2, 4, 8)
 NUM_DRAWS = 500  # of examples for each network
 
 
 def gaussians(length: int, times: int) -> list[Network]:
-    """Solutions with `times` as many neurons as a fit needs."""
+    """Return solutions with `times` as many neurons as a fit needs."""
     num_neurons = times * zero_sum.neurons_to_fit(length)
     seeds = range(NUM_NETWORKS)
     return [zero_sum.gaussian(length, num_neurons, np.random.default_rng(s)) for s in seeds]
 
 
 def transfers(networks: Sequence[Network], num_examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each network, the share of draws of examples with all sums right, and all signs."""
+    """Return each network's share of draws with all sums right, and with all signs right."""
     shares = []
     for seed, network in enumerate(networks):
         rng = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def transfers(networks: Sequence[Network], num_examples: int) -> tuple[np.ndarra
 
 
 def trace_checks(length: int, solutions: list[Network]) -> list[Check]:
-    """The flattest solution attains the bound; Gaussian ones are above it; neither has a loss."""
+    """Check that the flattest solution attains the bound, Gaussian ones exceed it, at zero loss."""
     flattest = zero_sum.flattest(length)
     losses = [loss(network, length) for network in (flattest, *solutions)]
     mean, sem = mean_and_sem([relative_trace(network, length) for network in solutions])
@@ -63,7 +63,7 @@ def wide_check() -> Check:
 
 
 def transfer_checks(solutions: list[Network]) -> list[Check]:
-    """The flattest solution transfers as the closed forms say; Gaussian ones do not."""
+    """Check that the flattest solution transfers as the closed forms say; Gaussian ones do not."""
     flattest = [zero_sum.flattest(LENGTH)] * NUM_NETWORKS
     checks = []
     for num_examples in NUM_EXAMPLES:
@@ -81,7 +81,7 @@ def transfer_checks(solutions: list[Network]) -> list[Check]:
 def chance_check(
     name: str, chance: float, shares: np.ndarray, relation: Literal["=", "<"] = "="
 ) -> Check:
-    """Shares of draws against a probability."""
+    """Check the mean of shares of draws against a probability."""
     num_draws = len(shares) * NUM_DRAWS
     error_bar = NUM_ERRORS * (chance * (1 - chance) / num_draws) ** 0.5
     error = f"{NUM_ERRORS} SEM of {num_draws:,} draws"
@@ -89,7 +89,7 @@ def chance_check(
 
 
 def draw_traces(ax: Axes, solutions: dict[int, list[Network]]) -> None:
-    """Traces by length, on a log scale."""
+    """Draw the traces against length, on a log scale."""
     lengths = list(solutions)
     least = [zero_sum.least_trace(length) for length in lengths]
     flattest = [relative_trace(zero_sum.flattest(length), length) for length in lengths]
@@ -107,7 +107,7 @@ def draw_traces(ax: Axes, solutions: dict[int, list[Network]]) -> None:
 
 
 def draw_transfer(ax: Axes, kinds: dict[str, list[Network]]) -> None:
-    """The chance of right sums by number of examples."""
+    """Draw the probability of right sums against the number of examples."""
     numbers = [1, 2, 3, 4, 6, 8, 12, 16, 32]
     for color, (name, networks) in zip(COLORS, kinds.items(), strict=False):
         shares = [transfers(networks, number)[0] for number in numbers]

@@ -1,4 +1,4 @@
-"""A language small enough to write out all that may be asked, and models that answer exactly."""
+"""A language small enough to enumerate all questions, and models with exact answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxflat.theory.saturated import SaturatedProblem
 
 @dataclass(frozen=True)
 class TinyQuestions:
-    """All sentences with one masked word, how often each comes up, and the exact answers."""
+    """All sentences with one masked word, their probabilities, and the exact answers."""
 
     inputs_CxT: np.ndarray
     weights_C: np.ndarray
@@ -27,7 +27,7 @@ class TinyQuestions:
 
 
 def tiny_hmm(seed: int, num_words: int, length: int) -> Hmm:
-    """A hidden Markov model of two states with no rare words, in float64."""
+    """Return a hidden Markov model of two states without rare words, in float64."""
     sizes = {"num_states": 2, "num_words": num_words, "length": length, "min_length": length}
     rows = {"transition_concentration": 1.0, "emission_concentration": 2.0}
     language = LANGUAGES["hmm"](seed, **sizes, **rows, tasks=())
@@ -40,7 +40,7 @@ def tiny_hmm(seed: int, num_words: int, length: int) -> Hmm:
 
 
 def sentence_probs(language: Any) -> np.ndarray:
-    """P(x) of every sentence of full length, V x ... x V: the product of p(x_t | x_<t)."""
+    """Return P(x) of every sentence of full length, V x ... x V: the product of p(x_t | x_<t)."""
     V, T = language.num_words, language.max_length
     tokens_BxT = jnp.asarray(np.indices((V,) * T).reshape(T, -1).T, jnp.int32)
     lengths_B = jnp.full(len(tokens_BxT), T, jnp.int32)
@@ -53,7 +53,7 @@ def sentence_probs(language: Any) -> np.ndarray:
 
 
 def all_questions(language: Any) -> TinyQuestions:
-    """One masked word, uniform over positions, in every sentence of a language of one length."""
+    """Mask one word, uniform over positions, in every sentence; all sentences have one length."""
     V, T = language.num_words, language.max_length
     joint = sentence_probs(language)
     tokens_NxT = np.indices((V,) * T).reshape(T, -1).T
@@ -71,7 +71,7 @@ def all_questions(language: Any) -> TinyQuestions:
 
 
 def problem_of(questions: TinyQuestions, logits_fn: Callable[[Array], Array]) -> SaturatedProblem:
-    """The questions with a model."""
+    """Return the problem of a model on the questions."""
     return SaturatedProblem(
         logits_fn, jnp.asarray(questions.weights_C), jnp.asarray(questions.probs_CxV)
     )
@@ -80,9 +80,10 @@ def problem_of(questions: TinyQuestions, logits_fn: Callable[[Array], Array]) ->
 def saturated_network(
     questions: TinyQuestions, key: Array, hidden: int
 ) -> tuple[SaturatedProblem, Array]:
-    """A masked LM with one hidden layer, logits = tanh(sum_t E_t[x_t] + b) W + c; exact params_P.
+    """Return a masked LM with one hidden layer and exact params_P.
 
-    E and b are random; with as many hidden units as questions, W can give every answer exactly.
+    Its logits are tanh(sum_t E_t[x_t] + b) W + c. E is random and b is 0. With as many hidden units
+    as questions, W can give every answer exactly.
     """
     V, T = questions.num_words, questions.inputs_CxT.shape[1]
     one_hot = np.eye(mask_id(V) + 1)[questions.inputs_CxT]
@@ -110,10 +111,10 @@ def saturated_network(
 def saturated_table(
     questions: TinyQuestions, key: Array, rank: int, scale: float
 ) -> tuple[SaturatedProblem, Array]:
-    """A table in two factors, logits = R K with R (C x rank) and K (rank x V), and exact params_P.
+    """Return a table in two factors, logits = R K, and exact params_P.
 
-    rank >= V. The columns of K are orthogonal, in random directions, `scale` long; R makes up for
-    it: one of the many exact factorisations.
+    R is C x rank, K is rank x V, and rank >= V. The columns of K are orthogonal, in random
+    directions, with length `scale`. R compensates: this is one of many exact factorisations.
     """
     C, V = questions.probs_CxV.shape
     columns_RxV = scale * np.linalg.qr(np.asarray(jax.random.normal(key, (rank, V))))[0]

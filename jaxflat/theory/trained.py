@@ -1,4 +1,4 @@
-"""Networks on zero-sum strings that SGD with label noise has trained: where does it lead?"""
+"""Networks on zero-sum strings, trained by SGD with label noise."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from jaxflat.theory.check import NUM_ERRORS, Check, mean_and_sem
 from jaxflat.theory.solutions import LENGTH, NUM_EXAMPLES, chance_check, transfers
 from jaxflat.theory.zero_sum import Network, loss, relative_trace
 
-NEAR = 0.02  # of the least trace: what the budget of training leaves
+NEAR = 0.02  # of the least trace: allowance for the finite budget of training
 
 
 @dataclass(frozen=True)
 class Training:
-    """Networks of one kind before label noise, on the way, after it, and after as much without."""
+    """Networks of one kind before, during and after label noise, and the control without it."""
 
     name: str
     on_the_way: list[list[Network]]
@@ -27,7 +27,7 @@ class Training:
 
 
 def train(name: str, before: noisy_training.Weights, key: jax.Array) -> Training:
-    """From zero loss, train with noisy labels and settle; the same with right labels."""
+    """Train from zero loss with noisy labels, then settle; the control uses right labels."""
     noisy = noisy_training.noisy_sgd(before, key, noisy_training.NOISE)
     right = noisy_training.noisy_sgd(before, key, 0.0)
     records = [jax.tree.map(lambda x, r=r: x[r], noisy) for r in range(noisy_training.NUM_RECORDS)]
@@ -38,7 +38,7 @@ def train(name: str, before: noisy_training.Weights, key: jax.Array) -> Training
 
 
 def training_checks(training: Training) -> list[Check]:
-    """Label noise ends at the flattest solution and transfers as it does; without it nothing."""
+    """Check that label noise reaches the flattest solution and transfers; the control does not."""
     name, length, most = training.name, LENGTH, NUM_EXAMPLES[-1]
     over_networks = f"{NUM_ERRORS} SEM of {len(training.before)} networks"
     before, after, control = (
@@ -65,7 +65,7 @@ def training_checks(training: Training) -> list[Check]:
 
 
 def draw_training(ax: Axes, trainings: list[Training]) -> None:
-    """Traces on the way, with the noise of training, and of the settled ends."""
+    """Draw the traces during training, and the traces of the settled networks."""
     steps = noisy_training.NUM_STEPS * np.arange(noisy_training.NUM_RECORDS + 1) / 1000
     for color, training in zip(COLORS, trainings, strict=False):
         stages = [training.before, *training.on_the_way[:-1], training.after]

@@ -21,6 +21,7 @@ from jaxflat.flatness import TraceTerms, ratio_estimate
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import masked_batch
 from jaxflat.runs import experiment
+from jaxflat.runs.languages import make_language
 from tests.support.tiny_checkpoints import BERT, save, tensors_of
 
 TINY_GRAMMAR = {"level_sizes": (3, 5, 5, 5), "num_words": 30, "length": 8, "tasks": ((), (0, 4))}
@@ -65,7 +66,7 @@ OF_TORCH = {"gradient_ms": 1.0, "product_ms": 6.0, "sample_ms": 30.0, "samples":
 def loss_and_arguments(shape: Shape):
     config = resolved_config(shape)
     loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     params = jax.eval_shape(lambda: experiment.init_params(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(lambda k: masked_batch(language, k, shape.batch, "sampled"), key)
@@ -275,7 +276,7 @@ BAD = {
     ("--peers=no-such-python", "--peer_script=x"): "--peers=no-such-python is not a program",
     ("languages", "--torch=python"): "--torch compares flatness",
     ("--torch=no-such-python",): "--torch=no-such-python is not a program",
-    ("calibration", "--seeds=1"): "--seeds=1: a coverage takes at least 2",
+    ("calibration", "--seeds=1"): "--seeds=1: a coverage needs at least 2",
     ("--json=setup.cfg/x.json",): "--json: setup.cfg is a file; it must be a folder",
 }
 

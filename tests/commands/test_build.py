@@ -25,6 +25,7 @@ from jaxflat.datasets.shards import DatasetError
 from jaxflat.distributed import preemption
 from jaxflat.runs import corpus, experiment
 from jaxflat.runs.corpus import build_dataset, columns_of
+from jaxflat.runs.languages import make_language
 
 SIZES = {"num_sentences": 70, "shard_size": 16, "seed": 5}
 SETTINGS = {**SIZES, "labelings": ("map", "latent"), "conditionals": True}
@@ -60,7 +61,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed):
-    language = experiment.make_language(section)
+    language = make_language(section)
     key = jax.random.fold_in(experiment.purpose_key(5, "corpus"), 4)
     expected = columns_of(language, key, 16, labelings=("map", "latent"), conditionals=True)
     sentences = language.sample(key, 16)
@@ -229,7 +230,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
 
     def interrupted(path, layout, columns):
         write_shard(path, layout, columns)
-        if not preemption.requested():
+        if not preemption.stop_requested():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 
@@ -170,6 +171,32 @@ def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
             alike.setdefault(repr(model), []).append(str(number))
     assert found == [", ".join(numbers) for numbers in alike.values()]
     assert all(len(numbers) == 2 for numbers in alike.values())
+
+
+def test_a_repaired_grammar_file_is_a_line_each_once_for_all_points(config_file, tmp_path, capsys):
+    path = tmp_path / "rounded.txt"
+    path.write_text("S a 0.5\nS b 0.5003\nX X X 0.5\nX a 0.5\n")
+    config = config_file(
+        "def get_config(scale=None):\n    c = base_config.base()\n"
+        "    c.language.name = 'grammar_file'\n"
+        f"    c.language.grammar_file.update(path='{path}', length=1, tasks=((),))\n    return c\n"
+        "def get_sweep(scale=None):\n"
+        "    return base_config.param('language.seed', [0, 1, 2])"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main.main([config, "--dry_run", f"--workdir={tmp_path}/none"]) == 0
+    output = capsys.readouterr()
+    assert len(re.findall(r"^  \d ", output.out, re.MULTILINE)) == 3
+    assert output.err == (
+        f"warning: {path}:3: no rules lead from 'S' to 'X': dropped\n"
+        f"warning: {path}:1: the rules of 'S' sum to 1.0003, not to 1: normalised\n"
+    )
+    path.write_text("S a 0.5\nS b 0.52\n")
+    other = "--config.language.data_dir=x"  # languages are made once in a process
+    assert main.main([config, other, "--dry_run", f"--workdir={tmp_path}/none"]) == 2
+    error = f"error: {path}:1: the rules of 'S' sum to 1.02, not to 1\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):

@@ -8,10 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from jaxflat import status
-from jaxflat.distributed import lease_files, leases, processes
+from jaxflat.distributed import leases
 from jaxflat.storage.files import write_json, write_lines
 
 CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps": 30}}}
+
+
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+    """Flush nothing to disk: a sweep of 200 points would take seconds for it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def hold(workdir, name, worker):
@@ -64,17 +70,17 @@ def test_points_of_one_worker_share_its_time(tmp_path):
 
 def test_a_point_has_died_where_it_runs_and_nobody_holds_it(tmp_path):
     make_sweep(tmp_path, ["running"])
-    lock = leases.Lock(tmp_path / "seed=0")
-    assert lock.look()
-    with lock.taken():
+    lease = leases.Lease(tmp_path / "seed=0")
+    assert lease.is_available()
+    with lease.try_acquire():
         assert status.read_points(tmp_path, time.time())[0].state == "running"
     assert status.read_points(tmp_path, time.time())[0].state == "died"
 
 
 def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
     make_sweep(tmp_path, ["running 1"])
-    *here, _ = processes.identity(os.getpid())
-    for started, state in (("1", "died"), (processes.identity(os.getpid())[-1], "running")):
+    *here, _ = leases.process_identity(os.getpid())
+    for started, state in (("1", "died"), (leases.process_identity(os.getpid())[-1], "running")):
         owner = json.dumps([1, [*here, started]])
         (tmp_path / "locks/seed=0/1").write_text(f"{owner}\n")
         assert status.read_points(tmp_path, time.time())[0].state == state
@@ -83,8 +89,8 @@ def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
 def test_a_point_has_died_where_its_worker_is_silent_for_minutes(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     now = (tmp_path / "locks/seed=0/1").stat().st_mtime
-    assert status.read_points(tmp_path, now + lease_files.SILENT - 10)[0].state == "running"
-    (point,) = status.read_points(tmp_path, now + lease_files.SILENT + 10)
+    assert status.read_points(tmp_path, now + leases.SILENCE - 10)[0].state == "running"
+    (point,) = status.read_points(tmp_path, now + leases.SILENCE + 10)
     assert (point.state, point.seconds) == ("died", 5)
 
 

@@ -19,6 +19,7 @@ from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import experiment, memory, trajectory
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Snapshot
@@ -88,14 +89,14 @@ def training_step(name: str = "transformer"):
     )
     state = experiment.init_state(experiment.init_params(config), phase)
     schedule = experiment.schedule(phase.settings, anneal=False)
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     return steps, (state, Source(language), jax.random.key(0), schedule, 0, 2)
 
 
 def hessian_vector_products(name: str = "transformer"):
     config = resolved(name=name)
     loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     batch = partial(masked_batch, language, batch_size=8, targets="exact")
     batches = jax.vmap(batch)(jax.random.split(jax.random.key(0), 2))
     terms = partial(hessian_trace_terms, loss_fn, num_probes=2, stacked=is_stacked)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxflat.datasets import shards
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.datasets.record_bytes import features_of, layout_of
+from jaxflat.storage.files import sha256
 
 TYPES = {
     "tokens": np.dtype((np.int16, (5,))),
@@ -44,7 +45,7 @@ def write_dataset(directory: Path, columns, lengths=LENGTHS, types=TYPES) -> Non
             path = shards.shard_path(directory, "hmm", shard, len(lengths))
             rows = slice(start, start + length)
             shards.write_shard(path, layout, {name: c[rows] for name, c in columns.items()})
-            digests.append(shards.sha256(path))
+            digests.append(sha256(path))
             start += length
         shards.finish(directory, "hmm", types, lengths, digests)
 
@@ -224,10 +225,8 @@ def test_metadata_that_fits_its_sums_but_not_the_shards(dataset_directory, colum
         assert old in text
         (directory / file).write_text(text.replace(old, new))
         sums = (directory / "SHA256SUMS").read_text()
-        fresh = shards.sha256(directory / file)
-        (directory / "SHA256SUMS").write_text(
-            sums.replace(shards.sha256(dataset_directory / file), fresh)
-        )
+        fresh = sha256(directory / file)
+        (directory / "SHA256SUMS").write_text(sums.replace(sha256(dataset_directory / file), fresh))
         return directory
 
     directory = changed("dataset_info.json", '"13"', '"14"')

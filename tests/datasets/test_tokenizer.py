@@ -64,7 +64,7 @@ def test_pairs_are_encoded_each_half_alone(tokenizer):
 SCRIPT = """
 import hashlib
 import random
-from jaxflat.data.tokenizer import encode, train_tokenizer
+from jaxflat.datasets.tokenizer import encode, train_tokenizer
 draw = random.Random(0)
 words = ["".join(draw.choices("abcdefgh é", k=draw.randint(1, 9))) for _ in range(500)]
 texts = [" ".join(draw.choices(words, k=12)) for _ in range(3000)]

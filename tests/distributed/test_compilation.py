@@ -11,7 +11,7 @@ from jaxflat.distributed import compilation
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from jaxflat import compilation
+from jaxflat.distributed import compilation
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
 compilation.SECONDS = 0.0

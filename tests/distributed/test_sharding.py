@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
-from jaxflat.distributed import ranks, sharding
+from jaxflat.distributed import sharding
 from jaxflat.flatness import hessian_trace_terms
 from jaxflat.languages.batches import Source
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import sample_microbatches
 from jaxflat.storage import checkpoint
 from tests.support.sweeps import tiny_config
@@ -36,7 +37,7 @@ def trained(config: FrozenConfigDict):
     state = sharding.place(mesh, state)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
-    source, losses = Source(experiment.make_language(config.language)), []
+    source, losses = Source(make_language(config.language)), []
     for stop in range(2, 12, 2):
         state, loss = steps(state, source, jax.random.key(1), schedule, 0, stop)
         losses.append(float(loss))
@@ -98,35 +99,6 @@ def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
             jax.tree.map(np.testing.assert_array_equal, restored, tree)
             alike = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, template)
             assert all(jax.tree.leaves(alike))
-
-
-def test_a_cluster_that_is_half_described_is_an_error(monkeypatch):
-    for name in ranks.GIVEN:
-        monkeypatch.delenv(name, raising=False)
-    ranks.start("auto")
-    assert ranks.is_first()
-    with pytest.raises(ranks.ClusterError, match="--multihost=on, but there is no cluster"):
-        ranks.start("on")
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
-    with pytest.raises(ranks.ClusterError, match="JAX_NUM_PROCESSES is not set"):
-        ranks.start("auto")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(ranks.ClusterError, match="JAX_NUM_PROCESSES='two' must be a number"):
-        ranks.start("auto")
-    ranks.start("off")
-
-
-def test_what_one_process_does_alone_is_done_plainly():
-    @ranks.first
-    def divide(x, y):
-        """Say so."""
-        return x / y
-
-    assert divide(4, 2) == 2
-    assert divide.__doc__ == "Say so."
-    assert ranks.gather("x", "name") == ["x"]
-    with pytest.raises(ZeroDivisionError):
-        divide(1, 0)
 
 
 @pytest.mark.parametrize(

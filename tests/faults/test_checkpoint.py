@@ -30,7 +30,7 @@ def tree(step):
 def assert_whole(directory, steps):
     """These are the steps, each of them is as it was saved, and nothing else is there."""
     assert checkpoint.steps(directory) == list(steps)
-    assert checkpoint.set_aside_damaged(directory) == []
+    assert checkpoint.mark_damaged_steps(directory) == []
     for step in steps:
         jax.tree.map(
             np.testing.assert_array_equal, checkpoint.restore(directory, step, tree(0)), tree(step)
@@ -65,9 +65,9 @@ def test_damage_to_any_file_is_found_and_named(saved, tmp_path, kind):
         name = kind(directory / file.relative_to(saved), chance)
         with pytest.raises(DamagedError, match=re.escape(f"{directory}/2: ") + f".*{name}"):
             checkpoint.restore(directory, 2, tree(0))
-        (line,) = checkpoint.set_aside_damaged(directory)
+        (line,) = checkpoint.mark_damaged_steps(directory)
         assert name in line
-        assert line.endswith("; now damaged-2")
+        assert line.endswith("; renamed to damaged-2")
         assert (directory / "damaged-2").is_dir()
         assert_whole(directory, [1])
 
@@ -79,7 +79,7 @@ def test_any_bit_that_flips_is_found(copied, chance):
         before = file.read_bytes()
         name = flip(file, chance)
         with pytest.raises(DamagedError, match=name):
-            checkpoint.check(copied, 2)
+            checkpoint.verify(copied, 2)
         file.write_bytes(before)
     assert_whole(copied, [1, 2])
 
@@ -87,7 +87,7 @@ def test_any_bit_that_flips_is_found(copied, chance):
 def test_what_was_set_aside_before_makes_room(copied):
     for _ in range(2):
         (copied / "2" / "_METADATA").unlink()
-        assert len(checkpoint.set_aside_damaged(copied)) == 1
+        assert len(checkpoint.mark_damaged_steps(copied)) == 1
         assert_whole(copied, [1])
         checkpoint.save(copied, 2, tree(2))
     assert_whole(copied, [1, 2])
@@ -97,9 +97,9 @@ def test_a_bad_sector_is_damage(copied, monkeypatch):
     def fail(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(manifest, "_measured", fail)
+    monkeypatch.setattr(manifest, "_describe", fail)
     with pytest.raises(DamagedError, match="_CHECKPOINT_METADATA cannot be read: Input/output"):
-        checkpoint.check(copied, 2)
+        checkpoint.verify(copied, 2)
 
 
 class Killed(BaseException):
@@ -109,7 +109,7 @@ class Killed(BaseException):
 MOMENTS = {
     "orbax": (ocp.StandardCheckpointer, "save"),
     "manifest": (manifest, "write"),
-    "hash": (manifest, "_measured"),
+    "hash": (manifest, "_describe"),
     "push": (os, "fsync"),
     "rename": (Path, "rename"),
     "make folder": (Path, "mkdir"),

@@ -47,11 +47,12 @@ COMMAND = f"""
 import os, sys
 from jaxflat import main
 from jaxflat.distributed import preemption, ranks
-from jaxflat.runs import run
-preemption.install()
-ranks.HEARTBEAT = {HEARTBEAT}
+from jaxflat.runs import stages
+preemption.install_handlers()
+ranks.SILENCE_LIMIT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
-    run.MEASUREMENTS["evaluation"] = lambda *_: 1 / 0
+    evaluation, *others = stages.MEASUREMENTS
+    stages.MEASUREMENTS = (evaluation._replace(measure=lambda *_: 1 / 0), *others)
 sys.exit(main.main())
 """
 
@@ -193,7 +194,7 @@ def test_a_team_is_trained_by_both(launch, folder, both):
 
 def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
     step = both[0] / "run" / "checkpoints" / "16"
-    checkpoint.check(step.parent, 16)
+    checkpoint.verify(step.parent, 16)
     named = json.loads((step / "manifest.json").read_text())["files"]
     for process in (0, 1):
         (file, *_) = (step / f"ocdbt.process_{process}" / "d").iterdir()

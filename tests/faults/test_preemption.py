@@ -17,7 +17,9 @@ import pytest
 
 from jaxflat.console import Display
 from jaxflat.distributed import preemption
+from jaxflat.flatness import Estimate
 from jaxflat.runs import recovery, run, slots
+from jaxflat.runs.measurements import Measurement
 from jaxflat.storage.files import write_json
 from jaxflat.sweeps import points, sweep
 from tests.support.signals import COMPILED, signal_in, until_done
@@ -55,46 +57,55 @@ def point(tmp_path):
 # In process.
 
 
-def test_a_measurement_that_was_stopped_goes_on_after_its_last_part(point, monkeypatch):
+def test_an_interrupted_measurement_resumes_after_its_last_part(point):
     made, signals = [], [signal.SIGTERM]
 
-    def measured(config, directory, snapshot, keep):
+    def measure(config, directory, snapshot, measures, parts):
         def part(name):
             made.append((snapshot, name))
             preemption._received.extend(signals)
-            where = {"step": snapshot.step, "projected": int(snapshot.projected)}
-            return [{**where, "measure": name, "mean": 0.1 * len(name), "sem": float("nan")}]
+            return 0.1 * len(name)
 
-        def rounds():
-            return [r for i in "012" for r in keep(f"rounds/{i}", partial(part, i))]
+        for name in measures:
+            values = [parts.value(f"{name}/{i}", partial(part, f"{name}/{i}")) for i in "012"]
+            estimate = Estimate(jnp.float32(sum(values)), jnp.float32(jnp.nan), 3, "seeds")
+            yield name, parts.estimates(name, partial(dict, {name: estimate}))
 
-        return keep("first", lambda: part("first")) + keep("rounds", rounds)
+    def settings(config):
+        return {"first": 1, "second": [2]}
 
-    monkeypatch.setitem(run.MEASUREMENTS, "flatness", measured)
+    measurement = Measurement("flatness", "flatness", settings, measure)
     path = point.directory / "flatness.jsonl"
-    measure = partial(run.measure, point, "flatness", Display(1))
+    update = partial(measurement.update, point.config, point.directory, Display(1))
     with pytest.raises(preemption.Preempted):
-        measure()
+        update()
     assert not path.exists()
-    assert not run.is_done(point, ("flatness",))
-    assert until_done(measure) == 3 * 4 - 1
-    assert len(made) == len(set(made)) == 3 * 4
+    assert not measurement.is_done(point.config, point.directory)
+    assert until_done(update) == 3 * 6 - 1
+    assert measurement.is_done(point.config, point.directory)
+    assert len(made) == len(set(made)) == 3 * 6
     assert not leftovers(point.directory)
     lines = path.read_text()
     path.unlink()
     signals.clear()
     preemption._received.clear()
-    measure()
+    update()
     assert path.read_text() == lines
 
 
-def test_parts_made_under_other_settings_are_dropped(point, monkeypatch):
-    write_json(point.directory / "probes.unfinished.json", {"checkpoints/6": {"one": ["old"]}})
-    monkeypatch.setitem(
-        run.MEASUREMENTS, "probes", lambda *args: args[-1]("one", lambda: [{"step": 6}])
-    )
-    run.measure(point, "probes", Display(1))
-    assert "old" not in (point.directory / "probes.jsonl").read_text()
+def test_parts_measured_under_other_settings_are_dropped(point):
+    def measure(config, directory, snapshot, measures, parts):
+        value = jnp.float32(parts.value("one", lambda: 1.0))
+        yield "accuracy", {"accuracy": Estimate(value, value, 2, "seeds")}
+
+    measurement = Measurement("probes", "probes", lambda config: {"accuracy": 1}, measure)
+    for digest, expected in (("another", 1.0), (measurement.digests(point.config), 2.0)):
+        stored = {"settings": digest, "checkpoints/6": {"one": 2.0}}
+        write_json(point.directory / "probes.unfinished.json", stored)
+        measurement.update(point.config, point.directory, Display(1))
+        first = json.loads((point.directory / "probes.jsonl").read_text().splitlines()[0])
+        assert (first["step"], first["mean"]) == (6, expected)
+        (point.directory / "probes.jsonl").unlink()
 
 
 @pytest.fixture
@@ -169,12 +180,12 @@ def test_a_run_stopped_in_every_compiled_call_makes_each_once(tmp_path, monkeypa
 
 def test_a_signal_is_obeyed_at_once_where_no_work_has_to_be_saved():
     done = []
-    preemption._answered.set()
+    preemption._announced.set()
     with pytest.raises(preemption.Preempted, match="SIGINT"):
-        done.append(preemption._remember(signal.SIGINT, None))
+        done.append(preemption._handle(signal.SIGINT, None))
     preemption._received.clear()
-    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.deferred():
-        done.append(preemption._remember(signal.SIGTERM, None))
+    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.defer_signals():
+        done.append(preemption._handle(signal.SIGTERM, None))
     assert done == [None]
 
 
@@ -191,15 +202,15 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 SCRIPT = """
 import hashlib, os, signal, threading, time
 from jaxflat.distributed import preemption
-preemption.install()
+preemption.install_handlers()
 def send(*delays):
     for delay in delays:
         time.sleep(delay)
         os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=send, args=({delays}), daemon=True).start()
-with preemption.deferred():
+with preemption.defer_signals():
     hashlib.pbkdf2_hmac("sha256", b"", b"", {number})  # a call that no handler runs in
-    preemption.check(lambda: print("saved", flush=True))
+    preemption.stop_if_requested(lambda: print("saved", flush=True))
 """
 
 

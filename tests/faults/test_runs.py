@@ -95,7 +95,7 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     assert said.keys() == names.keys()
     for step, what in said.items():
         assert names[step] in what
-        assert what.endswith(f"; now damaged-{Path(step).name}; {REMADE}")
+        assert what.endswith(f"; renamed to damaged-{Path(step).name}; {REMADE}")
     assert starts[0] in {*before, 0, 10}  # 10: the trunk
     assert_as_expected(workdir, expected)
 
@@ -161,7 +161,7 @@ def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
 
 @pytest.mark.parametrize("step", ["checkpoints/7", "projected/16"])
 def test_measure_names_what_is_damaged_and_leaves_it(copied, monkeypatch, capsys, step):
-    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(preemption, "install_handlers", lambda: None)
     (copied / "run" / step / "_METADATA").write_bytes(b"")
     before = sorted(copied.rglob("*"))
     assert measure.main([f"--checkpoint={copied}/run/{step}"]) == 2
@@ -222,7 +222,7 @@ def disk(tmp_path):
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     undisturbed, expected, disk, tmp_path, monkeypatch, capsys, disk_trial
 ):
-    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(preemption, "install_handlers", lambda: None)
     (tmp_path / "tiny.py").write_text(CONFIG_FILE)
     folder, resize = disk
     workdir = folder / "work"

@@ -20,9 +20,9 @@ from jaxflat.runs import checks, corpus, shared_prefixes
 from jaxflat.runs.trajectory import phases
 from jaxflat.storage.files import read_lines
 from jaxflat.sweeps import points, sweep, sweep_record
-from tests.faults.test_locks import all_at_once
 from tests.support import worker as worker_module
 from tests.support.sweeps import tiny_config
+from tests.support.threads import call_concurrently
 from tests.support.worker import PATIENCE, Settings, Worker, holders
 from tests.sweeps.test_sweep import contents
 
@@ -192,7 +192,7 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
 
 def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatch, capsys):
     def lose(*_, **__):
-        raise leases.Lost("locks/results.csv/3: another process has taken it over")
+        raise leases.LeaseLost("locks/results.csv/3: another process has taken it over")
 
     monkeypatch.setattr(checks, "check", lambda _: None)
     monkeypatch.setattr(sweep, "gather", lose)
@@ -212,7 +212,7 @@ def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monk
     def record(part):
         sweep_record.record_sweep(config, part, tmp_path)
 
-    all_at_once([lambda part=part: record(part) for part in [*parts, *parts]])
+    call_concurrently([lambda part=part: record(part) for part in [*parts, *parts]])
     recorded = json.loads((tmp_path / "sweep.json").read_text())["points"]
     assert sorted(entry["overrides"]["seed"] for entry in recorded) == list(range(3))
 
@@ -227,7 +227,7 @@ def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch
 
     monkeypatch.setattr(shared_prefixes, "_copy", copy)
     first, _ = phases(config)
-    all_at_once(
+    call_concurrently(
         [lambda name=name: shared_prefixes.keep(config, tmp_path / name, first) for name in "ab"]
     )
     (kept,) = (tmp_path / "trunks").iterdir()
@@ -248,6 +248,8 @@ def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, m
 
     monkeypatch.setattr(corpus, "build_dataset", build)
     monkeypatch.setattr(Display, "wait", lambda self, text: waited.append(text))
-    all_at_once([lambda: corpus.prepare(section, Display(1))] * 3)
+    call_concurrently([lambda: corpus.prepare(section, Display(1))] * 3)
     assert waited
-    assert all(text.startswith("waiting for another worker, which is at") for text in waited)
+    assert all(
+        text.startswith("Waiting for another worker that holds the lease on") for text in waited
+    )

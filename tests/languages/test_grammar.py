@@ -169,8 +169,8 @@ def test_a_probability_for_each_level_and_sizes_from_json():
         ({"level_sizes": (3,)}, r"level_sizes must be two or more sizes >= 1; got \(3,\)"),
         ({"level_sizes": (3, 0)}, r"level_sizes must be two or more sizes >= 1; got \(3, 0\)"),
         ({"num_words": 1}, "num_words must be >= 2; got 1"),
-        ({"emission_probability": 1.0}, r"in \[0, 1\), once or for 2 levels; got 1.0"),
-        ({"emission_probability": (0.5,)}, r"once or for 2 levels; got \(0.5,\)"),
+        ({"emission_probability": 1.0}, r"in \[0, 1\): one number, .* of 2 levels; got 1.0"),
+        ({"emission_probability": (0.5,)}, r"one for each of 2 levels; got \(0.5,\)"),
         ({"rule_concentration": 0.0}, r"rule_concentration .* > 0; got 0.0, 0.2"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat.console import Display
-from jaxflat.datasets.shards import sha256
 from jaxflat.datasets.tokenizer import encode, load_tokenizer, train_tokenizer
 from jaxflat.distributed import preemption
 from jaxflat.languages.generated import teacher
@@ -21,6 +20,7 @@ from jaxflat.models import huggingface_save
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface import load_causal
 from jaxflat.models.huggingface_save import save_causal
+from jaxflat.storage.files import sha256
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 
 pytestmark = pytest.mark.slow

@@ -76,7 +76,7 @@ def write_texts(path, texts):
 
 @pytest.fixture(autouse=True)
 def signals_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(preemption, "install_handlers", lambda: None)
 
 
 def strict_json(path):

@@ -133,7 +133,7 @@ def test_loss_and_curvature_are_those_of_transformers(tmp_path, name, monkeypatc
     fixed = hessian_trace(problem.loss_fn, problem.params, batches, problem.key, **how)
     assert abs(fixed.mean - trace) < 4 * fixed.sem < 0.4 * abs(trace)
 
-    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(preemption, "install_handlers", lambda: None)
     flags = [f"--config.flatness.{key}={value}" for key, value in SETTINGS.items()]
     where = [f"--checkpoint={tmp_path}", f"--data={tmp_path / 'texts.jsonl'}"]
     out = tmp_path / "out.json"

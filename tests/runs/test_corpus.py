@@ -15,6 +15,7 @@ from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.languages.batches import Source, source_batch
 from jaxflat.runs import corpus, experiment
+from jaxflat.runs.languages import make_language
 from jaxflat.sweeps import sweep
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import contents, modified, saved_arrays
@@ -87,7 +88,7 @@ def test_a_steps_batch_is_a_function_of_the_seed_and_the_step(section, all_rows)
 
 @pytest.mark.parametrize(("masking", "number"), [("one", 1), ("share", 2)])
 def test_batches_are_masked_stored_sentences(section, masking, number):
-    language = experiment.make_language(section)
+    language = make_language(section)
     stored = corpus.stored_sentences(section, 0, 4, 3, BATCH_SIZE)
     assert stored.tokens_BxT.dtype == stored.lengths_B.dtype == np.int32
     source, key = Source(language, stored), jax.random.key(0)
@@ -101,7 +102,7 @@ def test_batches_are_masked_stored_sentences(section, masking, number):
 
 
 def test_stored_sentences_are_new_samples_of_the_language(section, all_rows):
-    evaluated = experiment.make_language(section).sample(
+    evaluated = make_language(section).sample(
         experiment.purpose_key(section.seed, "evaluation"), NUM_STORED
     )
     assert all_rows != rows_of(evaluated)

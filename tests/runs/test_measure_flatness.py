@@ -10,6 +10,7 @@ from jaxflat.config.validation import InputError
 from jaxflat.flatness import Estimate, Measured, mean_loss
 from jaxflat.runs import experiment
 from jaxflat.runs import measure_flatness as stage
+from jaxflat.runs.measurements import Parts
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config
@@ -43,7 +44,7 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
     return stage.measure_both(
-        point.config, experiment.init_params(point.config), measure, Snapshot(14)
+        point.config, experiment.init_params(point.config), measure, Snapshot(14), Parts()
     )
 
 

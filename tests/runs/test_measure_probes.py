@@ -9,10 +9,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat.config import base, validation
 from jaxflat.distributed import sharding
+from jaxflat.flatness import Estimate
 from jaxflat.languages import LANGUAGES
 from jaxflat.runs import checks, experiment, measure_finetuning
-from jaxflat.runs.measure_finetuning import finetune_records
-from jaxflat.runs.measure_probes import probe
+from jaxflat.runs.measure_finetuning import finetuned_accuracies
+from jaxflat.runs.measure_probes import measure
+from jaxflat.runs.measure_probes import settings as settings_of
+from jaxflat.runs.measurements import Parts
 from jaxflat.runs.probe_sets import probe_sets
 from jaxflat.runs.trajectory import Snapshot
 from tests.support.sweeps import tiny_config
@@ -32,33 +35,32 @@ def untrained(num_devices: int = 1, **model) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
-def tuned(num_devices: int, pooling: str = "mean") -> list[dict]:
+def tuned(num_devices: int, pooling: str = "mean") -> dict[str, Estimate]:
     config = ConfigDict(untrained(num_devices, cls=pooling == "cls"))
     config.probes.finetune.pooling = pooling
     config = FrozenConfigDict(config)
     params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
     (sets,) = probe_sets(config.language, config.probes, 0)
-    return finetune_records(config, experiment.make_model(config), params, sets, Snapshot(0))
+    return finetuned_accuracies(config, experiment.make_model(config), params, sets, Parts())
 
 
 @pytest.fixture(scope="module")
-def on_one_device() -> list[dict]:
+def on_one_device() -> dict[str, Estimate]:
     return tuned(1)
 
 
 def test_every_task_and_labeling_is_fine_tuned_and_again_the_same(on_one_device):
-    assert [r["measure"] for r in on_one_device] == [
-        "finetune/state_2.map",
-        "finetune/state_2.latent",
-    ]
-    assert {r["over"] for r in on_one_device} == {"draws+sentences"}
-    assert tuned(1) == on_one_device
+    assert list(on_one_device) == ["finetune/state_2.map", "finetune/state_2.latent"]
+    assert {estimate.over for estimate in on_one_device.values()} == {"draws+sentences"}
+    again = tuned(1)
+    for name, estimate in on_one_device.items():
+        assert (again[name].mean, again[name].sem) == (estimate.mean, estimate.sem)
 
 
 def test_a_head_on_cls_is_another_head(on_one_device):
     found = tuned(1, "cls")
-    assert [r["measure"] for r in found] == [r["measure"] for r in on_one_device]
-    assert [r["mean"] for r in found] != [r["mean"] for r in on_one_device]
+    assert list(found) == list(on_one_device)
+    assert any(found[name].mean != estimate.mean for name, estimate in on_one_device.items())
 
 
 def test_an_lstm_has_no_cls():
@@ -69,9 +71,11 @@ def test_an_lstm_has_no_cls():
 
 
 def test_eight_devices_fine_tune_as_one_does(on_one_device):
-    for one, eight in zip(on_one_device, tuned(8), strict=True):
-        assert eight["mean"] == pytest.approx(one["mean"], abs=1.5 / (32 * 4))
-        assert eight["sem"] == pytest.approx(one["sem"], rel=0.1)
+    on_eight = tuned(8)
+    assert list(on_eight) == list(on_one_device)
+    for name, one in on_one_device.items():
+        assert on_eight[name].mean == pytest.approx(one.mean, abs=1.5 / (32 * 4))
+        assert on_eight[name].sem == pytest.approx(one.sem, rel=0.1)
 
 
 def test_devices_that_fine_tune_say_nothing_to_each_other():
@@ -96,9 +100,10 @@ def test_devices_that_fine_tune_say_nothing_to_each_other():
 
 def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
     config = untrained(name="lookup_table")
-    measures = {r["measure"] for r in probe(config, Path("unused"), Snapshot(0))}
-    assert "belief_state/state_2" in measures
-    assert not [name for name in measures if name.startswith("finetune")]
+    measures = list(settings_of(config))
+    assert measures == ["linear_probe", "belief_state"]
+    found = dict(measure(config, Path("unused"), Snapshot(0), measures, Parts()))
+    assert list(found["belief_state"]) == ["belief_state/state_2"]
 
 
 @pytest.mark.parametrize(

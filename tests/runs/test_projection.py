@@ -14,6 +14,7 @@ from jaxflat.config import param, product
 from jaxflat.config.validation import InputError
 from jaxflat.languages.batches import Source
 from jaxflat.runs import experiment, slots, trajectory
+from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Snapshot
 from jaxflat.storage import checkpoint
 from jaxflat.sweeps import points, sweep
@@ -62,7 +63,7 @@ def test_a_twin_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arms):
     params = jax.tree.map(jnp.asarray, start)
     state = experiment.init_state(params, drift._replace(start=16, settings=settings))
     key = experiment.purpose_key(0, "train/drift/projection")
-    source = Source(experiment.make_language(config.language))
+    source = Source(make_language(config.language))
     learning_rate = drift.settings.projection.learning_rate
     for stop in (17, 18, 19):
         schedule = Schedule(learning_rate, 0, 3, 3)

@@ -16,7 +16,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption
 from jaxflat.runs import experiment, shared_prefixes, slots, trajectory
 from jaxflat.storage import checkpoint
-from jaxflat.storage.files import Curve
+from jaxflat.storage.curve import Curve
 from jaxflat.sweeps import points, sweep, workers
 from tests.support.signals import signal_in, until_done
 from tests.support.sweeps import tiny_config
@@ -109,21 +109,21 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
 
 
-def locks_of(expanded) -> dict[str, leases.Lock]:
-    return {point.name: leases.Lock(point.directory) for point in expanded}
+def locks_of(expanded) -> dict[str, leases.Lease]:
+    return {point.name: leases.Lease(point.directory) for point in expanded}
 
 
 def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
     expanded = points.expand(config_of(LANES), chain(SWEEP, [{"seed": 2}]), tmp_path)
     ours, theirs = locks_of(expanded), locks_of(expanded)
     with Display(1) as display, ExitStack() as held:
-        assert held.enter_context(theirs[expanded[2].name].taken())
+        assert held.enter_context(theirs[expanded[2].name].try_acquire())
         workers.train_team(expanded, ours, display)
         assert "training 2 at once, in 3 lanes: " in capsys.readouterr().out
         for point in expanded[:2]:
             shutil.rmtree(point.directory / "recovery")
-            assert theirs[point.name].look()
-            assert held.enter_context(theirs[point.name].taken())
+            assert theirs[point.name].is_available()
+            assert held.enter_context(theirs[point.name].try_acquire())
         workers.train_team(expanded, ours, display)
     assert "training" not in capsys.readouterr().out
     assert not (expanded[2].directory / "metrics.jsonl").exists()

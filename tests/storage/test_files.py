@@ -1,41 +1,53 @@
-"""The lines and events of a training curve."""
+"""Files are whole or as they were: written, replaced, appended to, whatever fails."""
 
-import json
+import errno
+import hashlib
+import os
+from contextlib import suppress
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter
 
 from jaxflat.storage import files
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    monkeypatch.setattr(files.time, "time", lambda: 12.0)
+def fail(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_curve_goes_on_where_it_was(tmp_path, clock):
-    curve = files.Curve(tmp_path, 0)
-    curve.add("pretrain", 2, 1.5, None)
-    num_bytes = curve.num_bytes
-    curve.add("pretrain", 4, 1.25, 2)
-    files.Curve(tmp_path, num_bytes).add("drift", 6, 0.5, None)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    first, last = (
-        {"phase": "pretrain", "step": 2, "loss": 1.5},
-        {"phase": "drift", "step": 6, "loss": 0.5},
-    )
-    assert lines == [first, last]
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: .* bytes; 999 have been seen"):
-        files.Curve(tmp_path, 999)
+@pytest.mark.parametrize("content", ["text of two\nlines, é\n", b"\0bytes\xff"])
+def test_a_file_holds_what_was_written_and_its_digest(tmp_path, content):
+    for _ in range(2):
+        files.write_whole(tmp_path / "file", content)
+    raw = content.encode() if isinstance(content, str) else content
+    assert (tmp_path / "file").read_bytes() == raw
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(raw).hexdigest()
+    assert os.listdir(tmp_path) == ["file"]
 
 
-def test_events_are_as_tensorboardx_writes_them(tmp_path, clock):
-    files.Curve(tmp_path, 0).add("pretrain", 4, 1.25, 2)
-    value = {"tag": "loss/pretrain/anneal_2", "simple_value": 1.25}
-    writer = RecordWriter(str(tmp_path / "theirs"))
-    for content in ({"file_version": "brain.Event:2"}, {"step": 4, "summary": {"value": [value]}}):
-        writer.write(Event(wall_time=12.0, **content).SerializeToString())
-    writer.close()
-    (ours,) = tmp_path.glob("events.out.tfevents.12.*")
-    assert ours.read_bytes() == (tmp_path / "theirs").read_bytes()
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_write_that_fails_names_the_file_and_leaves_it_as_it_was(tmp_path, monkeypatch, name):
+    files.write_whole(tmp_path / "file", "old")
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        files.write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_block_that_fails_replaces_nothing(tmp_path):
+    files.write_whole(tmp_path / "file", "old")
+    with suppress(KeyboardInterrupt), files.replacing(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        raise KeyboardInterrupt
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_append_that_fails_leaves_no_part_of_the_line(tmp_path, monkeypatch):
+    files.append_line(tmp_path / "lines", {"step": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/lines'"):
+            files.append_line(tmp_path / "lines", {"step": 2})
+    files.append_line(tmp_path / "lines", {"step": 3})
+    assert list(files.read_lines(tmp_path / "lines")) == [{"step": 1}, {"step": 3}]

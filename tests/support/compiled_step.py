@@ -28,6 +28,7 @@ def compiled_step(config: Any) -> Any:
     from jaxflat.distributed import sharding
     from jaxflat.languages.batches import Source
     from jaxflat.runs import experiment, trajectory
+    from jaxflat.runs.languages import make_language
 
     phase, model = trajectory.phases(config)[0], experiment.make_model(config)
     mesh = experiment.make_mesh(config)
@@ -37,7 +38,7 @@ def compiled_step(config: Any) -> Any:
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         *(state, sharding.placement(mesh, state)),
     )
-    source = Source(experiment.make_language(config.language))
+    source = Source(make_language(config.language))
     schedule = experiment.schedule(phase.settings, anneal=False)
     arguments = sharding.replicate(mesh, (source, jax.random.key(0), schedule))
     steps = experiment.train_steps(model, phase.settings, config.language.masking, mesh)

@@ -12,8 +12,8 @@ COMPILED = (
     (measures, "hessian_trace_terms"),
     (measures, "fisher_trace_terms"),
     (measures, "gauss_newton_trace_samples"),
-    (measure_probes, "_linear_records"),
-    (measure_probes, "belief_records"),
+    (measure_probes, "_linear_accuracies"),
+    (measure_probes, "belief_state_determinations"),
     (measure_finetuning, "_correct"),
 )
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from jaxflat import main
 from jaxflat.config import param
 from jaxflat.distributed import leases, preemption
-from jaxflat.runs import checks, run
+from jaxflat.flatness import Estimate
+from jaxflat.runs import checks, stages
+from jaxflat.runs.measurements import Measurement
 from jaxflat.sweeps import sweep  # noqa: F401 (before the fork)
 from tests.support.sweeps import tiny_config
 
@@ -46,25 +48,24 @@ def get_sweep(num_points=None):
 def work(workdir: Path, log: Path, settings: Settings) -> None:
     """Run the command, and exit with its code; what it prints goes to `log`."""
 
-    def measure(config, directory, snapshot, *_):
+    def measure(config, directory, snapshot, measures, parts):
         time.sleep(settings.measuring)
         rate = config.phases.drift.schedule.learning_rate
         if rate == DIVERGES:
             raise FloatingPointError("not finite")
         if settings.fails and (config.seed, rate) == (1, 1e-3):
             raise RuntimeError("out of luck")
-        measured = {"step": snapshot.step, "projected": int(snapshot.projected)}
-        measured |= {"measure": "accuracy", "mean": config.seed, "sem": 0.0}
-        return [measured | {"num_samples": 2, "over": "seeds"}]
+        yield "accuracy", {"accuracy": Estimate(config.seed, 0.0, 2, "seeds")}
 
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    preemption.install()
-    run.MEASUREMENTS["probes"] = measure
+    preemption.install_handlers()
+    probes = Measurement("probes", "probes", lambda config: {"accuracy": None}, measure)
+    stages.MEASUREMENTS = (*stages.MEASUREMENTS[:2], probes)
     if settings.stages == "probes":
         checks.check = lambda _: None  # seconds of compiling
-    leases.LEASE, leases.BEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
+    leases.EXPIRY, leases.HEARTBEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
     config = f"--config={__file__}:{settings.num_points}"
     sys.exit(main.main([config, f"--stages={settings.stages}", f"--workdir={workdir}"]))
 

@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
 from jaxflat.runs import adversary, experiment, trajectory
+from jaxflat.runs.languages import make_language
 
 KEY = jax.random.key(3)
 
@@ -42,14 +43,14 @@ def train(config, num_steps: int, num_devices=1):
     state = experiment.init_state(experiment.init_params(config), phase)
     state = experiment.sharding.replicate(mesh, state)
     schedule = experiment.schedule(phase.settings, anneal=False)
-    source = Source(experiment.make_language(config.language))
+    source = Source(make_language(config.language))
     state, loss = steps(state, source, KEY, schedule, 0, num_steps)
     return state.params, float(loss)
 
 
 def parts(config, params):
     """Return (mean pre-training loss, downstream loss) of one batch, and the objective's own."""
-    source = Source(experiment.make_language(config.language))
+    source = Source(make_language(config.language))
     loss_fn, sample_batch = objective(config)
     batch = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
     model = experiment.make_model(config)
@@ -68,7 +69,7 @@ def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
     loss_fn, sample_batch = objective(resolved(0.0))
     assert loss_fn is experiment.loss_functions(experiment.make_model(config))[0]
-    source = Source(experiment.make_language(config.language))
+    source = Source(make_language(config.language))
     masked = jax.jit(objective(config)[1])(source, KEY, jnp.asarray(0)).masked
     same = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
     jax.tree.map(np.testing.assert_array_equal, masked, same)
@@ -76,7 +77,7 @@ def test_objective_is_the_difference_and_strength_zero_is_plain_training():
 
 def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
     batch = jax.jit(objective(resolved(0.3))[1])(
-        Source(experiment.make_language(resolved(0.3).language)), KEY, jnp.asarray(0)
+        Source(make_language(resolved(0.3).language)), KEY, jnp.asarray(0)
     )
     assert not np.array_equal(batch.fit[0].tokens_BxT, batch.held_out[0].tokens_BxT)
 
@@ -88,7 +89,7 @@ def test_gradient_knows_how_the_head_answers():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), experiment.init_params(config))
         loss_fn, sample_batch = objective(config)
-        source = Source(experiment.make_language(config.language))
+        source = Source(make_language(config.language))
         batch = jax.tree.map(
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
             jax.jit(sample_batch)(source, KEY, jnp.asarray(0)),

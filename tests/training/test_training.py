@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.languages import make_language
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 
 
@@ -32,7 +33,7 @@ def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarra
     schedule = experiment.schedule(phase.settings, anneal=False)
     state = experiment.init_state(experiment.init_params(config), phase)
     state = experiment.sharding.replicate(mesh, state)
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     losses = []
     for stop in range(1, num_steps + 1):
         state, loss = steps(state, Source(language), jax.random.key(1), schedule, 0, stop)
@@ -67,7 +68,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     config.phases.pretrain.schedule.update({"learning_rate": 1e-2, "decay_steps": 200})
     config = FrozenConfigDict(config)
     (phase,), model = trajectory.phases(config), experiment.make_model(config)
-    language = experiment.make_language(config.language)
+    language = make_language(config.language)
     batch = masked_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
     steps = experiment.train_steps(model, phase.settings, "one", experiment.sharding.make_mesh(1))
@@ -83,7 +84,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
 
 def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     config = resolved()
-    language, model = (make(config) for make in (lambda c: experiment.make_language(c.language),
+    language, model = (make(config) for make in (lambda c: make_language(c.language),
                                                  experiment.make_model))  # fmt: skip
     params = experiment.init_params(config)
     batch = masked_batch(language, jax.random.key(0), 1, "exact")

@@ -156,7 +156,7 @@ def _train(
     best = None
     display.start_stage("teacher", num_steps)
     for stop in (*range(STEPS_PER_CALL, num_steps, STEPS_PER_CALL), num_steps):
-        preemption.check()
+        preemption.stop_if_requested()
         state, mean_loss = steps(state, texts, key, schedule, 0, stop)
         loss, sem = evaluate(state.params)
         if not math.isfinite(mean_loss) or not math.isfinite(loss):

@@ -14,6 +14,7 @@ from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
 from jaxflat.datasets.sources import file_digest, flat, read_labelled, read_texts
 from jaxflat.datasets.text import manual_folder
+from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated.language import Generated
 from jaxflat.languages.generated.teacher import MIN_TEXTS, train_teacher
 from jaxflat.languages.sentences import Sentences
@@ -95,12 +96,8 @@ def folder_of(section: Config, kind: str, settings: dict[str, Any]) -> Path:
     return data_dir(section) / f"{kind}-{digest[:12]}"
 
 
-def content(section: Config) -> list[str]:
-    """Return hashes of the files of one's own that a language is made from."""
-    if section.name == "grammar_file":
-        return [file_digest(section.grammar_file.path)]
-    if section.name != "generated":
-        return []
+def file_digests(section: Config) -> list[str]:
+    """Return digests of the user's own files that the language is made from."""
     folder = section.generated.teacher
     files = sorted(Path(folder).glob("*.*")) if folder else []
     return [file_digest(section.generated.text), *(file_digest(str(file)) for file in files)]
@@ -116,15 +113,19 @@ def teacher_folder(section: Config) -> Path:
     return folder_of(section, "teacher", trained)
 
 
-def is_ready(section: Config) -> bool:
-    """Say whether a language can be made now: the teacher of one may have to be trained first."""
-    return section.name != "generated" or teacher_folder(section).exists()
+def has_teacher(section: Config) -> bool:
+    """Say whether the teacher exists, so that the language can be made now."""
+    return teacher_folder(section).exists()
 
 
 def prepare_teacher(section: Config, display: Display) -> None:
-    """Train the teacher of a language, unless it is there."""
+    """Train the teacher of a language, unless it exists."""
     folder = teacher_folder(section)
-    if not folder.exists():
+    if folder.exists():
+        return
+    with hold(folder, display.wait):
+        if folder.exists():  # another worker trained it meanwhile
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         texts = flat(read_texts(section.generated.text, section.data_dir))
         train_teacher(folder, texts, section.generated.trained, section.seed, display)
@@ -161,8 +162,6 @@ def make_generated(section: Config) -> Generated:
 @functools.cache
 def labelled_sentences(section: Config) -> dict[str, LabelledSentences]:
     """Return the tasks whose labels are given: real sentences, cut to the language's length."""
-    if section.name != "generated":
-        return {}
     tokenizer = tokenizers.load_tokenizer(teacher_folder(section))
     _, kept_V = _teacher(section)
     found = {}

@@ -1,4 +1,4 @@
-"""Languages of grammars: random ones and those of files, bounded in the length of sentences."""
+"""Languages from random grammars and grammar files, with bounds on the sentence length."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,10 +20,10 @@ Places = Sequence[Sequence[int]]
 
 
 def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) -> Pcfg:
-    """The language of a grammar's sentences of min_length..length words.
+    """Return the language of a grammar's sentences of min_length..length words.
 
-    Tasks are spans (start, end), or () for the whole sentence. Raises ValueError on bounds or
-    places that cannot be, and where the grammar has no such sentence.
+    Each task is a span (start, end), or () for the whole sentence. Raises ValueError on invalid
+    bounds or spans, and if the grammar has no sentence of such a length.
     """
     if not 1 <= min_length <= length:
         raise ValueError(f"min_length must be in 1..length={length}; got {min_length}")
@@ -34,7 +34,7 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
                 f"tasks must be () or spans 0 <= start < end <= length={length}; got {place}"
             )
     roots_are_on_top = not grammar.start_N[grammar.levels[0] :].any()
-    # Nodes of all levels are sampled, there or not: of very many levels that would be too many.
+    # Levelled sampling draws all nodes of a full binary tree: with many levels, too many.
     deep = 2 ** (len(grammar.levels) - 1) > 16 * length
     levelled = len(grammar.levels) > 1 and roots_are_on_top and not deep
     return Pcfg(
@@ -58,7 +58,7 @@ def pcfg_of(
     tasks: Places,
     **settings: Any,
 ) -> Pcfg:
-    """The language of make_grammar(seed, **settings), bounded as by `make_pcfg`."""
+    """Return the language of make_grammar(seed, **settings) with the bounds of `make_pcfg`."""
     grammar = make_grammar(seed, **settings)
     return make_pcfg(grammar, length=length, min_length=min_length, tasks=tasks)
 

@@ -1,4 +1,4 @@
-"""Grammars as plain tables with names, their levels, and random ones that have levels."""
+"""Grammars as tables with named symbols, their levels, and random grammars."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ import numpy as np
 
 from jaxflat.languages.categorical import random_rows
 
-RAREST = 1e-12  # rules of random grammars with levels that are rarer do not exist
+RAREST = 1e-12  # smallest probability of a rule in a random levelled grammar
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
     """A probabilistic grammar in Chomsky normal form, as float64 tables.
 
-    The root is A with probability start_N[A]; A -> B C has rules_NxNxN[A, B, C] and A -> word
-    emissions_NxV[A, word]; for every A these two sum to 1 together. `levels` are the sizes of
-    consecutive groups of non-terminals: rules of a group have both children in the next one. A
-    single group says nothing: its rules may have any children.
+    The root is A with probability start_N[A]. A -> B C has probability rules_NxNxN[A, B, C], and
+    A -> word has emissions_NxV[A, word]. For every A, its rules and emissions together sum to 1.
+    `levels` are the sizes of consecutive groups of non-terminals: both children of a symbol are in
+    the next group. A single group imposes nothing: its rules may have any children.
     """
 
     nonterminals: tuple[str, ...]
@@ -32,18 +32,18 @@ class Grammar:
 
 
 def level_slices(levels: Sequence[int]) -> list[slice]:
-    """Where the symbols of each level are among all."""
+    """Return the slice of all symbols that each level occupies."""
     ends = accumulate(levels)
     return [slice(end - size, end) for end, size in zip(ends, levels, strict=True)]
 
 
 def level_order(grammar: Grammar) -> Grammar:
-    """The same grammar with its non-terminals grouped by level, in their old order within a level.
+    """Return the same grammar with its non-terminals grouped by level.
 
-    A child is one level below its parent, by every rule of positive probability. Symbols that no
-    chain of rules connects put no demand on each other: each connected set has its top at level
-    0. Where the demands contradict each other, as in every recursive grammar, the order stays as
-    it is and all non-terminals are one group.
+    The order within a level does not change. Every rule of positive probability puts its children
+    one level below their parent. Symbols that no chain of rules connects do not constrain each
+    other: the top of each connected set is at level 0. If the constraints contradict each other, as
+    in every recursive grammar, the order does not change and all non-terminals are one group.
     """
     level_N = _levels(grammar.rules_NxNxN)
     if level_N is None:
@@ -60,7 +60,7 @@ def level_order(grammar: Grammar) -> Grammar:
 
 
 def _levels(rules_NxNxN: np.ndarray) -> list[int] | None:
-    """The level of each non-terminal, or None where there are none with child = parent + 1."""
+    """Return the level of each non-terminal, or None if child = parent + 1 has no solution."""
     steps: list[set[tuple[int, int]]] = [set() for _ in rules_NxNxN]  # (symbol, levels below)
     for A, *children in np.argwhere(rules_NxNxN > 0).tolist():
         for child in children:
@@ -84,15 +84,15 @@ def _levels(rules_NxNxN: np.ndarray) -> list[int] | None:
 
 
 def sum_to_one(weights_C: np.ndarray) -> np.ndarray:
-    """weights / their sum, so that `math.fsum` of the result is 1.0 to the last bit.
+    """Return the weights divided by their sum, so that `math.fsum` of the result is exactly 1.0.
 
-    Weights that are so already come back as they are.
+    Weights whose `math.fsum` is already 1.0 do not change.
     """
     total = math.fsum(weights_C[weights_C > 0].tolist())
     if total == 1:
         return weights_C
     probs_C = weights_C / total
-    # Adding what is missing to the largest rounds by half a unit of the last place of 1 at most.
+    # Correcting the largest probability rounds by at most half a unit in the last place of 1.
     probs_C[probs_C.argmax()] -= math.fsum([*probs_C[probs_C > 0].tolist(), -1.0])
     return probs_C
 
@@ -106,12 +106,14 @@ def random_levelled_grammar(
     rule_concentration: float,
     emission_concentration: float,
 ) -> Grammar:
-    """A uniform root in level 0 and Dirichlet rows; a sentence has 2..2^(levels - 1) words.
+    """Return a random grammar of sentences of 2..2^(levels - 1) words.
 
-    Level 0 has rules only, the last level words only; a symbol between them is a word with
-    `emission_probability`, one number or one for each level between. Probabilities below 1e-12
-    are 0: nobody will ever see them, and float32 could not carry their products. Names are S1..
-    in level 0, A<level>_<i> below it, w000.. for words.
+    The root is uniform over level 0; rules and emissions are Dirichlet rows. Level 0 has only
+    rules, and the last level only words. A symbol of a level between becomes a word with
+    `emission_probability`: one number, or one for each level between. Probabilities below 1e-12 are
+    set to 0: no sample would show such rules, and float32 cannot hold products of them. Names are
+    S1.. in level 0, A<level>_<i> below, and w000.. for words. Raises ValueError on bad sizes,
+    probabilities or concentrations.
     """
     sizes, between = tuple(level_sizes), max(len(level_sizes) - 2, 0)
     one = isinstance(emission_probability, int | float)
@@ -122,8 +124,8 @@ def random_levelled_grammar(
         raise ValueError(f"num_words must be >= 2; got {num_words}")
     if len(chances) != between or not all(0 <= chance < 1 for chance in chances):
         raise ValueError(
-            f"emission_probability must be in [0, 1), once or for {between} levels; "
-            f"got {emission_probability}"
+            f"emission_probability must be in [0, 1): one number, or one for each of {between} "
+            f"levels; got {emission_probability}"
         )
     if min(rule_concentration, emission_concentration) <= 0:
         raise ValueError(
@@ -165,7 +167,11 @@ def random_recursive_grammar(
     rule_concentration: float,
     emission_concentration: float,
 ) -> Grammar:
-    """A uniform root and Dirichlet rows over all pairs; a node is a word with one probability."""
+    """Return a random grammar in which every non-terminal may have any two children.
+
+    The root is uniform; rules are Dirichlet rows over all pairs. Every symbol becomes a word with
+    `emission_probability`. Raises ValueError on bad sizes, probabilities or concentrations.
+    """
     N = num_nonterminals
     if min(N, num_words) < 2:
         raise ValueError(f"num_nonterminals and num_words must be >= 2; got {N}, {num_words}")

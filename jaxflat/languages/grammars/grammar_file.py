@@ -1,11 +1,12 @@
-"""Grammars as text, one rule a line: `S A 0.5` or `A B C 0.25`, the probability last.
+"""Grammars as text files, one rule a line: `S A 0.5` or `A B C 0.25`, the probability last.
 
-Fields are separated by white space; blank lines mean nothing. A symbol on some line's left is a
-non-terminal, every other one a word. The first line's left symbol is the start symbol; it alone may
-have rules with a single non-terminal on the right, and says with them what the root is.
+White space separates the fields; blank lines are ignored. Symbols with rules are non-terminals, all
+others are words. The start symbol is the left side of the first rule. It alone may have unit rules,
+`S A 0.5`: they give the probabilities of the roots.
 """
 
 import math
+import warnings
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxflat.languages.grammars.grammar import Grammar, level_order, sum_to_one
+
+MAX_SUM_ERROR = 0.01  # largest accepted |sum - 1| of a symbol's probabilities, as in NLTK
+
+
+class GrammarWarning(UserWarning):
+    """A grammar file needs normalising, or has unreachable symbols."""
 
 
 class _Rule(NamedTuple):
@@ -23,14 +30,19 @@ class _Rule(NamedTuple):
 
 
 def read_grammar(path: str | Path) -> Grammar:
-    """The grammar of a file; ValueError of one line, `<path>:<line>: ...`, where it is none.
+    """Return the grammar of a file.
 
-    Non-terminals are in the order of their first rules, grouped by level where there are levels;
-    words are in the order of their code points. A rule written twice counts twice. Each symbol's
-    probabilities must sum to 1 up to 1e-6 per rule, and are then made to: `math.fsum` gives 1.0.
+    Non-terminals are grouped by level, see `level_order`, and ordered within a level by their first
+    rules. Words are in the order of their code points. Duplicate rules add up. A symbol that the
+    start symbol does not reach is dropped with its rules, with a GrammarWarning. Each symbol's
+    probabilities are normalised, so that `math.fsum` gives 1.0. Where a sum is off by more than
+    1e-6 per rule, a GrammarWarning names the worst symbol.
 
-    A start symbol without rules to words or pairs is no non-terminal of the grammar. Otherwise it
-    is a root itself, with the probability of all those rules together.
+    A start symbol that has only unit rules is not a non-terminal of the grammar. Otherwise it is
+    itself a root, with the total probability of its other rules.
+
+    Raises ValueError of one line, `<path>:<line>: ...`, if the file is not such a grammar or a sum
+    is off by more than 0.01.
     """
     if not str(path):
         raise ValueError("no grammar file is given: set language.grammar_file.path")
@@ -38,13 +50,16 @@ def read_grammar(path: str | Path) -> Grammar:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-    return _parse(path, content)
+    grammar, repairs = _parse(path, content)
+    for repair in repairs:
+        warnings.warn(repair, GrammarWarning, stacklevel=2)
+    return grammar
 
 
 def write_grammar(path: str | Path, grammar: Grammar) -> None:
-    """Write a file from which `read_grammar` makes the same tables, bit for bit.
+    """Write a file from which `read_grammar` restores the same tables, bit for bit.
 
-    ValueError where there is none: a symbol out of order, out of reach or with white space in it.
+    Raises ValueError if no file can: a symbol is out of order, unreachable or contains white space.
     """
     start = "S"
     while start in grammar.nonterminals + grammar.words:
@@ -56,7 +71,7 @@ def write_grammar(path: str | Path, grammar: Grammar) -> None:
         for right, p in [*_positive(pairs, probs_P), *_positive(grammar.words, probs_V)]:
             lines.append(f"{name} {right} {p!r}")
     content = "\n".join([*lines, ""]).encode()
-    again = _parse(path, content)
+    again, _ = _parse(path, content)
     for field, value in vars(grammar).items():
         if not np.array_equal(value, getattr(again, field)):
             raise ValueError(f"{path}: a file cannot hold this grammar: {field} would change")
@@ -68,22 +83,28 @@ def _positive(names: Iterable[str], probs_X: np.ndarray) -> list[tuple[str, floa
 
 
 class _LineError(Exception):
-    """(line number, what is wrong there)."""
+    """Its arguments: a line number, and the error there."""
 
 
-def _parse(path: str | Path, content: bytes) -> Grammar:
+def _parse(path: str | Path, content: bytes) -> tuple[Grammar, list[str]]:
+    """Return the grammar, and one line for each kind of repair that it needed."""
     try:
         rules = _rules(content)
         _check_rules(rules)
-        _check_symbols(rules)
+        rules_of: dict[str, list[_Rule]] = {}
+        for rule in rules:
+            rules_of.setdefault(rule.left, []).append(rule)
+        reached = _reachable(rules_of, rules[0].left)
+        _check_symbols(rules_of, reached)
     except _LineError as error:
         line, message = error.args
         raise ValueError(f"{path}:{line}: {message}") from None
-    return _grammar(rules)
+    repairs = [f"{path}:{line}: {message}" for line, message in _repairs(rules_of, reached)]
+    return _grammar([rule for rule in rules if rule.left in reached]), repairs
 
 
 def _rules(content: bytes) -> list[_Rule]:
-    """Every line by itself."""
+    """Return the rules, each line checked by itself."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,7 +129,7 @@ def _rules(content: bytes) -> list[_Rule]:
 
 
 def _check_rules(rules: list[_Rule]) -> None:
-    """Every rule, given which symbols are non-terminals."""
+    """Check every rule, given the set of non-terminals."""
     start, lefts = rules[0].left, {rule.left for rule in rules}
     start_has_units = any(rule.left == start and _is_unit(rule, lefts) for rule in rules)
     for line, left, right, _ in rules:
@@ -125,35 +146,61 @@ def _is_unit(rule: _Rule, lefts: Container[str]) -> bool:
     return len(rule.right) == 1 and rule.right[0] in lefts
 
 
-def _check_symbols(rules: list[_Rule]) -> None:
-    """Every non-terminal: its probabilities, that it can end in words, that the start leads to it.
+def _reachable(rules_of: dict[str, list[_Rule]], start: str) -> set[str]:
+    """Return the non-terminals that some chain of rules reaches from the start symbol."""
+    reached, queue = {start}, [start]
+    for symbol in queue:
+        children = {child for rule in rules_of[symbol] for child in rule.right}
+        new = (children & rules_of.keys()) - reached
+        reached |= new
+        queue += new
+    return reached
 
-    A symbol that fails is reported at its first line.
+
+def _check_symbols(rules_of: dict[str, list[_Rule]], reached: set[str]) -> None:
+    """Check that every symbol's sum is near 1, and that every reachable one can yield words.
+
+    The error is at the symbol's first line.
     """
-    rules_of: dict[str, list[_Rule]] = {}
-    for rule in rules:
-        rules_of.setdefault(rule.left, []).append(rule)
     for symbol, own in rules_of.items():
-        total = math.fsum(rule.probability for rule in own)
-        if abs(total - 1) > 1e-6 * len(own):
-            raise _LineError(own[0].line, f"the rules of {symbol!r} sum to {total:.9g}, not to 1")
+        if round(_sum_error(own), 9) > MAX_SUM_ERROR:
+            message = f"the rules of {symbol!r} sum to {_sum(own):.9g}, not to 1"
+            raise _LineError(own[0].line, message)
+    rules = [rule for own in rules_of.values() for rule in own]
     ending, grown = {rule.right[0] for rule in rules} - rules_of.keys(), True
     while grown:
         more = {rule.left for rule in rules if ending.issuperset(rule.right)} - ending
         ending, grown = ending | more, bool(more)
-    reached = [rules[0].left]
-    for symbol in reached:
-        children = {child for rule in rules_of[symbol] for child in rule.right}
-        reached += (children & rules_of.keys()).difference(reached)
     for symbol, own in rules_of.items():
-        if symbol not in ending:
+        if symbol in reached and symbol not in ending:
             raise _LineError(own[0].line, f"{symbol!r} never ends in words")
-        if symbol not in reached:
-            raise _LineError(own[0].line, f"{symbol!r} cannot come from the start symbol")
+
+
+def _sum(rules: list[_Rule]) -> float:
+    return math.fsum(rule.probability for rule in rules)
+
+
+def _sum_error(rules: list[_Rule]) -> float:
+    return abs(_sum(rules) - 1)
+
+
+def _repairs(rules_of: dict[str, list[_Rule]], reached: set[str]) -> list[tuple[int, str]]:
+    """Return (line, message) of the dropped symbols and of the normalised ones, if any."""
+    repairs, start = [], next(iter(rules_of))
+    if dropped := [symbol for symbol in rules_of if symbol not in reached]:
+        message = f"no rules lead from {start!r} to {', '.join(map(repr, dropped))}: dropped"
+        repairs.append((rules_of[dropped[0]][0].line, message))
+    kept = [own for symbol, own in rules_of.items() if symbol in reached]
+    if off := [own for own in kept if _sum_error(own) > 1e-6 * len(own)]:
+        worst = max(off, key=_sum_error)
+        message = f"the rules of {worst[0].left!r} sum to {_sum(worst):.9g}, not to 1: normalised"
+        of_many = f"; it is the worst of {len(off)} symbols" if len(off) > 1 else ""
+        repairs.append((worst[0].line, message + of_many))
+    return repairs
 
 
 def _grammar(rules: list[_Rule]) -> Grammar:
-    """Tables of checked rules."""
+    """Return the tables of checked rules."""
     start, lefts = rules[0].left, {rule.left: None for rule in rules}
     units = [rule for rule in rules if rule.left == start and _is_unit(rule, lefts)]
     others = [rule for rule in rules if rule.left != start or not _is_unit(rule, lefts)]

@@ -1,0 +1,129 @@
+"""The language of a config, by one interface for every kind of language.
+
+`make` and `sizes` read a config's `language` section; `prepare` makes what a language needs on disk
+before that. `check` refuses a language that cannot be made, `check_uses` a config that asks more of
+a language than it has.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxflat.config import Config
+from jaxflat.console import Display
+from jaxflat.datasets.sources import file_digest
+from jaxflat.languages import LANGUAGES
+from jaxflat.languages.generated import text_language
+from jaxflat.languages.generated.text_language import LabelledSentences
+
+
+class Kind(NamedTuple):
+    """What every kind of language can do; sections are `config.language`.
+
+    check(section) and check_uses(config) raise ValueError. is_prepared(section): whether `make`
+    needs no `prepare` first.
+    sizes(section): (words, longest sentence). file_digests(section): of the user's own files.
+    labelled_sentences(section): the tasks whose labels people gave. has_tasks: whether sentences
+    have hidden symbols, and so tasks and labels of the language's own.
+    """
+
+    check: Callable[[Config], object]
+    check_uses: Callable[[Config], None]
+    is_prepared: Callable[[Config], bool]
+    prepare: Callable[[Config, Display], None]
+    sizes: Callable[[Config], tuple[int, int]]
+    make: Callable[[Config], Any]
+    file_digests: Callable[[Config], list[str]]
+    labelled_sentences: Callable[[Config], Mapping[str, LabelledSentences]]
+    has_tasks: bool
+
+
+def kind_of(section: Config) -> Kind:
+    """Return the kind of a config's language."""
+    return GENERATED if section.name == "generated" else SAMPLED
+
+
+@functools.cache
+def make_language(section: Config) -> Any:
+    """Return the language of a config's `language` section; ValueError names what is wrong."""
+    return kind_of(section).make(section)
+
+
+def _make_sampled(section: Config) -> Any:
+    return LANGUAGES[section.name](section.seed, **section[section.name])
+
+
+def _sampled_sizes(section: Config) -> tuple[int, int]:
+    language = make_language(section)
+    return language.num_words, language.max_length
+
+
+def _sampled_file_digests(section: Config) -> list[str]:
+    return [file_digest(section.grammar_file.path)] if section.name == "grammar_file" else []
+
+
+def _check_uses_of_sampled(config: Config) -> None:
+    """Raise ValueError if the language, or a labeling that is asked for, cannot be made."""
+    section = config.language
+    tasks = make_language(section).tasks
+    asked = {"probes.labelings": config.probes.labelings}
+    for phase in config.phase_order:
+        if (adversary := config.phases[phase].adversary).strength:
+            asked[f"phases.{phase}.adversary.labeling"] = (adversary.labeling,)
+            if not tasks:
+                raise ValueError(
+                    f"phases.{phase}.adversary.strength={adversary.strength} needs tasks, and "
+                    f"language.name={section.name!r} has none"
+                )
+    for key, labelings in asked.items():
+        for name, task in tasks.items():
+            for labeling in labelings:
+                if labeling not in task.labelings:
+                    raise ValueError(
+                        f"{key}: {labeling!r} is none of task {name}'s in language.name="
+                        f"{section.name!r}: {', '.join(task.labelings)}"
+                    )
+
+
+def _check_uses_of_generated(config: Config) -> None:
+    """Raise ValueError if the language cannot be made, or has too few labelled sentences."""
+    if config.model.name == "lookup_table":
+        raise ValueError("model.name='lookup_table' cannot read real sentences: words unknown")
+    for name in config.phase_order:
+        if config.phases[name].adversary.strength:
+            raise ValueError(
+                f"phases.{name}.adversary.strength must be 0 for language.name='generated', "
+                "whose sentences have no hidden labels"
+            )
+    probes = config.probes
+    num_tuning = probes.finetune.num_draws * probes.finetune.shots
+    num_training = max(probes.num_draws * max(probes.shots), num_tuning)
+    num_labelled = probes.num_test + probes.num_validation + num_training
+    text_language.check(config.language, num_labelled)
+
+
+SAMPLED = Kind(
+    check=make_language,
+    check_uses=_check_uses_of_sampled,
+    is_prepared=lambda section: True,
+    prepare=lambda section, display: None,
+    sizes=_sampled_sizes,
+    make=_make_sampled,
+    file_digests=_sampled_file_digests,
+    labelled_sentences=lambda section: {},
+    has_tasks=True,
+)
+"""A language whose sentences are sampled from tables that its seed, or a file, decides."""
+
+GENERATED = Kind(
+    check=text_language.check,
+    check_uses=_check_uses_of_generated,
+    is_prepared=text_language.has_teacher,
+    prepare=text_language.prepare_teacher,
+    sizes=lambda section: (section.generated.num_words, section.generated.length),
+    make=text_language.make_generated,
+    file_digests=text_language.file_digests,
+    labelled_sentences=text_language.labelled_sentences,
+    has_tasks=False,
+)
+"""A language that a causal model of real text writes; its tasks are real labelled sentences."""

@@ -1,0 +1,241 @@
+"""Measured numbers as lines on disk: which are current, and how missing ones are measured.
+
+A measurement (evaluation, flatness, probes) is a list of measures. Each line names its measure and
+a digest of the settings that this measure alone depends on, so that changing the settings of one
+measure, or adding one, leaves the lines of the others as they are.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxflat.config import Config
+from jaxflat.console import Display
+from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.flatness import Estimate
+from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage import checkpoint
+from jaxflat.storage.files import append_line, read_lines, write_json, write_lines
+
+Line = dict[str, Any]
+Estimates = dict[str, Estimate]
+
+
+class Parts:
+    """Finished parts of one checkpoint's measurement, which survive an interruption.
+
+    Without a path nothing survives. Only parts made under the same settings are used again.
+    """
+
+    def __init__(self, path: Path | None = None, name: str = "", settings: Any = None):
+        self._path, self._name, self._settings = path, name, settings
+        stored = {} if path is None else _stored(path)
+        self._values = stored.get(name, {}) if stored.get("settings") == settings else {}
+
+    def value(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return compute(), which JSON can hold, or what it returned before an interruption."""
+        if name not in self._values:
+            self._values[name] = compute()
+            self.stop_if_requested()
+        return self._values[name]
+
+    def estimates(self, name: str, compute: Callable[[], Estimates]) -> Estimates:
+        """Return compute(), or what it returned before an interruption."""
+
+        def numbers() -> dict[str, Any]:
+            return {
+                key: (float(e.mean), float(e.sem), e.num_samples, e.over)
+                for key, e in compute().items()
+            }
+
+        return {
+            key: Estimate(jnp.asarray(mean), jnp.asarray(sem), num_samples, over)
+            for key, (mean, sem, num_samples, over) in self.value(name, numbers).items()
+        }
+
+    def stop_if_requested(self) -> None:
+        """Save the parts and raise Preempted if a signal has come."""
+        if self._path is not None:
+            path, stored = self._path, {"settings": self._settings, self._name: self._values}
+            preemption.stop_if_requested(lambda: write_json(path, stored))
+
+
+class Measurement(NamedTuple):
+    """One kind of measurement of a run's checkpoints.
+
+    stage: the name in --stages that makes it. section: its section of the config, and the name of
+    its file, <section>.jsonl.
+    settings(config) -> {measure: all that its numbers depend on besides the trained model}.
+    measure(config, directory, snapshot, measures, parts) yields (measure, its estimates by column)
+    for each of the `measures` asked for. It computes what takes long through `parts`.
+    """
+
+    stage: str
+    section: str
+    settings: Callable[[Config], dict[str, Any]]
+    measure: Callable[
+        [Config, Path, Snapshot, Sequence[str], Parts], Iterator[tuple[str, Estimates]]
+    ]
+
+    def digests(self, config: Config) -> dict[str, str]:
+        """Return a digest of each measure's settings."""
+        return {name: _digest(chosen) for name, chosen in self.settings(config).items()}
+
+    def recorded(self, config: Config) -> dict[str, Any]:
+        """Return what sweep.json records of a point: which lines of the file are current.
+
+        `section` and `probe_seed` identify files whose lines do not name their settings, which
+        jaxflat wrote up to version 0.1.0.
+        """
+        section = hashlib.sha256(config[self.section].to_json(sort_keys=True).encode())
+        seeds = {} if self.section == "evaluation" else {"probe_seed": config.probe_seed}
+        return {"measures": self.digests(config), "section": section.hexdigest()[:16], **seeds}
+
+    def is_done(self, config: Config, directory: Path) -> bool:
+        """Say whether every measure of every checkpoint has lines under the present settings."""
+        recorded = self.recorded(config)
+        done = _done(current_lines(directory, self.section, recorded), recorded["measures"])
+        snapshots = trajectory.snapshots(config)
+        return done >= {(snapshot, name) for snapshot in snapshots for name in recorded["measures"]}
+
+    def update(self, config: Config, directory: Path, display: Display) -> None:
+        """Drop the lines of other settings, and measure what is missing.
+
+        The lines of a checkpoint's measure are written when all of them are measured. Matrix
+        products run at full float32 precision, also where an accelerator's default is lower.
+        """
+        recorded = self.recorded(config)
+        path, unfinished = (directory / f"{self.section}.{end}" for end in ENDINGS)
+        done = _drop_outdated(directory, self.section, recorded)
+        snapshots = trajectory.snapshots(config)
+        display.start_stage(self.section, len(snapshots))
+        for number, snapshot in enumerate(snapshots, start=1):
+            due = [name for name in recorded["measures"] if (snapshot, name) not in done]
+            if due:
+                preemption.stop_if_requested()
+                seconds = time.perf_counter()
+                name = f"{snapshot.folder}/{snapshot.step}"
+                parts = Parts(unfinished, name, recorded["measures"])
+                with jax.default_matmul_precision("highest"):
+                    for measure, estimates in self.measure(config, directory, snapshot, due, parts):
+                        digest = recorded["measures"][measure]
+                        _append(path, _lines(snapshot, measure, digest, estimates))
+                        parts.stop_if_requested()
+                _forget(unfinished)
+                log_seconds(directory, self.section, time.perf_counter() - seconds)
+            display.advance_stage(number, self.section)
+
+
+ENDINGS = ("jsonl", "unfinished.json")
+
+
+def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) -> list[Line]:
+    """Return the lines of <section>.jsonl that were measured under the `recorded` settings."""
+    lines = list(read_lines(directory / f"{section}.jsonl"))
+    digests = recorded.get("measures", {})
+    whole_file = {key: value for key, value in recorded.items() if key != "measures"}
+    old = read_status(directory).get("measured", {}).get(section)
+    return [
+        line
+        for line in lines
+        if (
+            digests.get(line["source"]) == line["settings"]
+            if "source" in line
+            else old == whole_file
+        )
+    ]
+
+
+def snapshot_of(line: Line) -> Snapshot:
+    """Return which checkpoint a line belongs to."""
+    return Snapshot(line["step"], bool(line["projected"]))
+
+
+def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
+    """Return the parameters of a measured checkpoint, placed on the mesh.
+
+    A model without phases of training has its initial parameters.
+    """
+    mesh = experiment.make_mesh(config)
+    template = experiment.init_params(config, mesh)
+    if not config.phase_order:
+        return template
+    return checkpoint.restore(directory / snapshot.folder, snapshot.step, template)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """Return a point's status: its state and, of a failure, the reason."""
+    path = directory / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def log_seconds(directory: Path, stage: str, seconds: float) -> None:
+    """Add a line to timing.jsonl."""
+    append_line(directory / "timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
+
+
+def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) -> list[Line]:
+    """Return a line for each estimate; without estimates one that says that there are none."""
+    where = {"step": snapshot.step, "projected": int(snapshot.projected)}
+    source = {"source": measure, "settings": digest}
+    return [
+        {
+            **where,
+            "measure": column,
+            "mean": float(estimate.mean),
+            "sem": float(estimate.sem),
+            "num_samples": estimate.num_samples,
+            "over": estimate.over,
+            **source,
+        }
+        for column, estimate in estimates.items()
+    ] or [where | source]
+
+
+def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snapshot, str]]:
+    """Return the (checkpoint, measure) pairs that have lines; an old line stands for all."""
+    return {
+        (snapshot_of(line), name)
+        for line in lines
+        for name in ([line["source"]] if "source" in line else measures)
+    }
+
+
+@ranks.on_rank_0
+def _drop_outdated(
+    directory: Path, section: str, recorded: Mapping[str, Any]
+) -> set[tuple[Snapshot, str]]:
+    """Keep only the current lines of a file; return the (checkpoint, measure) pairs they hold."""
+    path = directory / f"{section}.jsonl"
+    lines = current_lines(directory, section, recorded)
+    if len(lines) < sum(1 for _ in read_lines(path)):
+        write_lines(path, lines)
+    return _done(lines, recorded["measures"])
+
+
+@ranks.on_rank_0
+def _append(path: Path, new: list[Line]) -> None:
+    write_lines(path, [*read_lines(path), *new])
+
+
+@ranks.on_rank_0
+def _forget(unfinished: Path) -> None:
+    leases.assert_owned()
+    unfinished.unlink(missing_ok=True)
+
+
+@ranks.on_rank_0
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _digest(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, default=lambda section: section.to_dict())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

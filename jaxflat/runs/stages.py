@@ -1,0 +1,16 @@
+"""The stages of a run, in order: training, then each measurement of its checkpoints.
+
+A new measurement is one line in MEASUREMENTS. `--stages`, the files of a run, what counts as done,
+and the columns of results.csv follow from this list.
+"""
+
+from jaxflat.runs import measure_flatness, measure_loss, measure_probes
+from jaxflat.runs.measurements import Measurement
+
+MEASUREMENTS = (
+    Measurement("train", "evaluation", measure_loss.settings, measure_loss.measure),
+    Measurement("flatness", "flatness", measure_flatness.settings, measure_flatness.measure),
+    Measurement("probes", "probes", measure_probes.settings, measure_probes.measure),
+)
+
+STAGES = tuple(dict.fromkeys(["train", *(m.stage for m in MEASUREMENTS), "report"]))

@@ -1,0 +1,198 @@
+"""Lines of measured numbers: each measure's settings decide about its own lines, and no others."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxflat.config import MEASURES
+from jaxflat.flatness import Estimate, Measured
+from jaxflat.runs import experiment, measure_flatness, measure_probes, stages
+from jaxflat.runs.measurements import Parts
+from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage.files import read_lines, write_json, write_lines
+from jaxflat.sweeps import points, sweep
+from tests.runs.test_measure_flatness import CHEAP
+from tests.support.sweeps import tiny_config
+
+
+def small_config():
+    """Return a config of one phase and one measured checkpoint."""
+    config = tiny_config()
+    config.phase_order = ("pretrain",)
+    del config.phases.drift
+    config.phases.pretrain.update({"steps": 4, "anneal_steps": 2, "checkpoint_steps": (4,)})
+    config.flatness.update_from_flattened_dict(CHEAP)
+    config.flatness.microbatch_size = 8
+    config.flatness.measures = ("hessian_trace",)
+    return config
+
+
+class Reads:
+    """Stands for a config section, and notes which of its keys are read."""
+
+    def __init__(self, section, noted=None):
+        self._section, self._noted = section, set() if noted is None else noted
+
+    def __getattr__(self, key):
+        self._noted.add(key)
+        return getattr(self._section, key)
+
+    __getitem__ = __getattr__
+
+
+class WithReads:
+    """Stands for a config one of whose sections is such a one."""
+
+    def __init__(self, config, name):
+        self._config, self._name, self.noted = config, name, set()
+
+    def __getattr__(self, key):
+        section = getattr(self._config, key)
+        return Reads(section, self.noted) if key == self._name else section
+
+
+QUICK = ("fisher_trace", "worst_sharpness")  # to compile
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        *QUICK,
+        *(pytest.param(m, marks=pytest.mark.slow) for m in MEASURES if m not in QUICK),
+    ],
+)
+def test_a_measure_of_flatness_reads_only_the_keys_that_its_lines_depend_on(tmp_path, measure):
+    config = small_config()
+    config.flatness.measures = (measure,)
+    (point,) = points.expand(config, [{}], tmp_path)
+    watched = WithReads(point.config, "flatness")
+    params = experiment.init_params(point.config)
+    found = measure_flatness.measure_both(watched, params, measure, Snapshot(6), Parts())
+    jax.block_until_ready([estimate.mean for estimate in found.values()])
+    declared = measure_flatness.settings(point.config)[measure].keys() - {"probe_seed"}
+    # Groups are only of traces: others are the same with them and without.
+    assert watched.noted - {"by_block"} <= declared
+    assert ("by_block" in declared) == (measure in ("hessian_trace", "fisher_trace"))
+
+
+# Below, measures of flatness are quick ones.
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[list[str]]:
+    """Replace all measures of flatness by quick ones; return the names of those called."""
+    calls = []
+
+    def quick(name, problem, settings):
+        calls.append(name)
+        mean = jax.random.normal(problem.key) * settings.num_probes
+        return Measured({name: Estimate(mean, jnp.abs(mean), 2, "sentences")})
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MEASURES:
+            patch.setitem(measure_flatness.MEASURES, name, partial(quick, name))
+        yield calls
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, measured) -> Path:
+    workdir = tmp_path_factory.mktemp("measured")
+    assert sweep.run(small_config(), [{}], workdir) == {}
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, measured, tmp_path) -> Path:
+    measured.clear()
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def lines_of(workdir: Path, section: str) -> list[dict]:
+    return list(read_lines(workdir / "run" / f"{section}.jsonl"))
+
+
+def test_another_measure_recomputes_no_trace(copy, measured):
+    before = lines_of(copy, "flatness")
+    config = small_config()
+    config.flatness.measures = ("hessian_trace", "hessian_eigenvalues")
+    assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
+    assert measured == ["hessian_eigenvalues"]
+    after = lines_of(copy, "flatness")
+    assert after[: len(before)] == before
+    assert {line["source"] for line in after[len(before) :]} == {"hessian_eigenvalues"}
+    header = (copy / "results.csv").read_text().partition("\n")[0].split(",")
+    assert {"hessian_trace", "hessian_eigenvalues"} <= set(header)
+
+
+def test_a_key_of_one_measure_leaves_the_others(copy, measured):
+    config = small_config()
+    config.flatness.measures = ("hessian_trace", "gradient_noise")
+    assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
+    before = lines_of(copy, "flatness")
+    measured.clear()
+    config.flatness.num_probes = 2
+    assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
+    assert measured == ["hessian_trace"]
+    kept = [line for line in before if line["source"] == "gradient_noise"]
+    after = lines_of(copy, "flatness")
+    assert after[: len(kept)] == kept
+    assert {line["source"] for line in after[len(kept) :]} == {"hessian_trace"}
+
+
+def test_measures_that_are_not_asked_for_leave_the_results(copy, measured):
+    config = small_config()
+    config.flatness.measures = ("gradient_noise",)
+    config.probes.belief_state = False
+    assert sweep.run(config, [{}], copy) == {}
+    assert measured == ["gradient_noise"]
+    header = (copy / "results.csv").read_text().partition("\n")[0].split(",")
+    assert not [name for name in header if name.startswith(("hessian", "belief"))]
+    assert {"gradient_noise", "linear_probe/state_2.map/16"} <= set(header)
+
+
+def written_by_version_0_1(workdir: Path) -> Path:
+    """Rewrite a work directory: lines without settings, which status.json has for each file."""
+    stored = json.loads((workdir / "sweep.json").read_text())
+    for point in stored["points"]:
+        status = json.loads((workdir / point["name"] / "status.json").read_text())
+        for section, recorded in point["measured"].items():
+            path = workdir / point["name"] / f"{section}.jsonl"
+            keys = ("step", "projected", "measure", "mean", "sem", "num_samples", "over")
+            write_lines(path, [{key: line[key] for key in keys} for line in read_lines(path)])
+            del recorded["measures"]
+        write_json(
+            workdir / point["name"] / "status.json", status | {"measured": point["measured"]}
+        )
+    write_json(workdir / "sweep.json", stored)
+    return workdir
+
+
+def test_a_work_directory_of_version_0_1_opens(copy, finished, monkeypatch):
+    written_by_version_0_1(copy)
+    before = {section: lines_of(copy, section) for section in ("evaluation", "flatness", "probes")}
+    with monkeypatch.context() as patch:
+        for measurement in stages.MEASUREMENTS:
+            patch.setattr(type(measurement), "update", pytest.fail)
+        assert sweep.run(small_config(), [{}], copy) == {}
+    assert before == {section: lines_of(copy, section) for section in before}
+    assert (copy / "results.csv").read_text() == (finished / "results.csv").read_text()
+    config = small_config()
+    config.flatness.num_probes = 2
+    assert sweep.run(config, [{}], copy) == {}
+    assert lines_of(copy, "probes") == before["probes"]
+    assert all("settings" in line for line in lines_of(copy, "flatness"))
+
+
+def test_measures_of_probes_are_those_that_are_asked_for(tmp_path):
+    config = small_config()
+    config.probes.update({"projected_dimension": 4, "belief_state": False})
+    (point,) = points.expand(config, [{}], tmp_path)
+    settings = measure_probes.settings(point.config)
+    assert list(settings) == ["linear_probe", "linear_probe_projected"]
+    assert "projected_dimension" not in settings["linear_probe"]
