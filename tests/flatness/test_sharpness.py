@@ -49,7 +49,7 @@ def test_average_over_a_quadratic_is_half_the_trace(key, adaptive):
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.slow
 def test_average_over_a_model_equals_plain_sampling(key, adaptive):
-    """Large perturbations, where no expansion holds; NumPy's random numbers, no pairs."""
+    """Large perturbations, beyond any expansion; NumPy's random numbers, no pairs."""
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 8)
     flat_P, unravel = ravel_pytree(params)
     merged = jax.tree.map(lambda x: x.reshape(-1), batches)
@@ -146,7 +146,7 @@ def test_no_bracket_is_an_error(sign, message):
 
 
 def rescaled(params, factor: float):
-    """The same function: the last block's values times a factor, what reads them divided by it."""
+    """The same function: the last block's values times a factor, its readers divided by it."""
     factors_3 = jnp.asarray([1.0, 1.0, factor])
     last, attention = params["last"], params["last"]["attention"]
     qkv, out = attention["qkv"], attention["out"]

@@ -1,4 +1,4 @@
-"""From the representations of words to one vector a sentence."""
+"""Features of a sentence from the representations of its words."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def test_the_mean_is_over_the_words_alone():
     np.testing.assert_allclose(pooled_NxF, expected, rtol=1e-5)
 
 
-def test_concatenated_words_keep_their_places_and_the_rest_is_zero():
+def test_concatenated_words_keep_their_positions_and_padding_is_zero():
     pooled_NxF = pool(FEATURES_NxTxD, LENGTHS_N, "concatenate")
     inside_NxTx1 = (np.arange(4) < LENGTHS_N[:, None])[..., None]
     expected_NxTxD = np.where(inside_NxTx1, FEATURES_NxTxD, 0)
@@ -25,7 +25,7 @@ def test_concatenated_words_keep_their_places_and_the_rest_is_zero():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "concatenate"])
-def test_what_stands_after_the_end_changes_nothing(pooling):
+def test_padding_changes_nothing(pooling):
     inside_NxTx1 = (np.arange(4) < LENGTHS_N[:, None])[..., None]
     other_NxTxD = np.where(inside_NxTx1, FEATURES_NxTxD, np.float32(1e6))
     np.testing.assert_array_equal(
@@ -33,7 +33,7 @@ def test_what_stands_after_the_end_changes_nothing(pooling):
     )
 
 
-def test_a_span_is_the_mean_of_the_words_in_it_that_are_there():
+def test_a_span_is_the_mean_of_its_words_within_the_sentence():
     found_NxD = span_mean(FEATURES_NxTxD, LENGTHS_N, (1, 3))
     expected = [np.zeros(2), FEATURES_NxTxD[1, 1:3].mean(0), FEATURES_NxTxD[2, 1:3].mean(0)]
     np.testing.assert_allclose(found_NxD, expected, rtol=1e-5)

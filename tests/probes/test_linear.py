@@ -1,4 +1,4 @@
-"""The linear probe against scipy, and what it may and may not look at."""
+"""The linear probe against scipy, and the data that it may use."""
 
 import jax
 import jax.numpy as jnp
