@@ -8,7 +8,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics import correlation, granulated
 from jaxflat.analysis.statistics.granulated import Information
 from jaxflat.analysis.statistics.intervals import Interval
@@ -36,10 +36,10 @@ class AccuracyAndMeasure:
     def num_checkpoints(self) -> int:
         return self.accuracy_SxN.shape[1]
 
-    def covariates(self) -> dict[str, list[float]]:
-        """Learning rate, batch size and step, those that vary."""
+    def covariates(self) -> dict[str, list[float | None]]:
+        """Learning rate, batch size and step, those that vary; None where one is not a number."""
         names = [name for name in self.axes if name.rpartition(".")[2] in (*TRAINING, "step")]
-        return {name: [float(text) for text in self.axes[name]] for name in names}
+        return {name: [read_number(text) for text in self.axes[name]] for name in names}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str
     others = table.covariates()
     if not others:
         return found | {GIVEN_ALL: "learning rate, batch size and steps do not vary"}
-    others_NxK = np.stack(list(others.values()), axis=1)
+    unknown = [name for name, values in others.items() if None in values]
+    if unknown:
+        why = f"some settings do not set {unknown[0]} to a number"
+        return found | {GIVEN_ALL: why}
+    others_NxK = np.array(list(others.values()), float).T
     others_SxNxK = np.broadcast_to(others_NxK, (*table.excess_SxN.shape, len(others)))
     return found | {GIVEN_ALL: _given(table, np.concatenate([loss_SxNx1, others_SxNxK], axis=-1))}
 

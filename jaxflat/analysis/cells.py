@@ -43,7 +43,7 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
 
     Names say what tells the rows of `named_as` apart, by default their own.
     """
-    varying = distinguishing_keys(named_as or rows)
+    varying = naming_keys(named_as or rows)
     skipped = _shared_phases(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
@@ -69,18 +69,36 @@ def last_cell(cells: Sequence[Cell]) -> Cell | None:
 def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
     """What tells a row's settings from others'; the first `num_skipped` phases do not."""
     if row.is_lookup_table:
-        return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
-    keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
+        return f"lookup table {row.swept.get('model.features', '')}".replace("_", " ").strip()
+    labels = _labels(keys)
+    keys = [key for key in labels if not (row.is_untrained and key == "phase_order")]
     parts = [
         " → ".join(row.phases[num_skipped:] or row.phases)
         if key == "phase_order"
-        else f"{key.rpartition('.')[2]} {row.swept[key]}"
+        else f"{labels[key]} {row.swept[key]}"
         for key in keys
         if row.swept.get(key)
     ]
     if row.is_untrained:
         return ", ".join([*parts, UNTRAINED])
     return ", ".join(parts) or EVERY_POINT
+
+
+def _labels(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each dotted key, and as many before it as tell it from the other keys.
+
+    Two arms may each set one of two keys with the same last part.
+    """
+    keys = list(keys)
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        labels[key] = next(
+            (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1),
+            key,
+        )
+    return labels
 
 
 def trained_as(variant: str) -> str:
@@ -92,6 +110,18 @@ def _shared_phases(rows: Sequence[Row]) -> int:
     """How many phases all rows begin with."""
     steps = zip(*(row.phases for row in rows), strict=False)
     return len(list(takewhile(lambda names: len(set(names)) == 1, steps)))
+
+
+def naming_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that tell rows apart, and those that name a row which sets none of these.
+
+    Where one arm sets a learning rate and another a radius, the rate alone tells them apart, and
+    the radius names the other arm.
+    """
+    kept = distinguishing_keys(rows)
+    nameless = [row for row in rows if not any(row.swept.get(key) for key in kept)]
+    own = [key for row in nameless for key, text in row.swept.items() if text]
+    return kept + [key for key in dict.fromkeys(own) if any(not row.swept.get(key) for row in rows)]
 
 
 def distinguishing_keys(rows: Sequence[Row]) -> list[str]:

@@ -71,7 +71,7 @@ def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
     matched = [pair for pair in pairs if pair.equivalence.holds]
     column, sharpness = _common_column(matched)
     relations = [pair.relation for pair in matched]
-    counts = f"alone, {relations.count(1)} go together and {relations.count(-1)} dissociate"
+    counts = f"pair by pair: more accurate in {relations.count(1)}, less in {relations.count(-1)}"
     return _judged(
         "At matched excess loss the flatter model is the more accurate",
         f"accuracy, smaller {sharpness} minus larger, points ({counts})",

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxflat.analysis import results_csv
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
-from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells, last_cell
+from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
@@ -67,8 +67,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     variants = group_cells(trained)
     obstacle = _obstacle(trained, variants)
     primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
-    keys = distinguishing_keys(trained)
-    ways = all(key.startswith(OF_TRAINING) for key in keys)
+    ways = all(key.startswith(OF_TRAINING) for key in naming_keys(trained))
     algorithms = find_algorithms(variants, primary_columns) if ways else None
     matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(

@@ -16,4 +16,9 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
+PARAMETRISATION = (
+    "The embedded trace is taken in one parametrisation, which is a choice: rescalings of the "
+    "weights that leave the function as it is change the trace, and can change which of two models "
+    "is the flatter."
+)
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}

@@ -10,7 +10,10 @@ from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide
 
-CLAIM = "At matched excess loss the trace falls under sampled labels and not so under exact targets"
+CLAIM = (
+    "At matched excess loss the trace falls under sampled labels, and its ratio, last over first "
+    "checkpoint, is smaller than under exact targets"
+)
 
 
 def noise_verdict(comparison: Comparison) -> Verdict | None:
@@ -18,7 +21,7 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
 
     Two statistics, each a ratio of geometric means over seeds: the trace at the end over that at
     the start, with sampled labels; and this ratio over that of the control. Both have to lie
-    below 1.
+    below 1. The control's own ratio is not tested: its trace may fall too.
     """
     key = _targets_key(comparison)
     if not key:

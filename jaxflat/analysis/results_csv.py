@@ -22,6 +22,7 @@ _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>
 class Row:
     """One measured checkpoint. A missing value is absent from `values`.
 
+    `swept` has the text of every swept key, "" where the point does not set it.
     `last`: no later one of its run, projected as it is or not, is to be measured.
     """
 
@@ -62,7 +63,18 @@ def read_results(path: Path) -> list[Row]:
         header = list(reader.fieldnames or [])
         if header and not {"point", "step"} <= set(header):
             raise ValueError(f"{path}: needs the columns 'point' and 'step', has {header}")
-        return [_read_row(record, header) for record in reader]
+        try:
+            return [_read_row(record, header) for record in reader]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def read_number(text: str) -> float | None:
+    """Return the number in a cell; None where the cell is empty (not set) or holds text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def probe_columns(rows: Iterable[Row], labeling: str) -> list[str]:
@@ -122,13 +134,17 @@ def _read_row(record: dict[str, str], header: list[str]) -> Row:
     before_step = header[: header.index("step")]
     swept = [name for name in before_step if name != "point" and name not in SEEDS]
     taken = {"point", "step", "projected", "last", *swept, *SEEDS}
-    numbers = {name: float(text) for name, text in record.items() if text and name not in taken}
+    measured = {name: text for name, text in record.items() if text and name not in taken}
+    numbers = {name: read_number(text) for name, text in measured.items()}
+    for name, number in numbers.items():
+        if number is None:
+            raise ValueError(f"column {name!r} needs a number or nothing, has {measured[name]!r}")
     return Row(
         point=record["point"],
-        swept={name: record[name] for name in swept},
+        swept={name: record[name] or "" for name in swept},
         seed="/".join(record[name] for name in SEEDS if record.get(name)),
         step=int(float(record["step"] or 0)),
         projected=record.get("projected") in ("1", "True"),
-        values={name: number for name, number in numbers.items() if np.isfinite(number)},
+        values={name: one for name, one in numbers.items() if one is not None and np.isfinite(one)},
         last=record.get("last") != "0",
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.statistics.intervals import Interval
 
 SUPPORTED, CONTRADICTED, UNDECIDED, NONE = "supported", "contradicted", "undecided", "no verdict"
@@ -16,6 +17,7 @@ RULES = (
     "'At matched excess loss' takes only pairs whose losses are equivalent (two one-sided tests at "
     "the main margin). Without such a pair, without an interval or without the measurements there "
     "is 'no verdict', and the reason stands in its place.",
+    f"'Flatter' is by the embedded measure. {PARAMETRISATION}",
     "Every statistic is one number a seed, averaged over the seeds: the interval is Student's t "
     "over seeds. The claims are not corrected for their number.",
 )

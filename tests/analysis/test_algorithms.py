@@ -158,9 +158,9 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     assert len(judged) == 2  # each sweep once
     printed = " ".join(capsys.readouterr().out.split())
     assert "…" not in printed
-    assert "go together in 2, dissociate in 3, and cannot be told in 1" in printed
+    assert "is the more accurate in 2, the less accurate in 3, undecided in 1" in printed
     page = (output / "report.html").read_text()
-    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 2"):
+    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "accurate in 2"):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in file.read_text()

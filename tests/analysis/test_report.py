@@ -8,6 +8,7 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import figures
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.evidence import verdicts_table
@@ -101,7 +102,13 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
     for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within settings"]]:
         for text in row:
             assert text in visible
-    for text in (*RULES, "Simpson's paradox", "Information", "Scatter from examples"):
+    for text in (
+        *RULES,
+        PARAMETRISATION,
+        "Simpson's paradox",
+        "Information",
+        "Scatter from examples",
+    ):
         assert text in visible
 
 

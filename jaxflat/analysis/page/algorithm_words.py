@@ -23,7 +23,8 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
             f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
             "the same is in the table and in no verdict against the first: its differences may "
             "come from the loss. Ways share a seed's start; their sentences after it may differ. "
-            "Intervals of different ways are not corrected for one another.",
+            "Intervals of different ways are not corrected for one another. Sharpness is the "
+            "embedded measure, in one parametrisation, which is a choice.",
             "note",
         ),
         html.table(algorithms_table(found, controls)),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
 from jaxflat.analysis.page.algorithm_words import algorithms_section
 from jaxflat.analysis.page.evidence import Evidence
@@ -99,7 +100,8 @@ def _pairs(comparison: Comparison) -> list[str]:
             f"traces play no part in the choice. Main margin ±{MARGIN} nats, with half and double "
             "it for sensitivity. The pair is chosen and tested on the same losses, so every p is "
             "multiplied by the number of candidate pairs (Bonferroni). "
-            "Differences are larger minus smaller, ratios larger over smaller. "
+            "Differences are larger minus smaller, ratios larger over smaller. Flatter and sharper "
+            "are by the embedded measures, in one parametrisation, which is a choice. "
             "Scatter from examples: the share, at most, that test sentences and draws of the "
             "probe's training sets have in the variance of the accuracy difference over seeds; the "
             "rest is the seeds'.",
@@ -127,7 +129,8 @@ def _results(comparison: Comparison) -> list[str]:
     return [
         html.heading("Results"),
         html.paragraph(
-            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Accuracy: "
+            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Embedded: in "
+            "one parametrisation, which is a choice. Accuracy: "
             "linear probe, largest number of shots, mean over tasks. The ceiling of map labels is "
             "100% by construction; that of latent labels is the mean largest posterior.",
             "note",
@@ -178,8 +181,7 @@ def _reading() -> list[str]:
             "checkpoint is the end of an anneal, its learning rate decayed to 0, but for those "
             "that trajectories show as trained. The embedded "
             "trace is taken after writing the small model as a "
-            "large one that computes the same function, so that traces of different sizes are in "
-            "one parametrisation."
+            f"large one that computes the same function. {PARAMETRISATION}"
         ),
     ]
 

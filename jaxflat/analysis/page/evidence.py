@@ -12,9 +12,10 @@ from jaxflat.analysis.verdicts import NONE, RULES, Verdict
 Table = list[list[str]]
 
 ABOUT = (
-    "Accuracy against each flatness measure in the common parametrisation, and against excess "
-    "loss. All checkpoints of one seed give one correlation; shown is its mean over the seeds that "
-    "have every checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
+    "Accuracy against each flatness measure after embedding, in one parametrisation, which is a "
+    "choice, and against excess loss. All checkpoints of one seed give one correlation; shown is "
+    "its mean over the seeds that have every checkpoint, with the 95% t interval over seeds (of "
+    "Fisher's z for Spearman). "
     "Negative: what is flatter, or nearer to the optimum, is more accurate; positive: what is "
     "sharper, or further from it. The interval says what other seeds would give for these "
     "settings, not what other settings would."

@@ -29,8 +29,9 @@ class Plate:
 BY_SIZE = Plate(
     "size",
     "Each size at the checkpoint nearest to one common excess loss (solid, with 95% t intervals "
-    "over seeds); its other checkpoints are faint. Matching looked at excess loss only. The lookup "
-    "table is a probe of the exact conditional probabilities themselves.",
+    "over seeds); its other checkpoints are faint. Matching looked at excess loss only. The "
+    "embedded trace is in one parametrisation, which is a choice. The lookup table is a probe "
+    "of the exact conditional probabilities themselves.",
     (
         ("Excess loss", drawing.excess_against_size),
         ("Flatness", drawing.trace_against_size),

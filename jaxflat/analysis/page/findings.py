@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxflat.analysis.algorithms import Algorithms
 from jaxflat.analysis.cells import Cell, trained_as
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, wording
 from jaxflat.analysis.page.pair_words import INTERVALS, headline, pair_sentence, place_words
 from jaxflat.analysis.page.trajectory_words import trajectory_sentences
@@ -51,6 +52,8 @@ def sizes_sentences(comparison: Comparison) -> list[str]:
     compared = f"{wording.plural(len(pairs), 'pair')} of sizes"
     sentences = [headline(pairs, compared, "the larger model")]
     sentences += [pair_sentence(pair, "the smaller", "the larger model") for pair in pairs]
+    if any(pair.flatness for pair in pairs):
+        sentences.append(PARAMETRISATION)
     return sentences + lookup_sentences(comparison)
 
 

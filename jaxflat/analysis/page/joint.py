@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
 from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.pair_words import relation_counts
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
 from jaxflat.analysis.verdicts import RULES
@@ -18,10 +20,11 @@ CAPTION = (
     "Each point is a pair of models of equal excess loss (equivalent within "
     f"±{MARGIN} nats): a larger against a smaller one, a way of training against one that the "
     "sweep lists before it, the end of a trajectory against its start. Left of 1 the second model "
-    "is the flatter, above 0 the more accurate: upper left and lower right flatness and accuracy "
-    "go together, in the other two quarters they dissociate. Sharpness is the first measure that "
-    "the sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of "
-    "different tasks in different sweeps. Pairs without either number are left out."
+    "is the flatter, above 0 the more accurate: upper left and lower right the flatter model is "
+    "the more accurate one, in the other two quarters the less accurate one. Sharpness is the "
+    f"first measure that the sweep has, as on its own page. {PARAMETRISATION} Bars: 95% t "
+    "intervals over seeds. Accuracies are of different tasks in different sweeps. Pairs without "
+    "either number are left out."
 )
 
 
@@ -80,15 +83,14 @@ def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
 
 
 def summary_sentence(sweeps: Sweeps) -> str:
-    """How often flatness and accuracy went together where the loss was the same."""
-    relations = [pair.relation for one in sweeps.values() for pair in matched_pairs(one)]
+    """How often the flatter model was the more accurate where the loss was the same."""
+    matched = [pair for one in sweeps.values() for pair in matched_pairs(one)]
     over = wording.plural(len(sweeps), "sweep")
-    if not relations:
+    if not matched:
         return f"Over {over}, no pair of models is matched in excess loss within ±{MARGIN} nats."
     return (
-        f"Over {over}, {wording.plural(len(relations), 'pair')} of models matched in excess loss: "
-        f"flatness and accuracy go together in {relations.count(1)}, dissociate in "
-        f"{relations.count(-1)}, and cannot be told in {relations.count(0)}."
+        f"Over {over}, {wording.plural(len(matched), 'pair')} of models matched in excess loss: "
+        f"the flatter model is {relation_counts(matched)}."
     )
 
 

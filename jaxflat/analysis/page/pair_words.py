@@ -10,7 +10,11 @@ from jaxflat.analysis.pairs import MARGIN, Pair
 ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
 FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}
 INTERVALS = "Brackets and ± are 95% t intervals over seeds, paired by seed for differences."
-RELATION_WORDS = {1: "go together", -1: "dissociate", 0: "cannot be told"}
+RELATION_WORDS = {
+    1: "flatter is more accurate",
+    -1: "flatter is less accurate",
+    0: "cannot be told",
+}
 
 
 def headline(pairs: Sequence[Pair], compared: str, subject: str) -> str:
@@ -34,11 +38,14 @@ def headline(pairs: Sequence[Pair], compared: str, subject: str) -> str:
         f"loss within ±{MARGIN} nats. There {subject} is "
         f"{_count([pair.accuracy_side for pair in matched], ACCURACY_WORDS)}; and it is "
         f"{_count([pair.flatness_side for pair in matched], FLATNESS_WORDS)}. "
-        "Flatness and accuracy go together in "
-        f"{sum(pair.relation == 1 for pair in matched)}, dissociate in "
-        f"{sum(pair.relation == -1 for pair in matched)}, and cannot be told in "
-        f"{sum(pair.relation == 0 for pair in matched)}. {INTERVALS}"
+        f"The flatter model is {relation_counts(matched)}. {INTERVALS}"
     )
+
+
+def relation_counts(matched: Sequence[Pair]) -> str:
+    """In how many of the matched pairs the flatter model is the more accurate, and the less."""
+    together, apart, unknown = (sum(p.relation == side for p in matched) for side in (1, -1, 0))
+    return f"the more accurate in {together}, the less accurate in {apart}, undecided in {unknown}"
 
 
 def pair_sentence(pair: Pair, first: str, second: str) -> str:
@@ -85,7 +92,7 @@ def _accuracy_words(pair: Pair, second: str) -> str:
 
 def _flatness_words(pair: Pair, first: str) -> str:
     if not pair.flatness:
-        return "no flatness was measured in both in the common parametrisation"
+        return "no flatness was measured in both after embedding"
     measure = EMBEDDED[next(iter(pair.flatness))]
     if pair.trace_ratio is None:
         return f"its flatness is undecided, as {measure} is not positive in every seed"
@@ -97,10 +104,10 @@ def _flatness_words(pair: Pair, first: str) -> str:
 
 def _relation(pair: Pair) -> str:
     if pair.relation > 0:
-        return "Here the flatter model is the more accurate one: flatness and accuracy go together."
+        return "Here the flatter model is the more accurate one."
     if pair.relation < 0:
-        return "Here the flatter model is the less accurate one: flatness and accuracy dissociate."
-    return "Whether flatness and accuracy go together cannot be told from this pair."
+        return "Here the flatter model is the less accurate one."
+    return "Whether the flatter model is the more accurate one cannot be told from this pair."
 
 
 def _count(sides: list[int], words: dict[int, str]) -> str:
