@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
-from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
+from jaxflat.flatness.measures import fisher_terms, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors

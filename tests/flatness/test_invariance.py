@@ -1,4 +1,4 @@
-"""How the work is divided or padded, over microbatches, passes or devices, changes no estimate."""
+"""Microbatches, padding, passes and devices do not change an estimate."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def test_labels_follow_the_predictions():
 
 
 def sampled(problem, params, batches, over, per_pass):
-    """Everything that is estimated from draws, 6 of them, per_pass at once."""
+    """All estimates from 6 draws, `per_pass` draws in one pass."""
     args, how = (params, batches, KEY), {"over": over}
     probes = how | {"num_probes": 6, "probes_per_pass": per_pass}
     draws = how | {"num_samples": 6, "samples_per_pass": per_pass}
@@ -50,7 +50,7 @@ def sampled(problem, params, batches, over, per_pass):
 
 
 def exact(problem, params, batches):
-    """What is a mean over predictions."""
+    """The numbers that are means over predictions."""
     args = params, batches, params
     return {
         "loss": flatness.mean_loss(problem.loss_fn, params, batches).mean,
@@ -82,7 +82,7 @@ def test_microbatches_change_no_mean(problem, measure):
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.slow
 def test_microbatches_change_no_sample(problem):
-    """But the Fisher trace's: gradients are squared a microbatch at a time, of the same labels."""
+    """Except for the Fisher trace: each microbatch squares its gradient, at the same labels."""
 
     def measure(params, batches, per_pass):
         estimates = sampled(problem, params, batches, "probes", per_pass)
@@ -93,7 +93,7 @@ def test_microbatches_change_no_sample(problem):
 
 
 def check_microbatches(problem, measure):
-    """Twelve sentences as one microbatch, two or three, of unequal weight each."""
+    """Twelve sentences as one, two or three microbatches of unequal weight."""
     params, batches = problem.make_params(), problem.make_batches(3, 4)
     weights_3 = batches["weights"].reshape(3, -1).sum(axis=1)
     assert len(set(weights_3.tolist())) > 1
@@ -114,7 +114,7 @@ def test_probes_per_pass_changes_nothing():
 
 @pytest.mark.slow
 def test_padding_changes_nothing():
-    """Three words of it, in the tiny model with room for them."""
+    """Three words of padding, in a tiny model with three more positions."""
     model = lm.MODEL.clone(max_length=lm.T + 3)
 
     def log_probs_fn(params, batch):
