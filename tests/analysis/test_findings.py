@@ -1,4 +1,4 @@
-"""The words follow the numbers: an effect, none, and its reverse read alike and differently."""
+"""The words follow the numbers: an effect, none and its reverse differ only in the verdict."""
 
 import pytest
 

@@ -30,9 +30,9 @@ TABLE = {NAME: "lookup_table", "model.features": "p", ORDER: "()"}
 
 
 def write_arms(folder, arms, seeds=3, steps=(1000, 2000), skip=()):
-    """results.csv of points `arms` over seeds; `skip`: (arm, seed or None, column or None).
+    """Write results.csv of points `arms` over seeds; `skip`: (arm, seed or None, column or None).
 
-    Named with a column, the arm's cells there are empty; without, its rows are missing.
+    With a column, the arm's cells in it are empty; without one, the arm's rows are missing.
     """
     random = np.random.default_rng(0)
     swept = list(dict.fromkeys(key for arm in arms for key in arm))
@@ -61,13 +61,13 @@ def write_arms(folder, arms, seeds=3, steps=(1000, 2000), skip=()):
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "rendered"])
 def rendered(request, monkeypatch):
-    """Figures are drawn in every test, and become files in the slow ones."""
+    """Every test draws the figures; only the slow ones render them."""
     if not request.param:
         monkeypatch.setattr(figures, "render", lambda *_, **__: b"")
 
 
 def everything(folder):
-    """The text of each table, figure, finding and page."""
+    """Return the text of each table, finding and page."""
     comparison = read_comparison(folder)
     found = associations(comparison)
     sweeps = {"a": comparison}
@@ -136,7 +136,7 @@ def test_an_unset_key_is_no_part_of_a_name(tmp_path):
 
 
 def test_an_arm_is_named_by_what_it_alone_sets(tmp_path):
-    """The rate tells both arms apart, but the second does not set it."""
+    """The rate distinguishes both arms, but the second does not set it."""
     comparison = read_comparison(write_arms(tmp_path, [*RATES, *SAM[:1]]))
     assert list(comparison.variants) == ["learning_rate 0.001", "learning_rate 0.003", "rho 0.05"]
 
@@ -148,7 +148,7 @@ def test_an_arm_that_alone_sets_a_language_is_no_way_of_training(tmp_path):
 
 
 def test_keys_of_one_last_part_name_two_settings(tmp_path):
-    """Without the phase both would be "learning_rate 0.001", and one would hide the other."""
+    """Without the phase, both would be called "learning_rate 0.001", and one would be lost."""
     arms = [{f"phases.{phase}.schedule.learning_rate": 1e-3} for phase in ("warm", "cool")]
     comparison = read_comparison(write_arms(tmp_path, [*arms, *SAM[:1]]))
     names = [f"{phase}.schedule.learning_rate 0.001" for phase in ("warm", "cool")]
