@@ -44,7 +44,6 @@ class Problem(NamedTuple):
     groupings: each maps a leaf's path to the name of its group; traces are also given by group.
     stacked(path): whether axis 0 of a leaf is a stack of layers.
     toward: the parameters at the end of loss_path.
-    keep_round(i, draw): the terms of a trace's round i, from draw() or from an earlier call.
     """
 
     loss_fn: LossFn
@@ -56,7 +55,6 @@ class Problem(NamedTuple):
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
     toward: PyTree | None = None
-    keep_round: Callable[[int, Callable[[], TraceTerms]], TraceTerms] = lambda i, draw: draw()
 
 
 class Measured(NamedTuple):
@@ -66,51 +64,48 @@ class Measured(NamedTuple):
     curves: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
-def _hessian_trace(problem: Problem, settings: Any) -> Measured:
+def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> TraceTerms:
+    """Return the samples of a trace's round i, independent of those of other rounds.
+
+    By leaf, but for the Gauss-Newton trace and a Hessian trace without groupings: by leaf costs
+    more, and tr G_ll = tr F_ll, so that the groups of fisher_trace serve both.
+    """
+    key = jax.random.fold_in(problem.key, i)
+    if name == "fisher_trace":
+        draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked)
+        options = {
+            "num_samples": settings.num_probes,
+            "samples_per_pass": _draws_per_pass(settings),
+        }
+        return draw(problem.params, problem.sample(i), key, **options)
+    if name == "gauss_newton_trace":
+        draw = partial(gauss_newton_trace_samples, problem.log_probs_fn)
+    elif problem.groupings:
+        draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked)
+    else:
+        draw = partial(hessian_trace_samples, problem.loss_fn)
     options = {"num_probes": settings.num_probes, "probes_per_pass": _draws_per_pass(settings)}
-    if problem.groupings:
-        draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked, **options)
-    else:  # by leaf costs more
-        draw = partial(hessian_trace_samples, problem.loss_fn, **options)
-    terms = _sample_rounds(draw, problem, settings)
-    return trace_estimates("hessian_trace", terms, problem)
+    return draw(problem.params, problem.sample(i), key, **options)
 
 
-def _gauss_newton_trace(problem: Problem, settings: Any) -> Measured:
-    """Without groups: tr G_ll = tr F_ll, so those of fisher_trace serve."""
-    options = {"num_probes": settings.num_probes, "probes_per_pass": _draws_per_pass(settings)}
-    draw = partial(gauss_newton_trace_samples, problem.log_probs_fn, **options)
-    terms = _sample_rounds(draw, problem, settings)
-    return Measured({"gauss_newton_trace": terms.total()})
-
-
-def _fisher_trace(problem: Problem, settings: Any) -> Measured:
-    return trace_estimates("fisher_trace", fisher_terms(problem, settings), problem)
-
-
-def fisher_terms(problem: Problem, settings: Any) -> TraceTerms:
-    """Return samples of tr F by leaf, in as many rounds as the settings require."""
-    options = {"num_samples": settings.num_probes, "samples_per_pass": _draws_per_pass(settings)}
-    draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked, **options)
-    return _sample_rounds(draw, problem, settings)
+def sample_trace(draw_round: Callable[[int], TraceTerms], settings: Any) -> TraceTerms:
+    """Return the samples of as many rounds as the settings' precision requires."""
+    rounds = settings.max_rounds if settings.relative_error > 0 else 1
+    return sample_until(draw_round, settings.relative_error, rounds)
 
 
 def trace_estimates(name: str, terms: TraceTerms, problem: Problem) -> Measured:
     """Return the trace under `name`, and the trace of each group under "name/group"."""
     estimates = {name: terms.total()}
-    for grouping in problem.groupings:
+    for grouping in problem.groupings if name != "gauss_newton_trace" else ():
         groups = terms.by_block(grouping)
         estimates |= {f"{name}/{group}": estimate for group, estimate in groups.items()}
     return Measured(estimates)
 
 
-def _sample_rounds(draw: Callable[..., TraceTerms], problem: Problem, settings: Any) -> TraceTerms:
-    def draw_round(i: int) -> TraceTerms:
-        key = jax.random.fold_in(problem.key, i)
-        return problem.keep_round(i, lambda: draw(problem.params, problem.sample(i), key))
-
-    rounds = settings.max_rounds if settings.relative_error > 0 else 1
-    return sample_until(draw_round, settings.relative_error, rounds)
+def _trace(name: str, problem: Problem, settings: Any) -> Measured:
+    terms = sample_trace(partial(draw_trace_round, name, problem, settings), settings)
+    return trace_estimates(name, terms, problem)
 
 
 def _draws_per_pass(settings: Any) -> int:
@@ -255,10 +250,10 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     )
 
 
+TRACES = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
+
 MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
-    "hessian_trace": _hessian_trace,
-    "gauss_newton_trace": _gauss_newton_trace,
-    "fisher_trace": _fisher_trace,
+    **{name: partial(_trace, name) for name in TRACES},
     "hessian_eigenvalues": _hessian_eigenvalues,
     "hessian_density": _hessian_density,
     "average_sharpness": partial(_average_sharpness, False),
