@@ -9,9 +9,11 @@ import jaxlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Most tests compile for longer than they run. The older emitters compile in a third of the time;
-# later versions do without them, and stop at a flag they do not know.
+# programs that are not split into parts for several threads, in a fifth less, as every core has a
+# worker. Later versions may not have these flags, and stop at a flag they do not know.
 if jaxlib.version.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)  # a pod that runs tests is no cluster
 # What one test compiled another reads, in a process of its own too. A folder a worker, as JAX does

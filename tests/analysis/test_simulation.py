@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from counts import in_full
 from simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 
 from jaxflat.analysis.claims import judge
@@ -19,7 +20,7 @@ from jaxflat.analysis.verdicts import NONE, UNDECIDED
 
 N = SIZES * STEPS
 NUM_PAIRS = N * (N - 1) // 2
-AMOUNTS = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
+AMOUNTS = [2000, *in_full(pytest.param(20_000, marks=pytest.mark.slow))]
 EFFECTS = [{}, {"size": 1.0}, {"slope": 0.7}, {"slope": 2.0}]
 
 
@@ -110,7 +111,7 @@ def test_spearman_without_fishers_z_would_not_cover():
     assert said("coverage, Spearman without z", share_covering(found, many_RxS.mean())) < 0.93
 
 
-@pytest.mark.parametrize("num_sweeps", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_sweeps", [150, *in_full(pytest.param(2000, marks=pytest.mark.slow))])
 def test_verdicts_on_pairs_are_rarely_wrong(num_sweeps):
     """From the rows of a sweep to its verdicts, with no effect; allowing 3 binomial errors."""
     counts = count_answers(np.random.default_rng(6), num_sweeps, {})

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from counts import FAULT_TRIALS
 from ml_collections import ConfigDict
 from sweeps import tiny_config
 from test_sweep import assert_same
-from trials import TRIALS
 
-DEATHS = TRIALS // 2
+DEATHS = FAULT_TRIALS // 2
 
 
 def saving_continually() -> ConfigDict:
@@ -61,7 +61,7 @@ def die_until_done(start, workdir: Path, moments: random.Random, duration: float
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # dozens of deaths in `make faults`
+@pytest.mark.timeout(0)  # dozens of deaths in `make full`
 def test_a_run_that_is_killed_at_random_moments_ends_bitwise_like_one_left_alone(start, tmp_path):
     for folder in ("first", "undisturbed"):  # the first compiles
         begin = time.monotonic()

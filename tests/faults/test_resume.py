@@ -5,8 +5,8 @@ from itertools import product
 import jax
 import numpy as np
 import pytest
+from counts import FULL
 from ml_collections import ConfigDict, FrozenConfigDict
-from trials import ALL, TRIALS
 
 from jaxflat import checkpoint, experiment, trajectory
 from jaxflat import config as base_config
@@ -34,10 +34,7 @@ def resolved(optimizer: str, targets: str, together: int) -> FrozenConfigDict:
 
 @pytest.mark.parametrize(
     ("optimizer", "targets", "together"),
-    [
-        *ALWAYS,
-        *(pytest.param(*c, marks=pytest.mark.slow) for c in REST[:: max(ALL // TRIALS, 1)]),
-    ],
+    [*ALWAYS, *(REST if FULL else REST[::20])],
 )
 @pytest.mark.slow
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from counts import in_full
 from ml_collections import FrozenConfigDict
 from sweeps import tiny_config
 from test_locks import all_at_once
@@ -27,6 +28,7 @@ from jaxflat.trajectory import phases
 BOOT = "/proc/sys/kernel/random/boot_id"
 SNAPSHOTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
 FEW = pytest.param(5, "probes", id="few")
+SIX = pytest.param(6, "train,probes", id="six", marks=pytest.mark.slow)
 TWENTY = pytest.param(20, "train,probes", id="twenty", marks=pytest.mark.slow)
 TRAINED = pytest.param("train,probes", marks=pytest.mark.slow)
 
@@ -102,7 +104,7 @@ def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
     assert not list(workdir.glob("*=*/**/.*"))
 
 
-@pytest.mark.parametrize(("num_points", "stages"), [FEW, TWENTY])
+@pytest.mark.parametrize(("num_points", "stages"), [FEW, SIX, *in_full(TWENTY)])
 def test_three_workers_race(start, workdir, num_points, stages):
     """One is killed, one point diverges, one raises: the others are done, each once."""
     workers = [start(num_points, stages, fails=True) for _ in range(3)]
