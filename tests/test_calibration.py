@@ -104,6 +104,9 @@ REST += [
     (transformer, "hessian_trace", "probes+sentences"),
     (transformer, "fisher_trace", "probes"),
 ]
+    (transformer, "hessian_trace", "probes+sentences"),
+    (transformer, "fisher_trace", "probes"),
+]
 
 
 @pytest.mark.slow
