@@ -104,9 +104,6 @@ REST += [
     (transformer, "hessian_trace", "probes+sentences"),
     (transformer, "fisher_trace", "probes"),
 ]
-    (transformer, "hessian_trace", "probes+sentences"),
-    (transformer, "fisher_trace", "probes"),
-]
 
 
 @pytest.mark.slow
