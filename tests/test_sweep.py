@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from counts import FULL
 from signals import COMPILED, signal_in, until_done
 from sweeps import tiny_config, tiny_sweep
 
@@ -110,7 +111,7 @@ def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkey
     assert abs(other / own - 1) < 0.5  # other sentences and draws
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+@pytest.mark.parametrize("seed", range(3 if FULL else 1))
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
     finished, tmp_path, monkeypatch, seed

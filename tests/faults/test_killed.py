@@ -19,6 +19,7 @@ DEATHS = FAULT_TRIALS // 2
 def saving_continually() -> ConfigDict:
     config = tiny_config()
     config.training.save_every = 1
+    config.flatness.measures = ("fisher_trace",)  # every start compiles what it measures
     return config
 
 
