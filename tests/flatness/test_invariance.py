@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import softmax_table
 import tiny_masked_lm as lm
+from counts import in_full
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -149,8 +150,16 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("trace", TRACES)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "trace"),
+    [
+        *((softmax_table, trace) for trace in TRACES),
+        *(
+            pytest.param(lm, trace, marks=pytest.mark.slow)
+            for trace in ("hessian by leaf", "fisher", *in_full("hessian", "gauss_newton"))
+        ),
+    ],
+)
 def test_eight_devices_give_what_one_gives(problem, trace):
     single = partial(jax.tree.map, lambda x: x.astype(jnp.float32) if x.dtype == float else x)
     params, batches = single(problem.make_params()), single(problem.make_batches(2, 8))
