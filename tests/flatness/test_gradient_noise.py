@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxflat.flatness import gradient_noise
 
 
+@jax.jit
 def truth(params, pool):
     """tr Sigma, |E g|^2 and tr(Sigma H) of a pool that counts as the population."""
     flat_P, unravel = ravel_pytree(params)
