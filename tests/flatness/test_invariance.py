@@ -17,7 +17,6 @@ from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_labels
 
 KEY = jax.random.key(3)
-PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]
 
 
 def test_labels_do_not_depend_on_microbatches():
@@ -74,13 +73,20 @@ def assert_same(found, expected):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
 
 
-@pytest.mark.parametrize("measure", [exact, pytest.param(eigenvalues, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "measure"),
+    [
+        (softmax_table, exact),
+        pytest.param(softmax_table, eigenvalues, marks=pytest.mark.slow),
+        pytest.param(lm, exact, marks=pytest.mark.slow),
+        *in_full(pytest.param(lm, eigenvalues, marks=pytest.mark.slow)),
+    ],
+)
 def test_microbatches_change_no_mean(problem, measure):
     check_microbatches(problem, lambda params, batches, _: measure(problem, params, batches))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", [softmax_table, *in_full(lm)])
 @pytest.mark.slow
 def test_microbatches_change_no_sample(problem):
     """But the Fisher trace's: gradients are squared a microbatch at a time, of the same labels."""

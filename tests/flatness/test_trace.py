@@ -77,11 +77,11 @@ def check_calibration(problem, trace, over, num_draws, num_microbatches):
     ("problem", "trace", "num_samples", "over"),
     [
         (softmax_table, "hessian", 16, "probes"),
+        (softmax_table, "hessian", 16, "probes+sentences"),
         (softmax_table, "fisher", 64, "probes+sentences"),
-        (lm, "hessian", 16, "probes+sentences"),
         (lm, "fisher", 64, "probes"),
         *in_full(
-            (softmax_table, "hessian", 16, "probes+sentences"),
+            (lm, "hessian", 16, "probes+sentences"),
             (softmax_table, "fisher", 64, "probes"),
             (lm, "hessian", 16, "probes"),
             (lm, "fisher", 64, "probes+sentences"),
