@@ -125,11 +125,13 @@ def test_how_it_was_made(reported):
         assert text in reported[2]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_page(reported):
     before = (reported[0] / "report.html").read_bytes()
     assert write_report(reported[0]).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_failed_points_and_text_from_files_are_shown_as_text(workdir):
     point = next(path for path in workdir.iterdir() if path.is_dir() and "seed=0" in path.name)
     status = {"state": "failed", "reason": "loss is <b>not</b> finite"}

@@ -19,11 +19,12 @@ from jaxflat.analysis.statistics.intervals import (
     paired_t_interval,
 )
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
+from tests.support.counts import in_full
 from tests.support.simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 
 N = SIZES * STEPS
 NUM_PAIRS = N * (N - 1) // 2
-AMOUNTS = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
+AMOUNTS = [2000, *in_full(pytest.param(20_000, marks=pytest.mark.slow))]
 EFFECTS = [{}, {"size": 1.0}, {"slope": 0.7}, {"slope": 2.0}]
 
 
@@ -114,7 +115,7 @@ def test_spearman_without_fishers_z_would_not_cover():
     assert said("coverage, Spearman without z", share_covering(found, many_RxS.mean())) < 0.93
 
 
-@pytest.mark.parametrize("num_sweeps", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_sweeps", [150, *in_full(pytest.param(2000, marks=pytest.mark.slow))])
 def test_verdicts_on_pairs_are_rarely_wrong(num_sweeps):
     """Without an effect, from rows to verdicts; the limit allows 3 binomial errors."""
     counts = count_answers(np.random.default_rng(6), num_sweeps, {})

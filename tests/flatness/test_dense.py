@@ -71,6 +71,7 @@ def assert_equal(product, expected):
     np.testing.assert_allclose(ravel_pytree(product)[0], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_vector_products_equal_the_dense_ones(problem):
     product = hessian_vector_product(lm.loss_fn, *problem.args)
     assert_equal(product, problem.hessian @ problem.flat_vector)
@@ -78,6 +79,7 @@ def test_vector_products_equal_the_dense_ones(problem):
     assert_equal(product, problem.gauss_newton @ problem.flat_vector)
 
 
+@pytest.mark.slow
 def test_quadratic_forms_equal_the_dense_ones(problem):
     form = hessian_quadratic_form(lm.loss_fn, *problem.args)
     assert_equal(form, problem.flat_vector @ problem.hessian @ problem.flat_vector)

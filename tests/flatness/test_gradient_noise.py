@@ -10,6 +10,7 @@ from jaxflat.flatness import gradient_noise
 from tests.support import softmax_table as table
 
 
+@jax.jit
 def truth(params, pool):
     """tr Sigma, |E g|^2 and tr(Sigma H) of a pool, which is the population here."""
     flat_P, unravel = ravel_pytree(params)

@@ -14,9 +14,9 @@ from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_labels
 from tests.support import softmax_table
 from tests.support import tiny_masked_lm as lm
+from tests.support.counts import in_full
 
 KEY = jax.random.key(3)
-PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]
 
 
 def test_labels_do_not_depend_on_microbatches():
@@ -73,13 +73,20 @@ def assert_same(found, expected):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
 
 
-@pytest.mark.parametrize("measure", [exact, pytest.param(eigenvalues, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "measure"),
+    [
+        (softmax_table, exact),
+        pytest.param(softmax_table, eigenvalues, marks=pytest.mark.slow),
+        pytest.param(lm, exact, marks=pytest.mark.slow),
+        *in_full(pytest.param(lm, eigenvalues, marks=pytest.mark.slow)),
+    ],
+)
 def test_microbatches_change_no_mean(problem, measure):
     check_microbatches(problem, lambda params, batches, _: measure(problem, params, batches))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", [softmax_table, *in_full(lm)])
 @pytest.mark.slow
 def test_microbatches_change_no_sample(problem):
     """Except for the Fisher trace: each microbatch squares its gradient, at the same labels."""
@@ -149,8 +156,16 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("trace", TRACES)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "trace"),
+    [
+        *((softmax_table, trace) for trace in TRACES),
+        *(
+            pytest.param(lm, trace, marks=pytest.mark.slow)
+            for trace in ("hessian by leaf", "fisher", *in_full("hessian", "gauss_newton"))
+        ),
+    ],
+)
 def test_eight_devices_give_what_one_gives(problem, trace):
     single = partial(jax.tree.map, lambda x: x.astype(jnp.float32) if x.dtype == float else x)
     params, batches = single(problem.make_params()), single(problem.make_batches(2, 8))

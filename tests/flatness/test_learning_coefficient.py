@@ -7,6 +7,7 @@ import pytest
 from scipy import integrate
 
 from jaxflat.flatness import local_learning_coefficient, split_r_hat
+from tests.support.counts import in_full
 
 CENTER_P = np.asarray([0.5, -1.0, 2.0])
 
@@ -136,8 +137,10 @@ def reduced_rank_estimate(config, n, num_draws, step=0.05):
     [
         ((1, 1, 3, 0), 1 / 2, 1000, 2500),  # of 6 parameters
         ((3, 2, 2, 1), 5 / 2, 1000, 2500),  # of 10
-        pytest.param((2, 2, 2, 0), 3 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 8
-        pytest.param((2, 6, 2, 1), 4, 3000, 15_000, marks=pytest.mark.slow),  # of 16
+        *in_full(
+            ((2, 2, 2, 0), 3 / 2, 3000, 15_000),  # of 8
+            ((2, 6, 2, 1), 4, 3000, 15_000),  # of 16
+        ),
     ],
 )
 @pytest.mark.slow

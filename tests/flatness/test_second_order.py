@@ -1,6 +1,7 @@
 """v' H v by the second-order adjoint method against dense Hessians, for many kinds of losses."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxflat.models.bert import Bert
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.lstm import Lstm
 from tests.support import tiny_masked_lm as lm
+from tests.support.counts import FULL
 
 KEY = jax.random.key(8)
 
@@ -145,8 +147,18 @@ LOSSES = (
 )
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint, jax.jit], ids=["", "remat", "jit"])
-@pytest.mark.parametrize("loss_fn", LOSSES, ids=lambda f: f.__name__)
+def plain(loss_fn):
+    return loss_fn
+
+
+@pytest.mark.parametrize(
+    ("wrap", "loss_fn"),
+    [
+        *((plain, loss_fn) for loss_fn in LOSSES),
+        *product((jax.checkpoint, jax.jit), LOSSES if FULL else (scanned, branches, blocks)),
+    ],
+    ids=lambda f: f.__name__,
+)
 def test_forms_equal_those_of_the_dense_hessian(loss_fn, wrap):
     params = {"w": jnp.asarray([0.7, -0.4, 0.2, 1.1]), "b": jnp.asarray([0.3])}
     batch, vector = jax.random.normal(KEY, (5, 4)), vector_like(params)

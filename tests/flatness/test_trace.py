@@ -8,6 +8,7 @@ import pytest
 from jaxflat import flatness
 from tests.support import softmax_table
 from tests.support import tiny_masked_lm as lm
+from tests.support.counts import in_full
 
 KEY = jax.random.key(3)
 
@@ -72,9 +73,21 @@ def check_calibration(problem, trace, over, num_draws, num_microbatches):
     assert 0.93 < coverage < 0.97
 
 
-@pytest.mark.parametrize("over", ["probes", "probes+sentences"])
-@pytest.mark.parametrize(("trace", "num_samples"), [("hessian", 16), ("fisher", 64)])
-@pytest.mark.parametrize("problem", [softmax_table, pytest.param(lm, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("problem", "trace", "num_samples", "over"),
+    [
+        (softmax_table, "hessian", 16, "probes"),
+        (softmax_table, "hessian", 16, "probes+sentences"),
+        (softmax_table, "fisher", 64, "probes+sentences"),
+        (lm, "fisher", 64, "probes"),
+        *in_full(
+            (lm, "hessian", 16, "probes+sentences"),
+            (softmax_table, "fisher", 64, "probes"),
+            (lm, "hessian", 16, "probes"),
+            (lm, "fisher", 64, "probes+sentences"),
+        ),
+    ],
+)
 @pytest.mark.slow
 def test_calibration(problem, trace, num_samples, over):
     """Fisher samples are squared norms and skewed: intervals of 16 cover only 92-93%."""
