@@ -69,7 +69,7 @@ def associations(comparison: Comparison) -> list[Association]:
 def associate(name: str, column: str, table: AccuracyAndMeasure) -> Association:
     num_seeds, n = table.accuracy_SxN.shape
     if n < FEWEST:
-        why = f"{n} checkpoint{' a seed is' if n == 1 else 's a seed are'} fewer than {FEWEST}"
+        why = f"{n} checkpoint{' per seed is' if n == 1 else 's per seed are'} fewer than {FEWEST}"
         return Association(name, column, num_seeds, n, missing=dict.fromkeys(STATISTICS, why))
     found = _plain(table) | _partial(table, column) | _granulated(table)
     scores = (table.accuracy_SxN, table.measure_SxN, table.axes)
@@ -124,7 +124,7 @@ def _given(table: AccuracyAndMeasure, covariates_SxNxK: np.ndarray) -> Interval 
     values = table.accuracy_SxN, table.measure_SxN
     n, num_given = covariates_SxNxK.shape[1:]
     if n < num_given + 3:
-        return f"{n} checkpoints a seed are too few to condition on {num_given} covariates"
+        return f"{n} checkpoints per seed are too few to condition on {num_given} covariates"
     r_S = correlation.partial_spearman(*values, covariates_SxNxK)
     why = (
         "in every seed the covariates already rank the checkpoints exactly as accuracy or the "

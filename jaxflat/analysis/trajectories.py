@@ -27,11 +27,11 @@ from jaxflat.analysis.statistics.intervals import (
 class Change:
     """The change of one arm, or of a second arm against a first.
 
-    `ratio` compares sharpness; `excess` and `accuracy` are differences. For one arm they are
-    end over start and end minus start. For two arms they are the second's ratio over the
-    first's and the second's difference minus the first's. Each is None if it was not measured,
-    and `ratio` also if a sharpness is not positive. `equal` tests whether losses agree within
-    the margin: at an arm's start and end, or at the ends of two arms.
+    `ratio` compares sharpness; `excess` and `accuracy` are differences. For one arm they are end
+    over start and end minus start. For two arms they are the second's ratio over the first's and
+    the second's difference minus the first's. Each is None if it was not measured, and `ratio`
+    also if a sharpness is not positive. `equal` tests whether losses agree within the margin: at
+    an arm's start and end, or at the ends of two arms.
     """
 
     ratio: Interval | None

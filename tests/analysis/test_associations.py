@@ -81,7 +81,7 @@ def test_only_seeds_with_every_checkpoint_count(tmp_path):
 @pytest.mark.parametrize(
     ("effects", "statistics", "reason"),
     [
-        ({"widths": (16,)}, STATISTICS, "3 checkpoints a seed are fewer than 4"),
+        ({"widths": (16,)}, STATISTICS, "3 checkpoints per seed are fewer than 4"),
         ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "only one setting"),
         ({"widths": (8, 16, 24, 32), "steps": (9,)}, (WITHIN,), "each setting has one checkpoint"),
     ],

@@ -117,7 +117,7 @@ def test_where_there_is_no_number_the_page_says_why(sweep):
     _, visible = read(sweep(seeds=1))
     assert "no verdict: one seed gives no interval" in visible
     _, visible = read(sweep(widths=(16,)))
-    assert "no correlation, because 3 checkpoints a seed are fewer than 4." in visible
+    assert "no correlation, because 3 checkpoints per seed are fewer than 4." in visible
 
 
 def test_how_it_was_made(reported):

@@ -1,4 +1,4 @@
-"""Measures what a measure predicts about accuracy beyond the hyper-parameters (Jiang et al. 2020).
+"""How well a measure predicts accuracy beyond the hyper-parameters (Jiang et al. 2020).
 
 "Fantastic generalization measures and where to find them", ICLR 2020, arXiv:1912.02178. `axes` maps
 each hyper-parameter to its values at the N checkpoints of a seed. Only checkpoints of the same seed
