@@ -5,7 +5,7 @@
 "warm" trains five seeds on the exact conditionals of a balanced tree to near the optimum.
 "continue" trains them further by plain SGD at a constant learning rate: on sampled words or, as the
 control without noise, on exact targets. Start and end are measured before and after an exact
-anneal, which removes the noise of the last steps; otherwise that noise could look like drift.
+anneal by AdamW on exact targets: it removes noise of the last steps, which may look like drift.
 Hessian trace, end over start, annealed: 0.47 (0.44 to 0.49) on sampled words, 1.02 (0.99 to 1.05)
 on exact targets; accuracy +0.2 (-0.1 to +0.5) and +0.0 (-0.1 to +0.2) points.
 """

@@ -5,9 +5,9 @@
         -d ~/tensorflow_datasets/downloads/manual
     python -m jaxflat.main --config=configs/generated_text.py
 
-A causal teacher is trained on 10,605 sentences of movie reviews (Hutto and Gilbert, 2014). Its
-sentences are stored on disk. Masked language models train on them, and their excess loss over the
-teacher's exact conditionals is measured. Probes then predict the sentiment of the real sentences.
+A causal teacher is trained on 10,605 sentences of movie reviews (Hutto and Gilbert, 2014). The
+sentences it generates are stored on disk. Masked language models train on them; their excess loss
+over the teacher's exact conditionals is measured. Probes predict the sentiment of real sentences.
 The control is the same model without training.
 
 Ten minutes on two cores, with the teacher. Over five seeds, on one test set: excess loss 1.70 +-

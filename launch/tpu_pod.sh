@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a sweep on a TPU slice of Google Cloud: request the slice, run on all its hosts, replace a
-# preempted slice, fetch the results, delete the slice. The slice runs the commit that is checked out
-# here. If interrupted, run the same command to resume.
+# preempted slice, fetch the results, delete the slice. The slice runs the commit checked out here.
+# If interrupted, run the same command to resume.
 #
 #   export NAME=sizes ZONE=us-east5-b TYPE=v6e-16 IMAGE=v2-alpha-tpuv6e SHARE=10.0.0.2:/share
 #   launch/tpu_pod.sh --dry-run --config=configs/model_size_sweep.py:paper # only print the commands
