@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
-        print(f"stopped by {signal}", file=sys.stderr)
+        print(f"interrupted by {signal}", file=sys.stderr)
         return EXIT_PREEMPTED
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

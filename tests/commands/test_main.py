@@ -161,7 +161,7 @@ def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
 def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
     together = "--config.training.together=2"
     assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
-    found = re.findall(r"trained at once, in 2 lanes: (.*);", capsys.readouterr().out)
+    found = re.findall(r"trained in one program of 2 slots: (.*);", capsys.readouterr().out)
     config, listed = loading.load(f"{CONFIG}:smoke")
     expanded = points.expand(config, listed, tmp_path)
     alike = {}
