@@ -1,15 +1,15 @@
 PYTHON ?= python
 
-.PHONY: test slow faults lint smoke
+.PHONY: test slow full lint smoke
 
-test:  ## the default tests
+test:  ## the default tests, in minutes
 	$(PYTHON) -m pytest
 
-slow:  ## the tests that take longer, in all most of an hour
+slow:  ## the longer tests that CI runs besides
 	$(PYTHON) -m pytest -m slow
 
-faults:  ## damaged checkpoints, deaths, full disks: ten times the trials of the other tests
-	JAXFLAT_FAULT_TRIALS=60 $(PYTHON) -m pytest tests/faults -m "slow or not slow"
+full:  ## every case and every trial: all random faults, seeds, sizes and combinations; hours
+	JAXFLAT_FULL=1 $(PYTHON) -m pytest -m "slow or not slow"
 
 lint:  ## style and types
 	$(PYTHON) -m ruff format --check

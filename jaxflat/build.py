@@ -27,11 +27,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the flags, and the arguments that set config keys; InputError on a wrong flag."""
+    """Return the flags and the arguments that set config keys; raise InputError on a wrong flag."""
     parser = _Parser(
         prog="python -m jaxflat.build",
         description="Write sentences of a config's language to a directory that TensorFlow "
-        "Datasets reads. Run the same command again to go on where it stopped.",
+        "Datasets reads. If interrupted, run the same command to resume.",
         epilog="Any config key: --config.language.hmm.length=32.",
         allow_abbrev=False,
     )
@@ -39,14 +39,18 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--output", type=Path, required=True, help="the data set's directory")
     parser.add_argument("--num_sentences", type=int, required=True)
     parser.add_argument(
-        "--shard_size", type=int, default=SHARD_SIZE, help="sentences of a file (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, help="which sentences; default: the config's data_seed")
-    parser.add_argument(
-        "--labels", action="store_true", help="tasks' labels as well, by probes.labelings"
+        "--shard_size", type=int, default=SHARD_SIZE, help="sentences per file (%(default)s)"
     )
     parser.add_argument(
-        "--conditionals", action="store_true", help="exact conditional log-probabilities as well"
+        "--seed", type=int, help="of the sentences; default: the config's data_seed"
+    )
+    parser.add_argument(
+        "--labels",
+        action="store_true",
+        help="also write the tasks' labels, by probes.labelings",
+    )
+    parser.add_argument(
+        "--conditionals", action="store_true", help="also write exact conditional log-probabilities"
     )
     flags, rest = parser.parse_known_args(arguments)
     for name, lowest in (("num_sentences", 1), ("shard_size", 1), ("seed", 0)):
@@ -77,13 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
-        print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
+        print(
+            f"interrupted by {signal}; state saved, run the same command to resume", file=sys.stderr
+        )
         return EXIT_PREEMPTED
     return 0
 
 
 def show_build(flags: argparse.Namespace, config: Config) -> None:
-    """Build the data set behind a progress bar, and say what there is now."""
+    """Build the data set with a progress bar; print its size and the rate."""
     kind = kind_of(config.language)
     if not kind.is_prepared(config.language):
         with Display(1) as display:

@@ -1,4 +1,4 @@
-"""What users see while work goes on: bars, plain lines, and how long it will take."""
+"""The console during a sweep: progress bars, plain lines, and the remaining time."""
 
 import sys
 import warnings
@@ -44,10 +44,10 @@ def plain_warnings() -> Iterator[None]:
 
 
 class Display:
-    """The console: a bar over the points of a sweep, one for the stage at work, plain lines."""
+    """A progress bar for the points of a sweep, one for the current stage, and plain lines."""
 
     def __init__(self, num_points: int, done: Collection[str] = ()):
-        """`done`: names of points that there is nothing to do for."""
+        """Start with `num_points` points; `done` names those that earlier runs finished."""
         self.console = Console(quiet=not ranks.is_rank_0())
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -78,34 +78,34 @@ class Display:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start_stage(self, description: str, total: int) -> None:
-        """Show a new bar for the stage at work."""
+        """Show a new bar for a stage of `total` units."""
         self._progress.reset(
             self._stage, description=description, total=max(total, 1), visible=True
         )
 
     def advance_stage(self, completed: int, note: str) -> None:
-        """Show how far the stage is, with its current value."""
+        """Show the finished units of the stage, and a note such as its current loss."""
         self._progress.update(self._stage, completed=completed, description=note)
 
     def wait(self, text: str) -> None:
-        """Say what is waited for, in a line when that has changed."""
+        """Print what the sweep waits for, unless the line before said the same."""
         if text != self._awaited:
             self.line(text)
         self._awaited = text
 
     def finish_preparations(self) -> None:
-        """Note that what was done until now was for all points, and is over."""
+        """Exclude the time until now, which served all points, from the estimate for one point."""
         self._prepared = self._elapsed
 
     def spend(self, name: str, seconds: float) -> None:
-        """Note what a point has taken that is not finished yet: others may be so before it."""
+        """Add time spent on a point that finishes later, perhaps after other points."""
         self._ahead[name] = self._ahead.get(name, 0.0) + seconds
 
     def finish_point(self, name: str, outcome: str) -> None:
-        """Count a point as done, and say so in a line with the time that is left.
+        """Count a point as finished, and print a line with the remaining time.
 
-        Each point that is left takes what those took on average that were not done before; some
-        of it may be spent.
+        The estimate: each remaining point takes as long as the points finished since the start,
+        on average, minus the time already spent on it.
         """
         self._progress.advance(self._sweep)
         self._ahead.pop(name, None)
@@ -126,7 +126,7 @@ class Display:
 
 
 class _Remaining(TimeRemainingColumn):
-    """The time until the sweep's `end`, in seconds from its start; a stage's as rich has it."""
+    """The remaining time: for the sweep until its `end` (seconds after its start), else rich's."""
 
     def render(self, task: Task) -> Text:
         if "end" not in task.fields:

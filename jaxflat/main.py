@@ -20,20 +20,20 @@ EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the flags, and the arguments that set config keys."""
+    """Return the flags and the arguments that set config keys."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxflat.main",
-        description="Train the points of a sweep, measure them, and report. "
-        "Run the same command again to go on where it stopped.",
-        epilog="Any config key: --config.phases.pretrain.steps=500 (wins over the sweep).",
+        description="Train the points of a sweep, measure them, and write a report. "
+        "If interrupted, run the same command to resume.",
+        epilog="Any config key: --config.phases.pretrain.steps=500 (overrides the sweep).",
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
-    parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
+    parser.add_argument("--points", default="", help='points to run, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
-        help="which stages, e.g. train,flatness (default: all, report included)",
+        help="stages to run, e.g. train,flatness (default: all, including report)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; start nothing"
@@ -41,8 +41,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument(
         "--multihost",
         default="auto",
-        help="on: be one of several processes that make one run; off; auto (default): where there "
-        "is a cluster of several",
+        help="on: join the other processes of one run; off: run on this host only; auto (default): "
+        "join them if a cluster of several processes is detected",
     )
     return parser.parse_known_args(arguments)
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     # Imported late: --help and a misspelt flag need no JAX.
     from jaxflat.config import loading, validation
-    from jaxflat.distributed import compilation, leases
+    from jaxflat.distributed import compilation_cache, leases
     from jaxflat.runs.stages import STAGES
     from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             chosen = {point.name for point in points.select(expanded, flags.points)}
             show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen], console)
             return 0
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints all that it raises
-        programs = compilation.keep_programs() or "not kept"
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it also raises
+        programs = compilation_cache.enable() or "not cached"
         failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
         console.print(f"compiled programs: {programs}", highlight=False, markup=False)
         if "report" in stages:
@@ -86,15 +86,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
-        print(f"stopped by {signal}; run the same command again to go on", file=sys.stderr)
+        print(
+            f"interrupted by {signal}; state saved, run the same command to resume", file=sys.stderr
+        )
         return EXIT_PREEMPTED
     except leases.LeaseLost as error:
-        print(f"stopped: {error}; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted: {error}; run the same command to resume", file=sys.stderr)
         return EXIT_PREEMPTED
     except OSError as error:
         if error.errno not in checkpoint.DISK_FULL:
             raise
-        print(f"error: {error}; mended, the same command goes on from here", file=sys.stderr)
+        print(
+            f"error: {error}; free some space and rerun the same command to continue",
+            file=sys.stderr,
+        )
         return EXIT_SOME_FAILED
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
@@ -102,10 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
-    """Print what points need of memory, by their numbers, and which are trained at once."""
+    """Print the memory of each point, with its number, and which points share a program."""
     from jaxflat.runs import memory
 
-    if not console.is_terminal:  # a file has room for names
+    if not console.is_terminal:  # a file has space for long names
         console = Console(width=160, quiet=console.quiet)
     console.print(
         memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
@@ -115,14 +120,14 @@ def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
         if point.config.phase_order:
             team = point.team, point.config.training.together
             teams.setdefault(team, []).append(str(number))
-    for (_, lanes), numbers in teams.items():
+    for (_, num_slots), numbers in teams.items():
         if len(numbers) > 1:
-            text = f"trained at once, in {lanes} lanes: {', '.join(numbers)}"
-            console.print(f"{text}; the row of each counts all lanes", highlight=False)
+            text = f"trained in one program of {num_slots} slots: {', '.join(numbers)}"
+            console.print(f"{text}; each row counts all slots", highlight=False)
 
 
 def show_report(workdir: Path, console: Console) -> None:
-    """Write the report, and print its table, its findings and where it is."""
+    """Write the report; print its table, its findings and its path."""
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import summary_sentences
     from jaxflat.analysis.page.tables import summary_table
@@ -142,7 +147,7 @@ def show_report(workdir: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    preemption.install_handlers()  # before imports that take seconds
+    preemption.install_handlers()  # before the slow imports
     from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()

@@ -16,7 +16,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "of models of equal loss in one figure, and each sweep's own report.",
         allow_abbrev=False,
     )
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="of a sweep")
+    parser.add_argument(
+        "workdirs", nargs="+", type=Path, metavar="WORKDIR", help="of a sweep with results"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/report"), help="default: %(default)s"
     )
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _named(workdirs: list[Path]) -> dict[str, Path]:
-    """Return the folders by their names, or by their whole paths where names are alike."""
+    """Return the folders by name, or by full path if two have the same name."""
     from jaxflat.config.validation import InputError
 
     for workdir in workdirs:

@@ -13,16 +13,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Most tests compile for longer than they run. The older emitters compile in a third of the time;
-# later versions do without them, and stop at a flag they do not know.
+# programs that are not split into parts for several threads, in a fifth less, as every core has a
+# worker. Later versions may not have these flags, and stop at a flag they do not know.
 if jaxlib.version.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)  # a pod that runs tests is no cluster
-# What one test compiled another reads, in a process of its own too. A folder a worker, as JAX does
-# not write whole files at once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = (
-    f"{Path(__file__).parents[1]}/.pytest_cache/programs-{os.environ.get('PYTEST_XDIST_WORKER', 0)}"
-)
+# What one test compiled all workers and processes read, in this run and in the next. JAX warns
+# where it reads a file that is half written, as after a kill, and compiles (see pyproject.toml).
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{Path(__file__).parents[1]}/.pytest_cache/programs"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax

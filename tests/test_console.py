@@ -1,4 +1,4 @@
-"""The time that is left, told on a clock that tests set, and warnings as plain lines."""
+"""The remaining time on a fake clock, and warnings as plain lines."""
 
 import re
 import warnings
@@ -25,7 +25,7 @@ def etas(output):
     ]
 
 
-def test_what_is_left_takes_as_long_as_what_was_done(clock, capsys):
+def test_remaining_points_take_as_long_as_finished_ones(clock, capsys):
     with Display(4) as display:
         for number in range(4):
             clock[0] += 10
@@ -35,7 +35,7 @@ def test_what_is_left_takes_as_long_as_what_was_done(clock, capsys):
     assert "[2/4] point 1: excess 0.1 (ETA 0:00:20)" in output
 
 
-def test_points_that_were_done_before_tell_nothing(clock, capsys):
+def test_points_finished_earlier_do_not_count_in_the_estimate(clock, capsys):
     with Display(5, {"a", "c"}) as display:
         display.finish_point("a", "")
         clock[0] += 10
@@ -49,7 +49,7 @@ def test_points_that_were_done_before_tell_nothing(clock, capsys):
     assert "[3/5] c: \n" in output
 
 
-def test_what_was_trained_at_once_is_measured_one_by_one(clock, capsys):
+def test_time_spent_on_points_trained_together_counts_for_each(clock, capsys):
     names = ["a", "b", "c", "d"]
     with Display(4) as display:
         clock[0] += 40
@@ -61,7 +61,7 @@ def test_what_was_trained_at_once_is_measured_one_by_one(clock, capsys):
     assert etas(capsys.readouterr().out) == [15, 10, 5, 0]
 
 
-def test_what_is_made_for_all_points_is_no_points_time(clock, capsys):
+def test_preparations_for_all_points_do_not_count_in_the_estimate(clock, capsys):
     with Display(3) as display:
         clock[0] += 3600
         display.finish_preparations()
@@ -71,7 +71,7 @@ def test_what_is_made_for_all_points_is_no_points_time(clock, capsys):
     assert etas(capsys.readouterr().out) == [120, 60, 0]
 
 
-def test_nothing_is_left_where_all_was_done(clock):
+def test_no_time_remains_when_all_points_are_finished(clock):
     with Display(1, {"a"}) as display:
         display.finish_point("a", "")
         assert str(display._progress.columns[-1].render(display._progress.tasks[0])) == "0:00:00"
@@ -96,7 +96,7 @@ def warn_twice_each():
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, "warning: a file has a fault\n"), (1, "")])
 def test_a_warning_of_jaxflat_is_one_line_on_rank_0(capsys, monkeypatch, rank, lines):
-    monkeypatch.setattr(ranks, "_process", rank)
+    monkeypatch.setattr(ranks, "_rank", rank)
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
         show_before = warnings.showwarning

@@ -1,1 +1,1 @@
-"""Reads a sweep's files; writes its figures, its page and its few sentences."""
+"""Reads a sweep's files; writes its figures, its page and its summary."""

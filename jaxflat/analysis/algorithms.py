@@ -1,6 +1,6 @@
-"""Models of one size that were trained in different ways, each at its last checkpoint.
+"""Compares models of one size that were trained in different ways, at their last checkpoints.
 
-The sweep's first way of training is what the others are set against.
+The sweep's first way of training is the baseline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from jaxflat.analysis.pairs import Pair, compare_pair
 
 @dataclass(frozen=True)
 class Algorithms:
-    """`against` has every other algorithm's pair with the baseline, `pairs` all pairs of two.
+    """`against` pairs the baseline with every other algorithm; `pairs` has all pairs of algorithms.
 
-    Checkpoints are fixed beforehand (the last), so nothing is chosen by its loss. Later: second.
+    Checkpoints are fixed in advance (the last), so no loss decides the choice. The second of a
+    pair is the one that comes later in the sweep.
     """
 
     baseline: Cell
@@ -26,7 +27,7 @@ class Algorithms:
 
     @property
     def matched(self) -> dict[str, Cell]:
-        """The baseline and the algorithms whose excess loss equals its own within the margin."""
+        """The baseline, and the algorithms with an excess loss equivalent to its own."""
         equal = [pair.second for pair in self.against if pair.equivalence.holds]
         return {cell.variant: cell for cell in (self.baseline, *equal)}
 
@@ -34,7 +35,11 @@ class Algorithms:
 def find_algorithms(
     variants: Mapping[str, list[Cell]], primary_columns: Sequence[str]
 ) -> Algorithms | None:
-    """None where there is one way of training only, models differ in size, or share no seed."""
+    """Pair the ways of training, each at its last checkpoint.
+
+    Returns None if there is only one, if models differ in size, or if none shares a seed with the
+    baseline.
+    """
     last = [cell for cells in variants.values() if (cell := last_cell(cells))]
     sizes = {cell.num_params for cell in last}
     if len(last) < 2 or len(sizes) > 1 or not np.isfinite(sizes.pop()):

@@ -1,4 +1,4 @@
-"""What goes with accuracy over all checkpoints of a sweep, seed by seed."""
+"""Correlates accuracy with other columns over all checkpoints of a sweep, seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,23 +8,26 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics import correlation, granulated
 from jaxflat.analysis.statistics.granulated import Information
 from jaxflat.analysis.statistics.intervals import Interval
 
-FEWEST = 4  # checkpoints a seed: three have six orders, and a t interval of them errs too often
+FEWEST = 4  # checkpoints per seed: three have only six orders, and t intervals then err too often
 SPEARMAN, KENDALL = "Spearman", "Kendall"
 WITHIN, ACROSS = "Kendall, within settings", "Kendall, across settings"
 GIVEN_LOSS, GIVEN_ALL = "Spearman given excess loss", "Spearman given loss and training"
 GRANULATED = "Granulated Kendall"
 STATISTICS = (SPEARMAN, KENDALL, WITHIN, ACROSS, GIVEN_LOSS, GIVEN_ALL, GRANULATED)
-TRAINING = ("learning_rate", "batch_size")  # and the step: last parts of keys to condition on
+TRAINING = (
+    "learning_rate",
+    "batch_size",
+)  # last parts of the keys to condition on, together with the step
 
 
 @dataclass(frozen=True)
 class AccuracyAndMeasure:
-    """A rectangle of results: N checkpoints (settings at their steps) of each of S seeds."""
+    """Results without gaps: N checkpoints (a setting at a step) for each of S seeds."""
 
     accuracy_SxN: np.ndarray
     measure_SxN: np.ndarray
@@ -36,15 +39,15 @@ class AccuracyAndMeasure:
     def num_checkpoints(self) -> int:
         return self.accuracy_SxN.shape[1]
 
-    def covariates(self) -> dict[str, list[float]]:
-        """Learning rate, batch size and step, those that vary."""
+    def covariates(self) -> dict[str, list[float | None]]:
+        """Return learning rate, batch size and step, if they vary, with None for no number."""
         names = [name for name in self.axes if name.rpartition(".")[2] in (*TRAINING, "step")]
-        return {name: [float(text) for text in self.axes[name]] for name in names}
+        return {name: [read_number(text) for text in self.axes[name]] for name in names}
 
 
 @dataclass(frozen=True)
 class Association:
-    """Accuracy against one column. `missing` says why a statistic is not in `found`."""
+    """Statistics of accuracy against one column; `missing` says why `found` lacks one."""
 
     name: str
     column: str
@@ -57,7 +60,7 @@ class Association:
 
 
 def associations(comparison: Comparison) -> list[Association]:
-    """Accuracy against each embedded flatness measure and against the excess loss."""
+    """Correlate accuracy with each embedded flatness measure and with the excess loss."""
     columns = EMBEDDED | {"excess_loss": "Excess loss"}
     measured = {column: _measured(comparison.cells, column) for column in columns}
     return [associate(columns[c], c, table) for c, table in measured.items() if table]
@@ -66,7 +69,7 @@ def associations(comparison: Comparison) -> list[Association]:
 def associate(name: str, column: str, table: AccuracyAndMeasure) -> Association:
     num_seeds, n = table.accuracy_SxN.shape
     if n < FEWEST:
-        why = f"{n} checkpoint{' a seed is' if n == 1 else 's a seed are'} fewer than {FEWEST}"
+        why = f"{n} checkpoint{' per seed is' if n == 1 else 's per seed are'} fewer than {FEWEST}"
         return Association(name, column, num_seeds, n, missing=dict.fromkeys(STATISTICS, why))
     found = _plain(table) | _partial(table, column) | _granulated(table)
     scores = (table.accuracy_SxN, table.measure_SxN, table.axes)
@@ -91,7 +94,7 @@ def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     for name, chosen_NxN, why in (
         (KENDALL, within_NxN | across_NxN, ""),
         (WITHIN, within_NxN, "each setting has one checkpoint"),
-        (ACROSS, across_NxN, "there is one setting only"),
+        (ACROSS, across_NxN, "there is only one setting"),
     ):
         num_pairs = int(chosen_NxN.sum()) // 2
         taus_S = correlation.kendall(*values, chosen_NxN)
@@ -102,13 +105,17 @@ def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
 
 def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str]:
     if column == "excess_loss":
-        return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "it is the excess loss")
+        return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "the column is the excess loss itself")
     loss_SxNx1 = table.excess_SxN[..., None]
     found = {GIVEN_LOSS: _given(table, loss_SxNx1)}
     others = table.covariates()
     if not others:
         return found | {GIVEN_ALL: "learning rate, batch size and steps do not vary"}
-    others_NxK = np.stack(list(others.values()), axis=1)
+    unknown = [name for name, values in others.items() if None in values]
+    if unknown:
+        why = f"some settings do not set {unknown[0]} to a number"
+        return found | {GIVEN_ALL: why}
+    others_NxK = np.array(list(others.values()), float).T
     others_SxNxK = np.broadcast_to(others_NxK, (*table.excess_SxN.shape, len(others)))
     return found | {GIVEN_ALL: _given(table, np.concatenate([loss_SxNx1, others_SxNxK], axis=-1))}
 
@@ -117,25 +124,28 @@ def _given(table: AccuracyAndMeasure, covariates_SxNxK: np.ndarray) -> Interval 
     values = table.accuracy_SxN, table.measure_SxN
     n, num_given = covariates_SxNxK.shape[1:]
     if n < num_given + 3:
-        return f"{n} checkpoints a seed are too few, given {num_given}"
+        return f"{n} checkpoints per seed are too few to condition on {num_given} covariates"
     r_S = correlation.partial_spearman(*values, covariates_SxNxK)
-    why = "what is given orders the checkpoints of every seed as one of the two does"
+    why = (
+        "in every seed the covariates already rank the checkpoints exactly as accuracy or the "
+        "measure does"
+    )
     return _or_why(correlation.spearman_interval(r_S, n), why)
 
 
 def _granulated(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     one = granulated.granulated_kendall(table.accuracy_SxN, table.measure_SxN, table.axes)
     if one is None:
-        return {GRANULATED: "no two checkpoints differ in one hyper-parameter alone"}
+        return {GRANULATED: "no two checkpoints differ in exactly one hyper-parameter"}
     return {GRANULATED: _or_why(correlation.kendall_interval(one.mean_x, one.num_pairs))}
 
 
 def _or_why(interval: Interval | None, why: str = "") -> Interval | str:
-    return interval or why or "one of the two does not vary"
+    return interval or why or "accuracy or the measure does not vary"
 
 
 def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
-    """The checkpoints that some seed has all values of, and the seeds that have all of them."""
+    """Take the checkpoints complete in some seed, and the seeds complete at all of these."""
     needed = (PRIMARY_ACCURACY, column, "excess_loss")
 
     def complete(row: Row) -> bool:
@@ -161,7 +171,7 @@ def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
 
 
 def _distinct(cells: list[tuple[Cell, dict[str, Row]]]) -> list[tuple[Cell, dict[str, Row]]]:
-    """One of each: points that begin alike may have measured the same checkpoint."""
+    """Drop duplicates: points with a shared prefix may have measured the same checkpoint."""
     found = {
         (cell.step, *((seed, *row.values.items()) for seed, row in rows.items())): (cell, rows)
         for cell, rows in reversed(cells)

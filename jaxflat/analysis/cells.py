@@ -1,4 +1,4 @@
-"""Rows as cells: one variant (setting) of a sweep at one step, over its seeds."""
+"""Groups rows into cells: one variant (setting) of a sweep at one step, over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ EVERY_POINT, UNTRAINED = "trained model", "untrained"
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant of the sweep at one step: the same measurement repeated over seeds."""
+    """One variant of the sweep at one step, measured once per seed."""
 
     variant: str
     step: int
@@ -25,7 +25,7 @@ class Cell:
         return {seed: row.values[column] for seed, row in self.rows.items() if column in row.values}
 
     def interval(self, column: str) -> Interval | None:
-        """Mean over seeds with its 95% t interval; None where nothing was measured."""
+        """Return the mean over seeds with its 95% t interval; None if no seed has the column."""
         values = list(self.by_seed(column).values())
         return mean_interval(values) if values else None
 
@@ -39,17 +39,17 @@ class Cell:
 
 
 def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
-    """Cells by variant, from small to large, else as the sweep has them; steps ascending.
+    """Return cells by variant, smallest model first, then in the sweep's order; steps ascending.
 
-    Names say what tells the rows of `named_as` apart, by default their own.
+    A variant's name holds the settings that distinguish the rows of `named_as`, by default `rows`.
     """
-    varying = distinguishing_keys(named_as or rows)
+    varying = naming_keys(named_as or rows)
     skipped = _shared_phases(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((variant_name(row, varying, skipped), row.step), {})[row.seed] = row
     made = [Cell(variant, step, by_seed) for (variant, step), by_seed in cells.items()]
-    # As the seed with most rows has them: points that failed in another leave the order as it is.
+    # The seed with most rows sets the order, so failed points of another seed do not change it.
     counts = Counter(row.seed for row in rows)
     fullest = sorted(rows, key=lambda row: -counts[row.seed])
     order = list(dict.fromkeys(variant_name(row, varying, skipped) for row in fullest))
@@ -61,20 +61,21 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
 
 
 def last_cell(cells: Sequence[Cell]) -> Cell | None:
-    """A variant's last checkpoint; None where none but earlier ones are measured."""
+    """Return a variant's last checkpoint; None if only earlier ones were measured."""
     ends = [cell for cell in cells if all(row.last for row in cell.rows.values())]
     return ends[-1] if ends else None
 
 
 def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
-    """What tells a row's settings from others'; the first `num_skipped` phases do not."""
+    """Name a row by its settings of `keys`, without its first `num_skipped` phases."""
     if row.is_lookup_table:
-        return "lookup table " + row.swept.get("model.features", "").replace("_", " ")
-    keys = [key for key in keys if not (row.is_untrained and key == "phase_order")]
+        return f"lookup table {row.swept.get('model.features', '')}".replace("_", " ").strip()
+    labels = _labels(keys)
+    keys = [key for key in labels if not (row.is_untrained and key == "phase_order")]
     parts = [
         " → ".join(row.phases[num_skipped:] or row.phases)
         if key == "phase_order"
-        else f"{key.rpartition('.')[2]} {row.swept[key]}"
+        else f"{labels[key]} {row.swept[key]}"
         for key in keys
         if row.swept.get(key)
     ]
@@ -83,19 +84,48 @@ def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
     return ", ".join(parts) or EVERY_POINT
 
 
+def _labels(keys: Iterable[str]) -> dict[str, str]:
+    """Shorten each dotted key to the fewest last parts that no other key shares.
+
+    Two arms may set different keys with the same last part.
+    """
+    keys = list(keys)
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        labels[key] = next(
+            (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1),
+            key,
+        )
+    return labels
+
+
 def trained_as(variant: str) -> str:
-    """The name of the trained models of an untrained variant's settings."""
+    """Return the name of the trained models with an untrained variant's settings."""
     return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
 
 
 def _shared_phases(rows: Sequence[Row]) -> int:
-    """How many phases all rows begin with."""
+    """Count the first phases that all rows share."""
     steps = zip(*(row.phases for row in rows), strict=False)
     return len(list(takewhile(lambda names: len(set(names)) == 1, steps)))
 
 
+def naming_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the keys that distinguish rows, then those that name a row which sets none of these.
+
+    For example, one arm sets a learning rate and another a radius. The rate alone distinguishes
+    them, and the radius names the second arm.
+    """
+    kept = distinguishing_keys(rows)
+    nameless = [row for row in rows if not any(row.swept.get(key) for key in kept)]
+    own = [key for row in nameless for key, text in row.swept.items() if text]
+    return kept + [key for key in dict.fromkeys(own) if any(not row.swept.get(key) for row in rows)]
+
+
 def distinguishing_keys(rows: Sequence[Row]) -> list[str]:
-    """The swept keys that tell rows apart, without those that only follow the keys before them."""
+    """Return the swept keys that distinguish rows, without those that earlier keys determine."""
     kept: list[str] = []
     for key in dict.fromkeys(key for row in rows for key in row.swept):
         without, with_it = (

@@ -1,4 +1,4 @@
-"""The claims that a sweep is asked about, each judged by one statistic over seeds."""
+"""Judges the claims that a sweep can test, each by statistics over seeds."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,12 +16,12 @@ from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, 
 from jaxflat.analysis.verdicts import NONE, Verdict, decide
 
 ONE_SEED = "one seed gives no interval"
-ALL_CHECKPOINTS = "Over all checkpoints the flatter is the more accurate"
+ALL_CHECKPOINTS = "Over all checkpoints, flatter models tend to be more accurate"
 GIVEN = ", given the excess loss"
 
 
 def judge(comparison: Comparison, found: Sequence[Association] | None = None) -> list[Verdict]:
-    """The verdicts on every claim that the sweep's design allows to be asked."""
+    """Return a verdict on every claim that the sweep's design can test."""
     found = associations(comparison) if found is None else found
     noise = noise_verdict(comparison)
     on_pairs = (
@@ -37,7 +37,7 @@ def _on_sizes(comparison: Comparison) -> list[Verdict]:
 
 
 def _on_algorithms(found: Algorithms) -> list[Verdict]:
-    """Each against the baseline; then all pairs of two."""
+    """Judge each algorithm against the baseline, then all pairs of algorithms."""
     verdicts = []
     for pair in found.against:
         why = _no_pair([pair], "they share no seed")
@@ -46,7 +46,7 @@ def _on_algorithms(found: Algorithms) -> list[Verdict]:
 
 
 def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> list[Verdict]:
-    """Is the second model of the pairs the more accurate, and the flatter?"""
+    """Judge whether the second model of the pairs is more accurate, and whether it is flatter."""
     matched = [pair for pair in pairs if pair.equivalence.holds]
     column, sharpness = _common_column(matched)
     larger, smaller, article = (second, "the other", "") if than else ("larger", "smaller", "the ")
@@ -67,14 +67,15 @@ def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> 
 
 
 def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
-    """One pair may outweigh the rest in the mean, so it says beside it how many go which way."""
+    """Judge the mean over pairs; also count the outcomes, since one pair may dominate the mean."""
     matched = [pair for pair in pairs if pair.equivalence.holds]
     column, sharpness = _common_column(matched)
     relations = [pair.relation for pair in matched]
-    counts = f"alone, {relations.count(1)} go together and {relations.count(-1)} dissociate"
+    more, less = relations.count(1), relations.count(-1)
+    counts = f"pair by pair: the flatter is more accurate in {more}, less accurate in {less}"
     return _judged(
         "At matched excess loss the flatter model is the more accurate",
-        f"accuracy, smaller {sharpness} minus larger, points ({counts})",
+        f"accuracy, flatter minus sharper (by {sharpness}), points ({counts})",
         (matched, why),
         lambda: _flatter_more_accurate(matched, column),
     )
@@ -86,13 +87,13 @@ def _judged(
     on: tuple[list[Pair], str],
     judged: Callable[[], tuple[str, Interval | None, str]],
 ) -> Verdict:
-    """`on` has the matched pairs, and why there may be none."""
+    """`on` holds the matched pairs and, if there are none, the reason."""
     matched, why = on
     if not matched:
         return Verdict(claim, "", "", NONE, why)
     answer, interval, evidence = judged()
     if not interval:
-        why = "it was not measured, or is not positive"
+        why = "a measurement is missing, or the flatness measure is not positive"
     else:
         why = ONE_SEED if answer == NONE else ""
     over = f"mean over {wording.plural(len(matched), 'matched pair')}"
@@ -100,7 +101,7 @@ def _judged(
 
 
 def _common_column(matched: Sequence[Pair]) -> tuple[str, str]:
-    """The first measure that all pairs have, and its name."""
+    """Return the first flatness measure that every pair has, and its name."""
     column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
     return column, EMBEDDED.get(column, "flatness")
 
@@ -113,7 +114,7 @@ def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:
 
 
 def _flatter(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
-    """The geometric mean of the pairs' ratios."""
+    """Judge the geometric mean of the pairs' ratios."""
     rows = [row for p in pairs for c in (p.first, p.second) for row in c.rows.values()]
     if not column or min((row.values.get(column, 1.0) for row in rows), default=0.0) <= 0:
         return NONE, None, wording.MISSING
@@ -123,7 +124,7 @@ def _flatter(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]
 
 
 def _flatter_more_accurate(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
-    """Which model of a pair is the flatter is asked anew in each seed."""
+    """Each seed decides separately which model of a pair is the flatter."""
     if not column:
         return NONE, None, wording.MISSING
 
@@ -144,7 +145,7 @@ def _over_seeds(pairs: list[Pair], value: Values, columns: Sequence[str]) -> Int
 
 
 def _seed_means(pairs: list[Pair], value: Values, columns: Sequence[str]) -> list[float]:
-    """The mean over pairs of each seed that has every column in all of them."""
+    """Return the mean over pairs, for each seed that has every column in every pair."""
 
     def complete(row: Row | None) -> bool:
         return row is not None and all(name in row.values for name in columns)
@@ -158,7 +159,7 @@ def _seed_means(pairs: list[Pair], value: Values, columns: Sequence[str]) -> lis
 
 
 def _no_pair(pairs: Sequence[Pair], without: str) -> str:
-    """Why no pair is matched; `without`: why there is none at all."""
+    """Return why no pair is matched; `without` is the reason if there are no pairs."""
     if not pairs:
         return without
     if all(pair.excess.low is None for pair in pairs):
@@ -167,11 +168,11 @@ def _no_pair(pairs: Sequence[Pair], without: str) -> str:
 
 
 def _on_all_checkpoints(found: Sequence[Association]) -> list[Verdict]:
-    """Judged by the first flatness measure that there is, whatever it says."""
+    """Judge by the first flatness measure that was measured, regardless of its result."""
     one = next((one for one in found if one.column in EMBEDDED), None)
     claims = {SPEARMAN: ALL_CHECKPOINTS, GIVEN_LOSS: ALL_CHECKPOINTS + GIVEN}
     if one is None:
-        why = "no seed has accuracy, excess loss and a flatness measure at all its checkpoints"
+        why = "no seed has accuracy, excess loss and a flatness measure at every checkpoint"
         return [Verdict(claim, "", "", NONE, why) for claim in claims.values()]
     verdicts = []
     for name, claim in claims.items():

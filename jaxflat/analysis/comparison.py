@@ -1,4 +1,4 @@
-"""A sweep's matched comparisons: sizes where they are nearest in excess loss, or algorithms."""
+"""Compares the models of a sweep: sizes at the nearest excess losses, or algorithms."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,24 @@ import numpy as np
 
 from jaxflat.analysis import results_csv
 from jaxflat.analysis.algorithms import Algorithms, find_algorithms
-from jaxflat.analysis.cells import Cell, distinguishing_keys, group_cells, last_cell
+from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
-OF_TRAINING = ("phase_order", "phases.", "training.")  # keys whose values are ways of training
+OF_TRAINING = (
+    "phase_order",
+    "phases.",
+    "training.",
+)  # prefixes of keys that set the way of training
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sweep's table allows to be said. `obstacle` is why sizes were not compared, if not.
+    """The comparisons that a sweep's results allow.
 
-    `missing` names ways of training without their last checkpoint, which are not compared.
+    `obstacle` says why sizes were not compared, "" if they were. `missing` names the ways of
+    training that are not compared because their last checkpoint was not measured.
     """
 
     variants: dict[str, list[Cell]]
@@ -43,7 +48,7 @@ class Comparison:
 
     @property
     def controls(self) -> list[Cell]:
-        """What no training made: models as they are initialised, and lookup tables."""
+        """Models at initialisation, and lookup tables: no training produced them."""
         return self.untrained + self.lookup_tables
 
 
@@ -52,10 +57,10 @@ def read_comparison(workdir: Path) -> Comparison:
 
 
 def compare(rows: Sequence[Row]) -> Comparison:
-    """Group the rows, match the sizes by excess loss, then compare what was measured there.
+    """Group the rows, match the sizes by excess loss, then compare their measurements.
 
-    Where some checkpoints were projected (annealed off a trunk at constant learning rate), only
-    those are compared: a trunk's own checkpoints are at another learning rate.
+    If some checkpoints were projected (by an exact anneal), only those are compared: the others
+    may retain the noise of their phase.
     """
     results_csv.add_task_means(rows)
     trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
@@ -67,8 +72,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
     variants = group_cells(trained)
     obstacle = _obstacle(trained, variants)
     primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
-    keys = distinguishing_keys(trained)
-    ways = all(key.startswith(OF_TRAINING) for key in keys)
+    ways = all(key.startswith(OF_TRAINING) for key in naming_keys(trained))
     algorithms = find_algorithms(variants, primary_columns) if ways else None
     matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
     return Comparison(
@@ -88,7 +92,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
 
 
 def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, Cell] | None:
-    """The two cells nearest in mean excess loss over their shared seeds; no other column counts."""
+    """Return the two cells nearest in mean excess loss over shared seeds; ignore other columns."""
 
     def distance(cells: tuple[Cell, Cell]) -> float:
         first, second = paired_values(*cells, "excess_loss")
@@ -103,7 +107,7 @@ def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, 
 
 
 def match_all(variants: dict[str, list[Cell]]) -> dict[str, Cell]:
-    """One cell a size, all near one reference: the one that leaves the losses nearest."""
+    """Return one cell per size, nearest to a common loss chosen so that the losses differ least."""
 
     def nearest(reference: Cell) -> dict[str, Cell]:
         target = reference.mean("excess_loss")
@@ -136,5 +140,5 @@ def _obstacle(trained: Sequence[Row], variants: dict[str, list[Cell]]) -> str:
     if len(sizes) < 2 or None in sizes:
         return "the results hold models of one size only"
     if len(sizes) < len(variants) or len(kinds) > 1:
-        return "models of one size also differ in something else, so size alone is not compared"
+        return "models differ in more than their size, so size alone is not compared"
     return ""

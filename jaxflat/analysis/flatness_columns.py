@@ -1,7 +1,7 @@
-"""The columns of results.csv that say how sharp the loss is, in the order they are looked for.
+"""Lists the columns of results.csv that measure sharpness, in order of precedence.
 
-Each is larger where the loss is sharper; the learning coefficient, where it is less degenerate.
-In a comparison the first that was measured decides, also where it leaves things undecided.
+A larger value means a sharper loss; for the learning coefficient, a less degenerate one. In a
+comparison the first measured column decides, even if its result is undecided.
 """
 
 SHARPNESS = {
@@ -16,4 +16,9 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
+PARAMETRISATION = (
+    "The embedded trace is taken in one parametrisation, which is a choice: rescaling the "
+    "weights without changing the function changes the trace, and can change which of two models "
+    "is the flatter."
+)
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}

@@ -1,4 +1,4 @@
-"""Does flatness come from label noise? Sampled labels against the control of exact targets."""
+"""Does label noise cause flatness? Compares sampled labels with exact targets, the control."""
 
 from dataclasses import replace
 
@@ -10,15 +10,19 @@ from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide
 
-CLAIM = "At matched excess loss the trace falls under sampled labels and not so under exact targets"
+CLAIM = (
+    "At matched excess loss the trace falls under sampled labels, and its ratio, last over first "
+    "checkpoint, is smaller than under exact targets"
+)
 
 
 def noise_verdict(comparison: Comparison) -> Verdict | None:
-    """None where the sweep has no such control.
+    """Return the verdict on CLAIM, or None if the sweep has no such control.
 
-    Two statistics, each a ratio of geometric means over seeds: the trace at the end over that at
-    the start, with sampled labels; and this ratio over that of the control. Both have to lie
-    below 1.
+    Both statistics are ratios of geometric means over seeds, and both have to lie below 1. The
+    first is the trace of the last checkpoint over the first one's, with sampled labels. The
+    second is this ratio over the control's. The control's own ratio is not tested: its trace may
+    fall too.
     """
     key = _targets_key(comparison)
     if not key:
@@ -26,13 +30,15 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
     column, cells = _arms(comparison, key)
     if not cells:
         return Verdict(
-            CLAIM, "", "", NONE, "the arms share no seed with a first and a last checkpoint"
+            CLAIM, "", "", NONE, "no seed has a first and a last checkpoint in both arms"
         )
     both = change(column, *cells[2:]), change(column, *cells)
     ratios = [one.ratio for one in both]
     if None in ratios:
-        return Verdict(CLAIM, "", "", NONE, f"{EMBEDDED[column]} is not positive everywhere")
-    statistic = f"{EMBEDDED[column]}, last over first checkpoint; and this over the control's"
+        return Verdict(CLAIM, "", "", NONE, f"{EMBEDDED[column]} is not positive in every seed")
+    statistic = (
+        f"{EMBEDDED[column]}, last over first checkpoint; then this ratio over the control's"
+    )
     evidence = "; ".join(map(wording.ratio, ratios))
     if len(cells[0].rows) == 1:
         return Verdict(CLAIM, statistic, evidence, NONE, "one seed gives no interval")
@@ -44,7 +50,7 @@ def noise_verdict(comparison: Comparison) -> Verdict | None:
 
 
 def _targets_key(comparison: Comparison) -> str:
-    """The swept key that tells sampled from exact targets, if there is one."""
+    """Return the swept key that takes the values sampled and exact, or ""."""
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     values: dict[str, set[str]] = {}
     for row in rows:
@@ -55,9 +61,10 @@ def _targets_key(comparison: Comparison) -> str:
 
 
 def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
-    """Of the first setting that was trained both ways: its first common and last checkpoints.
+    """Return the flatness measure, and the cells of the first setting that was trained both ways.
 
-    The control's come first. All have the same seeds; without one there are none.
+    The cells are its first and last common checkpoints, the control's two before the others. All
+    have the same seeds. There are no cells if no setting has a seed at all four.
     """
     cells = comparison.cells
     column = next((name for name in EMBEDDED if any(c.interval(name) for c in cells)), "")

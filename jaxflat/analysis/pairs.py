@@ -1,4 +1,4 @@
-"""Two cells of a sweep side by side, and which way the difference between them goes."""
+"""Compares two cells of a sweep: differences, ratios and their directions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """Differences second - first, ratios second / first; of two sizes the second is the larger.
+    """Differences are second - first, ratios second / first; of two sizes, second is the larger.
 
-    `candidates` is how many pairs of checkpoints this one was chosen from, by its excess losses;
-    the equivalence tests' p is multiplied by it (Bonferroni), which allows for that choice.
-    `flatness` has all that was measured in both; None, undecided, where a value is not positive.
-    `split` says where the scatter of the accuracy difference comes from.
+    `candidates` counts the pairs of checkpoints from which this one was chosen by excess loss.
+    The equivalence tests multiply p by it (Bonferroni) to allow for that choice. `flatness` has
+    every measure that both cells have; a ratio is None (undecided) if a value is not positive.
+    `split` divides the scatter of the accuracy difference between seeds and examples.
     """
 
     first: Cell
@@ -45,7 +45,7 @@ class Pair:
 
     @property
     def trace_ratio(self) -> Interval | None:
-        """Of the first measure, whatever it says."""
+        """The ratio of the first measure, regardless of its result."""
         return next(iter(self.flatness.values()), None)
 
     @property
@@ -60,14 +60,14 @@ class Pair:
 
     @property
     def relation(self) -> int:
-        """+1: the flatter model is the more accurate; -1: the less accurate; 0: cannot be told."""
+        """+1: the flatter model is the more accurate; -1: the less accurate; 0: undecided."""
         return self.accuracy_side * self.flatness_side
 
 
 def compare_pair(
     first: Cell, second: Cell, primary_columns: Sequence[str], candidates: int = 1
 ) -> Pair | None:
-    """The second cell against the first, paired by seed; None where they share no seed."""
+    """Compare the second cell with the first, paired by seed; None if they share no seed."""
     losses = paired_values(first, second, "excess_loss")
     if not losses[0]:
         return None
@@ -93,13 +93,13 @@ def compare_pair(
 
 
 def paired_difference(first: Cell, second: Cell, column: str) -> Interval | None:
-    """Second - first, paired by seed; None where no seed has both."""
+    """Return second - first, paired by seed; None if no seed has both."""
     values = paired_values(first, second, column)
     return paired_t_interval(*values) if values[0] else None
 
 
 def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], list[float]]:
-    """The column's values in both cells, for the seeds that both have."""
+    """Return the column's values in both cells, for the seeds that both have."""
     left, right = first.by_seed(column), second.by_seed(column)
     shared = [seed for seed in left if seed in right]
     return [left[seed] for seed in shared], [right[seed] for seed in shared]

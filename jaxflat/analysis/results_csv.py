@@ -1,4 +1,4 @@
-"""results.csv as typed rows, with the means over tasks that comparisons look at."""
+"""Reads results.csv as typed rows, and adds the means over tasks that comparisons use."""
 
 import csv
 import re
@@ -22,7 +22,8 @@ _PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>
 class Row:
     """One measured checkpoint. A missing value is absent from `values`.
 
-    `last`: no later one of its run, projected as it is or not, is to be measured.
+    `swept` has the text of every swept key, "" if the point does not set it. `last` is True at the
+    last checkpoint that its run measures, projected or not.
     """
 
     point: str
@@ -39,22 +40,22 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Made by no training."""
+        """True if no training produced it."""
         return self.is_lookup_table or self.is_untrained
 
     @property
     def is_untrained(self) -> bool:
-        """A model as it is initialised: no phases, but no lookup table either."""
+        """True for a model at initialisation: it has no phases and is no lookup table."""
         return bool(self.swept.get("phase_order")) and not self.phases and not self.is_lookup_table
 
     @property
     def phases(self) -> list[str]:
-        """The names of its phases, where these were swept."""
+        """The names of its phases, if the sweep varies them."""
         return re.findall(r"\w+", self.swept.get("phase_order", ""))
 
 
 def read_results(path: Path) -> list[Row]:
-    """Rows of `path`; none if it is not there. The swept keys are the columns before `step`."""
+    """Return the rows of `path`, or none if the file is missing. Swept keys come before `step`."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -62,22 +63,33 @@ def read_results(path: Path) -> list[Row]:
         header = list(reader.fieldnames or [])
         if header and not {"point", "step"} <= set(header):
             raise ValueError(f"{path}: needs the columns 'point' and 'step', has {header}")
-        return [_read_row(record, header) for record in reader]
+        try:
+            return [_read_row(record, header) for record in reader]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def read_number(text: str) -> float | None:
+    """Return the number in a cell; None if the cell is empty (not set) or holds text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def probe_columns(rows: Iterable[Row], labeling: str) -> list[str]:
-    """The linear-probe columns of one labeling at the largest number of shots, one a task."""
+    """Return the linear-probe columns of one labeling at the most shots, one per task."""
     by_shots = _columns_by_shots(rows, labeling)
     return by_shots[max(by_shots)] if by_shots else []
 
 
 def budget_column(shots: int) -> str:
-    """The mean over tasks, primary labeling, of probes of so many labelled sentences."""
+    """Return the column of task means (primary labeling) for `shots` labelled sentences."""
     return f"{PRIMARY_ACCURACY}, {shots} shots"
 
 
 def budgets(rows: Iterable[Row]) -> list[int]:
-    """The numbers of labelled sentences that rows with task means have, ascending."""
+    """Return the numbers of labelled sentences that have task means, ascending."""
     names = dict.fromkeys(name for row in rows for name in row.values)
     found = (re.fullmatch(budget_column(0).replace("0", r"(\d+)"), name) for name in names)
     return sorted(int(match[1]) for match in found if match)
@@ -94,7 +106,7 @@ def _columns_by_shots(rows: Iterable[Row], labeling: str) -> dict[int, list[str]
 
 
 def primary_labeling(rows: Iterable[Row]) -> str:
-    """The labeling that comparisons look at: the first of these that was measured."""
+    """Return the labeling that comparisons use: the first of `order` that was measured."""
     rows = list(rows)
     order = ("map", "given", "official", "latent")
     return next((labeling for labeling in order if probe_columns(rows, labeling)), "map")
@@ -122,13 +134,19 @@ def _read_row(record: dict[str, str], header: list[str]) -> Row:
     before_step = header[: header.index("step")]
     swept = [name for name in before_step if name != "point" and name not in SEEDS]
     taken = {"point", "step", "projected", "last", *swept, *SEEDS}
-    numbers = {name: float(text) for name, text in record.items() if text and name not in taken}
+    measured = {name: text for name, text in record.items() if text and name not in taken}
+    numbers = {name: read_number(text) for name, text in measured.items()}
+    for name, number in numbers.items():
+        if number is None:
+            raise ValueError(
+                f"column {name!r} needs a number or an empty cell, has {measured[name]!r}"
+            )
     return Row(
         point=record["point"],
-        swept={name: record[name] for name in swept},
+        swept={name: record[name] or "" for name in swept},
         seed="/".join(record[name] for name in SEEDS if record.get(name)),
         step=int(float(record["step"] or 0)),
         projected=record.get("projected") in ("1", "True"),
-        values={name: number for name, number in numbers.items() if np.isfinite(number)},
+        values={name: one for name, one in numbers.items() if one is not None and np.isfinite(one)},
         last=record.get("last") != "0",
     )

@@ -1,7 +1,7 @@
-"""Models of one size that are trained on in several ways: what changes from start to end.
+"""Measures how models of one size change over several ways of training, from start to end.
 
-Each way of training ("arm") is followed from its first measured checkpoint to its last, seed by
-seed, and arms are compared by how much more the one changes than the other.
+Each way of training (arm) is followed from its first measured checkpoint to its last, seed by
+seed. Two arms are compared by how much each of them changes.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,13 @@ from jaxflat.analysis.statistics.intervals import (
 
 @dataclass(frozen=True)
 class Change:
-    """Of one arm, or of one arm against another: `ratio` of the sharpness, the rest differences.
+    """The change of one arm, or of a second arm against a first.
 
-    For an arm, end over start and end minus start; for two, the second's ratio over the first's
-    and the second's difference minus the first's. None where nothing was measured, or a value
-    that should have a logarithm is not positive. `equal`: are an arm's losses at start and end, of
-    two arms those at their ends, the same within the margin?
+    `ratio` compares sharpness; `excess` and `accuracy` are differences. For one arm they are end
+    over start and end minus start. For two arms they are the second's ratio over the first's and
+    the second's difference minus the first's. Each is None if it was not measured, and `ratio`
+    also if a sharpness is not positive. `equal` tests whether losses agree within the margin: at
+    an arm's start and end, or at the ends of two arms.
     """
 
     ratio: Interval | None
@@ -51,9 +52,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Arms whose checkpoints are all projected, or none is; `contrasts` has each pair of them.
+    """Arms, and a contrast for each pair of them; all checkpoints are projected, or none is.
 
-    `measure` is the first of the columns of sharpness that was measured, "" if none was.
+    `measure` is the first column of sharpness that was measured, "" if none was.
     """
 
     projected: bool
@@ -63,7 +64,7 @@ class Trajectories:
 
 
 def find_trajectories(trained: Sequence[Row]) -> list[Trajectories]:
-    """Projected checkpoints first; none where models differ in size or there are no two arms."""
+    """Return projected checkpoints first; nothing if sizes differ or there are no two arms."""
     if len({row.values.get("num_params") for row in trained}) != 1:
         return []
     kinds = [[row for row in trained if row.projected == kind] for kind in (True, False)]
@@ -85,7 +86,7 @@ def _follow(rows: Sequence[Row]) -> Trajectories:
 
 
 def change(measure: str, *cells: Cell) -> Change:
-    """Return the change over (start, end), or of the second two cells against the first two."""
+    """Return the change from start to end, or the second two cells' against the first two's."""
 
     def values(column: str) -> list[np.ndarray]:
         by_seed = [cell.by_seed(column) for cell in cells]

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree
 from jaxflat.flatness.estimate import Over
-from jaxflat.flatness.terms import path_name
+from jaxflat.flatness.trees import path_name
 
 REFERENCE_DRAWS = 2**15
 

@@ -1,7 +1,8 @@
-"""Configurations: every key once, with its default and its meaning. No default elsewhere.
+"""Configurations: each key is listed once, with its default and its meaning.
 
-A config file's `get_config(scale)` starts from `base()`; its optional `get_sweep(scale)` lists the
-points of a sweep; command-line overrides (`--config.model.width=32`) win over both.
+No other package sets a default. A config file's `get_config(scale)` starts from `base()`. Its
+optional `get_sweep(scale)` lists the points of a sweep. Command-line overrides
+(`--config.model.width=32`) win over both.
 """
 
 from jaxflat.config.base import base as base

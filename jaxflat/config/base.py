@@ -1,4 +1,4 @@
-"""The base configuration: every key but for those of languages, optimizers and curvature."""
+"""The base configuration: all keys except language, optimizer and flatness keys."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -12,34 +12,35 @@ def base() -> Config:
     """Return the base configuration."""
     return ConfigDict(
         {
-            # One number for everything random but the language; each of the next three
-            # follows it unless set.
+            # Seeds everything random except the language. Each of the next three seeds equals
+            # it unless set.
             "seed": 0,
-            "data_seed": placeholder(int),  # which sentences are trained on
+            "data_seed": placeholder(int),  # training sentences
             "init_seed": placeholder(int),  # initial parameters
-            "probe_seed": placeholder(int),  # flatness probes, probes' training sentences
+            "probe_seed": placeholder(int),  # probes of flatness, training sentences of the probes
             "language": language(),
             "model": model(),
             # The names of the phases in the order they run (a ConfigDict forgets order).
             "phase_order": ("pretrain",),
             "phases": {"pretrain": phase()},
             "training": {
-                "steps_per_call": 250,  # optimizer steps in one compiled call; a curve point each
+                "steps_per_call": 250,  # optimizer steps in one compiled call; one curve point
                 "save_every": 4,  # compiled calls between recovery checkpoints
-                "keep": 2,  # recovery checkpoints kept: the newest that is whole is resumed from
-                # As many points are trained by one program, where they differ in seeds and
-                # schedules alone. Fewer take as long: their lanes are filled with copies.
+                "keep": 2,  # recovery checkpoints retained; the newest intact one is resumed
+                # Train this many points in one program, if they differ only in seeds and schedules.
+                # Empty slots cost as much time: they compute copies.
                 "together": 1,
             },
             "evaluation": {
-                "num_sentences": 4096,  # the language's evaluation set, every position masked
-                "num_positions": 0,  # words of a sentence that are asked for; 0: each in turn
-                "batch_size": 512,  # sentences per compiled slice
+                "num_sentences": 4096,  # sentences of the language's evaluation set
+                "num_positions": 0,  # masked positions per sentence; 0: every position in turn
+                "batch_size": 512,  # sentences evaluated together
             },
             "flatness": flatness(),
             "probes": probes(),
-            # Devices share each batch, data * model of them; -1: as many as can evenly. Parameters
-            # and the optimizer's state are cut into `model` parts, each on a device of its own.
+            # Each batch is shared by data * model devices. data=-1: as many devices as divide the
+            # batches evenly. Parameters and optimizer state are split into `model` shards,
+            # one per device.
             "mesh": {"data": -1, "model": 1},
         }
     )
@@ -49,15 +50,16 @@ def model() -> Config:
     """Return the keys of the model."""
     return ConfigDict(
         {
-            # Or lstm; or lookup_table: the exact conditionals, nothing trained.
+            # transformer, lstm, or lookup_table (the exact conditionals; nothing is trained).
             "name": "transformer",
             "width": 32,
             "num_layers": 2,
-            # Of transformers: width / head_size heads; fixed, so that small embeds in large.
+            # Transformers have width / head_size heads. With a fixed head size, a small model
+            # embeds exactly in a larger one.
             "head_size": 8,
             "tied_decoder": True,  # the decoder is the transposed token embedding
-            "cls": False,  # of transformers: CLS before the words, which fine-tuning can pool
-            "features": "p",  # lookup_table: what its probe sees, p or log_p
+            "cls": False,  # transformer: prepend a CLS token, which fine-tuning can pool
+            "features": "p",  # lookup_table: the features for its probe, p or log_p
         }
     )
 
@@ -75,20 +77,21 @@ def phase() -> Config:
                 "warmup_steps": 100,
                 "decay_steps": 0,  # linear decay to 0 over the phase's last steps
             },
-            # Less `strength` times what a head leaves unexplained of the language's tasks, on
-            # sentences of its own: representations that predict words and hide labels.
+            # Subtract from the loss `strength` times the label variance that a ridge head cannot
+            # explain, over the language's tasks. So representations predict words and hide
+            # labels. The head is fitted and evaluated on separate sentences.
             "adversary": {
                 "strength": 0.0,  # 0: no adversary
-                "labeling": "map",  # as under `probes`
-                "num_sentences": 512,  # to fit the head, in each step, and as many to judge it
-                "l2": 1e-3,  # of the head, a ridge regression; relative to the features' scale
+                "labeling": "map",  # as in `probes.labelings`
+                "num_sentences": 512,  # per step, to fit the head; as many more evaluate it
+                "l2": 1e-3,  # penalty of the ridge head, relative to the features' scale
             },
-            # Measured checkpoints branch off the phase at these of its steps, and each is
-            # annealed: the same training for anneal_steps more, decaying linearly to 0.
+            # Measured checkpoints branch off the phase at these steps. Each branch is annealed: the
+            # same training for anneal_steps more, the learning rate decaying linearly to 0.
             "checkpoint_steps": (2000,),
             "anneal_steps": 500,
-            # Twins of these of the checkpoints, measured as well: each trained `steps` more by
-            # AdamW on exact targets, the learning rate decaying linearly to 0.
+            # Exact anneals of these checkpoints, measured too: `steps` more by AdamW on exact
+            # targets, the learning rate decaying linearly to 0.
             "projection": {
                 "checkpoint_steps": (),
                 "steps": 500,
@@ -100,38 +103,38 @@ def phase() -> Config:
 
 
 def probes() -> Config:
-    """Return the keys of what is measured downstream."""
+    """Return the keys of the downstream measurements: probes and fine-tuning."""
     return ConfigDict(
         {
             # map: argmax of the posterior; latent: the true hidden variable; official (grammars):
-            # as the paper's code labels. Tasks whose labels are given have these alone.
+            # the labels of the paper's code. Tasks with given labels use only those.
             "labelings": ("map", "latent"),
             "shots": (200, 4000),  # training sentences
-            "pooling": "concatenate",  # the representations of a sentence's tokens, or their "mean"
-            "num_draws": 2,  # independent draws of these sentences
-            "num_validation": 2048,  # sentences that choose the L2 penalty
-            "num_test": 4096,  # the language's test sentences, the same for every model
-            "l2": (1e-6, 1e-5, 1e-4, 1e-3),  # penalties, relative to the features' scale
-            "iterations": 150,  # of the convex solver
-            # The linear probe once more on features projected at random to as many dimensions for
-            # models of every width; 0: not done.
+            "pooling": "concatenate",  # of the representations of a sentence's tokens; or "mean"
+            "num_draws": 2,  # independent draws of the training sentences
+            "num_validation": 2048,  # sentences for choosing the L2 penalty
+            "num_test": 4096,  # test sentences of the language, the same for every model
+            "l2": (1e-6, 1e-5, 1e-4, 1e-3),  # candidate penalties, relative to the features' scale
+            "iterations": 150,  # iterations of the convex solver
+            # Repeat the linear probe on features projected at random to this dimension, the same
+            # for every width; 0: skip.
             "projected_dimension": 0,
-            "belief_state": True,  # R^2 of the exact posterior, linear in representations
+            "belief_state": True,  # R^2 of a linear fit from representations to the exact posterior
             "finetune": finetune(),
         }
     )
 
 
 def finetune() -> Config:
-    """Return the keys of fine-tuning: the whole model and a new head, by tasks and labelings."""
+    """Return the keys of fine-tuning: each task and labeling trains the model and a new head."""
     return ConfigDict(
         {
             "shots": 0,  # training sentences; 0: no fine-tuning
-            "num_draws": 2,  # of these sentences, each with its own head and order
-            "pooling": "mean",  # what the head sees of a sentence: as in `probes`, or "cls"
+            "num_draws": 2,  # draws of these sentences, each with its own head and order
+            "pooling": "mean",  # input of the head: as in `probes`, or "cls"
             "epochs": 10,
             "batch_size": 32,
-            "learning_rates": (3e-4, 3e-3),  # the validation sentences choose
+            "learning_rates": (3e-4, 3e-3),  # chosen on the validation sentences
             "warmup_steps": 20,
             "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
         }

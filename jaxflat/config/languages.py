@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 Config = Any
-"""A ConfigDict, or a frozen one. Its keys are attributes, which no type checker can know."""
+"""A ConfigDict or a FrozenConfigDict. Its keys are attributes, which type checkers cannot see."""
 
 
 def language() -> Config:
@@ -14,28 +14,28 @@ def language() -> Config:
         {
             "name": "hmm",  # which of the sections below applies
             "seed": 0,  # fixes the language and its evaluation set
-            # What is hidden: "one" word of a sentence, or a "share": 15% of it, 1 to 5 words.
+            # "one" hides one word of a sentence; "share" hides 15% of its words, 1 to 5.
             "masking": "one",
-            # Training sentences: 0 samples new ones at every step; else so many are written to
-            # disk once, and read in a new order in each epoch.
+            # 0: sample new training sentences at every step. Otherwise store this many on disk
+            # once, and read them in a new order in each epoch.
             "stored_sentences": 0,
-            # Where stored sentences, trained teachers and fetched texts are; "" is the folder of
-            # TensorFlow Datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+            # Folder of stored sentences, trained teachers and downloaded texts. "": the folder of
+            # TensorFlow Datasets, $TFDS_DATA_DIR or ~/tensorflow_datasets.
             "data_dir": "",
             "hmm": {
                 "num_states": 10,
                 "num_words": 24,
                 "length": 8,
-                "min_length": 8,  # lengths are uniform from here to `length`
-                "transition_concentration": 0.7,  # Dirichlet, per entry; small is peaked
+                "min_length": 8,  # lengths are uniform from min_length to length
+                "transition_concentration": 0.7,  # Dirichlet, per entry; smaller is more peaked
                 "emission_concentration": 0.05,
-                "tasks": (3, 6),  # name the hidden state at these positions, from 1
+                "tasks": (3, 6),  # predict the hidden state at these positions, from 1
             },
             **grammars(),
-            "dyck": {  # as many words 0 as words 1, in any order
+            "dyck": {  # as many 0s as 1s, in any order
                 "length": 8,
                 "min_length": 8,  # both even
-                "tasks": (4,),  # name the sum of the first words
+                "tasks": (4,),  # predict the sum of this many first words
             },
             "balanced_tree": {
                 "depth": 3,  # sentences have 2^depth words
@@ -54,16 +54,17 @@ def grammars() -> dict[str, Any]:
     """Return the sections of the three kinds of grammars."""
     return {
         "pcfg": {
-            # Level 0 are the roots; a symbol's children are both of the next level, the last
-            # level is words only: L levels make sentences of 2 to 2^(L - 1) words.
+            # Level 0 holds the roots. Both children of a symbol are on the next level, and the last
+            # level has only words. L levels make sentences of 2 to 2^(L - 1) words.
             "level_sizes": (3, 4, 4, 4),
             "num_words": 24,
-            "length": 8,  # sentences are sampled conditional on
-            "min_length": 4,  # having min_length to length words
-            "emission_probability": 0.2,  # that a symbol between is a word
+            # Sentences are sampled conditionally on having min_length to length words.
+            "length": 8,
+            "min_length": 4,
+            "emission_probability": 0.2,  # of a symbol on the levels in between to be a word
             "rule_concentration": 0.03,
             "emission_concentration": 0.05,
-            # Name the symbol over words [start, end), or, (), over the whole sentence.
+            # Predict the symbol over words [start, end); (): over the whole sentence.
             "tasks": ((0, 4), ()),
         },
         "recursive_pcfg": {  # any symbol may have any two children
@@ -71,13 +72,13 @@ def grammars() -> dict[str, Any]:
             "num_words": 24,
             "length": 8,
             "min_length": 4,
-            "emission_probability": 0.5,  # that a non-terminal becomes a word
+            "emission_probability": 0.5,  # of a non-terminal to become a word
             "rule_concentration": 0.03,
             "emission_concentration": 0.05,
             "tasks": ((0, 2), (0, 4)),
         },
         "grammar_file": {
-            "path": "",  # a rule a line: LHS RHS prob, or LHS RHS1 RHS2 prob
+            "path": "",  # one rule per line: LHS RHS prob, or LHS RHS1 RHS2 prob
             "length": 16,
             "min_length": 1,
             "tasks": ((0, 4), (0, 2), ()),
@@ -86,15 +87,15 @@ def grammars() -> dict[str, Any]:
 
 
 def generated() -> dict[str, Any]:
-    """Return the section of what a causal model of text writes, cut to its frequent tokens."""
+    """Return the section of text generated by a causal model, restricted to its frequent tokens."""
     return {
-        "teacher": "",  # folder of an OPT or GPT-2 checkpoint; "": one is trained on `text`
-        "text": "reviews",  # or sst2, qnli, or a file: .txt, or .tsv with a sentence column
+        "teacher": "",  # folder of an OPT or GPT-2 checkpoint; "": train one on `text`
+        "text": "reviews",  # reviews, sst2, qnli, or a file: .txt, or .tsv with a sentence column
         "num_words": 256,
         "length": 16,
         "min_length": 4,
-        "tasks": ("reviews",),  # labelled: also sst2, qnli, a .tsv with a label column
-        "trained": {  # the teacher
+        "tasks": ("reviews",),  # labelled texts: reviews, sst2, qnli, or a .tsv with a label column
+        "trained": {  # the teacher that is trained on `text`
             "vocabulary": 512,
             "width": 96,
             "num_layers": 2,

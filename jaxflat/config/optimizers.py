@@ -1,4 +1,4 @@
-"""The keys of the optimizers: a section for each, under its name."""
+"""The keys of the optimizers: one section per optimizer, under its name."""
 
 import inspect
 
@@ -11,8 +11,8 @@ OF_OPTAX = (
     *("adabelief", "adadelta", "adagrad", "adamaxw", "adan", "amsgrad"),
     *("nadamw", "radam", "rmsprop", "signum", "yogi"),
 )
-"""More of optax's optimizers: those that treat each parameter by itself, so that it does not matter
-that layers are stacked for a scan, and whose step is proportional to the learning rate."""
+"""Further optimizers of optax. Each treats every parameter by itself, so that stacking layers for a
+scan changes nothing. Each has steps proportional to the learning rate."""
 
 
 def optimizer() -> Config:
@@ -20,15 +20,15 @@ def optimizer() -> Config:
     return ConfigDict(
         {
             "name": "adamw",  # which of the sections below applies
-            # Steps in a row to leave out where the gradient (SAM: the first) is not finite; one
-            # more ends the run, as does a compiled call of which every step was left out.
+            # Skip at most this many consecutive steps if the gradient (SAM: the first) is not
+            # finite. One more ends the run; so does a compiled call that skips all its steps.
             "skip_nonfinite": 0,
             "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
             "sgd": {"momentum": 0.0},
             "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
-            # Matrices between hidden layers by Muon, at momentum; the rest by Adam.
+            # Muon with `momentum` for matrices between hidden layers; Adam for the rest.
             "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
-            # AdamW with gradients from `radius` up the slope, twice the work of a step.
+            # AdamW with gradients taken `radius` up the slope; a step costs twice as much.
             "sam": {"radius": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
             **{name: _numbers(name) for name in OF_OPTAX},
         }
@@ -36,7 +36,7 @@ def optimizer() -> Config:
 
 
 def _numbers(name: str) -> dict[str, float]:
-    """Return the numbers that an optimizer of optax takes, with optax's defaults; no decay."""
+    """Return optax's float arguments of an optimizer and their defaults; weight_decay is 0."""
     parameters = inspect.signature(getattr(optax, name)).parameters.values()
     numbers = {p.name: p.default for p in parameters if isinstance(p.default, float)}
     return numbers | ({"weight_decay": 0.0} if "weight_decay" in numbers else {})

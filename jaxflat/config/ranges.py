@@ -1,4 +1,4 @@
-"""The values that keys may have, by the names of the keys."""
+"""The allowed values of config keys, by the names of the keys."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from jaxflat import config as base_config
 
 
 class InputError(ValueError):
-    """Unusable input; the message is one line for the user, whatever of theirs is quoted in it."""
+    """Unusable input. The message is one line, even if the input it quotes has several."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
@@ -47,7 +47,7 @@ AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation
 
 
 def check_range(key: str, value: Any) -> None:
-    """Raise InputError where the value of a dotted key is none of its choices or out of range."""
+    """Raise InputError if the value of a dotted key is not among its choices or out of range."""
     for name, choices in CHOICES.items():
         if key == name or key.endswith(f".{name}"):
             check_choices(key, value if isinstance(value, tuple) else (value,), choices)

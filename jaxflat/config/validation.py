@@ -1,4 +1,4 @@
-"""Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
+"""Input checks before any work starts: each error is one line that names the key."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ from jaxflat.config.ranges import InputError, check_choices, check_range
 
 
 def complete(config: Config) -> Config:
-    """Return the config with lists as tuples and ints as floats where floats are due.
+    """Return the config with lists as tuples, and ints as floats if the default is a float.
 
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
@@ -27,7 +27,7 @@ def complete(config: Config) -> Config:
 def validate(config: Config) -> Config:
     """Return the completed config of a point.
 
-    Raises InputError naming the first key that is wrong or out of range, and what is right.
+    Raises InputError naming the first key that is wrong or out of range, and the allowed values.
     """
     config = complete(config)
     _check_phases(config)
@@ -54,7 +54,7 @@ def _check_phases(config: Config) -> None:
     order, names = config.phase_order, set(config.phases)
     if config.model.name == "lookup_table" and order:
         raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
-    if not order:  # the lookup table, or a model as it is initialised
+    if not order:  # the lookup table, or an untrained model
         return
     check_choices("phase_order", order, sorted(names))
     if len(set(order)) < len(order):
@@ -96,7 +96,7 @@ def _merged(base: Config, config: Config, prefix: str) -> Config:
 
 
 def check_key(section: Any, prefix: str, name: str, config: Config | None = None) -> None:
-    """Raise InputError where a section has no key `name`; `config`: where it may be meant."""
+    """Raise InputError if a section has no key `name`; suggest similar keys of it and `config`."""
     if _is_dict(section) and name in section:
         return
     key = f"{prefix}.{name}" if prefix else name
@@ -134,7 +134,7 @@ def coerced(key: str, default: Any, value: Any) -> Any:
 
 
 def check_outputs(json: Path | None, figures: Path | None = None) -> None:
-    """Raise InputError where --json=FILE or --figures=DIR cannot be; its folder need not be."""
+    """Raise InputError if --json=FILE or --figures=DIR is unusable; folders may be missing."""
     if json and json.is_dir():
         raise InputError(f"--json={json} is a folder; it must be a file")
     for flag, folder in (("json", json and json.parent), ("figures", figures)):
@@ -143,12 +143,12 @@ def check_outputs(json: Path | None, figures: Path | None = None) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError where --flag=FOLDER cannot be made or written in."""
+    """Raise InputError if --flag=FOLDER cannot be created or is not writable."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise InputError(f"--{flag}: {there} is a file; it must be a folder")
     if not os.access(there, os.W_OK):
-        raise InputError(f"--{flag}: {there} cannot be written in")
+        raise InputError(f"--{flag}: {there} is not writable")
 
 
 def _is_dict(value: Any) -> bool:

@@ -42,10 +42,13 @@ def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
 
 @contextmanager
 def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a directory for a data set made by these settings: a new one, or one to go on with.
+    """Own a directory within the block, to start or resume a data set with these settings.
 
-    Raises DatasetError where the directory cannot be used, holds something else, or
-    another process is at work there.
+    The lock is the kernel's, on the settings file, not a lease: a lease needs a folder beside the
+    directory, which may be a mounted volume, or a folder in it, where SHA256SUMS lists all files.
+
+    Raises DatasetError if the directory cannot be used, holds something else, or is locked by
+    another process.
     """
     path = directory / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
@@ -64,7 +67,7 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
             _delete_unfinished(directory)
             yield
     except BlockingIOError as error:
-        raise DatasetError(f"{directory} is at work in another process") from error
+        raise DatasetError(f"{directory}: another process is building this data set") from error
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise DatasetError(f"{directory} cannot be used: {error.strerror}") from error
 
@@ -149,7 +152,7 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _delete_unfinished(directory: Path) -> None:
-    """Delete what a process that died was writing. The caller holds the lock."""
+    """Delete the unfinished files of a process that died; only the owner may call this."""
     for pattern in ("*.array_record-*", *(f"{name}*" for name in (*METADATA[1:], SUMS))):
         for path in directory.glob(f".{pattern}"):
             path.unlink()

@@ -6,8 +6,8 @@ the lease. A process acquires the lease by renaming the file to the next number.
 one succeeds: the old name is gone and never returns.
 
 The owner writes a heartbeat into its file every HEARTBEAT seconds. A process that sees no change
-for EXPIRY seconds of its own clock may take the lease over; clocks of two machines are never
-compared. An owner that was suspended meanwhile finds its file gone.
+for EXPIRY seconds may take the lease over. It measures them on one clock: clocks of two machines
+are never compared. An owner that was suspended meanwhile finds its file gone.
 
 This file imports no JAX, so that `jaxflat.status` starts fast.
 """
@@ -157,9 +157,9 @@ _owned: list[_OwnedFile] = []
 def find_owner(target: Path, now: float) -> str | None:
     """Return a name for the process that owns the lease on a file or folder, without competing.
 
-    Returns None if the lease is free, or if its owner is known to be dead or has been silent for
-    SILENCE seconds before `now` (seconds, as time.time). On systems without /proc all processes
-    have the same name.
+    Returns None if the lease is free, if its owner is known to be dead, or if the owner has been
+    silent for SILENCE seconds at `now` (seconds, as time.time). On systems without /proc all
+    processes have the same name.
     """
     folder = target.parent / "locks" / target.name
     if (seen := _read(folder)) is None or _is_free(*seen):

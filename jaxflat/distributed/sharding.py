@@ -1,8 +1,7 @@
-"""The device mesh, and where arrays live on it.
+"""The device mesh, and on which devices arrays live.
 
-One global view: code is written for the whole batch and `jit` partitions it. The mesh's axes are
-Auto: with the Explicit ones that `jax.make_mesh` gives by default, Linen's layers raise
-ShardingTypeError.
+Code is written for the whole batch, and `jit` partitions it. The mesh's axes are Auto: with the
+Explicit axes that `jax.make_mesh` gives by default, Linen's layers raise ShardingTypeError.
 """
 
 import os
@@ -13,17 +12,17 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("sweep", "data", "model")
-OF_ONE_RUN = ("data", "model")
-"""The axes along which a run's batch is split while others are trained with it."""
+RUN_AXES = ("data", "model")
+"""The axes along which the batch of one run is split while one program trains several runs."""
 
 
 def set_up_devices() -> None:
-    """Make each CPU core a device, up to eight, and GPUs repeat themselves to the bit.
+    """Make each CPU core a device, up to eight, and let GPUs repeat themselves to the bit.
 
-    Call it before anything touches a device. Small models leave most of a core idle when every
-    operation is split over all cores; a part of the batch for each core does not. On GPUs, sums by
-    atomic additions and kernels that are chosen by a stopwatch differ from run to run: XLA does
-    without. What $XLA_FLAGS says of either counts.
+    Call it before anything touches a device. Small models keep one core busy but not several when
+    XLA splits every operation over all of them; splitting the batch does. On GPUs, atomic additions
+    and kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid
+    both. Values in $XLA_FLAGS take precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
@@ -35,18 +34,18 @@ def set_up_devices() -> None:
 def make_mesh(
     num_data: int, num_model: int = 1, num_sweep: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """Return a mesh of as many of the first devices, along "sweep", "data" and "model".
+    """Return a mesh of the first devices, with axes "sweep", "data" and "model".
 
-    Runs that are trained at once are shared out along "sweep", examples along all three. The
-    devices are of all processes, unless `devices` are given.
+    Runs that train in one program are split along "sweep", examples along all three axes. Unless
+    `devices` are given, the mesh uses the devices of all processes.
 
-    Raises ValueError where there are fewer.
+    Raises ValueError if there are fewer devices.
     """
     devices, size = devices or jax.devices(), num_sweep * num_data * num_model
     if not 1 <= size <= len(devices):
         raise ValueError(
             f"mesh.data={num_data} times mesh.model={num_model}, but there are {len(devices)} "
-            "devices; mesh.data=-1 is as many as share the batches evenly"
+            "devices; mesh.data=-1 uses as many as divide the batches evenly"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     shape = (num_sweep, num_data, num_model)
@@ -56,21 +55,21 @@ def make_mesh(
 def shard_examples(mesh: Mesh, batch: Any, axis: int = 0, over: tuple[str, ...] = AXES) -> Any:
     """Split `axis` of every array in `batch` over the devices, inside or outside jit.
 
-    `over`: along which of the mesh's axes; a run's training batch has OF_ONE_RUN.
+    over: the axes of the mesh to split along; a run's training batch uses RUN_AXES.
     """
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, over))
     return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: sharding, batch))
 
 
-def place(mesh: Mesh, tree: Any) -> Any:
-    """Put parameters and what is shaped like them where `placement` says."""
-    return jax.device_put(tree, placement(mesh, tree))
+def shard_params(mesh: Mesh, tree: Any) -> Any:
+    """Put parameters, or state of the same shapes, on the devices of `param_shardings`."""
+    return jax.device_put(tree, param_shardings(mesh, tree))
 
 
-def placement(mesh: Mesh, tree: Any) -> Any:
-    """Return where each array of a tree lives: the largest dimension that divides over "model".
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Return the sharding of each parameter: its largest dimension that divides over "model".
 
-    Arrays of which none does are on every device, as all are along "data".
+    Parameters without such a dimension are on every device. All are replicated along "data".
     """
     num_model = mesh.shape["model"]
 

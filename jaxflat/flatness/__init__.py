@@ -1,4 +1,4 @@
-"""How flat a loss is around given parameters; sees only functions and pytrees of arrays."""
+"""How flat a loss is around given parameters, from functions and pytrees of arrays alone."""
 
 from jaxflat.flatness.diagonal import fisher_diagonal, hessian_diagonal
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
@@ -9,17 +9,14 @@ from jaxflat.flatness.learning_coefficient import (
     local_learning_coefficient,
     split_r_hat,
 )
-from jaxflat.flatness.measures import MEASURES
-from jaxflat.flatness.problem import Measured, Problem
+from jaxflat.flatness.measures import MEASURES, Measured, Problem
 from jaxflat.flatness.products import (
-    fisher_vector_product,
-    gauss_newton_vector_product,
-    hessian_vector_product,
-)
-from jaxflat.flatness.quadratic_forms import (
     curvature_along,
+    fisher_vector_product,
     gauss_newton_quadratic_form,
+    gauss_newton_vector_product,
     hessian_quadratic_form,
+    hessian_vector_product,
 )
 from jaxflat.flatness.sharpness import (
     average_sharpness,
@@ -33,8 +30,7 @@ from jaxflat.flatness.spectrum import (
     hessian_density,
     hessian_extremes,
 )
-from jaxflat.flatness.stopping import sample_until
-from jaxflat.flatness.terms import TraceTerms
+from jaxflat.flatness.terms import TraceTerms, sample_until
 from jaxflat.flatness.trace import (
     fisher_trace,
     fisher_trace_terms,

@@ -1,36 +1,29 @@
 """The diagonals of the Hessian and of the Fisher information, entry by entry with error bars.
 
-Every microbatch draws its own probes or labels and is one sample, so that the errors cover these
-and the sentences. Samples are added up as they come: memory is a few times the parameters'.
+Every microbatch draws its own probes or labels and is one sample, so errors cover draws and
+sentences. Running sums hold the samples: memory is a few times the parameters' memory.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
-from jaxflat.flatness.products import (
-    LogProbsFn,
-    LossFn,
-    PyTree,
-    at_least_float32,
-    linearized_hessian,
-)
-from jaxflat.flatness.sampling import SampleFn, draw_probe, score_sampler
-
-Sampler = Callable[[jax.Array, PyTree], tuple[SampleFn, jax.Array]]
+from jaxflat.flatness.products import LogProbsFn, LossFn, linearized_hessian
+from jaxflat.flatness.sampling import draw_probe, score_sampler
+from jaxflat.flatness.terms import SampleFn, Sampler
+from jaxflat.flatness.trees import PyTree, at_least_float32
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_probes"))
 def hessian_diagonal(
     loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_probes: int
 ) -> Estimate:
-    """diag H = E[v * H v] for random signs v (Bekas, Kokiopoulou & Saad, 2007).
+    """Return diag H = E[v * H v] for random signs v (Bekas, Kokiopoulou & Saad, 2007).
 
-    Mean and sem are shaped like params. An entry's variance over probes is the sum of the squares
-    of the other entries of its row, so small entries of large rows drown.
+    Mean and sem are shaped like params. The variance of an entry over probes is the sum of squares
+    of the other entries of its row, so noise hides small entries of large rows.
     """
     params = at_least_float32(params)
 
@@ -50,9 +43,9 @@ def hessian_diagonal(
 def fisher_diagonal(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_samples: int
 ) -> Estimate:
-    """diag F = E[g * g], g a gradient with labels that the model drew, as in `fisher_trace_terms`.
+    """Return diag F = E[g * g], which equals diag G, with g of `score_sampler`.
 
-    Mean and sem are shaped like params; no entry is negative. It is also the diagonal of G.
+    Mean and sem are shaped like params; no entry is negative.
     """
     params = at_least_float32(params)
 
@@ -68,16 +61,17 @@ def fisher_diagonal(
 
 
 def _entrywise(sampler: Sampler, params: PyTree, batches: PyTree, num_draws: int) -> Estimate:
-    """sum(s) / sum(w) over microbatches and its standard error (see `ratio_estimate`), entrywise.
+    """Return sum(s) / sum(w) over microbatches with its error, entrywise; see `ratio_estimate`.
 
-    Sums are of s_i - R w_i with R the first microbatch's ratio: near 0, so that little cancels.
+    The running sums add s_i - R w_i, with R the first microbatch's ratio. These terms are near 0,
+    so little cancels.
     """
     num_samples = jax.tree.leaves(batches)[0].shape[0]
     if num_samples < 2:
-        raise ValueError("a diagonal's error needs at least 2 microbatches")
+        raise ValueError("the error of a diagonal needs at least 2 microbatches")
     zeros = jax.tree.map(jnp.zeros_like, params)
 
-    def of_microbatch(index: jax.Array, batch: PyTree) -> tuple[PyTree, jax.Array]:
+    def sum_draws(index: jax.Array, batch: PyTree) -> tuple[PyTree, jax.Array]:
         sample_fn, weight = sampler(index, batch)
 
         def add(draw: jax.Array, total: PyTree) -> PyTree:
@@ -87,7 +81,7 @@ def _entrywise(sampler: Sampler, params: PyTree, batches: PyTree, num_draws: int
 
     def add_microbatch(carry: tuple, index_and_batch: tuple) -> tuple[tuple, None]:
         reference, sums, squares, crosses, weights = carry
-        sample, weight = of_microbatch(*index_and_batch)
+        sample, weight = sum_draws(*index_and_batch)
         is_first, divisor = index_and_batch[0] == 0, jnp.where(weight > 0, weight, 1)
         reference = jax.tree.map(
             lambda r, s: jnp.where(is_first, s / divisor, r), reference, sample

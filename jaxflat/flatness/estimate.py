@@ -1,4 +1,4 @@
-"""A measured number with its standard error, and what that error covers."""
+"""A measured number, its standard error, and the sampling that the error covers."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,11 @@ Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "ch
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error, from `num_samples` independent draws of what `over` names."""
+    """A mean and its standard error, from `num_samples` independent samples.
+
+    `over` names what one sample is. Numbers without a standard error have sem nan: the local
+    learning coefficient, its R-hat, residuals of eigenvalues, and means of a single sample.
+    """
 
     mean: jax.Array
     sem: jax.Array
@@ -21,18 +25,17 @@ class Estimate:
     over: Over = field(metadata={"static": True})
 
     def interval(self, level: float = 0.95) -> tuple[jax.Array, jax.Array]:
-        """Student-t confidence interval: mean +- t(1 - (1 - level) / 2, num_samples - 1) * sem."""
+        """Return the Student-t interval: mean +- t(1 - (1 - level) / 2, num_samples - 1) * sem."""
         quantile = float(stats.t.ppf(1 - (1 - level) / 2, self.num_samples - 1))
         return self.mean - quantile * self.sem, self.mean + quantile * self.sem
 
 
 def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estimate:
-    """R = sum(s) / sum(w) over n independent pairs, with the linearised standard error of a ratio.
+    """Return R = sum(s) / sum(w) over n independent pairs, with the linearised error of a ratio.
 
     SEM = sqrt(n / (n - 1) * sum((s_i - R w_i)^2)) / |sum(w)|  (Cochran, Sampling Techniques, 2.11).
-    With equal weights this is the ordinary standard error of the mean; with unequal ones R has
-    a bias of order 1/n. The weights' sum may be negative. A single sample has SEM nan: it says
-    nothing about its own error.
+    With equal weights this is the ordinary standard error of the mean. With unequal weights R has
+    a bias of order 1/n. The sum of the weights may be negative. A single sample has SEM nan.
     """
     num_samples = sums_n.shape[0]
     weights_n = weights_n.astype(sums_n.dtype)

@@ -1,11 +1,12 @@
 """The noise of stochastic gradients, from triples of independent microbatches.
 
 Sigma is the covariance of one prediction's gradient, so the mean gradient g_m over w_m predictions
-has covariance Sigma / w_m. Two microbatches give (g_i - g_j)(g_i - g_j)' / (1/w_i + 1/w_j), whose
-mean is Sigma, and g_i . g_j, whose mean is |E g|^2; the Hessian H_k of a third one is independent
-of both. Every triple averages its three pairs and is one sample. Where predictions depend on each
-other, as those of one text do, Sigma is w_m times the covariance of g_m, their dependence included,
-and where w_m varies g_m is a ratio, with a bias of order 1 / w_m.
+has covariance Sigma / w_m. Two microbatches give (g_i - g_j)(g_i - g_j)' / (1/w_i + 1/w_j), with
+mean Sigma, and g_i . g_j, with mean |E g|^2. The Hessian H_k of a third is independent of both.
+Every triple averages its three pairs and is one sample.
+
+Predictions from one text depend on each other. Sigma then means w_m times the covariance of g_m and
+includes this dependence. If w_m varies, g_m is a ratio, with a bias of order 1 / w_m.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn, PyTree, at_least_float32, linearized_gradient
-from jaxflat.flatness.trees import inner
+from jaxflat.flatness.products import LossFn, linearized_gradient
+from jaxflat.flatness.trees import PyTree, at_least_float32, inner
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GradientNoise:
-    """Unbiased over sentences where w_m is fixed, but for `noise_scale`, a ratio of two that are.
+    """Estimates over sentences. With fixed w_m all are unbiased except the ratio `noise_scale`.
 
     covariance_trace: tr Sigma. squared_gradient: |E g|^2. noise_scale: tr Sigma / |E g|^2, the
     number of predictions at which noise and gradient are equally long (McCandlish et al., 2018).
-    alignment: tr(Sigma H), which is tr(H^2) where Sigma = H, as at an optimum by Bartlett's
-    identity.
+    alignment: tr(Sigma H). At an optimum Sigma = H by Bartlett's identity, and this is tr(H^2).
     """
 
     covariance_trace: Estimate
@@ -38,11 +38,14 @@ class GradientNoise:
 
 @partial(jax.jit, static_argnames="loss_fn")
 def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> GradientNoise:
-    """The noise at `params`; the leading axis of batches is cut into triples, at least two."""
+    """Return the noise at `params`, from consecutive triples of microbatches.
+
+    Raises ValueError for fewer than two triples.
+    """
     params = at_least_float32(params)
     num_triples = jax.tree.leaves(batches)[0].shape[0] // 3
     if num_triples < 2:
-        raise ValueError("gradient_noise needs at least 6 microbatches")
+        raise ValueError("gradient_noise needs at least 6 microbatches, two triples")
     triples = jax.tree.map(
         lambda x: x[: 3 * num_triples].reshape(num_triples, 3, *x.shape[1:]), batches
     )
@@ -61,8 +64,8 @@ def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Gradient
             difference = jax.tree.map(jnp.subtract, gradients[i], gradients[j])
             spread = 1 / weights[i] + 1 / weights[j]
             covariance = inner(difference, difference) / spread
-            curved = jax.tree.map(lambda h, k=k: h / weights[k], products[k](difference))
-            alignment = inner(difference, curved) / spread
+            curvature = jax.tree.map(lambda h, k=k: h / weights[k], products[k](difference))
+            alignment = inner(difference, curvature) / spread
             samples.append((covariance, inner(gradients[i], gradients[j]), alignment))
         return tuple(jnp.stack(column).mean() for column in zip(*samples, strict=True))
 

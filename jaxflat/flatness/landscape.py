@@ -1,7 +1,7 @@
-"""Slices through the loss: along directions, over a plane, and from one checkpoint to another.
+"""The loss along directions, over a plane, and on the line between two checkpoints.
 
-Every value is the rise over a reference at the same sentences, so that its error is that of a
-paired difference: over microbatches, in nats.
+Every value is a rise in nats over a reference on the same sentences. Its error, over microbatches,
+is therefore the error of a paired difference.
 """
 
 from collections.abc import Callable
@@ -11,21 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn, PyTree, at_least_float32
+from jaxflat.flatness.products import LossFn
 from jaxflat.flatness.sampling import normal_like
-from jaxflat.flatness.terms import path_name
-from jaxflat.flatness.trees import add_scaled
+from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, path_name
 
 
 @partial(jax.jit, static_argnames="stacked")
 def filter_normalized(
     key: jax.Array, params: PyTree, stacked: Callable[[str], bool] | None = None
 ) -> PyTree:
-    """A random direction with filters as long as those of params (Li et al., 2018).
+    """Return a random direction with the filter lengths of params (Li et al., 2018).
 
-    A filter is what one unit reads: all entries along a leaf's first axis. Vectors, such as biases
-    and the gains of norms, are one filter each. `stacked(path)` marks leaves whose axis 0 is a
-    stack of layers; the rest of each layer counts.
+    A filter holds the weights that one unit reads: all entries along a leaf's first axis. A vector,
+    such as biases and gains of norms, is one filter. `stacked(path)` marks leaves whose axis 0 is a
+    stack of layers; their filters lie within a layer.
     """
 
     def scale(path: tuple, direction: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -42,9 +41,9 @@ def filter_normalized(
 def loss_rises(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: list[PyTree], steps_GxD: jax.Array
 ) -> Estimate:
-    """L(theta + sum_d steps[g, d] direction_d) - L(theta) at G points: mean and sem of shape (G,).
+    """Return L(theta + sum_d steps[g, d] direction_d) - L(theta), mean and sem of shape (G,).
 
-    One direction makes a slice, two a plane.
+    One direction gives a slice, two give a plane.
     """
     params = at_least_float32(params)
 
@@ -58,17 +57,17 @@ def loss_rises(
         center, weight = loss_fn(params, batch)
         return jax.lax.map(lambda s: loss_fn(moved(s), batch)[0], steps_GxD) - center, weight
 
-    return _by_point(*jax.lax.map(microbatch, batches))
+    return _estimate_points(*jax.lax.map(microbatch, batches))
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_points"))
 def loss_barrier(
     loss_fn: LossFn, start: PyTree, end: PyTree, batches: PyTree, *, num_points: int
 ) -> Estimate:
-    """L((1-t) start + t end) - (1-t) L(start) - t L(end) at num_points even t, both ends included.
+    """Return L((1-t) start + t end) - (1-t) L(start) - t L(end) at num_points even t in [0, 1].
 
-    The barrier is its maximum (Frankle et al., 2020); the error of a maximum that is chosen from
-    the same sentences is a little larger than that of the point.
+    The barrier is its maximum (Frankle et al., 2020). Choosing the maximum on the same sentences
+    makes its error a little larger than the error of that point.
     """
     start, end = at_least_float32(start), at_least_float32(end)
     difference = jax.tree.map(jnp.subtract, end, start)
@@ -81,9 +80,9 @@ def loss_barrier(
         chord_G = (1 - steps_G) * losses_G[0] + steps_G * losses_G[-1]
         return losses_G - chord_G, loss_fn(start, batch)[1]
 
-    return _by_point(*jax.lax.map(microbatch, batches))
+    return _estimate_points(*jax.lax.map(microbatch, batches))
 
 
-def _by_point(sums_MxG: jax.Array, weights_M: jax.Array) -> Estimate:
+def _estimate_points(sums_MxG: jax.Array, weights_M: jax.Array) -> Estimate:
     estimate = partial(ratio_estimate, over="sentences")
     return jax.vmap(estimate, in_axes=(1, None))(sums_MxG, weights_M)

@@ -1,7 +1,7 @@
 """The local learning coefficient, by stochastic gradient Langevin dynamics around the parameters.
 
-lambda is half the number of parameters where the model is regular and less where it is singular:
-the volume of {w near w*: L(w) - L(w*) < e} shrinks like e^lambda (Watanabe, 2009).
+The volume of {w near w*: L(w) - L(w*) < e} shrinks like e^lambda (Watanabe, 2009). lambda is half
+the number of parameters for a regular model, and less for a singular one.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,19 @@ from math import log
 import jax
 import jax.numpy as jnp
 
-from jaxflat.flatness.products import LossFn, PyTree, at_least_float32
+from jaxflat.flatness.products import LossFn
 from jaxflat.flatness.sampling import normal_like
+from jaxflat.flatness.trees import PyTree, at_least_float32
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LearningCoefficient:
-    """What C chains of T draws say; no standard error, as draws of a chain are not independent.
+    """The result of C chains of T draws, without a standard error: draws are not independent.
 
-    rises_CxT: L(w) - L(w*) at each draw, in nats, from one microbatch. per_chain_C: n beta times
-    their mean in each chain; mean: over all chains. r_hat: `split_r_hat` of the rises. Where a
-    chain has diverged, its coefficient, the mean and r_hat are not finite.
+    rises_CxT: L(w) - L(w*) at each draw, in nats, on one microbatch. per_chain_C: n beta times
+    their mean in each chain. mean: over all chains. r_hat: `split_r_hat` of the rises. If a chain
+    diverges, its coefficient, the mean and r_hat are not finite.
     """
 
     rises_CxT: jax.Array
@@ -45,17 +46,20 @@ def local_learning_coefficient(
     localization: float,
     inverse_temperature: float | None = None,
 ) -> LearningCoefficient:
-    """n beta (E[L(w)] - L(w*)) over w ~ exp(-n beta L(w) - gamma / 2 |w - w*|^2), w* = params.
+    """Return n beta (E[L(w)] - L(w*)), w ~ exp(-n beta L(w) - gamma / 2 |w - w*|^2), w* = params.
 
-    Lau et al., arXiv:2308.12108. n is num_examples, the number of predictions that the posterior
-    is of; beta the inverse_temperature, 1 / log n if None; gamma the localization. Every chain
-    starts at w* and takes num_burnin + num_draws steps (Welling & Teh, 2011), of which the last
-    num_draws count, each along the gradient of one microbatch drawn uniformly:
-        w <- w - step_size / 2 (n beta grad L_m(w) + gamma (w - w*)) + N(0, step_size),
-    L_m the microbatch's loss sum times (number of microbatches) / (total weight), which is unbiased
-    for L however weights differ. A draw is L_m(w) - L_m(w*) before its step. As m is drawn after w,
-    its mean is L(w) - L(w*); as both losses are of the same sentences, what these differ by at w*
-    cancels, which is much more than the rise. Raises ValueError for numbers no chain can run with.
+    Lau et al., arXiv:2308.12108. n is num_examples, the number of predictions in the posterior.
+    beta is the inverse_temperature, 1 / log n if None. gamma is the localization. Every chain
+    starts at w* and takes num_burnin + num_draws steps (Welling & Teh, 2011); the last num_draws
+    are its draws. Each step follows the gradient of one microbatch m, drawn uniformly:
+
+        w <- w - step_size / 2 (n beta grad L_m(w) + gamma (w - w*)) + N(0, step_size)
+
+    L_m is the microbatch's loss sum times (number of microbatches) / (total weight). It is unbiased
+    for L even if weights differ. The rise of a draw is L_m(w) - L_m(w*) before its step. m is drawn
+    after w, so the mean of the rise is L(w) - L(w*). Both losses use the same sentences, so their
+    noise at w*, much larger than the rise, cancels. Raises ValueError for counts or sizes out of
+    range.
     """
     for name, value, least in (
         ("num_examples", num_examples, 2),
@@ -91,15 +95,15 @@ def _rises(
     num_burnin: int,
     num_draws: int,
 ) -> jax.Array:
-    """The rises at every draw of every chain; chains run one after the other."""
+    """Return the rises of all draws; chains run in sequence."""
     params = at_least_float32(params)
     center_M, weights_M = jax.lax.map(lambda batch: loss_fn(params, batch), batches)
     num_microbatches = len(weights_M)
     share = num_microbatches / weights_M.sum().astype(center_M.dtype)
 
     def step(chain_key: jax.Array, w: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
-        which, noise = jax.random.split(jax.random.fold_in(chain_key, index))
-        m = jax.random.randint(which, (), 0, num_microbatches)
+        batch_key, noise_key = jax.random.split(jax.random.fold_in(chain_key, index))
+        m = jax.random.randint(batch_key, (), 0, num_microbatches)
         batch = jax.tree.map(lambda x: x[m], batches)
         (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(w, batch)
 
@@ -107,7 +111,7 @@ def _rises(
             drift = scale * share.astype(x.dtype) * g + localization * (x - x_star)
             return x - step_size / 2 * drift + step_size**0.5 * normal
 
-        w = jax.tree.map(move, w, params, gradient, normal_like(noise, params))
+        w = jax.tree.map(move, w, params, gradient, normal_like(noise_key, params))
         return w, share * (loss - center_M[m])
 
     def chain(index: jax.Array) -> jax.Array:
@@ -119,11 +123,12 @@ def _rises(
 
 
 def split_r_hat(values_CxT: jax.Array) -> jax.Array:
-    """sqrt(var+ / W) of C chains cut in halves: 1 where they agree, above it where they do not.
+    """Return sqrt(var+ / W) of C chains, each split in halves: 1 if they agree, larger if not.
 
-    W is the mean variance within the 2C halves of n draws, B = n times the variance of their means,
-    var+ = (n - 1) / n W + B / n (Gelman et al., Bayesian Data Analysis 3, 2013, 11.4; not the
-    rank-normalised one of Vehtari et al., 2021). An odd chain leaves out its first draw.
+    W is the mean variance within the 2C halves of n draws, and B is n times the variance of their
+    means: var+ = (n - 1) / n W + B / n (Gelman et al., Bayesian Data Analysis 3, 2013, 11.4). It is
+    not the rank-normalised version of Vehtari et al. (2021). A chain of odd length drops its first
+    draw.
     """
     n = values_CxT.shape[1] // 2
     halves_2CxN = values_CxT[:, -2 * n :].reshape(-1, n)

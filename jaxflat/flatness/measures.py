@@ -1,24 +1,23 @@
-"""Every measure by its name: what a config or a command can ask for.
+"""The measures that a config or a command names.
 
-A measure turns a `Problem` and the settings into named estimates; most have one, named as the
-measure. The settings are the `flatness` section of a config, or any object with these attributes.
+A measure is a function of a `Problem` and the settings. It returns named estimates; most measures
+have one, with the measure's name. The settings are the `flatness` section of a config, or any
+object with these attributes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxflat.flatness.estimate import Estimate
+from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.gradient_noise import gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import local_learning_coefficient
-from jaxflat.flatness.problem import Measured, Problem
-from jaxflat.flatness.products import mean_gradient
-from jaxflat.flatness.quadratic_forms import curvature_along
+from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
     average_sharpness,
     critical_sharpness,
@@ -26,16 +25,100 @@ from jaxflat.flatness.sharpness import (
     worst_sharpness,
 )
 from jaxflat.flatness.spectrum import hessian_density, hessian_extremes
-from jaxflat.flatness.trace_measures import (
-    fisher_trace_measure,
-    gauss_newton_trace_measure,
-    hessian_trace_measure,
-    side_by_side,
+from jaxflat.flatness.terms import TraceTerms, sample_until
+from jaxflat.flatness.trace import (
+    fisher_trace_terms,
+    gauss_newton_trace_samples,
+    hessian_trace_samples,
+    hessian_trace_terms,
 )
+from jaxflat.flatness.trees import PyTree
+
+
+class Problem(NamedTuple):
+    """The functions, parameters and microbatches to measure.
+
+    sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
+      draw several rounds; other measures use round 0.
+    num_examples: the number of predictions that the parameters were fitted to.
+    groupings: each maps a leaf's path to the name of its group; traces are also given by group.
+    stacked(path): whether axis 0 of a leaf is a stack of layers.
+    toward: the parameters at the end of loss_path.
+    """
+
+    loss_fn: LossFn
+    log_probs_fn: LogProbsFn
+    params: PyTree
+    sample: Callable[[int], PyTree]
+    key: jax.Array
+    num_examples: int
+    groupings: Sequence[Callable[[str], str]] = ()
+    stacked: Callable[[str], bool] | None = None
+    toward: PyTree | None = None
+
+
+class Measured(NamedTuple):
+    """Named estimates, and named arrays to plot."""
+
+    estimates: dict[str, Estimate]
+    curves: dict[str, jax.Array] = {}  # noqa: RUF012
+
+
+def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> TraceTerms:
+    """Return the samples of a trace's round i, independent of those of other rounds.
+
+    By leaf, but for the Gauss-Newton trace and a Hessian trace without groupings: by leaf costs
+    more, and tr G_ll = tr F_ll, so that the groups of fisher_trace serve both.
+    """
+    key = jax.random.fold_in(problem.key, i)
+    if name == "fisher_trace":
+        draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked)
+        options = {
+            "num_samples": settings.num_probes,
+            "samples_per_pass": _draws_per_pass(settings),
+        }
+        return draw(problem.params, problem.sample(i), key, **options)
+    if name == "gauss_newton_trace":
+        draw = partial(gauss_newton_trace_samples, problem.log_probs_fn)
+    elif problem.groupings:
+        draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked)
+    else:
+        draw = partial(hessian_trace_samples, problem.loss_fn)
+    options = {"num_probes": settings.num_probes, "probes_per_pass": _draws_per_pass(settings)}
+    return draw(problem.params, problem.sample(i), key, **options)
+
+
+def sample_trace(draw_round: Callable[[int], TraceTerms], settings: Any) -> TraceTerms:
+    """Return the samples of as many rounds as the settings' precision requires."""
+    rounds = settings.max_rounds if settings.relative_error > 0 else 1
+    return sample_until(draw_round, settings.relative_error, rounds)
+
+
+def trace_estimates(name: str, terms: TraceTerms, problem: Problem) -> Measured:
+    """Return the trace under `name`, and the trace of each group under "name/group"."""
+    estimates = {name: terms.total()}
+    for grouping in problem.groupings if name != "gauss_newton_trace" else ():
+        groups = terms.by_block(grouping)
+        estimates |= {f"{name}/{group}": estimate for group, estimate in groups.items()}
+    return Measured(estimates)
+
+
+def _trace(name: str, problem: Problem, settings: Any) -> Measured:
+    terms = sample_trace(partial(draw_trace_round, name, problem, settings), settings)
+    return trace_estimates(name, terms, problem)
+
+
+def _draws_per_pass(settings: Any) -> int:
+    return min(settings.probes_per_pass, settings.num_probes)
+
+
+def _without_error(value: jax.Array, num_samples: int, over: Over) -> Estimate:
+    """Return a number that has no standard error: its sem is nan."""
+    return Estimate(value, jnp.full_like(value, jnp.nan), num_samples, over)
 
 
 def _hessian_eigenvalues(problem: Problem, settings: Any) -> Measured:
-    """The extreme eigenvalues, with errors over sentences and the residuals of Lanczos."""
+    """The extreme eigenvalues with errors over sentences, and their residuals without errors."""
     loss_fn, params, batches = problem.loss_fn, problem.params, problem.sample(0)
     extremes = hessian_extremes(loss_fn, params, batches, problem.key, **settings.eigenvalues)
     estimates = {}
@@ -46,8 +129,7 @@ def _hessian_eigenvalues(problem: Problem, settings: Any) -> Measured:
         for k, value in enumerate(pairs.values_k):
             name = f"hessian_eigenvalue/{side}_{k + 1}"
             estimates[name] = Estimate(value, along.sem[k], along.num_samples, along.over)
-            nothing = jnp.full_like(value, jnp.nan)
-            residual = Estimate(pairs.residuals_k[k], nothing, along.num_samples, "sentences")
+            residual = _without_error(pairs.residuals_k[k], along.num_samples, "sentences")
             estimates[f"{name}_residual"] = residual
     return Measured(estimates)
 
@@ -60,43 +142,43 @@ def _hessian_density(problem: Problem, settings: Any) -> Measured:
 
 
 def _average_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measured:
-    prefix, chosen = "adaptive_" if adaptive else "", settings.sharpness
+    prefix, sharpness = "adaptive_" if adaptive else "", settings.sharpness
     estimate = average_sharpness(
         problem.loss_fn,
         problem.params,
         problem.sample(0),
         problem.key,
-        sigma=chosen[f"{prefix}sigma"],
+        sigma=sharpness[f"{prefix}sigma"],
         num_probes=settings.num_probes,
         adaptive=adaptive,
-        probes_per_pass=side_by_side(settings),
+        probes_per_pass=_draws_per_pass(settings),
     )
     return Measured({f"{prefix}average_sharpness": estimate})
 
 
 def _worst_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measured:
-    prefix, chosen = "adaptive_" if adaptive else "", settings.sharpness
+    prefix, sharpness = "adaptive_" if adaptive else "", settings.sharpness
     estimate = worst_sharpness(
         problem.loss_fn,
         problem.params,
         problem.sample(0),
-        radius=chosen[f"{prefix}radius"],
-        num_steps=chosen.ascent_steps,
+        radius=sharpness[f"{prefix}radius"],
+        num_steps=sharpness.ascent_steps,
         adaptive=adaptive,
     )
     return Measured({f"{prefix}worst_sharpness": estimate})
 
 
 def _critical_sharpness(problem: Problem, settings: Any) -> Measured:
-    """Along minus the gradient of the same sentences; not a number where no step brackets it."""
+    """Along minus the gradient of the same sentences; nan if no step brackets it."""
     args = loss_fn, params, batches = problem.loss_fn, problem.params, problem.sample(0)
     update = jax.tree.map(jnp.negative, mean_gradient(*args))
     try:
         estimate = critical_sharpness(*args, update)
     except ValueError:
         loss = mean_loss(loss_fn, params, batches)
-        nothing = jnp.full_like(loss.mean, jnp.nan)
-        estimate = Estimate(nothing, nothing, loss.num_samples, loss.over)
+        nan = jnp.full_like(loss.mean, jnp.nan)
+        estimate = _without_error(nan, loss.num_samples, loss.over)
     return Measured({"critical_sharpness": estimate})
 
 
@@ -106,24 +188,21 @@ def _gradient_noise(problem: Problem, settings: Any) -> Measured:
 
 
 def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
-    """No standard errors: R-hat and the chains. step_size is in units of 1 / (n beta)."""
-    how, n = settings.learning_coefficient.to_dict(), problem.num_examples
-    how["step_size"] *= math.log(max(n, 2)) / max(n, 2)
+    """The coefficient and its R-hat, both without errors. step_size is in units of 1 / (n beta)."""
+    options, n = settings.learning_coefficient.to_dict(), problem.num_examples
+    options["step_size"] *= math.log(max(n, 2)) / max(n, 2)
     args = problem.loss_fn, problem.params, problem.sample(0), problem.key
-    found = local_learning_coefficient(*args, num_examples=n, **how)
-    nothing = jnp.full_like(found.mean, jnp.nan)
+    coefficient = local_learning_coefficient(*args, num_examples=n, **options)
+    numbers = {"": coefficient.mean, "/r_hat": coefficient.r_hat}
     estimates = {
-        name: Estimate(value, nothing, how["num_chains"], "chains")
-        for name, value in (("", found.mean), ("/r_hat", found.r_hat))
+        f"local_learning_coefficient{name}": _without_error(value, options["num_chains"], "chains")
+        for name, value in numbers.items()
     }
-    return Measured(
-        {f"local_learning_coefficient{name}": estimate for name, estimate in estimates.items()},
-        {"rises_CxT": found.rises_CxT},
-    )
+    return Measured(estimates, {"rises_CxT": coefficient.rises_CxT})
 
 
 def _loss_slices(problem: Problem, settings: Any) -> Measured:
-    """The rise of the loss along random filter-normalised directions: pictures, no estimates."""
+    """The rise of the loss along random filter-normalised directions; curves, no estimates."""
     steps_G = settings.slices.extent * jnp.linspace(-1, 1, settings.slices.num_points)
     args = problem.loss_fn, problem.params, problem.sample(0)
     rises = []
@@ -137,24 +216,24 @@ def _loss_slices(problem: Problem, settings: Any) -> Measured:
 
 
 def _loss_plane(problem: Problem, settings: Any) -> Measured:
-    """The rise over the plane of two such directions, the slices' extent each way."""
-    chosen, params = settings.slices, problem.params
+    """The rise over the plane of two such directions; curves, no estimates."""
+    slices, params = settings.slices, problem.params
     directions = [
         filter_normalized(k, params, problem.stacked) for k in jax.random.split(problem.key)
     ]
-    steps_G = chosen.extent * jnp.linspace(-1, 1, chosen.plane_points)
+    steps_G = slices.extent * jnp.linspace(-1, 1, slices.plane_points)
     steps_Gx2 = jnp.stack(jnp.meshgrid(steps_G, steps_G, indexing="ij"), axis=-1).reshape(-1, 2)
     rises = loss_rises(problem.loss_fn, params, problem.sample(0), directions, steps_Gx2)
-    square = (chosen.plane_points, chosen.plane_points)
+    square = (slices.plane_points, slices.plane_points)
     rises_GxG, sems_GxG = (x.reshape(square) for x in (rises.mean, rises.sem))
     return Measured({}, {"steps_G": steps_G, "rises_GxG": rises_GxG, "sems_GxG": sems_GxG})
 
 
 def _loss_path(problem: Problem, settings: Any) -> Measured:
-    """The loss on the straight line to other parameters, and the barrier: its highest point."""
+    """The loss on the straight line to `toward`, and the barrier, its highest point."""
     loss_fn, start, batches = problem.loss_fn, problem.params, problem.sample(0)
     if problem.toward is None:
-        raise ValueError("loss_path needs parameters to lead to: Problem.toward")
+        raise ValueError("loss_path needs the parameters at its end: Problem.toward")
     num_points = settings.slices.num_points
     steps_G = jnp.linspace(0, 1, num_points)
     difference = jax.tree.map(jnp.subtract, problem.toward, start)
@@ -171,10 +250,10 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     )
 
 
+TRACES = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
+
 MEASURES: dict[str, Callable[[Problem, Any], Measured]] = {
-    "hessian_trace": hessian_trace_measure,
-    "gauss_newton_trace": gauss_newton_trace_measure,
-    "fisher_trace": fisher_trace_measure,
+    **{name: partial(_trace, name) for name in TRACES},
     "hessian_eigenvalues": _hessian_eigenvalues,
     "hessian_density": _hessian_density,
     "average_sharpness": partial(_average_sharpness, False),

@@ -1,72 +1,198 @@
-"""Products of the Hessian, Gauss-Newton and Fisher matrices with vectors; no matrix is formed.
+"""Products of the Hessian H, Gauss-Newton matrix G and Fisher matrix F with vectors; v' M v.
 
-A loss is `loss_fn(params, batch) -> (loss_sum, weight)`, summed over predictions; log-probabilities
-are `log_probs_fn(params, batch) -> (log_probs_...xV, weights_...)`. Either is measured over
-`batches`, a pytree with a leading axis of microbatches, and divided once by the total weight.
+No matrix is formed. A loss is `loss_fn(params, batch) -> (loss_sum, weight)`, summed over
+predictions. Log-probabilities are `log_probs_fn(params, batch) -> (log_probs_...xV, weights_...)`.
+Each function sums over `batches`, a pytree with a leading axis of microbatches, and divides once
+by the total weight: H, G and F belong to the mean loss over predictions, in nats.
+
+Quadratic forms v' M v take forward passes only. JAX stores nothing for a backward pass, so memory
+stays below one gradient's. A function with a custom reverse rule (`jax.custom_vjp`) has no forward
+derivative: JAX raises "rule for 'custom_lin' not implemented".
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from jaxflat.flatness.estimate import Estimate, ratio_estimate
+from jaxflat.flatness.trees import PyTree, at_least_float32
+
 LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 LogProbsFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 Product = Callable[[PyTree], PyTree]
+QuadraticForm = Callable[[PyTree], jax.Array]
 
 
-def at_least_float32(tree: PyTree) -> PyTree:
-    """The tree with 16-bit leaves widened; probes and tangents follow the parameters' dtype."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, tree
+# The mean loss over microbatches.
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
+    """Return the gradient of the mean loss, shaped like params."""
+    params = at_least_float32(params)
+
+    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
+        gradient, weight = jax.grad(loss_fn, has_aux=True)(params, batch)
+        return jax.tree.map(jnp.add, total, gradient), weight
+
+    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)
+    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def hessian_vector_product(
+    loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
+) -> PyTree:
+    """Return H v, shaped like params."""
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    return mean_product(partial(hessian_product, loss_fn, params), batches, vector)
+
+
+@partial(jax.jit, static_argnames="log_probs_fn")
+def gauss_newton_vector_product(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
+) -> PyTree:
+    """Return G v, shaped like params."""
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    return mean_product(partial(gauss_newton_product, log_probs_fn, params), batches, vector)
+
+
+@partial(jax.jit, static_argnames="log_probs_fn")
+def fisher_vector_product(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
+) -> PyTree:
+    """Return F v, shaped like params; `labels` holds one label per prediction of `batches`.
+
+    The data's labels give the empirical Fisher matrix. Labels drawn from the model give an unbiased
+    estimate of G v.
+    """
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    return mean_product(
+        lambda both: fisher_product(log_probs_fn, params, *both), (batches, labels), vector
     )
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def hessian_quadratic_form(
+    loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
+) -> jax.Array:
+    """Return v' H v, in nats."""
+    params, vector = at_least_float32(params), at_least_float32(vector)
+    forms_M, weights_M = jax.lax.map(lambda b: hessian_form(loss_fn, params, b, vector), batches)
+    return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
+
+
+@partial(jax.jit, static_argnames="log_probs_fn")
+def gauss_newton_quadratic_form(
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
+) -> jax.Array:
+    """Return v' G v, the mean over predictions of Var_p(J v), in nats."""
+    params, vector = at_least_float32(params), at_least_float32(vector)
+
+    def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        quadratic_form, weight = gauss_newton_form(log_probs_fn, params, batch)
+        return quadratic_form(vector), weight
+
+    forms_M, weights_M = jax.lax.map(microbatch, batches)
+    return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
+
+
+@partial(jax.jit, static_argnames="loss_fn")
+def curvature_along(
+    loss_fn: LossFn, params: PyTree, batches: PyTree, directions: PyTree
+) -> Estimate:
+    """Return v_k' H v_k with errors over microbatches; axis 0 of each leaf is the K directions.
+
+    For eigenvectors of the same microbatches' H, these are the eigenvalues. The error is then the
+    eigenvalue's, to first order: d lambda = v' dH v. On fresh sentences the values do not contain
+    the bias from choosing v.
+    """
+    params, directions = at_least_float32(params), at_least_float32(directions)
+
+    def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        forms_K = jax.lax.map(lambda v: hessian_form(loss_fn, params, batch, v)[0], directions)
+        return forms_K, loss_fn(params, batch)[1]
+
+    forms_MxK, weights_M = jax.lax.map(microbatch, batches)
+    estimate = partial(ratio_estimate, over="sentences")
+    return jax.vmap(estimate, in_axes=(1, None))(forms_MxK, weights_M)
+
+
+def mean_product(
+    product_of: Callable[[PyTree], tuple[Product, jax.Array]], batches: PyTree, vector: PyTree
+) -> PyTree:
+    """Return M v; `product_of(batch)` returns one microbatch's v -> M v and weight.
+
+    Microbatches run in sequence, so memory does not grow with their number.
+    """
+
+    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
+        product_fn, weight = product_of(batch)
+        return jax.tree.map(jnp.add, total, product_fn(vector)), weight
+
+    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, vector), batches)
+    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
+
+
+# The loss sum of one microbatch. Each function also returns the microbatch's weight.
+
+
+def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Return the loss sum and weight; raise TypeError if `loss_fn` returns no such pair."""
+    result = loss_fn(params, batch)
+    shapes = jax.tree.map(jnp.shape, result)
+    if not isinstance(result, tuple) or shapes != ((), ()):
+        raise TypeError(
+            f"loss_fn must return two scalars (loss_sum, weight); it returned shapes {shapes}"
+        )
+    return result
 
 
 def wide_log_probs(
     log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-    """The log-probabilities, 16-bit ones widened: exponentials and sums need more; the weights.
+    """Return the log-probabilities in at least float32, and the weights of the predictions.
 
-    TypeError where `log_probs_fn` returns no such pair.
+    Exponentials and sums need more than 16 bits. Raises TypeError if `log_probs_fn` returns no such
+    pair.
     """
     result = log_probs_fn(params, batch)
     shapes = jax.tree.map(jnp.shape, result)
     pair = isinstance(result, tuple) and len(result) == 2
     if not pair or not shapes[0] or shapes[0][:-1] != shapes[1]:
         raise TypeError(
-            "log_probs_fn must return log-probabilities (..., V) and weights (...), not what has "
+            "log_probs_fn must return log-probabilities (..., V) and weights (...); it returned "
             f"shapes {shapes}"
         )
     log_probs, weights = result
     return at_least_float32(log_probs), jnp.asarray(weights)
 
 
-def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-    """The loss sum and weight of one microbatch; TypeError where `loss_fn` returns no such pair."""
-    result = loss_fn(params, batch)
-    shapes = jax.tree.map(jnp.shape, result)
-    if not isinstance(result, tuple) or shapes != ((), ()):
-        raise TypeError(f"loss_fn must return (loss_sum, weight), not what has shapes {shapes}")
-    return result
+def linearized_gradient(
+    loss_fn: LossFn, params: PyTree, batch: PyTree
+) -> tuple[PyTree, Product, jax.Array]:
+    """Return the gradient, its derivative `v -> H v`, and the weight.
+
+    The gradient is linearised once. Each vector then pays for the linear part alone (forward over
+    reverse; Pearlmutter, 1994), not for another evaluation of the gradient.
+    """
+    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
+    return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 
 def linearized_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
-    """`v -> H v` of one microbatch's loss sum, and its weight.
-
-    The gradient is linearised once, so every further vector only pays for the linear part
-    (forward over reverse; Pearlmutter, 1994), not for another evaluation of the gradient.
-    """
+    """Return `v -> H v` for many vectors, and the weight; see `linearized_gradient`."""
     _, product_fn, weight = linearized_gradient(loss_fn, params, batch)
     return product_fn, weight
 
 
-def unshared_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
-    """As `linearized_hessian`, for one vector: quicker, and at two thirds of the memory.
+def hessian_product(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Product, jax.Array]:
+    """Return `v -> H v` for one vector, and the weight.
 
-    Every product evaluates the gradient too, but nothing waits for a vector to come.
+    Each call evaluates the gradient again but stores no linearisation. For one vector this is
+    faster than `linearized_hessian` and takes two thirds of its memory.
     """
     gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
 
@@ -77,21 +203,13 @@ def unshared_hessian(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Pr
     return product, loss_and_weight(loss_fn, params, batch)[1]
 
 
-def linearized_gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree
-) -> tuple[PyTree, Product, jax.Array]:
-    """The gradient of one microbatch's loss sum, its derivative `v -> H v`, and the weight."""
-    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
-    return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
-
-
-def linearized_gauss_newton_product(
+def gauss_newton_product(
     log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
 ) -> tuple[Product, jax.Array]:
-    """`v -> G v` of one microbatch's loss sum, and its weight: one forward, one backward pass.
+    """Return `v -> G v`, one forward and one backward pass, and the weight.
 
-    G = sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i with J_i the Jacobian of prediction i's logits
-    (Schraudolph, 2002). It ignores constants over the vocabulary, so log-probabilities serve as
+    G = sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i, with J_i the Jacobian of prediction i's logits
+    (Schraudolph, 2002). G ignores constants over the vocabulary, so log-probabilities serve as
     logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
@@ -109,20 +227,20 @@ def linearized_gauss_newton_product(
     return product, weights.sum()
 
 
-def linearized_fisher(
+def fisher_product(
     log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree, labels: jax.Array
 ) -> tuple[Product, jax.Array]:
-    """`v -> sum_i w_i g_i (g_i . v)` of one microbatch, g_i = grad log p(labels_i); its weight.
+    """Return `v -> sum_i w_i g_i (g_i . v)`, g_i = grad log p(labels_i), and the weight.
 
-    With labels that the model drew its mean is G v; with the data's labels it is the empirical
-    Fisher matrix, another one (Kunstner, Balles & Hennig, 2019).
+    With labels drawn from the model the mean is G v. With the data's labels it is the empirical
+    Fisher matrix, which differs from F (Kunstner, Balles & Hennig, 2019).
     """
 
-    def of_labels(params: PyTree) -> tuple[jax.Array, jax.Array]:
+    def label_log_probs(params: PyTree) -> tuple[jax.Array, jax.Array]:
         log_probs, weights = wide_log_probs(log_probs_fn, params, batch)
         return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], weights
 
-    _, jvp_fn, weights = jax.linearize(of_labels, params, has_aux=True)
+    _, jvp_fn, weights = jax.linearize(label_log_probs, params, has_aux=True)
     transposed_fn = jax.linear_transpose(jvp_fn, params)
 
     def product(vector: PyTree) -> PyTree:
@@ -132,63 +250,35 @@ def linearized_fisher(
     return product, weights.sum()
 
 
-def mean_product(
-    product_of: Callable[[PyTree], tuple[Product, jax.Array]], batches: PyTree, vector: PyTree
-) -> PyTree:
-    """M v of the mean loss over microbatches; `product_of(batch)` gives one's v -> M v and weight.
+def hessian_form(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, vector: PyTree
+) -> tuple[jax.Array, jax.Array]:
+    """Return v' H v = d^2/dt^2 of the loss sum at params + t v, and the weight."""
 
-    Microbatches come one after the other, so that memory is that of one.
+    def slope(params: PyTree) -> tuple[jax.Array, jax.Array]:
+        _, slope, weight = jax.jvp(lambda p: loss_fn(p, batch), (params,), (vector,), has_aux=True)
+        return slope, weight
+
+    _, curvature, weight = jax.jvp(slope, (params,), (vector,), has_aux=True)
+    return curvature, weight
+
+
+def gauss_newton_form(
+    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
+) -> tuple[QuadraticForm, jax.Array]:
+    """Return `v -> v' G v`, one forward pass, and the weight.
+
+    v' G v = sum_i w_i Var_{p_i}(J_i v), with G and J_i as in `gauss_newton_product`.
     """
-
-    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
-        product_fn, weight = product_of(batch)
-        return jax.tree.map(jnp.add, total, product_fn(vector)), weight
-
-    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, vector), batches)
-    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
-
-
-@partial(jax.jit, static_argnames="loss_fn")
-def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
-    """The gradient, shaped like params, of the mean loss over microbatches."""
-    params = at_least_float32(params)
-
-    def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
-        gradient, weight = jax.grad(loss_fn, has_aux=True)(params, batch)
-        return jax.tree.map(jnp.add, total, gradient), weight
-
-    total, weights_M = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)
-    return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
-
-
-@partial(jax.jit, static_argnames="loss_fn")
-def hessian_vector_product(
-    loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
-) -> PyTree:
-    """H v, shaped like params, of the mean loss sum(loss_sum) / sum(weight) over microbatches."""
-    params, vector = at_least_float32(params), at_least_float32(vector)
-    return mean_product(partial(unshared_hessian, loss_fn, params), batches, vector)
-
-
-@partial(jax.jit, static_argnames="log_probs_fn")
-def gauss_newton_vector_product(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
-) -> PyTree:
-    """G v, shaped like params, of the mean loss over microbatches."""
-    params, vector = at_least_float32(params), at_least_float32(vector)
-    linearized = partial(linearized_gauss_newton_product, log_probs_fn, params)
-    return mean_product(linearized, batches, vector)
-
-
-@partial(jax.jit, static_argnames="log_probs_fn")
-def fisher_vector_product(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
-) -> PyTree:
-    """F v of the mean loss, F from one label a prediction: labels have a leading axis as batches.
-
-    Labels: the data's (the empirical Fisher matrix), or drawn from the model (unbiased for G v).
-    """
-    params, vector = at_least_float32(params), at_least_float32(vector)
-    return mean_product(
-        lambda both: linearized_fisher(log_probs_fn, params, *both), (batches, labels), vector
+    log_probs, jvp_fn, weights = jax.linearize(
+        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
     )
+    probs = jnp.exp(log_probs)
+
+    def quadratic_form(vector: PyTree) -> jax.Array:
+        tangents = jvp_fn(vector)
+        means = jnp.sum(probs * tangents, axis=-1, keepdims=True)
+        variances = jnp.sum(probs * (tangents - means) ** 2, axis=-1)
+        return jnp.sum(weights.astype(variances.dtype) * variances)
+
+    return quadratic_form, weights.sum()

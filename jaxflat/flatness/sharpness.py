@@ -1,8 +1,8 @@
 """How much the loss rises near given parameters: on average, at worst, and along one direction.
 
-The loss is the mean over predictions, in nats. Perturbations are D u, with D the identity or, where
-`adaptive`, diag(|theta|): then rescaling weights in ways that leave the function as it is (c W_Q,
-W_K / c) changes nothing (Kwon et al., ASAM, 2021).
+The loss is the mean over predictions, in nats. A perturbation is D u. D is the identity or, if
+`adaptive`, diag(|theta|). Adaptive sharpness does not change under rescalings that preserve the
+function, such as c W_Q and W_K / c (Kwon et al., ASAM, 2021).
 """
 
 from functools import partial
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
 from jaxflat.flatness.landscape import loss_rises
-from jaxflat.flatness.products import LossFn, PyTree, at_least_float32
-from jaxflat.flatness.sampling import SampleFn, collect_terms, draw_normal
-from jaxflat.flatness.trees import add_scaled, inner
+from jaxflat.flatness.products import LossFn
+from jaxflat.flatness.sampling import draw_normal
+from jaxflat.flatness.terms import SampleFn, collect_terms
+from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_probes", "adaptive", "over", "probes_per_pass"))
@@ -30,9 +31,10 @@ def average_sharpness(
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
 ) -> Estimate:
-    """E[L(theta + D u)] - L(theta), u ~ N(0, sigma^2 I); for small sigma sigma^2 / 2 tr(D H D).
+    """Return E[L(theta + D u)] - L(theta), u ~ N(0, sigma^2 I).
 
-    Each draw is (L(theta + D u) + L(theta - D u)) / 2 - L(theta): in pairs the slope cancels.
+    For small sigma it is sigma^2 / 2 tr(D H D). Each draw is the mean of L(theta + D u) and
+    L(theta - D u), less L(theta): the slope cancels within the pair.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)
@@ -60,11 +62,12 @@ def worst_sharpness(
     num_steps: int = 1,
     adaptive: bool = False,
 ) -> Estimate:
-    """max over |u| <= radius of L(theta + D u) - L(theta), each microbatch having its own maximum.
+    """Return the mean over microbatches of max over |u| <= radius of L(theta + D u) - L(theta).
 
-    One step is SAM's: all the way along the gradient (Foret et al., 2021, where such a microbatch
-    is what m-sharpness is of). More are projected ascent with steps of 2.5 radius / num_steps
-    along the normalised gradient, of which the highest point counts: a lower bound of the maximum.
+    Each microbatch has its own maximum, as in the m-sharpness of Foret et al. (2021). One step is
+    SAM's: the full radius along the gradient. More steps are projected ascent, each
+    2.5 radius / num_steps along the normalised gradient. Their highest point counts, a lower bound
+    of the maximum.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)
@@ -101,13 +104,13 @@ def critical_sharpness(
     max_doublings: int = 40,
     tolerance: float = 1e-3,
 ) -> Estimate:
-    """2 / eta, with eta the step from which on L(theta + eta update) > L(theta).
+    """Return 2 / eta, with eta the step beyond which L(theta + eta update) > L(theta).
 
     For a quadratic loss and update = -gradient it is the curvature g'Hg / g'g along the gradient
     (critical sharpness: Kalra et al., arXiv:2601.16979). eta is bracketed by doubling or halving
-    `first` and then bisected to a relative `tolerance`. The error is over microbatches, the update
-    taken as given: that of the rise at eta over its slope there. Raises ValueError where no step
-    within a factor 2^max_doublings of `first` brackets it.
+    `first`, then bisected to a relative `tolerance`. The error covers microbatches for a fixed
+    update: the error of the rise at eta, divided by the slope there. Raises ValueError if no step
+    within a factor 2^max_doublings of `first` brackets eta.
     """
     params = at_least_float32(params)
     center = mean_loss(loss_fn, params, batches).mean
@@ -117,15 +120,19 @@ def critical_sharpness(
         moved = add_scaled(params, eta, update)
         return float(mean_loss(loss_fn, moved, batches).mean - center)
 
-    # Rises are asked for as "not <=": a loss that is not a number has risen.
+    # "not <=" instead of ">": a loss that is nan counts as a rise.
     halving = not rise(first) <= 0
     factors = (2.0 ** (-i if halving else i) for i in range(1, max_doublings + 1))
     for eta in (first * factor for factor in factors):
         if (rise(eta) < -rounding) if halving else not rise(eta) <= rounding:
             break
     else:
-        end = "falls however small" if halving else "rises however large"
-        raise ValueError(f"no bracket: the loss never {end} a step of the update, from {first} on")
+        reach = first * 2.0 ** (-max_doublings if halving else max_doublings)
+        missing = "fall" if halving else "rise"
+        raise ValueError(
+            f"critical_sharpness: the loss does not {missing} at any step of the update "
+            f"from {first} to {reach:.1g}"
+        )
     low, high = (eta, 2 * eta) if halving else (eta / 2, eta)
     while high / low > 1 + tolerance:
         middle = (low * high) ** 0.5
@@ -141,7 +148,7 @@ def critical_sharpness(
 
 @partial(jax.jit, static_argnames="loss_fn")
 def mean_loss(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Estimate:
-    """sum(loss_sum) / sum(weight) over microbatches, in nats."""
+    """Return sum(loss_sum) / sum(weight) over microbatches, in nats."""
     return ratio_estimate(
         *jax.lax.map(lambda batch: loss_fn(params, batch), batches), over="sentences"
     )
@@ -152,6 +159,6 @@ def _scales(params: PyTree, adaptive: bool) -> PyTree:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-    """The length of all leaves together; a tiny number in place of 0, to divide by."""
+    """Return the length of all leaves together, or a tiny number instead of 0."""
     squared = inner(tree, tree)
     return jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))

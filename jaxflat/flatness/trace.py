@@ -1,18 +1,18 @@
 """Traces of the Hessian, the Gauss-Newton matrix and the Fisher information, with error bars.
 
-tr F = tr G always, and tr H = tr G where the model equals the true conditional: a difference
-between tr H and tr G measures how far the model is from saturation.
+tr F = tr G always. tr H = tr G if the model equals the true conditional, so tr H - tr G measures
+how far the model is from saturation.
 
-What the error bar covers is the caller's choice:
+The caller chooses what the error bar covers:
   over="probes+sentences": each microbatch draws its own `num_probes` probes and is one sample
-    (n = number of microbatches, at least 2); the error covers sentences and probes.
-  over="probes": the data are fixed, each probe goes through all microbatches and is one sample
-    (n = num_probes); the error covers probes only.
+    (n = number of microbatches, at least 2). The error covers sentences and probes.
+  over="probes": the data are fixed. Each probe sees all microbatches and is one sample
+    (n = num_probes). The error covers probes only.
 
-Everything random derives from `key`. Memory grows with `*_per_pass`, the number of probes that run
-side by side, not with the number of probes. Matmuls run at the precision the model or
-`jax.default_matmul_precision` asks for (TF32 by default on recent GPUs); everything else is at
-least float32. Functions passed in are static: pass the same function object to avoid recompiling.
+All randomness derives from `key`. Memory grows with `*_per_pass`, the number of probes in one pass,
+not with the number of probes. Matrix products run at the precision that the model or
+`jax.default_matmul_precision` sets (TF32 by default on recent GPUs); the rest is at least float32.
+The functions passed in are static arguments: pass the same function object to avoid recompiling.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,11 @@ from typing import Any
 import jax
 
 from jaxflat.flatness.estimate import Estimate, Over
-from jaxflat.flatness.products import (
-    LogProbsFn,
-    LossFn,
-    PyTree,
-    at_least_float32,
-    linearized_hessian,
-)
-from jaxflat.flatness.quadratic_forms import linearized_gauss_newton
-from jaxflat.flatness.sampling import SampleFn, collect_terms, draw_probe, score_sampler
-from jaxflat.flatness.second_order_adjoint import shared_hessian_form
-from jaxflat.flatness.terms import TraceTerms, leaf_products
+from jaxflat.flatness.products import LogProbsFn, LossFn, gauss_newton_form, linearized_hessian
+from jaxflat.flatness.sampling import draw_probe, score_sampler
+from jaxflat.flatness.second_order import shared_hessian_form
+from jaxflat.flatness.terms import SampleFn, TraceTerms, collect_terms, leaf_products
+from jaxflat.flatness.trees import PyTree, at_least_float32
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass", "stacked"))
@@ -47,7 +41,7 @@ def hessian_trace_terms(
     probes_per_pass: int = 1,
     stacked: Callable[[str], bool] | None = None,
 ) -> TraceTerms:
-    """tr H by parameter leaf: E[v_l . (H v)_l] = tr H_ll for random signs v (Hutchinson, 1990).
+    """Return tr H by leaf: E[v_l . (H v)_l] = tr H_ll for random signs v (Hutchinson, 1990).
 
     `stacked(path)` marks leaves whose axis 0 is a stack of layers.
     """
@@ -79,11 +73,11 @@ def fisher_trace_terms(
     samples_per_pass: int = 1,
     stacked: Callable[[str], bool] | None = None,
 ) -> TraceTerms:
-    """tr F by parameter leaf, from first derivatives: squared gradients at labels the model drew.
+    """Return tr F by leaf: squared gradients at labels that the model draws, one backward pass.
 
-    g as of `score_sampler`: E|g|^2 = sum_i w_i E|grad log p(y_i)|^2 = N tr F; for weights 0 and 1
-    it is N times the squared gradient of the mean loss over N predictions. One backward pass each.
-    Samples are squared norms, so skewed: prefer 64 or more (95% intervals of 16 cover about 92%).
+    With g of `score_sampler`, E|g|^2 = sum_i w_i E|grad log p(y_i)|^2 = N tr F. For weights 0 and 1
+    |g|^2 is N times the squared gradient of the mean loss over N predictions. Samples are squared
+    norms and skewed: prefer 64 or more (95% intervals of 16 samples cover about 92%).
     """
     params = at_least_float32(params)
 
@@ -110,10 +104,10 @@ def hessian_trace_samples(
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
 ) -> TraceTerms:
-    """tr H as one term, E[v' H v]: what the terms of `hessian_trace_terms` add up to.
+    """Return tr H as one term, E[v' H v]: the sum of the terms of `hessian_trace_terms`.
 
-    Adjoints are computed once a microbatch and kept, at more memory than two forward derivatives
-    take; then each probe is one forward pass: see `second_order_adjoint`.
+    The adjoints of a microbatch are computed once and stored, which takes more memory than two
+    forward derivatives. Each probe is then one forward pass; see `second_order.adjoint`.
     """
     params = at_least_float32(params)
 
@@ -135,39 +129,38 @@ def gauss_newton_trace_samples(
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
 ) -> TraceTerms:
-    """tr G as one term, E[v' G v]: each probe one forward pass.
+    """Return tr G as one term, E[v' G v]; each probe is one forward pass.
 
-    It does not split by leaf; since tr G_ll = tr F_ll, the traces by block are those of
-    `fisher_trace_terms`.
+    It does not split by leaf. For traces by block use `fisher_trace_terms`: tr G_ll = tr F_ll.
     """
     params = at_least_float32(params)
 
     def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
-        quadratic_form, weight = linearized_gauss_newton(log_probs_fn, params, batch)
+        quadratic_form, weight = gauss_newton_form(log_probs_fn, params, batch)
         return lambda draw: quadratic_form(draw_probe(key, over, index, draw, params)), weight
 
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
 def hessian_trace(
-    loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, **how: Any
+    loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
 ) -> Estimate:
-    """tr H of the mean loss, with the keywords of `hessian_trace_samples`.
+    """Return tr H of the mean loss; `options` are the keywords of `hessian_trace_samples`.
 
-    May be negative off a minimum. By block: `hessian_trace_terms`.
+    It may be negative away from a minimum. For traces by block use `hessian_trace_terms`.
     """
-    return hessian_trace_samples(loss_fn, params, batches, key, **how).total()
+    return hessian_trace_samples(loss_fn, params, batches, key, **options).total()
 
 
 def gauss_newton_trace(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **how: Any
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
 ) -> Estimate:
-    """tr G of the mean loss, with the keywords of `gauss_newton_trace_samples`."""
-    return gauss_newton_trace_samples(log_probs_fn, params, batches, key, **how).total()
+    """Return tr G of the mean loss; `options` are the keywords of `gauss_newton_trace_samples`."""
+    return gauss_newton_trace_samples(log_probs_fn, params, batches, key, **options).total()
 
 
 def fisher_trace(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **how: Any
+    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
 ) -> Estimate:
-    """tr F of the mean loss, labels drawn from the model; keywords of `fisher_trace_terms`."""
-    return fisher_trace_terms(log_probs_fn, params, batches, key, **how).total()
+    """Return tr F, labels drawn from the model; `options` are those of `fisher_trace_terms`."""
+    return fisher_trace_terms(log_probs_fn, params, batches, key, **options).total()

@@ -14,7 +14,7 @@ from jaxflat.analysis.page.checkpoint_figures import save_curves
 from jaxflat.config import loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.console import plain_warnings
-from jaxflat.distributed import compilation, preemption
+from jaxflat.distributed import compilation_cache, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
 from jaxflat.measure.output import as_json, plain, remarks, table
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         preemption.install_handlers()
-        compilation.keep_programs()
+        compilation_cache.enable()
         subject = find_subject(flags, loading.parse_overrides(rest))
         console = Console()
         if not console.is_terminal:  # a file has space for the whole table
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return EXIT_UNUSABLE_INPUT
     except preemption.Preempted as signal:
-        print(f"stopped by {signal}", file=sys.stderr)
+        print(f"interrupted by {signal}", file=sys.stderr)
         return EXIT_PREEMPTED
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""A small model seen as a large one of its family: the same function, wider and deeper.
+"""The embedding of a small model in a wider and deeper one that computes the same function.
 
-Every width is tiled k times and the weights that sum over a tiled axis are divided by k, in the
-manner of the code released with Liu, Xie, Li, Ma (ICML 2023), worked out here for pre-layer-norm
-blocks: embeddings tile undivided, and what feeds the decoder is divided once (the decoder itself,
-or the final layer norm where the decoder is tied to the embedding). The head size stays, heads
-multiply; of an LSTM the units of each direction multiply. Layers that the small model lacks follow
-its own, all zeros: what they would add to the hidden state is nothing.
+Every width is tiled k times. A weight that sums over a tiled axis is divided by k. The code
+released with Liu, Xie, Li, Ma (ICML 2023) does so; the rules here are for pre-layer-norm blocks.
+Embeddings are tiled but not divided. The decoder is divided once; if it is tied to the embedding,
+the final layer norm is divided instead. The number of heads grows and their size stays; in an
+LSTM, each direction has k times as many units. Additional layers follow the small model's layers
+and are all zeros, so they add nothing to the hidden state.
 """
 
 from typing import Any
@@ -15,14 +15,16 @@ import jax.numpy as jnp
 
 Path = tuple[Any, ...]
 
-# Where a block ends, and how many biases it adds to the hidden state: those have one gradient.
+# The last module of a block -> the number of biases that the block adds to the hidden state. All
+# of these have the same gradient.
 EQUAL_BIASES = {"mlp_out": 2, "join": 1}
 
 
 def enlarge(params: Any, factor: int, extra_layers: int = 0) -> Any:
-    """Return the parameters of a `factor` times wider model with the same logits.
+    """Return the parameters of a larger model with the same logits.
 
-    It has extra_layers more layers. params: of a Transformer or an Lstm.
+    params belongs to a Transformer or an Lstm. The larger model is `factor` times as wide and has
+    extra_layers additional layers.
     """
 
     def tile(path: Path, leaf: jax.Array) -> jax.Array:
@@ -35,38 +37,38 @@ def enlarge(params: Any, factor: int, extra_layers: int = 0) -> Any:
 
 
 def _deepen(params: Any, extra_layers: int) -> Any:
-    """Return the parameters with extra_layers blocks of zeros behind the last one."""
-    nothing = jax.tree.map(jnp.zeros_like, params["last"])
+    """Return the parameters with extra_layers blocks of zeros after the last one."""
+    zeros = jax.tree.map(jnp.zeros_like, params["last"])
     stacks = [params["stack"]] if "stack" in params else []
-    added = [params["last"], *[nothing] * (extra_layers - 1)]
+    added = [params["last"], *[zeros] * (extra_layers - 1)]
     stacks += [jax.tree.map(lambda leaf: leaf[None], block) for block in added]
     stack = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
-    return {**params, "stack": stack, "last": nothing}
+    return {**params, "stack": stack, "last": zeros}
 
 
 def gauss_newton_factors(params: Any, factor: int, extra_layers: int = 0) -> Any:
-    """Return, leaf by leaf, what the small model's tr G_ll is multiplied by to add up to tr G.
+    """Return one factor a leaf: the enlarged tr G is the sum of factor * the small tr G_ll.
 
-    With c copies of a leaf, each the original over d, the chain rule and the symmetry between
-    the copies give each copy's gradient as g * d / c. Their squared norms add up to
-    |g|^2 * d^2 / c. In a block of zeros every parameter meets a factor of zero but for the biases
-    added to the hidden state, and these have the gradient of the last block's own such bias: it
-    counts once more for each. This holds for the Fisher and Gauss-Newton traces; the Hessian's
-    second-derivative term scales otherwise and has to be measured on the enlarged model.
+    Let a leaf have c copies, each of them the original divided by d. By the chain rule and the
+    symmetry between copies, each copy's gradient is g * d / c. The squared norms sum to
+    |g|^2 * d^2 / c. In a block of zeros, only the biases added to the hidden state have a gradient.
+    It equals the gradient of such a bias in the small model's last block, which therefore counts
+    once more for each. This holds for the Fisher and Gauss-Newton traces. The Hessian's
+    second-derivative term scales differently and must be measured on the enlarged model.
     """
 
     def scale(path: Path, leaf: jax.Array) -> float:
         tiled_axes, divided = _tiling(path, "decoder" not in params)
         names = [part.key for part in path]
         is_bias = names[0] == "last" and names[-1] == "bias"
-        like_it = EQUAL_BIASES.get(names[1], 0) if is_bias else 0
-        return (1 + like_it * extra_layers) * float(factor) ** (2 * divided - sum(tiled_axes))
+        equal_biases = EQUAL_BIASES.get(names[1], 0) if is_bias else 0
+        return (1 + equal_biases * extra_layers) * float(factor) ** (2 * divided - sum(tiled_axes))
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def _tiling(path: Path, tied_decoder: bool) -> tuple[tuple[bool, ...], bool]:
-    """Return which of a leaf's last axes are tiled, and whether the copies are divided by k."""
+    """Return which of a leaf's last axes are tiled, and whether its copies are divided by k."""
     module, name = ["", *(part.key for part in path)][-2:]
     if (module, name) == ("qkv", "kernel") or name in ("input_kernel", "recurrent_kernel"):
         return (True, False, True), True  # D x 3 x D, D x 4 x E

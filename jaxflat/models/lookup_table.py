@@ -1,14 +1,15 @@
-"""The lookup table: a "model" whose representation of a sentence is the true conditionals."""
+"""The lookup table: a "model" that represents a sentence by its true conditional probabilities."""
 
 import jax
 import jax.numpy as jnp
 
 
 def lookup_features(log_probs_BxTxV: jax.Array, kind: str) -> jax.Array:
-    """Return the probe features of the table, p or log p, as features_BxTxV.
+    """Return features_BxTxV for probes: kind "p" gives p, kind "log_p" gives log p.
 
-    Both describe the same function at zero excess loss; a linear probe reads them differently.
-    log p is cut at log 1e-6 so that impossible words stay finite.
+    Both describe the same function at zero excess loss, but a linear probe reads them differently.
+    log p is at least log 1e-6, so that impossible words have finite features. Raises ValueError
+    for another kind.
     """
     if kind == "p":
         return jnp.exp(log_probs_BxTxV)

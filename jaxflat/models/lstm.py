@@ -1,38 +1,32 @@
-"""A bidirectional LSTM that predicts masked words; it computes only what such a loss needs."""
+"""A bidirectional LSTM that predicts masked words; it computes only what the loss needs."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxflat.models.transformer import (
-    NUM_SPECIAL_TOKENS,
-    decode,
-    embedding,
-    layer_norm,
-    run_blocks,
-    take_positions,
-)
+from jaxflat.models.layers import embedding, normalise, take_positions
+from jaxflat.models.transformer import NORM, NUM_SPECIAL_TOKENS, decode, encode
 
 State = tuple[jax.Array, jax.Array]  # cell_BxE and output_BxE
 
 
 def _bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Return zeros but for the forget gate, which starts open at 1 (Jozefowicz et al. 2015)."""
+    """Return ones for the forget gate (Jozefowicz et al., 2015), zeros for the other gates."""
     del key
     return jnp.zeros(shape, dtype).at[1].set(1)
 
 
 class Direction(nn.Module):
-    """The parameters of one direction: gates i, f, g, o are an axis of their own.
+    """The parameters of one direction; the gates i, f, g, o are one axis of each array.
 
-    Linen's own cells keep a kernel for each gate and read the words one by one, inside of the
-    scan over time; their states are float32 whatever the parameters are. Here all words meet the
-    input kernels in one matrix product before the scan.
+    One matrix product multiplies all words by the input kernel before the scan over time. Linen's
+    cells instead multiply word by word within the scan, with one kernel a gate, and keep float32
+    states even for float64 parameters.
     """
 
     @nn.compact
     def __call__(self, x_TxBxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return what the words add to the gates, TxBxG with G = 4E, and the recurrent ExG."""
+        """Return the words' input to the gates, TxBxG with G = 4E, and the recurrent ExG."""
         width = x_TxBxD.shape[-1]
         initializer = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
         shape = (width, 4, width)
@@ -57,32 +51,32 @@ def read_both_ways(
     backward: tuple[jax.Array, jax.Array],
     padding_BxT: jax.Array,
 ) -> jax.Array:
-    """Return the outputs of two LSTMs, one from the first word on, one from the last: TxBx2E.
+    """Return the outputs TxBx2E of two LSTMs: one reads from the first word, one from the last.
 
-    Each is given as what a Direction returns.
+    forward and backward: the output of a Direction each.
     """
     (forward_TxBxG, forward_ExG), (backward_TxBxG, backward_ExG) = forward, backward
     padding_TxBx1 = padding_BxT.T[:, :, None]
     zeros_BxE = jnp.zeros_like(forward_TxBxG[0, :, : forward_ExG.shape[0]])
-    at_rest = (zeros_BxE, zeros_BxE)
+    initial = (zeros_BxE, zeros_BxE)
 
     def step(states: tuple[State, State], words: tuple[jax.Array, ...]):
         forward_BxG, backward_BxG, padding_Bx1 = words
         forward = _next_state(states[0], forward_BxG, forward_ExG)
         cell_BxE, output_BxE = _next_state(states[1], backward_BxG, backward_ExG)
-        # The way back stays at rest until it comes to its sentence's own last word.
+        # The backward state stays zero until the last word of its sentence.
         cell_BxE = jnp.where(padding_Bx1, 0, cell_BxE)
         output_BxE = jnp.where(padding_Bx1, 0, output_BxE)
         return (forward, (cell_BxE, output_BxE)), (forward[1], output_BxE)
 
-    # Both directions in one scan: position t of the one meets position T - 1 - t of the other.
+    # One scan runs both directions: its step t reads position t forward, T - 1 - t backward.
     words = (forward_TxBxG, backward_TxBxG[::-1], padding_TxBx1[::-1])
-    _, (forward_TxBxE, backward_TxBxE) = jax.lax.scan(step, (at_rest, at_rest), words)
+    _, (forward_TxBxE, backward_TxBxE) = jax.lax.scan(step, (initial, initial), words)
     return jnp.concatenate([forward_TxBxE, backward_TxBxE[::-1]], axis=-1)
 
 
 class Join(nn.Module):
-    """What both directions add to the hidden state; each has a kernel of its own, ExD."""
+    """Map both directions' outputs to the hidden state, with one ExD kernel for each direction."""
 
     @nn.compact
     def __call__(self, read_BxMx2E: jax.Array) -> jax.Array:
@@ -99,21 +93,22 @@ class LstmBlock(nn.Module):
     @nn.compact
     def __call__(
         self, hidden_BxTxD: jax.Array, padding_BxT: jax.Array, positions_BxM: jax.Array | None
-    ) -> jax.Array:
-        x_TxBxD = layer_norm("norm", hidden_BxTxD).swapaxes(0, 1)
+    ) -> tuple[jax.Array, None]:
+        """Return hidden_BxMxD at the positions asked for (all T if None); nothing to cache."""
+        x_TxBxD = normalise("norm", hidden_BxTxD, **NORM).swapaxes(0, 1)
         directions = Direction(name="forward")(x_TxBxD), Direction(name="backward")(x_TxBxD)
         read_BxMx2E = read_both_ways(*directions, padding_BxT).swapaxes(0, 1)
         if positions_BxM is not None:
             hidden_BxTxD = take_positions(hidden_BxTxD, positions_BxM)
             read_BxMx2E = take_positions(read_BxMx2E, positions_BxM)
-        return hidden_BxTxD + Join(name="join")(read_BxMx2E)
+        return hidden_BxTxD + Join(name="join")(read_BxMx2E), None
 
 
 class Lstm(nn.Module):
     """Masked language model over words 0..V-1 (V = num_words), with Transformer's interface.
 
-    Blocks are residual and normalise what they read, as the transformer's do: so a block of zeros
-    is the identity. The first num_layers - 1 are scanned, the last one stands apart because it
+    Blocks are residual and normalise their input, as the transformer's, so a block of zeros is the
+    identity. The first num_layers - 1 blocks are scanned. The last one is separate, because it
     joins its directions, and the head runs, only at the positions asked for.
     """
 
@@ -126,11 +121,11 @@ class Lstm(nn.Module):
     def __call__(
         self, tokens_BxT: jax.Array, lengths_B: jax.Array, positions_BxM: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return logits_BxMxV at the positions asked for (all T where None), and intermediates.
+        """Return logits_BxMxV at the positions asked for (all T if None), and intermediates.
 
-        intermediates["features_BxMxD"]: the representations under the decoder, for probes.
+        intermediates["features_BxMxD"] is the decoder's input, for probes.
         """
         tokens_RxD = embedding(self, "token_embedding", self.num_words + NUM_SPECIAL_TOKENS)
-        blocks = (LstmBlock, self.num_layers, tokens_RxD[tokens_BxT])
-        features_BxMxD = layer_norm("final_norm", run_blocks(*blocks, lengths_B, positions_BxM))
+        hidden_BxTxD = tokens_RxD[tokens_BxT]
+        features_BxMxD = encode(LstmBlock, self.num_layers, hidden_BxTxD, lengths_B, positions_BxM)
         return decode(self, tokens_RxD, features_BxMxD), {"features_BxMxD": features_BxMxD}

@@ -1,4 +1,4 @@
-"""The masked language models that are trained here, by name and size."""
+"""The masked language models that jaxflat trains, by name and size."""
 
 from jaxflat.models.lstm import Lstm
 from jaxflat.models.transformer import Transformer
@@ -17,7 +17,7 @@ def make_masked_model(
     tied_decoder: bool,
     cls: bool = False,
 ) -> MaskedModel:
-    """Return a "transformer" or an "lstm"; max_length, head_size and cls are of the former."""
+    """Return a "transformer" or an "lstm"; an LSTM ignores max_length, head_size and cls."""
     if name == "lstm":
         return Lstm(num_words, width, num_layers, tied_decoder)
     num_heads = width // head_size

@@ -1,4 +1,4 @@
-"""What a probe sees of a sentence: the representations of its tokens, together."""
+"""The features of a sentence that a probe sees, from the representations of its tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ def sentence_features(
     lengths_N: jax.Array,
     pooling: str,
 ) -> jax.Array:
-    """Return features_NxF of the unmasked sentences: those of CLS for "cls", else see `pool`."""
+    """Return features_NxF of unmasked sentences: of the CLS token for "cls", else by `pool`."""
     _, intermediates = apply_fn({"params": params}, tokens_NxT, lengths_N)
     if pooling == "cls":
         return intermediates["cls_BxD"]
@@ -22,7 +22,7 @@ def sentence_features(
 
 
 def pool(features_NxTxD: jax.Array, lengths_N: jax.Array, pooling: str) -> jax.Array:
-    """Return features_NxF of the words: F = T * D for "concatenate", 0 at padding; D for "mean"."""
+    """Return features_NxF: F = T * D with 0 at padding for "concatenate", F = D for "mean"."""
     num_positions = features_NxTxD.shape[1]
     if pooling == "mean":
         return span_mean(features_NxTxD, lengths_N, (0, num_positions))
@@ -31,18 +31,18 @@ def pool(features_NxTxD: jax.Array, lengths_N: jax.Array, pooling: str) -> jax.A
 
 
 def span_mean(features_NxTxD: jax.Array, lengths_N: jax.Array, span: tuple[int, int]) -> jax.Array:
-    """Return features_NxD: the mean over words span[0] <= t < span[1]; 0 where there are none."""
+    """Return features_NxD, the mean over words span[0] <= t < span[1]; 0 for an empty span."""
     inside_NxT = _inside(lengths_N, features_NxTxD.shape[1], span)
     sums_NxD = jnp.where(inside_NxT[:, :, None], features_NxTxD, 0).sum(1)
     num_words_N = jnp.maximum(inside_NxT.sum(1, dtype=lengths_N.dtype), 1)
     return sums_NxD / num_words_N[:, None].astype(features_NxTxD.dtype)
 
 
-def projection(key: jax.Array, num_features: int, dimension: int) -> jax.Array:
-    """Return a random matrix_FxP with orthonormal columns or, where F < P, orthonormal rows.
+def random_projection(key: jax.Array, num_features: int, dimension: int) -> jax.Array:
+    """Return a random matrix_FxP with orthonormal columns or, if F < P, orthonormal rows.
 
-    Features of any width then have P dimensions. Where F <= P distances stay as they are; where
-    F > P a uniformly random P-dimensional subspace of them is kept.
+    It maps features of any width to P dimensions. For F <= P it preserves distances. For F > P it
+    projects on a uniformly random P-dimensional subspace.
     """
     orthonormal = jax.nn.initializers.orthogonal()
     return orthonormal(key, (num_features, dimension), jnp.float32)

@@ -12,9 +12,9 @@ from jaxflat.training.optimizers import Schedule
 from jaxflat.training.step import TrainState, train_step
 
 FeaturesFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(params, tokens_NxT, lengths_N) -> features_NxF, what the head sees of a sentence."""
+"""(params, tokens_NxT, lengths_N) -> features_NxF, the input of the head."""
 
-SLICE = 512  # sentences whose labels are predicted at once
+SENTENCES_PER_PASS = 512  # in predictions
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +22,7 @@ SLICE = 512  # sentences whose labels are predicted at once
 class LabelledExamples:
     """Sentences with one set of labels: tokens_NxT, lengths_N, labels_N int32, valid_N bool.
 
-    valid_N: which of them have a label; the others count for nothing.
+    valid_N: which sentences have a label; the others have no effect.
     """
 
     tokens_NxT: jax.Array
@@ -53,9 +53,9 @@ def finetune(
     """Return {"model": parameters, "head": {kernel_FxC, bias_C}} after training both.
 
     The loss is the cross-entropy of the labels in nats, the mean over a batch's valid sentences.
-    The key decides the head's start and the order: a permutation of all sentences in each epoch,
-    one after the other cut into epochs * N // batch_size batches. `optimizer` is built at
-    learning rate 1; the learning rate warms up linearly to `rate` and stays.
+    The key sets the initial head and the order: one permutation of all sentences per epoch,
+    concatenated and cut into epochs * N // batch_size batches. `optimizer` has learning rate 1; the
+    schedule warms up linearly to `rate` and then stays constant.
     """
     head_key, order_key = jax.random.split(key)
     num_examples = len(train.labels_N)
@@ -73,13 +73,13 @@ def finetune(
         valid_B = batch.valid_N.astype(losses_B.dtype)
         return (losses_B * valid_B).sum(), jnp.maximum(valid_B.sum(), 1)
 
-    def body(state: TrainState, ids_B: jax.Array) -> tuple[TrainState, None]:
+    def step(state: TrainState, ids_B: jax.Array) -> tuple[TrainState, None]:
         batch = jax.tree.map(lambda x: x[ids_B], train)
         state, _ = train_step(state, batch, schedule(state.step), loss_fn, optimizer)
         return state, None
 
     start = TrainState(tuned, optimizer.init(tuned), jnp.zeros((), jnp.int32))
-    return jax.lax.scan(body, start, ids_SxB)[0].params
+    return jax.lax.scan(step, start, ids_SxB)[0].params
 
 
 def finetuned_correct(
@@ -94,20 +94,20 @@ def finetuned_correct(
     optimizer: optax.GradientTransformation,
     **settings: int,
 ) -> jax.Array:
-    """Return correct_N, whether the fine-tuned model names each test sentence's label.
+    """Return correct_N, whether the fine-tuned model predicts each test sentence's label.
 
-    Of the models of each learning rate, all from one start in one order, the one of highest
-    accuracy on the validation sentences is tested (of the smaller rate where they tie). Test
-    labels play no part. `settings` are those of `finetune`.
+    One model is trained for each learning rate, with the same initial head and order. The model
+    with the highest accuracy on the validation sentences is tested, or the one with the smaller
+    rate of two equal ones. Test labels have no effect on this choice. `settings` are the other
+    keywords of `finetune`.
     """
 
-    def attempt(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        how = (key, rate, warmup_steps, optimizer)
-        tuned = finetune(features_fn, params, train, *how, **settings)
+    def tune(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tuned = finetune(features_fn, params, train, key, rate, warmup_steps, optimizer, **settings)
         hits_N = predict(features_fn, tuned, validation) == validation.labels_N
         return (hits_N & validation.valid_N).sum(), predict(features_fn, tuned, test)
 
-    hits_R, predicted_RxN = jax.lax.map(attempt, rates_R)
+    hits_R, predicted_RxN = jax.lax.map(tune, rates_R)
     best = jnp.lexsort((rates_R, -hits_R))[0]
     return predicted_RxN[best] == test.labels_N
 
@@ -115,11 +115,13 @@ def finetuned_correct(
 def predict(features_fn: FeaturesFn, tuned: Any, examples: LabelledExamples) -> jax.Array:
     """Return the most probable class of each sentence, predicted_N."""
 
-    def one(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def predict_one(sentence: tuple[jax.Array, jax.Array]) -> jax.Array:
         logits_1xC = _logits(features_fn, tuned, sentence[0][None], sentence[1][None])
         return jnp.argmax(logits_1xC[0])
 
-    return jax.lax.map(one, (examples.tokens_NxT, examples.lengths_N), batch_size=SLICE)
+    return jax.lax.map(
+        predict_one, (examples.tokens_NxT, examples.lengths_N), batch_size=SENTENCES_PER_PASS
+    )
 
 
 def _logits(

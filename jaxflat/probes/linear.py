@@ -1,4 +1,4 @@
-"""Linear probes: multinomial logistic regression on frozen features, many fits at once."""
+"""Linear probes: multinomial logistic regression on frozen features, many fits in one call."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFeatures:
     """Features with K sets of labels (tasks and labelings); leading axes may be added.
 
     features_NxF; labels_KxN int32; valid_KxN bool: which sentences each task can use.
@@ -21,15 +21,17 @@ class Labelled:
 
 
 def fit_linear_probes(
-    train: Labelled, l2_L: jax.Array, *, num_classes: int, iterations: int
+    train: LabelledFeatures, l2_L: jax.Array, *, num_classes: int, iterations: int
 ) -> tuple[jax.Array, jax.Array]:
     """Fit K label sets times L penalties on the same features; return (kernels, biases).
 
-    Each minimises, in nats, mean_n CE(softmax(x_n W + b), y_n) + l2 / 2 |W|^2 over features
-    centred and scaled to a mean squared norm of 1, by Nesterov's method with restarts
-    (O'Donoghue & Candes 2015) in the eigenbasis of the features, preconditioned by the bound
-    Hessian <= 1/2 X'X (Boehning 1992), which needs no line search. Shapes KxLxFxC and KxLxC,
-    for raw features.
+    Each fit minimises mean_n CE(softmax(x_n W + b), y_n) + l2 / 2 |W|^2, in nats, over features
+    centred and scaled to a mean squared norm of 1. The returned kernels_KxLxFxC and biases_KxLxC
+    apply to the original features.
+
+    The method is Nesterov's with restarts (O'Donoghue & Candes 2015), in the eigenbasis of the
+    features. The bound Hessian <= 1/2 X'X (Boehning 1992) preconditions it, so it needs no line
+    search.
     """
     mean_F = train.features_NxF.mean(0)
     centred_NxF = train.features_NxF - mean_F[None, :]
@@ -45,23 +47,24 @@ def fit_linear_probes(
 
 
 def linear_probe_correct(
-    train: Labelled,
-    validation: Labelled,
-    test: Labelled,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    test: LabelledFeatures,
     l2_L: jax.Array,
     *,
     shots: int,
     num_classes: int,
     iterations: int,
 ) -> jax.Array:
-    """Return correct_KxN, whether each probe names each test sentence's label.
+    """Return correct_KxN, whether each probe predicts each test sentence's label.
 
-    Fits on the first `shots` training sentences, with the penalty of highest accuracy on the
-    validation sentences (the larger one where they tie). Test labels play no part in the fit.
+    Each probe is fitted on the first `shots` training sentences. Its penalty is the one with the
+    highest accuracy on the validation sentences, or the larger of two equal ones. Test labels have
+    no effect on the fit.
     """
     first = jax.tree.map(lambda x: x[..., :shots], (train.labels_KxN, train.valid_KxN))
     kernels_KxLxFxC, biases_KxLxC = fit_linear_probes(
-        Labelled(train.features_NxF[:shots], *first),
+        LabelledFeatures(train.features_NxF[:shots], *first),
         l2_L,
         num_classes=num_classes,
         iterations=iterations,
@@ -76,7 +79,9 @@ def linear_probe_correct(
     return _predictions(test, kernels_Kx1xFxC, biases_Kx1xC)[:, 0] == test.labels_KxN
 
 
-def _predictions(data: Labelled, kernels_KxLxFxC: jax.Array, biases_KxLxC: jax.Array) -> jax.Array:
+def _predictions(
+    data: LabelledFeatures, kernels_KxLxFxC: jax.Array, biases_KxLxC: jax.Array
+) -> jax.Array:
     logits_KxLxNxC = jnp.einsum("nf,klfc->klnc", data.features_NxF, kernels_KxLxFxC)
     return jnp.argmax(logits_KxLxNxC + biases_KxLxC[:, :, None], axis=-1)
 
@@ -88,14 +93,18 @@ def _principal_coordinates(centred_NxF: jax.Array) -> tuple[jax.Array, jax.Array
         _, rotation_FxF = jnp.linalg.eigh(centred_NxF.T @ centred_NxF)
         return centred_NxF @ rotation_FxF, rotation_FxF
     squares_N, left_NxN = jnp.linalg.eigh(centred_NxF @ centred_NxF.T)
-    keep_N = squares_N > squares_N[-1] * num_examples * jnp.finfo(squares_N.dtype).eps
-    roots_N = jnp.where(keep_N, jnp.sqrt(jnp.where(keep_N, squares_N, 1)), jnp.inf)
+    positive_N = squares_N > squares_N[-1] * num_examples * jnp.finfo(squares_N.dtype).eps
+    roots_N = jnp.where(positive_N, jnp.sqrt(jnp.where(positive_N, squares_N, 1)), jnp.inf)
     rotation_FxN = centred_NxF.T @ (left_NxN / roots_N[None, :])
     return centred_NxF @ rotation_FxN, rotation_FxN
 
 
 def _fit_in_coordinates(
-    coordinates_NxR: jax.Array, train: Labelled, l2_L: jax.Array, num_classes: int, iterations: int
+    coordinates_NxR: jax.Array,
+    train: LabelledFeatures,
+    l2_L: jax.Array,
+    num_classes: int,
+    iterations: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Fit in principal coordinates (orthogonal columns); see `fit_linear_probes`.
 

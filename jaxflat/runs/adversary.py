@@ -31,7 +31,7 @@ def make_objective(
     adversary = settings.adversary
     how = (settings.batch_size, settings.targets, masking)
 
-    shard = partial(sharding.shard_examples, mesh, over=sharding.OF_ONE_RUN)
+    shard = partial(sharding.shard_examples, mesh, over=sharding.RUN_AXES)
 
     def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
         return shard(source_batch(source, key, index, *how))

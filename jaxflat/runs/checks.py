@@ -6,7 +6,7 @@ All raise ValueError, one line that names the key, and train nothing.
 from collections.abc import Iterable
 
 from jaxflat.config import Config
-from jaxflat.flatness.stopping import MIN_SAMPLES
+from jaxflat.flatness.terms import MIN_SAMPLES
 from jaxflat.runs import experiment, trajectory
 from jaxflat.runs.languages import kind_of
 

@@ -129,7 +129,7 @@ def _train_steps(
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
 
     def place(state: TrainState) -> TrainState:
-        return jax.lax.with_sharding_constraint(state, sharding.placement(mesh, state))
+        return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
     return make_train_steps(*objective, optimizer, num_shards, skips, place)
 
@@ -157,7 +157,7 @@ def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
         params = model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
         if mesh is None:
             return params
-        return jax.lax.with_sharding_constraint(params, sharding.placement(mesh, params))
+        return jax.lax.with_sharding_constraint(params, sharding.param_shardings(mesh, params))
 
     return jax.jit(initialize)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.config import Config
-from jaxflat.probes.belief import Beliefs, belief_errors
+from jaxflat.probes.ridge import Beliefs, belief_errors
 from jaxflat.runs.measurements import Estimates
 from jaxflat.runs.probe_estimates import determination_estimate
 from jaxflat.runs.probe_sets import Known

@@ -1,7 +1,7 @@
 """Measure how flat the loss is around a checkpoint."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
-from jaxflat.flatness.trace_measures import fisher_terms, trace_estimates
+from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, trace_estimates
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
@@ -38,7 +38,7 @@ KEYS = {
     "gradient_noise": (),
     "local_learning_coefficient": ("learning_coefficient",),
 }
-"""The keys of `flatness` that each measure depends on, besides SHARED."""
+"""The keys of `flatness` that each measure depends on, besides SHARED. Without an entry: all."""
 SHARED = (
     *("labels", "num_microbatches", "microbatch_size", "remat"),
     *("embedded_width", "embedded_layers"),
@@ -48,8 +48,9 @@ SHARED = (
 def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return what each configured measure depends on; a model that is not trained has none."""
     measures = config.flatness.measures if config.phase_order else ()
+    every_key = set(config.flatness) - {"measures"}
     return {
-        name: {key: config.flatness[key] for key in (*SHARED, *KEYS[name])}
+        name: {key: config.flatness[key] for key in (*SHARED, *KEYS.get(name, every_key))}
         | {"probe_seed": config.probe_seed}
         for name in measures
     }
@@ -73,45 +74,54 @@ def measure_both(
     so they are measured again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
-    mesh = experiment.make_mesh(config)
-    problem = _resumable(mesh, make_problem(config, model, params, snapshot), measure, parts)
+    problem = make_problem(config, model, params, snapshot)
     factor = settings.embedded_width // model.width
     large = experiment.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
+    mesh = experiment.make_mesh(config)
     if measure == "fisher_trace":
-        terms = fisher_terms(problem, settings)
+        terms = _trace_terms(mesh, problem, settings, measure, measure, parts)
         estimates = trace_estimates(measure, terms, problem).estimates
         embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
-        embedded = estimates = parts.estimates(
-            measure, lambda: MEASURES[measure](problem, settings).estimates
-        )
+        embedded = estimates = _estimates(mesh, problem, settings, measure, measure, parts)
         if large != model:
-            name = f"{measure}@embedded"
             inside = make_problem(config, large, enlarge(params, *larger), snapshot)
-            inside = _resumable(mesh, inside._replace(groupings=()), name, parts)
-            embedded = parts.estimates(name, lambda: MEASURES[measure](inside, settings).estimates)
+            inside, name = inside._replace(groupings=()), f"{measure}@embedded"
+            embedded = _estimates(mesh, inside, settings, measure, name, parts)
     seen = embedded if factor else {}
     # Groups of parameters belong to the model itself.
     whole = [name for name in seen if name == measure or not measure.endswith("_trace")]
     return estimates | {f"{name}@embedded": seen[name] for name in whole}
 
 
-def _resumable(mesh: Mesh, problem: Problem, name: str, parts: Parts) -> Problem:
-    """Return a problem whose traces survive an interruption round by round."""
+def _estimates(
+    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
+) -> Estimates:
+    """Return a measure's estimates; a trace is computed round by round, others in one part."""
+    if measure in TRACES:
+        terms = _trace_terms(mesh, problem, settings, measure, name, parts)
+        return trace_estimates(measure, terms, problem).estimates
+    return parts.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
 
-    def draw_round(i: int, draw: Callable[[], TraceTerms]) -> TraceTerms:
+
+def _trace_terms(
+    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
+) -> TraceTerms:
+    """Return a trace's samples; each round is a part."""
+
+    def draw_round(i: int) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
-            drawn = draw()
+            drawn = draw_trace_round(measure, problem, settings, i)
             arrays = sharding.replicate(mesh, (drawn.terms, drawn.weights_n))
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
-            return ranks.all_gather(numbers, "round")[0]  # all ranks must decide alike when to stop
+            return ranks.all_gather(numbers, "round")[0]  # all ranks must stop at the same round
 
         terms, weights_n, over = parts.value(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))
         return TraceTerms(terms, jnp.asarray(weights_n), over)
 
-    return problem._replace(keep_round=draw_round)
+    return sample_trace(draw_round, settings)
 
 
 def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:

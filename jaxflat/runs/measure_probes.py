@@ -12,8 +12,8 @@ from jaxflat.config import Config
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
-from jaxflat.probes.features import pool, projection, span_mean
-from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.probes.features import pool, random_projection, span_mean
+from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import experiment
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_belief_states import belief_state_determinations
@@ -98,7 +98,7 @@ def _readouts(
     def projected() -> Estimates:
         features = represented()[0]
         key = experiment.purpose_key(config.language.seed, "probe_projection")
-        matrix_FxP = projection(key, features[0].shape[-1], settings.projected_dimension)
+        matrix_FxP = random_projection(key, features[0].shape[-1], settings.projected_dimension)
         features = tuple(x @ matrix_FxP for x in features)
         return _linear_accuracies(settings, features, sets, "linear_probe_projected")
 
@@ -116,7 +116,7 @@ def _linear_accuracies(
     parts = (sets.train, sets.validation, sets.test)
     correct = _probe_correct(
         *(
-            Labelled(x, labels, valid)
+            LabelledFeatures(x, labels, valid)
             for x, (_, labels, valid) in zip(features, parts, strict=True)
         ),
         jnp.asarray(settings.l2),
@@ -182,9 +182,9 @@ def _features(
 
 @functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))
 def _probe_correct(
-    train: Labelled,
-    validation: Labelled,
-    test: Labelled,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    test: LabelledFeatures,
     l2_L: jax.Array,
     *,
     shots: tuple[int, ...],
@@ -194,7 +194,7 @@ def _probe_correct(
     """Return correct_DxKxN for each number of shots: all fits in one compiled call."""
 
     def fits(shots: int) -> jax.Array:
-        def fit(draw: Labelled) -> jax.Array:
+        def fit(draw: LabelledFeatures) -> jax.Array:
             return linear_probe_correct(
                 draw,
                 validation,

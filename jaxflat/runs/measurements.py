@@ -127,7 +127,8 @@ class Measurement(NamedTuple):
                     for measure, estimates in self.measure(config, directory, snapshot, due, parts):
                         digest = recorded["measures"][measure]
                         _append(path, _lines(snapshot, measure, digest, estimates))
-                        parts.stop_if_requested()
+                        if measure != due[-1]:
+                            parts.stop_if_requested()
                 _forget(unfinished)
                 log_seconds(directory, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)

@@ -71,4 +71,4 @@ def _are_there(directory: Path, snapshots: list[Snapshot]) -> bool:
 
 def fresh_state(config: Config, params: Any, phase: Phase) -> TrainState:
     """Return the state at the start of a phase, placed on the mesh."""
-    return sharding.place(experiment.make_mesh(config), experiment.init_state(params, phase))
+    return sharding.shard_params(experiment.make_mesh(config), experiment.init_state(params, phase))

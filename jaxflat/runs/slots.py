@@ -148,7 +148,7 @@ def _stored(config: Config, phase: Phase, step: int) -> Any:
     sizes = (step, config.training.steps_per_call, phase.settings.batch_size)
     stored = corpus.stored_sentences(config.language, config.data_seed, *sizes)
     mesh = experiment.make_mesh(config)
-    return sharding.shard_examples(mesh, stored, axis=1, over=sharding.OF_ONE_RUN)
+    return sharding.shard_examples(mesh, stored, axis=1, over=sharding.RUN_AXES)
 
 
 @functools.cache
@@ -170,7 +170,7 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
         differs = tuple(_stacked(lanes) for lanes in (states, *rest))
         stacked, losses_L = over_lanes(differs, language, first, stop)
         parts = _parts(stacked, len(states))
-        where = sharding.placement(mesh, parts)
+        where = sharding.param_shardings(mesh, parts)
         return jax.lax.with_sharding_constraint(parts, where), losses_L
 
     return jax.jit(together, donate_argnums=0)

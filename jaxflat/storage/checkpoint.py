@@ -51,8 +51,8 @@ def copy(source: Path, directory: Path, step: int) -> None:
 def restore(directory: Path, step: int, template: Any) -> Any:
     """Return the tree of directory/<step>, with the structure and placement of `template`.
 
-    Raises ValueError that names the folder if it is no checkpoint, the file if one is damaged, or
-    the leaf if its shape or dtype differs: orbax would cast it silently.
+    Raises ValueError that names a folder without a checkpoint, a damaged file, or a leaf whose
+    shape or dtype differs from the template's: orbax would cast it silently.
     """
     path = directory.absolute() / str(step)
     if not path.is_dir():

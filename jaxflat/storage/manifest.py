@@ -14,7 +14,7 @@ NAME = "manifest.json"
 
 
 class DamagedError(ValueError):
-    """A folder differs from what was written; the message is one line that names the file."""
+    """A file was changed, lost or added since the save; the message is one line that names it."""
 
 
 def describe_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:

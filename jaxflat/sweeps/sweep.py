@@ -37,7 +37,7 @@ def run(
     processes may run the same sweep at the same time: each point is run by one of them, and all
     return when all points have ended. Raises InputError on unusable input, Preempted where a signal
     came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after LeaseLost: this process slept, and another took over a file or language it was writing.
+    after Lost: this process slept, and another took over a file or language that it was writing.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)

@@ -14,8 +14,10 @@ DownstreamLoss = Callable[[Any, Any, Any], jax.Array]  # (params, fit, held_out)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AdversarialBatch:
-    """A batch to pre-train on, and two disjoint draws of labelled sentences: to fit a head, and
-    to see what it is worth."""
+    """A pre-training batch, and two independent draws of labelled sentences.
+
+    The head is fitted on `fit` and evaluated on `held_out`.
+    """
 
     masked: Any
     fit: Any
@@ -27,9 +29,9 @@ def adversarial_loss(
 ) -> LossFn:
     """Return loss_fn(params, batch) -> (loss_sum, weight) of L - strength * D, summed like L.
 
-    L is the pre-training loss of `loss_fn` in nats, D(params) = downstream_loss(params, fit,
-    held_out) that of a head which is fitted anew for every params, so that the gradient knows how
-    the head would answer (Liu, Xie, Li & Ma 2023, section 3: features that minimise L and not D).
+    L is the pre-training loss of `loss_fn` in nats. D(params) = downstream_loss(params, fit,
+    held_out) is the loss of a head fitted to these params. The gradient therefore includes the
+    response of the head (Liu, Xie, Li & Ma 2023, section 3: features that minimise L and not D).
     """
 
     def adversarial(params: Any, batch: AdversarialBatch) -> tuple[jax.Array, jax.Array]:

@@ -15,9 +15,9 @@ LogProbsFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
     """Return loss_fn(params, batch) -> (loss_sum, weight): cross-entropy in nats, summed.
 
-    batch has inputs_BxT, lengths_B, positions_BxM and targets_BxMxV (a distribution over words:
-    one-hot for sampled labels, the exact conditional for noise-free ones), each counted
-    weights_BxM times; weight is the sum of these.
+    batch has inputs_BxT, lengths_B, positions_BxM, targets_BxMxV and weights_BxM. A target is a
+    distribution over words: one-hot for sampled labels, the exact conditional for noise-free ones.
+    weight is the sum of weights_BxM.
     """
 
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -32,7 +32,7 @@ def masked_lm_loss(apply_fn: ApplyFn) -> LossFn:
 
 
 def _is_real(batch: Any) -> jax.Array:
-    """Return real_BxS: which of the S = T - 1 tokens that a text predicts are no padding."""
+    """Return real_BxS: which of the S = T - 1 predicted tokens of each text are not padding."""
     steps_S = jnp.arange(1, batch.tokens_BxT.shape[1], dtype=batch.lengths_B.dtype)
     return steps_S[None, :] < batch.lengths_B[:, None]
 
@@ -40,8 +40,8 @@ def _is_real(batch: Any) -> jax.Array:
 def causal_losses(apply_fn: ApplyFn, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Return (losses_B, weights_B): each text's next-token cross-entropies in nats, summed.
 
-    batch has tokens_BxT, of which the first of each text is only conditioned on, and lengths_B,
-    the number of real ones. weights_B: how many tokens of each text were predicted.
+    batch has tokens_BxT and lengths_B, the number of real tokens of each text. The first token is
+    not predicted. weights_B: the number of predicted tokens of each text.
     """
     logits_BxSxV, _ = apply_fn({"params": params}, batch.tokens_BxT[:, :-1])
     losses_BxS = optax.softmax_cross_entropy_with_integer_labels(
@@ -89,9 +89,9 @@ def causal_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
 
 
 def self_labelled_loss(log_probs_fn: LogProbsFn) -> LossFn:
-    """Return the loss whose targets are the model's own predictions, held fixed: its entropy.
+    """Return the cross-entropy to the model's own predictions as fixed targets: its entropy.
 
-    Its gradient is 0 and its Hessian the Gauss-Newton matrix.
+    Its gradient is 0, and its Hessian is the Gauss-Newton matrix.
     """
 
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -106,12 +106,12 @@ def self_labelled_loss(log_probs_fn: LogProbsFn) -> LossFn:
 def prediction_losses(
     log_probs_xV: jax.Array, exact_log_probs_xV: jax.Array, words_x: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return the losses of predictions in nats, arrays of any one shape without the last axis.
+    """Return the losses of predictions in nats, arrays of the shape of words_x.
 
-    "loss" = -log f(x_t), "optimal_loss" = H(p*) and "excess_loss" = KL(p* || f), with f the model
-    and p* the exact conditional of the hidden word x_t given the words that are seen. E[loss] =
-    E[optimal_loss] + E[excess_loss], and the last two are free of label noise. words_x out of
-    range, as padding has them, give whatever: count them with weight 0.
+    "loss" = -log f(x_t), "optimal_loss" = H(p*) and "excess_loss" = KL(p* || f). f is the model,
+    and p* the exact conditional of the hidden word x_t given the visible words. E[loss] =
+    E[optimal_loss] + E[excess_loss]; the last two have no label noise. Entries for words_x out of
+    range, such as padding, have no meaning: give them weight 0.
     """
     exact_xV = jnp.exp(exact_log_probs_xV)
     labels_xx1 = jnp.clip(words_x, 0, log_probs_xV.shape[-1] - 1)[..., None]

@@ -1,4 +1,4 @@
-"""Optimizers at unit learning rate, and the learning rate as a function of the step."""
+"""Optimizers with learning rate 1, and the schedule of the learning rate."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,17 +17,17 @@ UNDECAYED = ("scale", "bias", "decoder_bias")
 def decayed(params: Any) -> Any:
     """Return a tree of booleans: weight decay acts on matrices, never on biases and norm gains.
 
-    Decided by name: leaves stacked for a layer scan have one axis more than they seem to.
+    Names decide, not shapes: leaves stacked for a layer scan have an additional axis.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
 
 
 def orthogonalized(params: Any) -> Any:
-    """Return what Muon needs of each leaf: the axes of its matrices, None where it has none.
+    """Return the matrix axes of each leaf that Muon orthogonalizes, None for all other leaves.
 
-    Its matrices map activations to activations: kernels, of which those of a layer scan are
-    stacked on their first axis, those of queries, keys and values and of an LSTM's gates on the
-    second but last, and those that join an LSTM's directions on the third but last.
+    Muon's matrices map activations to activations, so they are the kernels. Some kernels stack
+    several matrices: a layer scan on the first axis; queries, keys and values, and an LSTM's gates,
+    on the second to last; the kernels that join an LSTM's directions on the third to last.
     """
 
     def axes(path: Any, _: Any) -> MuonDimensionNumbers | None:
@@ -41,9 +41,9 @@ def orthogonalized(params: Any) -> Any:
 
 
 def _muon(momentum: float, b1: float, b2: float, weight_decay: float) -> Any:
-    """Muon (Jordan 2024), its updates as long as Adam's: RMS 0.2 (Liu et al., arXiv:2502.16982).
+    """Muon (Jordan 2024) with updates of Adam's RMS, 0.2 (Liu et al., arXiv:2502.16982).
 
-    All that is no kernel gets Nesterov's Adam, undecayed.
+    Leaves that are not kernels get Nesterov's Adam without weight decay.
     """
     return muon(
         1.0,
@@ -61,15 +61,15 @@ def _adamw(**settings: Any) -> optax.GradientTransformation:
 
 
 def _sam(radius: float, **settings: float) -> optax.GradientTransformation:
-    """Sharpness-aware minimisation (Foret et al. 2021), the gradient at theta + radius g / |g|.
+    """Sharpness-aware minimisation (Foret et al. 2021): the gradient at theta + radius g / |g|.
 
-    AdamW takes the step. Both gradients are of one batch; the second comes from `grad_fn`.
+    AdamW takes the step. Both gradients use the same batch; `grad_fn` computes the second.
     """
     ascent = optax.chain(normalize(), optax.sgd(radius))
     return sam(_adamw(**settings), ascent, opaque_mode=True)
 
 
-OWN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+BUILT_IN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _adamw,
     "sgd": partial(optax.sgd, 1.0),
     "lion": lambda **settings: optax.lion(1.0, mask=decayed, **settings),
@@ -79,13 +79,13 @@ OWN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(name: str, **settings: float) -> optax.GradientTransformation:
-    """Return an optimizer at learning rate 1: one of `OWN`, or optax's of that name.
+    """Return an optimizer with learning rate 1: one of `BUILT_IN`, or the optax function `name`.
 
-    The training step multiplies its update by the schedule's value, so that a branch may anneal
-    from its trunk's optimizer state as it is.
+    The training step multiplies its update by the schedule's value. A branch can therefore anneal
+    from its trunk's optimizer state, unchanged.
     """
-    if name in OWN:
-        return OWN[name](**settings)
+    if name in BUILT_IN:
+        return BUILT_IN[name](**settings)
     function = getattr(optax, name)
     masks = {"mask", "weight_decay_mask"} & set(inspect.signature(function).parameters)
     return function(1.0, **dict.fromkeys(masks, decayed), **settings)
@@ -96,7 +96,7 @@ def make_optimizer(name: str, **settings: float) -> optax.GradientTransformation
 class Schedule:
     """Linear warm-up over `warmup_steps`, a constant, and a linear decay to 0 at `total_steps`.
 
-    A pytree of numbers: the compiled steps of one schedule serve all others.
+    It is a pytree of numbers, so all schedules share the same compiled steps.
     """
 
     learning_rate: float | jax.Array

@@ -1,4 +1,4 @@
-"""One optimizer step, and many of them in one compiled call."""
+"""One optimizer step, and many steps in one compiled call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from jaxflat.training.optimizers import Schedule
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that training carries from step to step; `step` counts the run's optimizer steps."""
+    """The state of training; `step` counts the run's optimizer steps."""
 
     params: Any
     optimizer_state: Any
@@ -33,7 +33,7 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """Return the state after one step on `batch`, and the mean loss before it in nats.
 
-    `optimizer` is built at learning rate 1 (see `optimizers`); `num_shards` as in `mean_gradient`.
+    `optimizer` has learning rate 1 (see `optimizers`). `num_shards` is as in `mean_gradient`.
     """
     loss, gradient = mean_gradient(loss_fn, state.params, batch, num_shards)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -57,10 +57,9 @@ def mean_gradient(
 ) -> tuple[jax.Array, Any]:
     """Return the mean loss of a batch in nats, and its gradient.
 
-    With num_shards > 1 the gradients of as many equal parts of the batch are flattened to one
-    vector each before they are added. Where each part lives on a device of its own, that makes
-    one reduction between devices of what would be one for every parameter; XLA's CPU backend
-    runs those one after the other.
+    num_shards > 1 cuts the batch into equal parts and flattens the gradient of each into one vector
+    before the sum. With one part on each device, devices then need one reduction instead of one for
+    every parameter, which XLA's CPU backend would run in sequence.
     """
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -80,18 +79,20 @@ def make_train_steps(
     optimizer: optax.GradientTransformation,
     num_shards: int = 1,
     skips: bool = False,
-    place: Callable[[TrainState], TrainState] = lambda state: state,
+    constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, first, stop) -> (state, mean loss of the call).
 
-    Steps run from state.step to stop in one compiled call. Its length, the schedule and the source
-    of batches are arguments, so that none of them compiles anew. The batch of step s, the n-th of
-    the call from 0, is sample_batch(source, fold_in(key, s), n), its learning rate
-    schedule(s - first). The state is donated. A step whose loss is not finite is the last, and
-    counted in state.step; the mean loss is then not finite, nor is it where the call ends with
-    parameters or an optimizer's state that are not. `skips`: the optimizer leaves out steps
-    itself; losses that are not finite do not count then, and without any other the mean is nan.
-    `place` says on which devices the state of each step lives.
+    One compiled call runs the steps from state.step to stop and donates the state. Its length, the
+    schedule and the source of batches are arguments, so new values do not recompile. Step s, the
+    n-th of the call counted from 0, has the batch sample_batch(source, fold_in(key, s), n) and the
+    learning rate schedule(s - first).
+
+    A step with a loss that is not finite is the last one, and state.step counts it. The mean loss
+    is then not finite. It is nan if the call ends with parameters or optimizer state that are not
+    finite. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
+    only, and is nan if there are none. `constrain_sharding` is applied to the state after each
+    step and sets its devices.
     """
 
     def steps(
@@ -104,11 +105,11 @@ def make_train_steps(
     ) -> tuple[TrainState, jax.Array]:
         start_step = state.step
 
-        def goes_on(carry: tuple[TrainState, jax.Array, jax.Array]) -> jax.Array:
+        def may_continue(carry: tuple[TrainState, jax.Array, jax.Array]) -> jax.Array:
             state, loss_sum, _ = carry
             return (state.step < stop) & jnp.isfinite(loss_sum)
 
-        def body(carry: tuple[TrainState, jax.Array, jax.Array]):
+        def step_once(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
             step = state.step
             batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
@@ -116,13 +117,15 @@ def make_train_steps(
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
             counts = jnp.isfinite(loss) | (not skips)
             return (
-                place(state),
+                constrain_sharding(state),
                 loss_sum + jnp.where(counts, loss, 0),
                 num_losses + counts.astype(loss.dtype),
             )
 
         zero = jnp.zeros((), jax.tree.leaves(state.params)[0].dtype)
-        state, loss_sum, num_losses = jax.lax.while_loop(goes_on, body, (state, zero, zero))
+        state, loss_sum, num_losses = jax.lax.while_loop(
+            may_continue, step_once, (state, zero, zero)
+        )
         return state, jnp.where(_is_finite(state), loss_sum / num_losses, jnp.nan)
 
     return jax.jit(steps, donate_argnums=0)

@@ -1,4 +1,4 @@
-"""A made-up sweep on disk, with the effects a test asks for."""
+"""A simulated sweep on disk, with the effects that a test requests."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ STEPS = (1000, 2000, 4000)
 
 
 def write_sweep(workdir: Path, seeds=5, widths=WIDTHS, steps=STEPS, lookup_tables=True, **effects):
-    """effects: `accuracy` points and `log_trace` nats per size, `excess` nats per size."""
+    """Write a sweep; effects per size: `accuracy` in points, `log_trace`, `excess` in nats."""
     random = np.random.default_rng(0)
     rows, points = [], []
     for size, width in enumerate(widths):
@@ -42,7 +42,7 @@ def write_rows(path: Path, rows: list[dict]):
 
 
 def _trained(random, name, width, size, seed, step, accuracy=0.0, log_trace=0.0, excess=0.0):
-    # Loss falls with steps alone, so equal steps are the matched cells, unless `excess` moves them.
+    # Loss depends only on the step, so cells at equal steps match, unless `excess` separates them.
     loss = 0.036 * (step / 1000) ** -0.7 + excess * size + random.normal(0, 4e-4)
     trace = 4000 * loss * np.exp(log_trace * size) * np.exp(random.normal(0, 0.04))
     row = {
@@ -91,5 +91,5 @@ def _write_point(folder: Path):
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory):
-    """sweep(accuracy=..., log_trace=..., excess=...) -> the folder of a made-up sweep."""
+    """Return sweep(accuracy=..., log_trace=..., excess=...) -> the folder of a simulated sweep."""
     return lambda **effects: write_sweep(tmp_path_factory.mktemp("sweep"), **effects)

@@ -1,4 +1,4 @@
-"""Algorithms of one size: an effect, none, its reverse; unequal losses are kept apart."""
+"""Algorithms of one size: an effect, none and its reverse; unequal losses get no verdict."""
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ ORDERS = {
 def write_algorithms(
     folder, accuracy=0.0, log_trace=0.0, excess=0.0, seeds=5, trace=40.0, unfinished=0
 ):
-    """Effects, in units of its scatter, of the second algorithm; `excess` (nats) of the third.
+    """Write three algorithms: `accuracy` and `log_trace` change the second, `excess` the third.
 
-    In the first `unfinished` seeds the third has only an earlier checkpoint.
+    `excess` is in nats. In the first `unfinished` seeds the third has only an earlier checkpoint.
     """
     random = np.random.default_rng(1)
     rows = []
@@ -115,9 +115,9 @@ def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_pa
 
 def test_words_set_each_algorithm_against_the_first(tmp_path):
     text = " ".join(summary_sentences(write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5)))
-    assert "Of 2 ways of training set against sgd, 2 are matched" in text
+    assert "Of 2 ways of training compared with sgd, 2 are matched" in text
     assert "Adamw's accuracy is higher" in text
-    assert "sgd (step 100) against the same as it is initialised" in text.lower()
+    assert "sgd (step 100) against the same model at initialisation" in text.lower()
     assert "nan" not in text
 
 
@@ -141,7 +141,9 @@ def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     folder = write_algorithms(tmp_path, unfinished=5)
     assert read_comparison(folder).missing == [third]
     assert not [claim for claim in answers(folder) if third in claim]
-    assert f"Left out, the last checkpoint not measured: {third}." in summary_sentences(folder)
+    assert f"Left out, because the last checkpoint was not measured: {third}." in summary_sentences(
+        folder
+    )
 
 
 @pytest.mark.slow
@@ -158,9 +160,9 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     assert len(judged) == 2  # each sweep once
     printed = " ".join(capsys.readouterr().out.split())
     assert "…" not in printed
-    assert "go together in 2, dissociate in 3, and cannot be told in 1" in printed
+    assert "is the more accurate in 2, the less accurate in 3, undecided in 1" in printed
     page = (output / "report.html").read_text()
-    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "go together in 2"):
+    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "accurate in 2"):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in file.read_text()

@@ -1,4 +1,4 @@
-"""Correlations of a sweep's table: by seed, within and across settings, or why there are none."""
+"""Correlations of a sweep: by seed, within and across settings, or the reason for none."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from tests.analysis.conftest import write_rows
 
 
 def write_simpson(folder, seeds=5):
-    """Within a width what is flatter is less accurate; across widths it is more accurate."""
+    """Write a sweep: flatter is less accurate within a width, and more accurate across widths."""
     random = np.random.default_rng(0)
     rows = []
     for seed in range(seeds):
@@ -81,8 +81,8 @@ def test_only_seeds_with_every_checkpoint_count(tmp_path):
 @pytest.mark.parametrize(
     ("effects", "statistics", "reason"),
     [
-        ({"widths": (16,)}, STATISTICS, "3 checkpoints a seed are fewer than 4"),
-        ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "one setting only"),
+        ({"widths": (16,)}, STATISTICS, "3 checkpoints per seed are fewer than 4"),
+        ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "only one setting"),
         ({"widths": (8, 16, 24, 32), "steps": (9,)}, (WITHIN,), "each setting has one checkpoint"),
     ],
 )

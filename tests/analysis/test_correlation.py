@@ -1,4 +1,4 @@
-"""Correlations against scipy and closed forms, and their intervals at the ends of the scale."""
+"""Correlations against scipy and closed forms, and their intervals near +-1."""
 
 from itertools import permutations
 

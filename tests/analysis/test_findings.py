@@ -1,7 +1,8 @@
-"""The words follow the numbers: an effect, none, and its reverse read alike and differently."""
+"""The words follow the numbers: an effect, none and its reverse differ only in the verdict."""
 
 import pytest
 
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page.findings import summary_sentences
 
 FLATTER, SHARPER = {"log_trace": -0.3}, {"log_trace": 0.3}
@@ -15,7 +16,8 @@ def counts(accuracy, flatness, relation):
     return (
         f"more accurate in {more}, less accurate in {less}, undecided in {undecided}",
         f"flatter in {flatter}, sharper in {sharper}, undecided in {unsure}",
-        f"go together in {together}, dissociate in {apart}, and cannot be told in {unknown}",
+        f"The flatter model is the more accurate in {together}, the less accurate in {apart}, "
+        f"undecided in {unknown}",
     )
 
 
@@ -55,7 +57,7 @@ def test_unmatched_sizes_get_no_verdict(sweep):
     sentences = summary_sentences(sweep(excess=0.02, steps=(1000,), **BETTER | FLATTER))
     assert "none is matched" in sentences[0]
     assert all("no verdict is given" in sentence for sentence in sentences[1:4])
-    assert "go together in" not in sentences[0]
+    assert "The flatter model is" not in sentences[0]
 
 
 def test_one_seed_is_said_and_no_nan_printed(sweep):
@@ -73,3 +75,11 @@ def test_two_sizes_two_seeds_one_checkpoint(sweep):
 def test_lookup_tables_are_set_beside_the_models_where_there_are_any(sweep):
     assert "(lookup table log p)" in " ".join(summary_sentences(sweep()))
     assert "lookup" not in " ".join(summary_sentences(sweep(lookup_tables=False)))
+
+
+@pytest.mark.parametrize("effects", [BETTER | FLATTER, WORSE | FLATTER, BETTER | SHARPER, {}])
+def test_beside_any_result_on_sizes_the_parametrisation_is_called_a_choice(sweep, effects):
+    sentences = summary_sentences(sweep(**effects))
+    assert sentences.count(PARAMETRISATION) == 1
+    assert sum("one parametrisation, which is a choice" in sentence for sentence in sentences) == 1
+    assert "dissociate" not in " ".join(sentences)

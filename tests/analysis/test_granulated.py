@@ -1,4 +1,4 @@
-"""Granulated Kendall and conditional information against enumeration, and at their ends."""
+"""Granulated Kendall and conditional information against enumeration, and in extreme cases."""
 
 from itertools import combinations, product
 from math import log
@@ -43,7 +43,7 @@ def test_granulated_kendall_by_enumeration_of_pairs():
 
 
 def test_granulated_kendall_sees_what_one_axis_hides_from_the_others():
-    """Accuracy follows the measure along the rate; along the width the two oppose each other."""
+    """Accuracy rises with the measure along the rate, and falls with it along the width."""
     width, rate = np.repeat([0.0, 10.0, 20.0], 2), np.tile([0.0, 1.0], 3)
     found = granulated_kendall(width + rate, -width + rate, AXES)
     assert found is not None
@@ -61,7 +61,7 @@ def test_axes_without_pairs_take_no_part():
 
 
 def enumerated(accuracy_SxN, measure_SxN, names):
-    """Information in nats from probabilities, pair by pair."""
+    """Compute the score from probabilities, pair by pair."""
     n = accuracy_SxN.shape[1]
     triples = []
     for accuracy, measure in zip(accuracy_SxN, measure_SxN, strict=True):

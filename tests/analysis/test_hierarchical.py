@@ -1,4 +1,4 @@
-"""The variance of a difference over seeds comes apart into what the seeds and the examples add."""
+"""The variance of a difference over seeds splits into the parts of seeds and of examples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The page stands alone, holds the table's numbers, and survives whatever a sweep left out."""
+"""The page loads nothing external, shows the table's numbers, and allows missing results."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import figures
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.evidence import verdicts_table
@@ -18,7 +19,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Addresses, visible text and balance of a page's tags."""
+    """Collects the addresses and visible text of a page, and checks that its tags balance."""
 
     def __init__(self, text):
         super().__init__()
@@ -62,14 +63,14 @@ def workdir(sweep):
 
 @pytest.fixture(scope="module")
 def reported(sweep):
-    """(folder, page, visible text) of one sweep, for tests that only look."""
+    """Return (folder, page, visible text) of one sweep, for tests that only read."""
     folder = sweep(accuracy=1.5, log_trace=-0.3)
     return folder, *read(folder)
 
 
 @pytest.fixture(autouse=True)
 def no_files_of_figures(reported, monkeypatch):
-    """A page draws the same panels itself; of `reported` there are files."""
+    """Skip the figure files: the page draws the same panels, and `reported` has the files."""
     monkeypatch.setattr(figures, "save_figures", lambda *_: [])
 
 
@@ -101,7 +102,13 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
     for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within settings"]]:
         for text in row:
             assert text in visible
-    for text in (*RULES, "Simpson's paradox", "Information", "Scatter from examples"):
+    for text in (
+        *RULES,
+        PARAMETRISATION,
+        "Simpson's paradox",
+        "Information",
+        "Scatter from examples",
+    ):
         assert text in visible
 
 
@@ -110,7 +117,7 @@ def test_where_there_is_no_number_the_page_says_why(sweep):
     _, visible = read(sweep(seeds=1))
     assert "no verdict: one seed gives no interval" in visible
     _, visible = read(sweep(widths=(16,)))
-    assert "no correlation, as 3 checkpoints a seed are fewer than 4." in visible
+    assert "no correlation, because 3 checkpoints per seed are fewer than 4." in visible
 
 
 def test_how_it_was_made(reported):
@@ -118,11 +125,13 @@ def test_how_it_was_made(reported):
         assert text in reported[2]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_page(reported):
     before = (reported[0] / "report.html").read_bytes()
     assert write_report(reported[0]).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_failed_points_and_text_from_files_are_shown_as_text(workdir):
     point = next(path for path in workdir.iterdir() if path.is_dir() and "seed=0" in path.name)
     status = {"state": "failed", "reason": "loss is <b>not</b> finite"}
@@ -161,7 +170,7 @@ def test_half_written_files_are_read_as_far_as_they_go(workdir):
 
 @pytest.mark.slow
 def test_a_trace_that_is_not_positive_leaves_flatness_undecided(workdir):
-    """Another measure does not step in: which one decides must not depend on what they say."""
+    """No other measure replaces it: the choice of measure must not depend on the results."""
     path = workdir / "results.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -172,7 +181,7 @@ def test_a_trace_that_is_not_positive_leaves_flatness_undecided(workdir):
         writer.writeheader()
         writer.writerows(rows)
     _, visible = read(workdir)
-    undecided = "its flatness is undecided, as Hessian trace is not positive in every seed"
+    undecided = "its flatness is undecided, because Hessian trace is not positive in every seed"
     assert undecided in visible
     assert "Hessian trace 0.7" not in visible
     assert not any(f"it is {word}, Fisher trace" in visible for word in ("flatter", "sharper"))

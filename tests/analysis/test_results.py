@@ -1,4 +1,4 @@
-"""results.csv becomes rows and cells without loss, whatever is missing from it."""
+"""results.csv becomes rows and cells without loss, also if parts of it are missing."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Sweeps with known effects and with none: how often the intervals of the report are right."""
+"""Simulated sweeps with and without effects: how often the report's intervals are right."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,12 @@ from jaxflat.analysis.statistics.intervals import (
     paired_t_interval,
 )
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
+from tests.support.counts import in_full
 from tests.support.simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 
 N = SIZES * STEPS
 NUM_PAIRS = N * (N - 1) // 2
-AMOUNTS = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
+AMOUNTS = [2000, *in_full(pytest.param(20_000, marks=pytest.mark.slow))]
 EFFECTS = [{}, {"size": 1.0}, {"slope": 0.7}, {"slope": 2.0}]
 
 
@@ -45,7 +46,7 @@ def test_paired_differences_and_ratios_cover(num_sweeps, size):
 @pytest.mark.parametrize("num_sweeps", AMOUNTS)
 @pytest.mark.parametrize("effect", EFFECTS, ids=str)
 def test_correlations_cover(num_sweeps, effect):
-    """Their truth is their mean over sweeps enough to know it, on the scale that is averaged."""
+    """The truth is the mean over many more sweeps, on the scale that the interval averages."""
     for name, found, truth in correlations(np.random.default_rng(2), num_sweeps, effect):
         assert 0.93 < said(f"coverage, {name} {truth:+.2f}", share_covering(found, truth)) < 0.97
         if not effect:
@@ -54,13 +55,13 @@ def test_correlations_cover(num_sweeps, effect):
 
 @pytest.mark.parametrize("num_sweeps", AMOUNTS)
 def test_correlations_that_are_as_strong_as_they_can_be_are_covered(num_sweeps):
-    """Where most seeds agree to the last pair, the grid makes the interval wider than 95%."""
+    """If most seeds agree on every pair, the grid makes the interval wider than 95%."""
     for name, found, truth in correlations(np.random.default_rng(2), num_sweeps, {"size": 4.0}):
         assert said(f"coverage, {name} {truth:+.2f}", share_covering(found, truth)) > 0.93
 
 
 def correlations(random, num_sweeps, effect):
-    """(name, intervals, truth), the truth being the mean over many more sweeps."""
+    """Return (name, intervals, truth); the truth is the mean over many more sweeps."""
     r_RxS, tau_RxS = of_seeds(*sweeps(random, num_sweeps, **effect))
     many_r_RxS, many_tau_RxS = of_seeds(*sweeps(random, 40_000, **effect))
     most = 1 - spearman_grid(N) / 2
@@ -77,7 +78,7 @@ def of_seeds(sharpness, accuracy):
 
 
 def said(name, share):
-    """The share, printed for `pytest -rP`."""
+    """Print the share for `pytest -rP`, and return it."""
     print(f"{name}: {share:.3f}")
     return share
 
@@ -94,7 +95,7 @@ def test_a_partial_correlation_of_what_only_a_third_measure_joins_is_undecided(n
 
 
 def test_the_percentile_bootstrap_would_not_cover():
-    """Why it does not ship: resampling five seeds makes intervals too narrow by sqrt(4/5) and z."""
+    """Why it is not used: with five seeds intervals are too narrow, by sqrt(4/5) and z for t."""
     random = np.random.default_rng(5)
     _, accuracy = sweeps(random, 2000, size=0.8)
     differences_RxS = accuracy[:, :, 1, 0] - accuracy[:, :, 0, 0]
@@ -106,7 +107,7 @@ def test_the_percentile_bootstrap_would_not_cover():
 
 
 def test_spearman_without_fishers_z_would_not_cover():
-    """Why z is used: a strong r is skewed, and Student's interval of it covers too little."""
+    """Why z is used: a strong r is skewed, and Student's interval of r covers too rarely."""
     random = np.random.default_rng(8)
     r_RxS, _ = of_seeds(*sweeps(random, 2000, slope=2.0))
     many_RxS, _ = of_seeds(*sweeps(random, 40_000, slope=2.0))
@@ -114,9 +115,9 @@ def test_spearman_without_fishers_z_would_not_cover():
     assert said("coverage, Spearman without z", share_covering(found, many_RxS.mean())) < 0.93
 
 
-@pytest.mark.parametrize("num_sweeps", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_sweeps", [150, *in_full(pytest.param(2000, marks=pytest.mark.slow))])
 def test_verdicts_on_pairs_are_rarely_wrong(num_sweeps):
-    """From the rows of a sweep to its verdicts, with no effect; allowing 3 binomial errors."""
+    """Without an effect, from rows to verdicts; the limit allows 3 binomial errors."""
     counts = count_answers(np.random.default_rng(6), num_sweeps, {})
     allowed = 0.06 + 3 * np.sqrt(0.06 * 0.94 / num_sweeps)
     assert len(counts) == 3
@@ -134,7 +135,7 @@ def test_verdicts_on_an_effect_go_its_way(size, answer):
 
 
 def count_answers(random, num_sweeps, effect):
-    """The answers to each claim about pairs, sweep by sweep; sweeps without a pair left out."""
+    """Return the answers to each claim about pairs, one per sweep that has a matched pair."""
     answers = {}
     for made in zip(*sweeps(random, num_sweeps, **effect), strict=True):
         for verdict in judge(compare(rows_of(random, *made)), [])[:3]:

@@ -1,4 +1,4 @@
-"""Changes from start to end are paired by seed, and named whichever way they go."""
+"""Changes from start to end are paired by seed, and described in either direction."""
 
 import csv
 from dataclasses import replace
@@ -20,7 +20,7 @@ from jaxflat.analysis.verdicts import NONE, SUPPORTED
 
 
 def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
-    """Arms that begin alike; `ratios`: of the trace, end over start, of (exact, sampled)."""
+    """Write arms with the same start; `ratios`: the trace, end over start, of (exact, sampled)."""
     random = np.random.default_rng(0)
     rows = []
     for seed in range(seeds):
@@ -112,7 +112,7 @@ def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
     for row in rows:
         assert all(text in page for text in row)
     assert "Sizes cannot be compared" not in page
-    assert len(summary_table(tmp_path)) == 1 + 4  # what was projected
+    assert len(summary_table(tmp_path)) == 1 + 4  # the projected checkpoints
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path)
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, 0.25), seeds=1))
     assert "undecided with one seed" in sentences[0]
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, -0.25)))
-    assert "undecided, as it is not positive" in sentences[0]
+    assert "undecided, because it was not measured, or is not positive" in sentences[0]
     write_report(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     for word in ("flatter", "more accurate"):
         claim = f"At matched excess loss targets sampled is {word} than targets exact"
         assert found[claim] == SUPPORTED
-    # Each arm's end against its start; the two ends would say the same once more.
+    # Each arm's end against its start; comparing the two ends too would count them twice.
     assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
     assert "Ways of training, at their last checkpoints" in write_report(tmp_path).read_text()
 
@@ -144,7 +144,9 @@ def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
     assert len(compare(rows).trajectories) == 2
     cut = [row for row in rows if not (row.last and row.point.startswith("exact"))]
     assert compare(cut).trajectories == []
-    assert "Left out, the last checkpoint not measured: targets exact." in describe(compare(cut))
+    assert "Left out, because the last checkpoint was not measured: targets exact." in describe(
+        compare(cut)
+    )
     assert noise_verdict(compare(cut)).answer == NONE
 
 

@@ -40,7 +40,7 @@ BAD_ARGUMENTS = {
     ("--config.mesh.data=4", "--config.mesh.model=3"): "=4 times mesh.model=3, but there are 8",
     ("--config.mesh.model=3",): "is not divisible by the 3 devices of mesh.data times mesh.model",
     ("--multihost=maybe",): "--multihost: 'maybe' is not one of auto, on, off",
-    ("--multihost=on",): "--multihost=on, but there is no cluster; start it by srun",
+    ("--multihost=on",): "--multihost=on, but there is no cluster; start it with srun",
     ("--config.evaluation.batch_size=1000",): "evaluation.batch_size",
     ("--points=99",): "--points=99 matches none",
     ("--stages=trian",): "--stages: 'trian' is not one of train, flatness, probes, report",
@@ -161,7 +161,7 @@ def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
 def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
     together = "--config.training.together=2"
     assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
-    found = re.findall(r"trained at once, in 2 lanes: (.*);", capsys.readouterr().out)
+    found = re.findall(r"trained in one program of 2 slots: (.*);", capsys.readouterr().out)
     config, listed = loading.load(f"{CONFIG}:smoke")
     expanded = points.expand(config, listed, tmp_path)
     alike = {}

@@ -17,7 +17,7 @@ from jaxflat.distributed import sharding
 from jaxflat.flatness import MEASURES, hessian_trace_terms
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
-from jaxflat.probes.linear import Labelled, linear_probe_correct
+from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import experiment, memory, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import make_problem
@@ -106,7 +106,7 @@ def hessian_vector_products(name: str = "transformer"):
 def probe_fit():
     labels_KxN = jnp.tile(jnp.arange(12, dtype=jnp.int32) % 3, (2, 1))
     features_NxF = jax.random.normal(jax.random.key(0), (12, 4))
-    data = Labelled(features_NxF, labels_KxN, jnp.ones((2, 12), bool))
+    data = LabelledFeatures(features_NxF, labels_KxN, jnp.ones((2, 12), bool))
     fit = partial(linear_probe_correct, shots=12, num_classes=3, iterations=5)
     return jax.jit(fit), (data, data, data, jnp.asarray([1e-3, 1.0]))
 

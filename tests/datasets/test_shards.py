@@ -160,7 +160,7 @@ def test_a_directory_of_something_else_is_refused(dataset_directory, tmp_path):
         shards.claim(tmp_path / "thesis.tex", SETTINGS).__enter__()
     with (
         shards.claim(dataset_directory, SETTINGS),
-        pytest.raises(ValueError, match="at work in another process"),
+        pytest.raises(ValueError, match="another process is building this data set"),
         shards.claim(dataset_directory, SETTINGS),
     ):
         pass

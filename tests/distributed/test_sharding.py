@@ -34,7 +34,7 @@ def trained(config: FrozenConfigDict):
     """Return (the state after five calls, the mean loss of each)."""
     mesh, phase = experiment.make_mesh(config), trajectory.phases(config)[0]
     state = experiment.init_state(experiment.init_params(config, mesh), phase)
-    state = sharding.place(mesh, state)
+    state = sharding.shard_params(mesh, state)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
     schedule = experiment.schedule(phase.settings, anneal=False)
     source, losses = Source(make_language(config.language)), []
@@ -77,7 +77,7 @@ def test_each_device_keeps_its_part_through_training(runs):
     same = jax.tree.map(
         lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
         state,
-        sharding.placement(mesh, state),
+        sharding.param_shardings(mesh, state),
     )
     assert all(jax.tree.leaves(same))
 
@@ -87,7 +87,7 @@ def test_the_largest_dimension_that_divides_is_cut():
     shapes = {(3, 8, 16): P(None, None, "model"), (8, 6): P("model"), (8, 8): P("model"),
               (3, 5): P(), (): P()}  # fmt: skip
     for shape, spec in shapes.items():
-        assert sharding.placement(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec
+        assert sharding.param_shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec
 
 
 def test_a_checkpoint_moves_between_meshes(runs, tmp_path):

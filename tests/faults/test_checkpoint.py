@@ -1,4 +1,4 @@
-"""A step of a checkpoint is whole or none, whatever happens to its files or to its saving."""
+"""A step of a checkpoint is whole or absent: damaged files, and deaths during a save."""
 
 import errno
 import itertools
@@ -28,7 +28,7 @@ def tree(step):
 
 
 def assert_whole(directory, steps):
-    """These are the steps, each of them is as it was saved, and nothing else is there."""
+    """Assert that exactly these steps exist and hold what was saved."""
     assert checkpoint.steps(directory) == list(steps)
     assert checkpoint.mark_damaged_steps(directory) == []
     for step in steps:
@@ -84,7 +84,7 @@ def test_any_bit_that_flips_is_found(copied, chance):
     assert_whole(copied, [1, 2])
 
 
-def test_what_was_set_aside_before_makes_room(copied):
+def test_a_newly_damaged_step_replaces_an_older_one(copied):
     for _ in range(2):
         (copied / "2" / "_METADATA").unlink()
         assert len(checkpoint.mark_damaged_steps(copied)) == 1
@@ -103,7 +103,7 @@ def test_a_bad_sector_is_damage(copied, monkeypatch):
 
 
 class Killed(BaseException):
-    """As by kill -9: no cleaning up after it."""
+    """Stands for kill -9: no code cleans up after it."""
 
 
 MOMENTS = {
@@ -117,7 +117,7 @@ MOMENTS = {
 
 
 def die_at(monkeypatch, owner, name, number):
-    """Let a function raise Killed: before its first call, after it, before its second, ..."""
+    """Let a function raise Killed at a moment: 0 before its first call, 1 after it, and so on."""
     function, moments = getattr(owner, name), itertools.count()
 
     def die_now():
@@ -174,7 +174,7 @@ def save_for_ever(directory):
 
 @pytest.mark.slow
 def test_killed_while_it_saves(saved, tmp_path, chance):
-    """Really killed, wherever that finds it."""
+    """Kill a process that saves, at a random moment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jaxflat.storage.checkpoint"])
     process = context.Process(target=save_for_ever, args=(tmp_path,))

@@ -12,7 +12,7 @@ from jaxflat import main
 from jaxflat.config import loading
 from jaxflat.config.validation import InputError
 from jaxflat.sweeps import points
-from tests.support.trials import ALL, TRIALS
+from tests.support.counts import FULL
 
 
 def dotted(section: ConfigDict, prefix: str = "") -> list[str]:
@@ -104,7 +104,7 @@ NO_PHASES = SECTION_FOR_A_SEED.replace('data_seed = {"name": 1}', "phases = None
 )
 
 
-@trials(500 * TRIALS // ALL)
+@trials(500 if FULL else 50)
 @example((["phases"], NO_PHASES))
 @example((["data_seed"], SECTION_FOR_A_SEED))
 @given(mutilated())
@@ -118,7 +118,7 @@ def test_a_mutilated_config_is_accepted_or_refused_in_a_line(tmp_path, config):
         assert_one_line_on(keys, str(error))
 
 
-@trials(20 * TRIALS // ALL)
+@trials(20 if FULL else 2)
 @given(mutilated())
 @pytest.mark.slow
 def test_the_command_says_the_line_and_writes_nothing(tmp_path, capsys, config):

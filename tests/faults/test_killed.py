@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from tests.support.counts import FAULT_TRIALS
 from tests.support.sweeps import tiny_config
-from tests.support.trials import TRIALS
 from tests.sweeps.test_sweep import assert_same
 
-DEATHS = TRIALS // 2
+DEATHS = FAULT_TRIALS // 2
 
 
 def saving_continually() -> ConfigDict:
     config = tiny_config()
     config.training.save_every = 1
+    config.flatness.measures = ("fisher_trace",)  # every start compiles what it measures
     return config
 
 
@@ -61,7 +62,7 @@ def die_until_done(start, workdir: Path, moments: random.Random, duration: float
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # dozens of deaths in `make faults`
+@pytest.mark.timeout(0)  # dozens of deaths in `make full`
 def test_a_run_that_is_killed_at_random_moments_ends_bitwise_like_one_left_alone(start, tmp_path):
     for folder in ("first", "undisturbed"):  # the first compiles
         begin = time.monotonic()

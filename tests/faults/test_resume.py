@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.runs import experiment, slots, trajectory
 from jaxflat.storage import checkpoint
-from tests.support.trials import ALL, TRIALS
+from tests.support.counts import FULL
 
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
@@ -34,10 +34,7 @@ def resolved(optimizer: str, targets: str, together: int) -> FrozenConfigDict:
 
 @pytest.mark.parametrize(
     ("optimizer", "targets", "together"),
-    [
-        *ALWAYS,
-        *(pytest.param(*c, marks=pytest.mark.slow) for c in REST[:: max(ALL // TRIALS, 1)]),
-    ],
+    [*ALWAYS, *(REST if FULL else REST[::20])],
 )
 @pytest.mark.slow
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(

@@ -21,6 +21,7 @@ from jaxflat.runs.trajectory import phases
 from jaxflat.storage.files import read_lines
 from jaxflat.sweeps import points, sweep, sweep_record
 from tests.support import worker as worker_module
+from tests.support.counts import in_full
 from tests.support.sweeps import tiny_config
 from tests.support.threads import call_concurrently
 from tests.support.worker import PATIENCE, Settings, Worker, holders
@@ -29,6 +30,7 @@ from tests.sweeps.test_sweep import contents
 BOOT = "/proc/sys/kernel/random/boot_id"
 SNAPSHOTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
 FEW = pytest.param(5, "probes", id="few")
+SIX = pytest.param(6, "train,probes", id="six", marks=pytest.mark.slow)
 TWENTY = pytest.param(20, "train,probes", id="twenty", marks=pytest.mark.slow)
 TRAINED = pytest.param("train,probes", marks=pytest.mark.slow)
 
@@ -100,7 +102,7 @@ def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
     assert not list(workdir.glob("*=*/**/.*"))
 
 
-@pytest.mark.parametrize(("num_points", "stages"), [FEW, TWENTY])
+@pytest.mark.parametrize(("num_points", "stages"), [FEW, SIX, *in_full(TWENTY)])
 def test_three_workers_race(start, workdir, num_points, stages):
     """One is killed, one point diverges, one raises: the others are done, each once."""
     workers = [start(num_points, stages, fails=True) for _ in range(3)]
@@ -182,10 +184,10 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
     waiting, other = start(2), start(2)
     until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
     waiting.send(signal.SIGINT)
-    assert "stopped by SIGINT" in waiting.ends_with(75)
+    assert "interrupted by SIGINT" in waiting.ends_with(75)
     until(lambda: "waiting for learning_rate=0.001" in other.printed())
     running.send(signal.SIGTERM)
-    assert "stopped by SIGTERM" in running.ends_with(75)
+    assert "interrupted by SIGTERM" in running.ends_with(75)
     other.ends_with(3)
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 2)
 
@@ -200,7 +202,9 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
     config = f"--config={worker_module.__file__}:2"
     assert main.main([config, f"--workdir={tmp_path}", "--stages=probes"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("stopped: locks/results.csv/3: another process has taken it over; run")
+    assert line.startswith(
+        "interrupted: locks/results.csv/3: another process has taken it over; run"
+    )
 
 
 def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):

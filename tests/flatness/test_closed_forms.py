@@ -30,7 +30,7 @@ def assert_within(estimate, truth, num_sems=4):
 
 
 def test_linear_regression():
-    """H = 2 X'X / n, whatever the parameters and the targets."""
+    """H = 2 X'X / n for any parameters and targets."""
     args, hessian_DxD = (squared_loss, np.ones(D), BATCHES, KEY), 2 * (X_NxD.T * WEIGHTS_N) @ X_NxD
     trace = flatness.hessian_trace(*args, num_probes=4000, over="probes", probes_per_pass=4000)
     assert_within(trace, np.trace(hessian_DxD))
@@ -52,8 +52,10 @@ def test_average_sharpness_of_linear_regression_is_half_the_trace_at_any_sigma()
 
 
 def test_gradient_noise_of_linear_regression():
-    """x ~ N(0, C), y = x'(theta - d) + s e: the gradient of a prediction is 2 x (x'd - s e), so
-    E g = 2 C d, H = 2 C and, by Isserlis, Sigma = 4 ((s^2 + d'Cd) C + C d d'C)."""
+    """x ~ N(0, C), y = x'(theta - d) + s e: the gradient of a prediction is 2 x (x'd - s e).
+
+    So E g = 2 C d, H = 2 C and, by Isserlis, Sigma = 4 ((s^2 + d'Cd) C + C d d'C).
+    """
     root_DxD, d_D, s = RNG.normal(size=(D, D)), np.asarray([0.5, -0.3, 0.0, 0.2]), 0.7
     x = RNG.normal(size=(3000, B, D)) @ root_DxD
     y = x @ (np.ones(D) - d_D) + s * RNG.normal(size=(3000, B))
@@ -73,7 +75,7 @@ def test_gradient_noise_of_linear_regression():
 
 
 def logistic_log_probs(params_D, batch):
-    """Of two classes, the first one's logit 0."""
+    """Two classes; the logit of the first is 0."""
     logits_B = batch["x"] @ params_D
     return jax.nn.log_softmax(jnp.stack([0 * logits_B, logits_B], axis=-1)), batch["weights"]
 
@@ -106,7 +108,7 @@ def softmax():
 @pytest.mark.parametrize("problem", [logistic, softmax])
 @pytest.mark.slow
 def test_classification(problem):
-    """Logits are linear in the parameters, so H = G = F, whatever the labels."""
+    """Logits are linear in the parameters, so H = G = F for any labels."""
     log_probs_fn, params, dense_PxP = problem()
 
     def loss_fn(params, batch):

@@ -18,14 +18,14 @@ from jaxflat.flatness import (
     hessian_trace_terms,
     hessian_vector_product,
 )
-from jaxflat.flatness.terms import path_name
+from jaxflat.flatness.trees import path_name
 from tests.support import tiny_masked_lm as lm
 
 KEY = jax.random.key(4)
 
 
 def layer_of(path):
-    """The layers of the stack apart, everything else by its top-level name."""
+    """One block for each layer of the stack; the top-level name for all other leaves."""
     names = path.split("/")
     return f"layer_{names[-1]}" if names[0] == "stack" else names[0]
 
@@ -38,7 +38,7 @@ def hessian_and_fisher_terms(params, batches):
 
 @pytest.fixture(scope="module")
 def problem():
-    """With ragged sentences and unequal microbatches, and a vector to multiply."""
+    """Ragged sentences, unequal microbatches, and a vector to multiply."""
     params, batches = lm.make_params(), lm.make_batches(3, 4)
     assert len(set(batches["weights"].sum((1, 2)).tolist())) > 1
     assert len(set(batches["lengths"].ravel().tolist())) > 2
@@ -71,6 +71,7 @@ def assert_equal(product, expected):
     np.testing.assert_allclose(ravel_pytree(product)[0], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_vector_products_equal_the_dense_ones(problem):
     product = hessian_vector_product(lm.loss_fn, *problem.args)
     assert_equal(product, problem.hessian @ problem.flat_vector)
@@ -78,6 +79,7 @@ def test_vector_products_equal_the_dense_ones(problem):
     assert_equal(product, problem.gauss_newton @ problem.flat_vector)
 
 
+@pytest.mark.slow
 def test_quadratic_forms_equal_the_dense_ones(problem):
     form = hessian_quadratic_form(lm.loss_fn, *problem.args)
     assert_equal(form, problem.flat_vector @ problem.hessian @ problem.flat_vector)
@@ -87,7 +89,7 @@ def test_quadratic_forms_equal_the_dense_ones(problem):
 
 @pytest.mark.slow
 def test_fisher_vector_product_equals_the_dense_one(problem):
-    """From J' (e_y - p), the gradient of every prediction, with the labels y given."""
+    """Sum over predictions of g g', g = J' (e_y - p), for given labels y."""
     params, batches, vector = problem.args
     labels = jax.random.randint(jax.random.key(6), batches["weights"].shape, 0, lm.V)
     batch, labels_BxM = lm.merge(batches), labels.reshape(-1, labels.shape[-1])
@@ -160,7 +162,7 @@ def test_blocks_sum_to_the_total(terms_and_diagonal):
 
 @pytest.mark.slow
 def test_weighted_equals_the_dense_weighted_sum(terms_and_diagonal):
-    """Scalar factors for plain leaves, one a layer for stacked ones."""
+    """Plain leaves have scalar factors, stacked leaves one factor per layer."""
     terms, diagonal = terms_and_diagonal
     paths, structure = jax.tree_util.tree_flatten_with_path(diagonal)
     means = {path: leaf.mean for path, leaf in terms.by_block(lambda path: path).items()}

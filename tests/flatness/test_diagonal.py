@@ -1,4 +1,4 @@
-"""Diagonals against dense ones, their errors against samples collected one by one."""
+"""Diagonals against dense matrices; their errors against samples computed one by one."""
 
 from functools import partial
 
@@ -17,14 +17,14 @@ DRAWS, KEYS = 2, jax.random.split(jax.random.key(0), 2000)
 
 @pytest.fixture(scope="module")
 def problem():
-    """Five microbatches of unequal weight; the first one has none at all."""
+    """Five microbatches of unequal weight; the first has weight 0."""
     params, batches = table.make_params(), table.make_batches(5, 4)
     scales_5x1 = jnp.asarray([0.0, 1.0, 2.0, 1.0, 0.5])[:, None]
     return params, batches | {"weights": batches["weights"] * scales_5x1}
 
 
 def hessian_samples(params, batches, key):
-    """v * H v of every microbatch's dense Hessian, the mean over its own probes."""
+    """v * H v of each microbatch's dense Hessian, the mean over this microbatch's probes."""
     flat, unravel = ravel_pytree(params)
 
     def microbatch(index, batch):
@@ -36,7 +36,7 @@ def hessian_samples(params, batches, key):
 
 
 def fisher_samples(params, batches, key):
-    """Squared gradients of every microbatch at labels of its own, the mean over its draws."""
+    """Squared gradients of each microbatch at its drawn labels, the mean over draws."""
     flat, unravel = ravel_pytree(params)
 
     def microbatch(index, batch):

@@ -27,7 +27,7 @@ def test_ratio_standard_error_is_the_spread_of_repeated_ratios():
 
 
 def test_a_ratio_to_something_negative_has_a_positive_error():
-    """As the noise scale has, where the estimate of a squared gradient is below 0."""
+    """The noise scale has such a weight if the estimate of the squared gradient is below 0."""
     sums_n, weights_n = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([3.0, 5.0, 2.0])
     above, below = (ratio_estimate(sums_n, s * weights_n, "sentences") for s in (1, -1))
     np.testing.assert_allclose((below.mean, below.sem), (-above.mean, above.sem), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""The noise of gradients against the covariance of all single ones, written out."""
+"""Gradient noise against the explicit covariance of single gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from jaxflat.flatness import gradient_noise
 from tests.support import softmax_table as table
 
 
+@jax.jit
 def truth(params, pool):
-    """tr Sigma, |E g|^2 and tr(Sigma H) of a pool that counts as the population."""
+    """tr Sigma, |E g|^2 and tr(Sigma H) of a pool, which is the population here."""
     flat_P, unravel = ravel_pytree(params)
 
     def losses_N(flat_P):
@@ -33,7 +34,7 @@ def problem():
 
 
 def test_unbiased_and_covered(problem):
-    """Means over a thousand samples of the pool, and how often 95% intervals hold the truth.
+    """Means over a thousand samples of the pool, and the coverage of 95% intervals.
 
     Microbatches have 4 or 5 predictions: the fifth one's weight is 0 in every other of them.
     """
@@ -71,7 +72,7 @@ def test_the_noise_scale_is_the_ratio(problem):
 
 
 def test_noise_equals_curvature_where_the_model_is_optimal(problem):
-    """Bartlett: with labels the model drew, Sigma = H = G, so tr(Sigma H) = tr H^2."""
+    """Bartlett: with labels drawn from the model, Sigma = H = G, so tr(Sigma H) = tr H^2."""
     params, pool = problem
     log_probs_NxV, _ = table.log_probs_fn(params, pool)
     rows_MxB = jax.random.randint(jax.random.key(2), (1500, 32), 0, 64)

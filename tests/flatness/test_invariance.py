@@ -1,4 +1,4 @@
-"""How the work is divided or padded, over microbatches, passes or devices, changes no estimate."""
+"""Microbatches, padding, passes and devices do not change an estimate."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -14,9 +14,9 @@ from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_labels
 from tests.support import softmax_table
 from tests.support import tiny_masked_lm as lm
+from tests.support.counts import in_full
 
 KEY = jax.random.key(3)
-PROBLEMS = [softmax_table, pytest.param(lm, marks=pytest.mark.slow)]
 
 
 def test_labels_do_not_depend_on_microbatches():
@@ -37,7 +37,7 @@ def test_labels_follow_the_predictions():
 
 
 def sampled(problem, params, batches, over, per_pass):
-    """Everything that is estimated from draws, 6 of them, per_pass at once."""
+    """All estimates from 6 draws, `per_pass` draws in one pass."""
     args, how = (params, batches, KEY), {"over": over}
     probes = how | {"num_probes": 6, "probes_per_pass": per_pass}
     draws = how | {"num_samples": 6, "samples_per_pass": per_pass}
@@ -50,7 +50,7 @@ def sampled(problem, params, batches, over, per_pass):
 
 
 def exact(problem, params, batches):
-    """What is a mean over predictions."""
+    """The numbers that are means over predictions."""
     args = params, batches, params
     return {
         "loss": flatness.mean_loss(problem.loss_fn, params, batches).mean,
@@ -73,16 +73,23 @@ def assert_same(found, expected):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
 
 
-@pytest.mark.parametrize("measure", [exact, pytest.param(eigenvalues, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "measure"),
+    [
+        (softmax_table, exact),
+        pytest.param(softmax_table, eigenvalues, marks=pytest.mark.slow),
+        pytest.param(lm, exact, marks=pytest.mark.slow),
+        *in_full(pytest.param(lm, eigenvalues, marks=pytest.mark.slow)),
+    ],
+)
 def test_microbatches_change_no_mean(problem, measure):
     check_microbatches(problem, lambda params, batches, _: measure(problem, params, batches))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", [softmax_table, *in_full(lm)])
 @pytest.mark.slow
 def test_microbatches_change_no_sample(problem):
-    """But the Fisher trace's: gradients are squared a microbatch at a time, of the same labels."""
+    """Except for the Fisher trace: each microbatch squares its gradient, at the same labels."""
 
     def measure(params, batches, per_pass):
         estimates = sampled(problem, params, batches, "probes", per_pass)
@@ -93,7 +100,7 @@ def test_microbatches_change_no_sample(problem):
 
 
 def check_microbatches(problem, measure):
-    """Twelve sentences as one microbatch, two or three, of unequal weight each."""
+    """Twelve sentences as one, two or three microbatches of unequal weight."""
     params, batches = problem.make_params(), problem.make_batches(3, 4)
     weights_3 = batches["weights"].reshape(3, -1).sum(axis=1)
     assert len(set(weights_3.tolist())) > 1
@@ -114,7 +121,7 @@ def test_probes_per_pass_changes_nothing():
 
 @pytest.mark.slow
 def test_padding_changes_nothing():
-    """Three words of it, in the tiny model with room for them."""
+    """Three words of padding, in a tiny model with three more positions."""
     model = lm.MODEL.clone(max_length=lm.T + 3)
 
     def log_probs_fn(params, batch):
@@ -149,8 +156,16 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("trace", TRACES)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "trace"),
+    [
+        *((softmax_table, trace) for trace in TRACES),
+        *(
+            pytest.param(lm, trace, marks=pytest.mark.slow)
+            for trace in ("hessian by leaf", "fisher", *in_full("hessian", "gauss_newton"))
+        ),
+    ],
+)
 def test_eight_devices_give_what_one_gives(problem, trace):
     single = partial(jax.tree.map, lambda x: x.astype(jnp.float32) if x.dtype == float else x)
     params, batches = single(problem.make_params()), single(problem.make_batches(2, 8))

@@ -1,4 +1,4 @@
-"""Slices through losses that are known in closed form."""
+"""Slices through losses with known closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ WEIGHTS_M = np.asarray([1.0, 2.0, 5.0])
 
 
 def quadratic(params, batch):
-    """Of mean params' A params / 2 over microbatches of 1, 2 and 5 predictions."""
+    """The mean of params' A params / 2 over microbatches of 1, 2 and 5 predictions."""
     return batch * jnp.sum(CURVATURE_P * params**2) / 2, batch
 
 
@@ -32,7 +32,7 @@ def test_a_plane_through_a_quadratic():
 
 
 def test_errors_are_those_of_paired_differences():
-    """The same rise of every sentence has no error, however much their losses differ."""
+    """If all sentences rise equally the error is 0, even if their losses differ."""
 
     def loss_fn(params, batch):
         return jnp.sum(params) + batch, jnp.asarray(1.0)
@@ -64,7 +64,7 @@ def test_barriers():
 
 
 def test_filters_are_as_long_as_those_of_the_parameters():
-    """What one unit reads is a column; a stack holds two layers; a vector is one filter."""
+    """The weights of one unit are a column; a stack holds two layers; a vector is one filter."""
     shapes = {"kernel": (3, 4), "stack/kernel": (2, 3, 5), "bias": (6,), "stack/bias": (2, 3)}
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=shape) for name, shape in shapes.items()}

@@ -7,6 +7,7 @@ import pytest
 from scipy import integrate
 
 from jaxflat.flatness import local_learning_coefficient, split_r_hat
+from tests.support.counts import in_full
 
 CENTER_P = np.asarray([0.5, -1.0, 2.0])
 
@@ -56,10 +57,10 @@ def test_a_regular_model_has_half_its_parameters(beta):
 
 
 def test_unequal_microbatches_and_large_steps_have_the_variance_they_should():
-    """Every direction is a random recurrence whose stationary variance has a closed form.
+    """Every direction is a random recurrence with a stationary variance in closed form.
 
-    u <- (1 - step h_m / 2) u - step n beta c_m / 2 + N(0, step), h_m = n beta a_m + gamma, m drawn
-    uniformly, a_m and c_m a microbatch's curvature and slope times M weight_m / sum(weight).
+    u <- (1 - step h_m / 2) u - step n beta c_m / 2 + N(0, step), h_m = n beta a_m + gamma. m is
+    uniform; a_m and c_m are a microbatch's curvature and slope times M weight_m / sum(weight).
     """
     batches = {
         "weight": np.asarray([1, 5, 2]),
@@ -108,12 +109,12 @@ def reduced_rank_coefficient(M, N, H, r):
 def reduced_rank(M, N, H, r):
     """The population's loss, less a constant, and the most singular of the true parameters.
 
-    For x and noise ~ N(0, I) it is |BA - T|^2 / 2. On a sample, n beta (E[L_n] - L_n(w*)) at the
-    true w* spreads around lambda by sqrt(lambda / (2 log n)) (Watanabe, A widely applicable
-    Bayesian information criterion, 2013), a quarter of a lambda of 1/2 at n = 10^8; of the
-    population's loss only the sampler's errors are left. Local coefficients differ along the fibre
-    BA = T. The theorem's is the smallest of them, that of the deepest singularity: here, where A
-    and B have no more than rank r.
+    For x and noise ~ N(0, I) the loss is |BA - T|^2 / 2. On a sample, n beta (E[L_n] - L_n(w*)) at
+    the true w* spreads around lambda by sqrt(lambda / (2 log n)) (Watanabe, A widely applicable
+    Bayesian information criterion, 2013). At n = 10^8 this is a quarter of a lambda of 1/2. With
+    the population's loss only the sampler's errors remain. Local coefficients differ along the
+    fibre BA = T. The theorem gives the smallest, at the deepest singularity, where A and B have
+    rank at most r.
     """
     eye_HxR = np.eye(H, r)
     target_NxM = np.eye(N, r) @ np.eye(M, r).T
@@ -125,7 +126,7 @@ def reduced_rank(M, N, H, r):
 
 
 def reduced_rank_estimate(config, n, num_draws, step=0.05):
-    """Step sizes in units of 1 / (n beta), the largest curvature there is at distance 1."""
+    """Step sizes in units of 1 / (n beta), the largest curvature at distance 1."""
     loss_fn, params = reduced_rank(*config)
     options = {"num_examples": n, "num_draws": num_draws, "step_size": step * np.log(n) / n}
     return repeated(loss_fn, params, np.zeros(1), localization=1.0, **options)
@@ -136,8 +137,10 @@ def reduced_rank_estimate(config, n, num_draws, step=0.05):
     [
         ((1, 1, 3, 0), 1 / 2, 1000, 2500),  # of 6 parameters
         ((3, 2, 2, 1), 5 / 2, 1000, 2500),  # of 10
-        pytest.param((2, 2, 2, 0), 3 / 2, 3000, 15_000, marks=pytest.mark.slow),  # of 8
-        pytest.param((2, 6, 2, 1), 4, 3000, 15_000, marks=pytest.mark.slow),  # of 16
+        *in_full(
+            ((2, 2, 2, 0), 3 / 2, 3000, 15_000),  # of 8
+            ((2, 6, 2, 1), 4, 3000, 15_000),  # of 16
+        ),
     ],
 )
 @pytest.mark.slow
@@ -204,7 +207,7 @@ def test_split_r_hat_tells_agreement_from_disagreement():
     assert abs(split_r_hat(jnp.asarray(values_CxT)) - 1) < 1e-3
     levels_Cx1, drift_1xT = np.arange(4)[:, None] * 10, np.linspace(0, 10, 10_000)[None]
     assert split_r_hat(jnp.asarray(values_CxT + levels_Cx1)) > 5
-    assert split_r_hat(jnp.asarray(values_CxT + drift_1xT)) > 1.5  # all alike, none at rest
+    assert split_r_hat(jnp.asarray(values_CxT + drift_1xT)) > 1.5  # no chain is stationary
 
 
 def quadratic(params, batch):
@@ -231,7 +234,7 @@ def test_a_step_depends_on_its_key_chain_and_number_alone():
     np.testing.assert_array_equal(found.r_hat, split_r_hat(found.rises_CxT))
 
 
-def test_a_chain_that_diverges_shows():
+def test_a_diverged_chain_is_not_finite():
     options = SHORT | {"step_size": 1e6, "num_draws": 100}
     found = local_learning_coefficient(
         quadratic, np.zeros(2), np.ones(1), jax.random.key(0), **options
@@ -254,7 +257,7 @@ def test_a_chain_that_diverges_shows():
         ("inverse_temperature", 0.0, r"positive, not 0\.0"),
     ],
 )
-def test_numbers_no_chain_can_run_with_are_errors(name, value, message):
+def test_settings_out_of_range_raise(name, value, message):
     with pytest.raises(ValueError, match=f"{name} must be {message}"):
         local_learning_coefficient(
             quadratic, np.zeros(2), np.ones(1), jax.random.key(0), **SHORT | {name: value}

@@ -1,4 +1,4 @@
-"""Measures by name: what each stands for, groups that add up, and sampling until precise."""
+"""Measures by name: their functions, groups that add up, and sampling until precise."""
 
 import math
 
@@ -50,7 +50,7 @@ def settings_with(**changes) -> ConfigDict:
 
 
 def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
-    """Return a function of no arguments for each measure: its estimates by direct calls."""
+    """Return for each measure a function that computes its estimates by direct calls."""
     data = problem.params, problem.sample(0)
     loss, log_probs = (table.loss_fn, *data), (table.log_probs_fn, *data)
     round_key = jax.random.fold_in(KEY, 0)  # traces have a key for each round
@@ -201,7 +201,7 @@ def test_a_trace_takes_rounds_of_new_sentences_until_it_is_precise(problem):
     assert seen == [0, 0]
 
 
-def test_what_is_not_a_number_is_not_sampled_again():
+def test_sampling_stops_at_nan():
     drawn = []
 
     def draw_round(i):
@@ -212,7 +212,7 @@ def test_what_is_not_a_number_is_not_sampled_again():
     assert drawn == [0]
 
 
-def test_a_step_that_nothing_brackets_is_not_a_number(problem):
+def test_critical_sharpness_without_a_bracket_is_nan(problem):
     """A loss that is flat never rises along its gradient, which is 0."""
 
     def flat_loss(params, batch):
@@ -236,7 +236,7 @@ def test_a_density_takes_no_more_steps_than_there_are_parameters(problem):
 
 
 def test_a_plane_holds_the_slices_along_its_axes(problem):
-    """Its middle row and column are the rises along each direction alone; its centre is 0."""
+    """Its middle row and column are the rises along one direction; its centre is 0."""
     chosen = settings_with()
     curves = flatness.MEASURES["loss_plane"](problem, chosen).curves
     rises_GxG, steps_G = curves["rises_GxG"], curves["steps_G"]
@@ -252,8 +252,8 @@ def test_a_plane_holds_the_slices_along_its_axes(problem):
         np.testing.assert_allclose(along_G, found.mean, rtol=1e-9, atol=1e-12)
 
 
-def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
-    """Against losses at mixed parameters, one by one, and paired differences of microbatches."""
+def test_a_path_has_its_losses_and_its_barrier(problem):
+    """Against single losses at mixed parameters, and paired differences of microbatches."""
     batches = problem.sample(0)
     end = problem.params | {"table": 6 * problem.params["table"]}  # tanh: most changes early
     measured = flatness.MEASURES["loss_path"](problem._replace(toward=end), settings_with())
@@ -280,6 +280,6 @@ def test_a_path_has_the_losses_on_the_way_and_its_barrier(problem):
         np.testing.assert_allclose((found.mean, found.sem), (right.mean, right.sem), rtol=1e-9)
 
 
-def test_a_path_leads_somewhere(problem):
-    with pytest.raises(ValueError, match="loss_path needs parameters to lead to"):
+def test_a_path_without_an_end_raises(problem):
+    with pytest.raises(ValueError, match="loss_path needs the parameters at its end"):
         flatness.MEASURES["loss_path"](problem, settings_with())

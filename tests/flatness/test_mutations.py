@@ -1,4 +1,4 @@
-"""Mistakes that estimators of curvature invite, each made on purpose: a check sees it.
+"""Common mistakes in curvature estimators, made on purpose: a check detects each.
 
 The checks pass without the mistake. Mutated functions are traced afresh, as loss functions that
 no other test has.
@@ -46,7 +46,7 @@ def test_dropout(noise):
 
 @pytest.mark.slow
 def test_means_of_microbatches_averaged():
-    """In place of the sum over predictions, divided once: the first microbatch has hardly any."""
+    """Instead of one sum over predictions; the first microbatch has few predictions."""
     batches = table.make_batches(2, 16)
     batches |= {"weights": batches["weights"].at[0, 2:].set(0)}
 
@@ -69,7 +69,7 @@ def check_fisher_trace(batches):
 
 
 def test_labels_of_the_data(monkeypatch):
-    """In place of the model's: seen unless the data are the model's own, as at saturation."""
+    """Instead of the model's labels; undetected only if the model drew the data."""
     batches = table.make_batches(2000, 1)
     check_fisher_trace(batches)
     log_probs = jax.jit(table.log_probs_fn)(table.make_params(), jax.tree.map(jnp.ravel, batches))[

@@ -1,4 +1,4 @@
-"""What microbatches, reverse rules and 16-bit parameters do to products and forms."""
+"""Products and forms with microbatches, custom reverse rules and 16-bit parameters."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from jaxflat.flatness.products import mean_gradient
 from tests.support import softmax_table
 
 
-def test_mean_gradient_is_that_of_all_predictions_together():
+def test_mean_gradient_is_the_gradient_over_all_predictions():
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 4)
     assert len(set(batches["weights"].sum(1).tolist())) > 1
     gradient = mean_gradient(softmax_table.loss_fn, params, batches)
@@ -30,7 +30,7 @@ def test_mean_gradient_is_that_of_all_predictions_together():
 
 
 def test_curvature_along_directions_is_the_dense_one_of_every_microbatch():
-    """v_k' H_m v_k of microbatch m as its own sample, and their spread."""
+    """Each microbatch m is one sample of v_k' H_m v_k; the error is their spread."""
     params, batches = softmax_table.make_params(), softmax_table.make_batches(5, 4)
     flat, unravel = ravel_pytree(params)
     vectors_KxP = jax.random.normal(jax.random.key(2), (3, flat.size), flat.dtype)

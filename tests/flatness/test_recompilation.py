@@ -1,4 +1,4 @@
-"""Nothing is compiled again for other parameters, sentences or keys of the same shapes."""
+"""Other parameters, sentences or keys of the same shapes do not recompile."""
 
 import logging
 
@@ -31,7 +31,7 @@ def problem_of(seed):
 
 @pytest.fixture
 def settings():
-    """Of the cheapest; traces take both their rounds, as no precision is enough."""
+    """Cheap settings; traces take both rounds, because they never reach the precision."""
     chosen = config.base().flatness
     chosen.update({"num_probes": 2, "relative_error": 1e-9, "max_rounds": 2})
     chosen.eigenvalues.update({"num_largest": 2, "num_steps": 4})
@@ -42,7 +42,7 @@ def settings():
 
 
 def measure_all(seed, settings):
-    """All that is measured of one checkpoint, as numbers."""
+    """All numbers of all measures of one checkpoint."""
     measured = [measure(problem_of(seed), settings) for measure in MEASURES.values()]
     leaves = jax.tree.leaves([(one.estimates, one.curves) for one in measured])
     return [np.asarray(leaf) for leaf in leaves]

@@ -49,7 +49,7 @@ def test_average_over_a_quadratic_is_half_the_trace(key, adaptive):
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.slow
 def test_average_over_a_model_equals_plain_sampling(key, adaptive):
-    """Large perturbations, where no expansion holds; NumPy's random numbers, no pairs."""
+    """Large perturbations, beyond any expansion; NumPy's random numbers, no pairs."""
     params, batches = softmax_table.make_params(), softmax_table.make_batches(3, 8)
     flat_P, unravel = ravel_pytree(params)
     merged = jax.tree.map(lambda x: x.reshape(-1), batches)
@@ -138,15 +138,15 @@ def test_the_mean_loss_has_the_error_of_its_microbatches():
     assert (found.num_samples, found.over) == (3, "sentences")
 
 
-@pytest.mark.parametrize(("sign", "message"), [(1, "falls however small"), (0, "rises however")])
+@pytest.mark.parametrize(("sign", "message"), [(1, "fall"), (0, "rise")])
 def test_no_bracket_is_an_error(sign, message):
     update_P = sign * (CURVATURE_PxP @ PARAMS_P)
-    with pytest.raises(ValueError, match=f"no bracket: the loss never {message}"):
+    with pytest.raises(ValueError, match=f"the loss does not {message} at any step"):
         critical_sharpness(quadratic, PARAMS_P, BATCHES_M, update_P)
 
 
 def rescaled(params, factor: float):
-    """The same function: the last block's values times a factor, what reads them divided by it."""
+    """The same function: the last block's values times a factor, its readers divided by it."""
     factors_3 = jnp.asarray([1.0, 1.0, factor])
     last, attention = params["last"], params["last"]["attention"]
     qkv, out = attention["qkv"], attention["out"]

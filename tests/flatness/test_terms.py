@@ -1,4 +1,4 @@
-"""Samples of traces: added up, put together, and as many as a precision takes."""
+"""Samples of traces: sums, concatenation, and sampling until precise."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ KEY = jax.random.key(4)
 @pytest.mark.parametrize("over", ["probes", "probes+sentences"])
 @pytest.mark.slow
 def test_terms_add_up_to_the_forward_only_samples(problem, over):
-    """Sample by sample, with terms that know of no stacking."""
+    """Sample by sample, without stacked leaves."""
     args = problem.loss_fn, problem.make_params(), problem.make_batches(3, 4), KEY
     terms, samples = (
         trace(*args, num_probes=5, over=over, probes_per_pass=5)
@@ -34,7 +34,7 @@ def test_terms_add_up_to_the_forward_only_samples(problem, over):
 
 
 def test_terms_concatenated_are_those_of_one_collection():
-    """Cut anywhere, by leaf and with the weights."""
+    """Parts cut at any place have the same leaves and weights."""
     rng = np.random.default_rng(0)
     leaves = {
         "plain": jnp.asarray(rng.normal(size=9)),

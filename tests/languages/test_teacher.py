@@ -16,10 +16,9 @@ from jaxflat.console import Display
 from jaxflat.datasets.tokenizer import encode, load_tokenizer, train_tokenizer
 from jaxflat.distributed import preemption
 from jaxflat.languages.generated import teacher
-from jaxflat.models import huggingface_save
 from jaxflat.models.causal import CausalTransformer
-from jaxflat.models.huggingface import load_causal
-from jaxflat.models.huggingface_save import save_causal
+from jaxflat.models.huggingface import folder as huggingface_folder
+from jaxflat.models.huggingface import load_causal, save_causal
 from jaxflat.storage.files import sha256
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 
@@ -220,9 +219,27 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
     assert (model, bos, eos) == (MODEL, 3, 12)
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    with pytest.raises(ValueError, match="it is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         save_causal(folder, MODEL, params, 3, 12)
     jax.tree.map(np.testing.assert_array_equal, load_causal(folder).params, params)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "swiglu"},
+        {"norm": "rms_norm"},
+        {"epsilon": 1e-6},
+        {"norm_first": False},
+        {"rotary_base": 1e4},
+        {"use_bias": False},
+    ],
+)
+def test_a_model_that_gpt2_cannot_describe_is_not_saved(tmp_path, change):
+    folder = tmp_path / "teacher"
+    with pytest.raises(ValueError, match=f"^{folder}: GPT-2 has no other norms"):
+        save_causal(folder, MODEL.clone(**change), {}, 3, 12)
+    assert not list(tmp_path.iterdir())
 
 
 def test_transformers_computes_the_same_logits(tmp_path):
@@ -254,7 +271,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch, function, num
         if next(calls) == num_calls:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(huggingface_save.os, function, interrupted)
+    monkeypatch.setattr(huggingface_folder.os, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_causal(tmp_path / "teacher", MODEL, params, 3, 12, {"more.json": "{}"})
     assert not list(tmp_path.iterdir())
@@ -279,7 +296,7 @@ def test_a_signal_stops_training_and_leaves_nothing(tmp_path, monkeypatch):
 def test_what_cannot_be_trained_is_one_line(tmp_path, folder):
     with pytest.raises(ValueError, match="the number of texts is 19; a teacher takes 20"):
         train(tmp_path / "teacher", chain_texts(19))
-    with pytest.raises(ValueError, match="it is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         train(folder, chain_texts(40))
     with pytest.raises(FloatingPointError, match="loss is nan by step 3"):
         train(tmp_path / "teacher", chain_texts(40), steps=3, learning_rate=float("nan"))

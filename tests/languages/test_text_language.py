@@ -103,7 +103,7 @@ def test_results_have_the_excess_loss_and_the_given_labels(finished):
 
 
 def test_the_summary_compares_with_the_untrained_control(finished):
-    assert "as it is initialised" in " ".join(summary_sentences(finished[0]))
+    assert "the same model at initialisation" in " ".join(summary_sentences(finished[0]))
 
 
 def test_the_report_names_the_untrained_control(finished):

@@ -357,4 +357,4 @@ def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path, monkeypatch, cap
 def test_pictures_that_nobody_would_see_are_refused(files, capsys):
     where = (f"--checkpoint={files / 'gpt2'}", f"--data={files / 'texts.jsonl'}")
     assert command(*where, "--measures=loss_slices") == 2
-    assert "loss_slices makes pictures: set --figures or --json" in capsys.readouterr().err
+    assert "loss_slices makes figures: set --figures or --json" in capsys.readouterr().err

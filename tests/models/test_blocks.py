@@ -99,6 +99,21 @@ def test_a_stacked_parameter_is_of_the_kind_of_its_layers():
     assert all(kind_of(path) == kind_of(whole) for path, whole in paths.items() if is_stacked(path))
 
 
+def test_a_gated_transformer_without_biases_and_learned_positions_has_four_kinds():
+    changes = {"norm": "rms_norm", "rotary_base": 1e4, "use_bias": False}
+    leaves = leaves_of(CausalTransformer(V, P, D, L, 3, F, "swiglu", **changes))
+    found: dict[str, int] = {}
+    for path, shape in leaves.items():
+        found[kind_of(path)] = found.get(kind_of(path), 0) + int(np.prod(shape))
+    assert found == {
+        "attention": L * 4 * D * D,
+        "mlp": L * 3 * D * F,
+        "norm": (2 * L + 1) * D,
+        "embedding": V * D,
+    }
+    assert block_of("stack/mlp_gate/kernel/1") == "layer_1.mlp"
+
+
 def test_an_lstms_parameters_are_of_its_directions_and_what_joins_them():
     leaves = leaves_of(Lstm(V, D, L, tied_decoder=False))
     layers = ("layer_0", "layer_1", "layer_last")

@@ -11,6 +11,7 @@ from jaxflat.models.enlarge import enlarge
 from jaxflat.models.masked import make_masked_model
 from jaxflat.probes.features import sentence_features
 from tests.models.test_enlarge import LENGTHS_B, T, TOKENS_BxT, V, noisy_params
+from tests.support.counts import in_full
 
 
 def make(width=4, num_layers=2, tied=True, cls=True):
@@ -29,7 +30,7 @@ def apply(model, params, tokens_BxT=TOKENS_BxT, positions_BxM=None):
     return model.apply({"params": params}, tokens_BxT, LENGTHS_B, positions_BxM)
 
 
-@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("num_layers", [3, *in_full(1)])
 @pytest.mark.slow
 def test_words_are_asked_for_by_their_own_places(num_layers):
     model = make(num_layers=num_layers)
@@ -73,7 +74,7 @@ def test_every_word_sees_it():
         apply(without, noisy_params(without))[1]["cls_BxD"]
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, *in_full(False)])
 @pytest.mark.slow
 def test_a_larger_model_computes_the_same(tied):
     small, large = make(tied=tied), make(width=12, num_layers=3, tied=tied)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.models.masked import make_masked_model
+from tests.support.counts import in_full
 
 V, T = 5, 4
 TOKENS_BxT = np.array([[0, 1, 2, 3], [4, 4, 0, V], [V + 1, 2, V, V]], np.int32)
@@ -51,7 +52,7 @@ def apply(model, params):
 @FAMILIES
 @pytest.mark.parametrize(
     ("tied", "num_layers", "factor", "extra_layers"),
-    [(True, 2, 3, 0), (False, 2, 1, 2), (False, 1, 2, 1), (True, 1, 3, 2)],
+    [(False, 2, 1, 2), (True, 1, 3, 2), *in_full((True, 2, 3, 0), (False, 1, 2, 1))],
 )
 @pytest.mark.slow
 def test_embedded_model_computes_the_same_logits(name, tied, num_layers, factor, extra_layers):
@@ -84,7 +85,7 @@ def total(tree) -> float:
 
 
 @FAMILIES
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", [True, *in_full(False)])
 @pytest.mark.slow
 def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(name, tied):
     small, large = make(name, 2, tied), make(name, 2, tied, width=8)
@@ -111,7 +112,7 @@ def test_of_extra_layers_only_biases_that_reach_the_hidden_state_add_to_the_trac
     np.testing.assert_allclose(traces, traces[0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["transformer", pytest.param("lstm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["transformer", *in_full("lstm")])
 @pytest.mark.slow
 def test_second_derivatives_follow_no_such_rule(name):
     """tr H - tr G of the embedded model is not that of the small one: it has to be measured."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxflat.models.huggingface import load_causal, load_model
-from jaxflat.models.huggingface_config import read_config, stored_shapes
+from jaxflat.models.huggingface.layouts import read_config, stored_shapes
 from tests.support.tiny_checkpoints import (
     BERT,
     GPT2,
@@ -194,36 +194,36 @@ def test_real_layouts_have_their_known_number_of_parameters(config, stored, unus
 @pytest.mark.parametrize(
     ("config", "changes", "reason"),
     [
-        (GPT2, {"model_type": "llama"}, 'model_type="llama" has to be one of gpt2, opt, bert'),
-        (GPT2, {"model_type": ["gpt2"]}, 'model_type=["gpt2"] has to be one of gpt2, opt, bert'),
+        (GPT2, {"model_type": "llama"}, 'model_type="llama" must be one of gpt2, opt, bert'),
+        (GPT2, {"model_type": ["gpt2"]}, 'model_type=["gpt2"] must be one of gpt2, opt, bert'),
         (GPT2, {"n_head": 3}, "n_embd=8 is not divisible by n_head=3"),
-        (GPT2, {"n_layer": 2.0}, "n_layer=2.0 has to be a positive integer"),
+        (GPT2, {"n_layer": 2.0}, "n_layer=2.0 must be a positive integer"),
         (GPT2, {"n_layer": 10**9}, "tensor 'h.2.ln_1.weight' of shape (8,) is missing"),
-        (GPT2, {"n_layer": 1}, "tensor 'h.1.attn.c_attn.bias' is no part of the model"),
-        (GPT2, {"n_positions": 6}, "'wpe.weight' is of shape (7, 8), by config.json (6, 8)"),
-        (GPT2, {"n_inner": None}, "'h.0.mlp.c_fc.bias' is of shape (12,), by config.json (32,)"),
-        (GPT2, {"activation_function": "silu"}, 'activation_function="silu" has to be one of'),
+        (GPT2, {"n_layer": 1}, "tensor 'h.1.attn.c_attn.bias' is not part of the model"),
+        (GPT2, {"n_positions": 6}, "'wpe.weight' has shape (7, 8), by config.json (6, 8)"),
+        (GPT2, {"n_inner": None}, "'h.0.mlp.c_fc.bias' has shape (12,), by config.json (32,)"),
+        (GPT2, {"activation_function": "silu"}, 'activation_function="silu" must be one of'),
         (GPT2, {"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),
         (GPT2, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not supported"),
-        (GPT2, {"scale_attn_weights": False}, "it has to be true"),
-        (GPT2, {"eos_token_id": 13}, "eos_token_id=13 has to be null or a token, 0..12"),
+        (GPT2, {"scale_attn_weights": False}, "it must be true"),
+        (GPT2, {"eos_token_id": 13}, "eos_token_id=13 must be null or a token, 0..12"),
         (OPT, {"do_layer_norm_before": False}, "do_layer_norm_before=false is not supported"),
-        (OPT, {"word_embed_proj_dim": 4}, "word_embed_proj_dim=4 is not supported; it has to be 8"),
-        (OPT, {"enable_bias": False}, "enable_bias=false is not supported; it has to be true"),
-        (OPT, {"max_position_embeddings": 9}, "is of shape (9, 8), by config.json (11, 8)"),
-        (BERT, {"is_decoder": True}, "is_decoder=true is not supported; it has to be false"),
+        (OPT, {"word_embed_proj_dim": 4}, "word_embed_proj_dim=4 is not supported; it must be 8"),
+        (OPT, {"enable_bias": False}, "enable_bias=false is not supported; it must be true"),
+        (OPT, {"max_position_embeddings": 9}, "has shape (9, 8), by config.json (11, 8)"),
+        (BERT, {"is_decoder": True}, "is_decoder=true is not supported; it must be false"),
         (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),
         (
             BERT,
             {"position_embedding_type": "relative_key"},
-            'position_embedding_type="relative_key" is not supported; it has to be "absolute"',
+            'position_embedding_type="relative_key" is not supported; it must be "absolute"',
         ),
-        (BERT, {"hidden_act": "silu"}, 'hidden_act="silu" has to be one of gelu_new'),
-        (BERT, {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 has to be a positive number"),
-        (BERT, {"type_vocab_size": None}, "type_vocab_size=null has to be a positive integer"),
-        (BERT, {"type_vocab_size": 1}, "is of shape (2, 8), by config.json (1, 8)"),
-        (BERT, {"intermediate_size": 8}, "dense.bias' is of shape (12,), by config.json (8,)"),
-        (BERT, {"num_hidden_layers": 1}, "is no part of the model"),
+        (BERT, {"hidden_act": "silu"}, 'hidden_act="silu" must be one of gelu_new'),
+        (BERT, {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 must be a positive number"),
+        (BERT, {"type_vocab_size": None}, "type_vocab_size=null must be a positive integer"),
+        (BERT, {"type_vocab_size": 1}, "has shape (2, 8), by config.json (1, 8)"),
+        (BERT, {"intermediate_size": 8}, "dense.bias' has shape (12,), by config.json (8,)"),
+        (BERT, {"num_hidden_layers": 1}, "is not part of the model"),
     ],
 )
 def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reason):
@@ -238,7 +238,7 @@ def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reaso
 
 def test_a_next_token_model_is_none_of_bert(tmp_path):
     message = refusal(save(tmp_path, BERT, tensors_of(BERT)), load_causal)
-    assert message == 'config.json: model_type="bert" has to be one of gpt2, opt'
+    assert message == 'config.json: model_type="bert" must be one of gpt2, opt'
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     (folder / index).write_text(contents.replace(first, second))
     assert refusal(folder) == f"{index}: tensor 'embed_tokens.weight' of shape (13, 8) is missing"
     (folder / index).write_text(contents.replace('"embed_tokens', '"other'))
-    assert refusal(folder).startswith(f"{first}: 'embed_tokens.weight' is not here by {index}")
+    assert refusal(folder).startswith(f"{first}: 'embed_tokens.weight' is not listed by {index}")
     (folder / index).write_text(contents)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert refusal(folder).endswith("pip install 'jaxflat[huggingface]'")
@@ -267,7 +267,7 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
 def test_doubtful_tensors_are_refused(tmp_path):
     tensors = tensors_of(GPT2)
     twice = tensors | {"transformer.ln_f.bias": tensors["ln_f.bias"]}
-    assert "is here besides" in refusal(save(tmp_path, GPT2, twice))
+    assert "duplicates" in refusal(save(tmp_path, GPT2, twice))
     untied = tensors | {"lm_head.weight": tensors["wte.weight"] + 1}
     assert "'lm_head.weight' differs from" in refusal(save(tmp_path, GPT2, untied))
     tensors = tensors_of(BERT)
@@ -276,7 +276,7 @@ def test_doubtful_tensors_are_refused(tmp_path):
     line = "'cls.predictions.decoder.bias' differs from 'cls.predictions.bias', to which it is tied"
     assert refusal(save(tmp_path, BERT, untied)) == f"model.safetensors: {line}"
     twice = tensors | {"bert.embeddings.LayerNorm.gamma": tensors["embeddings.LayerNorm.weight"]}
-    assert "is here besides" in refusal(save(tmp_path, BERT, twice))
+    assert "duplicates" in refusal(save(tmp_path, BERT, twice))
     encoder = {k: x for k, x in tensors.items() if not k.startswith("cls.")}
     missing = "tensor 'cls.predictions.bias' of shape (13,) is missing"
     assert refusal(save(tmp_path, BERT, encoder)) == f"model.safetensors: {missing}"
@@ -291,7 +291,7 @@ def change_byte(draw, data: bytes, start: int, stop: int) -> bytes:
 
 
 def damage_tensor(draw, kind: str, tensors: dict[str, np.ndarray]) -> bytes:
-    """Return a well-formed file in which one tensor is not what it has to be."""
+    """Return a well-formed file in which one tensor is not what it must be."""
     name = draw(st.sampled_from(sorted(tensors)))
     tensor = tensors.pop(name)
     if kind == "rename":

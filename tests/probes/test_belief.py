@@ -1,4 +1,4 @@
-"""The linear read-out of posteriors against numpy, and its error over test sentences."""
+"""Ridge regression of posteriors against numpy, and its error over test sentences."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 
 from jaxflat.languages.hmm import random_hmm
 from jaxflat.languages.tasks import posteriors
-from jaxflat.probes.belief import Beliefs, belief_errors
 from jaxflat.probes.features import span_mean
+from jaxflat.probes.ridge import Beliefs, belief_errors
 from jaxflat.runs.probe_estimates import determination_estimate
 
 LEAST = jnp.asarray([1e-7])  # a penalty too small to matter
@@ -16,7 +16,7 @@ errors_of = jax.jit(belief_errors)
 
 
 def problem(num_sentences: int, seed: int, mixing: float = 1.0, num_features: int = 5) -> Beliefs:
-    """Posteriors of 3 symbols: a softmax of `mixing` times the features, and noise besides."""
+    """Posteriors of 3 symbols: a softmax of `mixing` times the features, plus noise."""
     keys = jax.random.split(jax.random.key(seed), 3)
     features_NxF = 2 + jax.random.normal(keys[0], (num_sentences, num_features))
     kernel_FxC = jax.random.normal(jax.random.key(99), (num_features, 3))
@@ -93,7 +93,7 @@ def test_validation_chooses_the_penalty_and_test_posteriors_play_no_part():
 
 
 def test_the_error_covers_other_test_sentences():
-    """Sentences of unequal spread, from one distribution: the interval covers its R^2."""
+    """Sentences with unequal spread from one distribution: the interval covers its R^2."""
     num_draws, num_sentences = 3000, 300
 
     def estimate(key: jax.Array, num_sentences: int) -> jax.Array:
@@ -114,7 +114,7 @@ def test_the_error_covers_other_test_sentences():
 
 
 def test_the_error_covers_draws_of_training_sentences_too():
-    """Draws of unequal skill: the spread of the estimate is what its error says."""
+    """Draws of unequal skill: the spread of the estimate equals its error."""
 
     def estimate(key: jax.Array) -> jax.Array:
         skill_key, key = jax.random.split(key)
@@ -131,7 +131,7 @@ def test_the_error_covers_draws_of_training_sentences_too():
 
 @pytest.mark.slow
 def test_conditionals_around_a_state_hold_its_posterior_only_in_part():
-    """The lookup table at a word leaves the word itself out; its neighbours' have what is missing.
+    """The lookup table at a word does not see the word; the tables at its neighbours do.
 
     p(h | x) is proportional to p(h | x_-t) B_x, so p(x_t | x_-t) alone cannot give it.
     """
@@ -152,7 +152,7 @@ def test_conditionals_around_a_state_hold_its_posterior_only_in_part():
         probs_NxC = posteriors(hmm.tasks, sentences)["state_2"]
         local_NxV = span_mean(table_NxTxV, sentences.lengths_B, hmm.tasks["state_2"].span)
         words_NxV = jax.nn.one_hot(sentences.tokens_BxT[:, 1], 6)
-        # The products p(x_t | x_-t) 1[x_t = v] and their like have what the words do together.
+        # Products such as p(x_t | x_-t) 1[x_t = v] contain the interactions of words.
         both_NxF = jnp.concatenate(
             [local_NxV, words_NxV, (local_NxV[:, :, None] * words_NxV[:, None]).reshape(1000, -1)],
             axis=1,

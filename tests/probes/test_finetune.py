@@ -1,4 +1,4 @@
-"""Fine-tuning against regressions of known outcome, and what its keys decide."""
+"""Fine-tuning against regressions of known outcome, and the effect of its key."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ MODEL = Transformer(NUM_WORDS, T, width=8, num_layers=2, num_heads=1, tied_decod
 
 
 def table_features(params, tokens_NxT, lengths_N):
-    """A body of one table of word vectors, their mean over a sentence."""
+    """A body with one table of word vectors; features are their mean over a sentence."""
     del lengths_N
     return params["embedding"][tokens_NxT].mean(1)
 
@@ -34,7 +34,7 @@ def model_features(params, tokens_NxT, lengths_N):
 
 
 def sentences(num_examples: int, seed: int = 0) -> LabelledExamples:
-    """Words at random; noisy labels by how often word 0 and word 1 are there."""
+    """Random words; noisy labels from the counts of word 0 and word 1."""
     keys = jax.random.split(jax.random.key(seed), 2)
     tokens_NxT = jax.random.randint(keys[0], (num_examples, T), 0, NUM_WORDS, jnp.int32)
     counts_NxC = jnp.stack([(tokens_NxT == c).sum(1, dtype=jnp.int32) for c in range(C)], axis=1)
@@ -72,7 +72,7 @@ def test_with_a_frozen_body_it_is_logistic_regression():
     best = minimize(loss, np.zeros((x.shape[1] + 1) * C), method="L-BFGS-B")
     head = np.concatenate([np.ravel(found["head"]["kernel"]), found["head"]["bias"]])
     assert loss(np.float64(head)) == pytest.approx(best.fun, abs=1e-4)
-    kernel = best.x[:-C].reshape(-1, C)  # known up to what is common to all classes
+    kernel = best.x[:-C].reshape(-1, C)  # up to a constant common to all classes
     difference = np.asarray(found["head"]["kernel"]) - kernel
     np.testing.assert_allclose(difference - difference.mean(1, keepdims=True), 0, atol=0.02)
 
@@ -97,7 +97,7 @@ def test_one_step_of_one_batch_is_adamw_on_the_gradient_of_the_mean_loss():
 
 
 def parity(num_examples: int, seed: int) -> LabelledExamples:
-    """Is the first word of the first half of the words? Features below are blind to it."""
+    """Label 1 if the first two words agree."""
     tokens_NxT = jax.random.randint(
         jax.random.key(seed), (num_examples, T), 0, NUM_WORDS, jnp.int32
     )
@@ -117,8 +117,8 @@ def frozen_model_features(params, tokens_NxT, lengths_N):
 
 
 @pytest.mark.slow
-def test_what_a_head_alone_cannot_solve_the_whole_model_does(model_params):
-    """Two words alike: no sum of what single words say, so that a body has to relate them."""
+def test_the_whole_model_solves_a_task_that_a_head_cannot(model_params):
+    """Whether two words agree is no sum over single words, so the body must relate them."""
     train, test = parity(500, 0), parity(500, 1)
     share = float(test.labels_N.mean())
     accuracy = {}
@@ -154,7 +154,7 @@ def test_the_key_decides_and_nothing_else():
 
 
 def test_an_epoch_shows_each_sentence_once():
-    """Bodies that only count: each example's own parameter moves at the step that shows it."""
+    """A body that counts: each example's parameter moves at the step that uses it."""
 
     def counting(params, tokens_NxT, lengths_N):
         del lengths_N

@@ -1,4 +1,4 @@
-"""The linear probe against scipy, and what it may and may not look at."""
+"""The linear probe against scipy, and the data that it may use."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from jaxflat.probes.linear import Labelled, fit_linear_probes, linear_probe_correct
+from jaxflat.probes.linear import LabelledFeatures, fit_linear_probes, linear_probe_correct
 from jaxflat.runs.probe_estimates import accuracy_estimate
 
 C = 3
 
 
-def problem(num_examples: int, num_features: int, seed: int = 0) -> Labelled:
+def problem(num_examples: int, num_features: int, seed: int = 0) -> LabelledFeatures:
     """Two label sets on correlated features, the second with some invalid sentences."""
     keys = jax.random.split(jax.random.key(seed), 4)
     mixing = jax.random.normal(keys[0], (num_features, num_features))
@@ -22,7 +22,7 @@ def problem(num_examples: int, num_features: int, seed: int = 0) -> Labelled:
     noise = jax.random.gumbel(keys[3], (2, num_examples, C))
     labels = jnp.argmax(jnp.einsum("nf,kfc->knc", features, logits) / 4 + noise, axis=-1)
     valid = jnp.stack([jnp.ones(num_examples, bool), jnp.arange(num_examples) % 5 > 0])
-    return Labelled(features, labels, valid)
+    return LabelledFeatures(features, labels, valid)
 
 
 def objective(features, labels, valid, l2, kernel, bias) -> float:
@@ -84,7 +84,7 @@ def test_penalty_is_chosen_on_validation_and_test_labels_play_no_part():
         valid = validation.valid_KxN[k]
         best = max(range(3), key=lambda i: (int((hits[i][k] & valid).sum()), i))
         np.testing.assert_array_equal(correct[k], others[best][k])
-    relabelled = Labelled(test.features_NxF, (test.labels_KxN + 1) % C, test.valid_KxN)
+    relabelled = LabelledFeatures(test.features_NxF, (test.labels_KxN + 1) % C, test.valid_KxN)
     shifted = fit(train, validation, relabelled, penalties, **settings)
     assert not np.any(correct & shifted)
 
@@ -92,7 +92,9 @@ def test_penalty_is_chosen_on_validation_and_test_labels_play_no_part():
 @pytest.mark.slow
 def test_shots_are_the_first_training_sentences():
     data = problem(100, 8)
-    first = Labelled(data.features_NxF[:40], data.labels_KxN[:, :40], data.valid_KxN[:, :40])
+    first = LabelledFeatures(
+        data.features_NxF[:40], data.labels_KxN[:, :40], data.valid_KxN[:, :40]
+    )
     settings = {"num_classes": C, "iterations": 50}
     penalties = jnp.asarray([1e-3])
     np.testing.assert_array_equal(

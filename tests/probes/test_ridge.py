@@ -1,4 +1,4 @@
-"""The ridge head against scikit-style closed forms by numpy, and its ends."""
+"""The ridge head against closed forms in numpy, and its extreme cases."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def draw(seed: int, num_examples=40, num_features=5, num_tasks=2, num_classes=3)
 
 
 def by_least_squares(fit, held_out, l2):
-    """Each task by an augmented least-squares problem, only with the sentences it has."""
+    """Each task by an augmented least-squares problem, on its labelled sentences."""
     shares = []
     for k in range(fit[1].shape[1]):
         some, others = (targets[:, k].sum(1) > 0 for _, targets in (fit, held_out))
@@ -43,13 +43,13 @@ def test_equals_least_squares_where_tasks_miss_some_sentences():
     np.testing.assert_allclose(found, by_least_squares(fit, held_out, 0.1), rtol=1e-10)
 
 
-def test_nothing_is_left_where_the_features_are_the_labels():
+def test_no_variance_is_left_if_the_features_are_the_labels():
     _, targets_NxKxC = draw(0)
     both = jnp.asarray(targets_NxKxC.reshape(40, -1)), jnp.asarray(targets_NxKxC)
     assert unexplained_variance(both, both, 1e-5) < 1e-3
 
 
-def test_all_is_left_where_the_features_say_nothing():
+def test_all_variance_is_left_if_the_features_are_independent():
     shares = [
         float(
             unexplained_variance(
@@ -60,7 +60,7 @@ def test_all_is_left_where_the_features_say_nothing():
         )
         for seed in range(20)
     ]
-    # Ordinary least squares leaves 1 + F / N of independent labels in expectation, and their own
-    # mean another 1 / N of it.
+    # Ordinary least squares leaves 1 + F / N of independent labels in expectation; the mean of the
+    # labels adds another 1 / N.
     expected, error = 1 + 5 / 400, np.std(shares, ddof=1) / np.sqrt(20)
     assert abs(np.mean(shares) - expected) < 4 * error + 0.002

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxflat.config import MEASURES
-from jaxflat.flatness import Estimate, Measured
+from jaxflat.flatness import Estimate, Measured, TraceTerms
 from jaxflat.runs import experiment, measure_flatness, measure_probes, stages
 from jaxflat.runs.measurements import Parts
 from jaxflat.runs.trajectory import Snapshot
@@ -29,7 +29,7 @@ def small_config():
     config.phases.pretrain.update({"steps": 4, "anneal_steps": 2, "checkpoint_steps": (4,)})
     config.flatness.update_from_flattened_dict(CHEAP)
     config.flatness.microbatch_size = 8
-    config.flatness.measures = ("hessian_trace",)
+    config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     return config
 
 
@@ -94,9 +94,15 @@ def measured() -> Iterator[list[str]]:
         mean = jax.random.normal(problem.key) * settings.num_probes
         return Measured({name: Estimate(mean, jnp.abs(mean), 2, "sentences")})
 
+    def quick_round(name, problem, settings, i):
+        calls.append(name)
+        terms_n = jax.random.normal(problem.key, (4,)) * settings.num_probes
+        return TraceTerms({"all": terms_n}, jnp.ones(4), "sentences")
+
     with pytest.MonkeyPatch.context() as patch:
         for name in MEASURES:
             patch.setitem(measure_flatness.MEASURES, name, partial(quick, name))
+        patch.setattr(measure_flatness, "draw_trace_round", quick_round)
         yield calls
 
 

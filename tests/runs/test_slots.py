@@ -52,6 +52,12 @@ def team(tmp_path_factory):
     return run(tmp_path_factory.mktemp("team"))
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same points, each trained by a program of its own."""
+    return run(tmp_path_factory.mktemp("alone"), together=1)
+
+
 def curves(workdir: Path) -> dict[str, list[dict]]:
     files = workdir.glob("*/metrics.jsonl")
     return {f.parent.name: [json.loads(s) for s in f.read_text().splitlines()] for f in files}
@@ -72,13 +78,13 @@ def assert_close(workdir: Path, other: Path) -> None:
         np.testing.assert_allclose(float(row["loss"]), float(same["loss"]), rtol=1e-5)
 
 
-def test_a_team_trains_as_each_of_its_points_does_alone(team, tmp_path):
-    assert_close(team, run(tmp_path / "alone", together=1))
+def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
+    assert_close(team, alone)
     counts = [len(arrays) for arrays in saved_arrays(team).values()]
     assert len(counts) == 2 * (3 + 1 + 2)  # checkpoints, a twin, and two to recover from
 
 
-def test_lanes_are_shared_out_over_devices(tmp_path):
+def test_lanes_are_shared_out_over_devices(alone, tmp_path):
     """Two lanes on devices of their own; their batches, and their parameters, on two each."""
     config = config_of(2)
     config.mesh.update({"data": 2, "model": 2})
@@ -86,7 +92,7 @@ def test_lanes_are_shared_out_over_devices(tmp_path):
     mesh = experiment.make_mesh(expanded[0].config)
     assert dict(mesh.shape) == {"sweep": 2, "data": 2, "model": 2}
     assert sweep.run(config, SWEEP, tmp_path / "parted", stages=("train",)) == {}
-    assert_close(tmp_path / "parted", run(tmp_path / "alone", together=1))
+    assert_close(tmp_path / "parted", alone)
 
 
 def test_points_trained_one_by_one_are_those_of_the_team_to_the_bit(team, tmp_path):

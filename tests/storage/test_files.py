@@ -1,4 +1,4 @@
-"""Files are whole or as they were: written, replaced, appended to, whatever fails."""
+"""A write that fails leaves the old file: whole writes, replacements, appended lines."""
 
 import errno
 import hashlib

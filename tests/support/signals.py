@@ -3,15 +3,15 @@
 import signal
 
 from jaxflat.distributed import preemption
-from jaxflat.flatness import trace_measures
+from jaxflat.flatness import measures
 from jaxflat.runs import measure_finetuning, measure_loss, measure_probes, slots
 
 COMPILED = (
     (slots, "advance"),
     (measure_loss, "_losses"),
-    (trace_measures, "hessian_trace_terms"),
-    (trace_measures, "fisher_trace_terms"),
-    (trace_measures, "gauss_newton_trace_samples"),
+    (measures, "hessian_trace_terms"),
+    (measures, "fisher_trace_terms"),
+    (measures, "gauss_newton_trace_samples"),
     (measure_probes, "_linear_accuracies"),
     (measure_probes, "belief_state_determinations"),
     (measure_finetuning, "_correct"),

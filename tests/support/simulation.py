@@ -1,15 +1,15 @@
-"""Made-up sweeps of the default design, thousands at once: 5 seeds, 3 sizes, 2 checkpoints each."""
+"""Simulates many sweeps of the default design: 5 seeds, 3 sizes, 2 checkpoints each."""
 
 import numpy as np
 
 from jaxflat.analysis.results_csv import Row
 
 SEEDS, SIZES, STEPS = 5, 3, 2
-LOSSES = np.array([0.0052, 0.0039])  # of the two checkpoints of each size: matched by design
+LOSSES = np.array([0.0052, 0.0039])  # of each size's two checkpoints: matched by design
 
 
 def nested(random, num_sweeps, seed=1.0, run=1.0, checkpoint=1.0):
-    """Errors: what runs of one seed share, what checkpoints of one run share, and the rest."""
+    """Draw errors with a part per seed, a part per run and a part per checkpoint."""
     shape = (num_sweeps, SEEDS, SIZES, STEPS)
     return (
         seed * random.normal(size=(*shape[:2], 1, 1))
@@ -19,10 +19,10 @@ def nested(random, num_sweeps, seed=1.0, run=1.0, checkpoint=1.0):
 
 
 def sweeps(random, num_sweeps, size=0.0, slope=0.0):
-    """(log sharpness, accuracy), each num_sweeps x seeds x sizes x checkpoints, in units of noise.
+    """Draw (log sharpness, accuracy), each num_sweeps x seeds x sizes x checkpoints.
 
-    `size`: what a step in size adds to accuracy and takes from sharpness; `slope`: what a unit of
-    sharpness adds to accuracy.
+    Values are in units of the noise. Each step in size adds `size` to accuracy and subtracts it
+    from log sharpness. Each unit of log sharpness adds `slope` to accuracy.
     """
     steps = np.arange(SIZES)[:, None]
     sharpness = nested(random, num_sweeps) - size * steps
@@ -30,7 +30,7 @@ def sweeps(random, num_sweeps, size=0.0, slope=0.0):
 
 
 def rows_of(random, sharpness_AxKxC, accuracy_AxKxC):
-    """One sweep as the rows of its results.csv."""
+    """Return one sweep as the rows of its results.csv."""
     rows = []
     for s in range(SEEDS):
         for k, width in enumerate((16, 32, 64)):
@@ -51,5 +51,5 @@ def share_covering(intervals, truth):
 
 
 def share_off(intervals, null=0.0):
-    """How often an interval lies wholly on one side of `null`."""
+    """Return how often an interval lies entirely on one side of `null`."""
     return np.mean([one.side(null) != 0 for one in intervals])

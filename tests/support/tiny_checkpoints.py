@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxflat.models.huggingface import load_model
-from jaxflat.models.huggingface_config import stored_shapes
+from jaxflat.models.huggingface.layouts import stored_shapes
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 
+from jaxflat.config import Sweep, chain, param, product
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.measure import __main__ as measure
 from jaxflat.sweeps import sweep, workers
+from tests.support.counts import FULL
 from tests.support.signals import COMPILED, signal_in, until_done
 from tests.support.sweeps import tiny_config, tiny_sweep
 
@@ -25,6 +28,28 @@ RESULTS = ("metrics.jsonl", "evaluation.jsonl", "flatness.jsonl", "probes.jsonl"
 def finished(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("sweep")
     assert sweep.run(tiny_config(), tiny_sweep(), workdir) == {}
+    return workdir
+
+
+def small_config() -> ConfigDict:
+    """One program trains both phases, and the one measure is soon compiled."""
+    config = tiny_config()
+    config.phases.drift.targets = "exact"
+    config.phases.drift.optimizer.name = "adamw"
+    config.flatness.measures = ("fisher_trace",)
+    return config
+
+
+def small_sweep() -> Sweep:
+    """A point of one width, and the lookup table."""
+    widths = param("model.width", [8])
+    return chain(product(param("seed", [0]), widths), tiny_sweep()[-1:])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("small")
+    assert sweep.run(small_config(), small_sweep(), workdir) == {}
     return workdir
 
 
@@ -65,6 +90,15 @@ def modified(workdir: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(workdir.glob(pattern))}
 
 
+def test_a_small_sweep_is_measured_at_every_checkpoint(small):
+    lines = (small / "results.csv").read_text().splitlines()
+    header, *rows = [line.split(",") for line in lines]
+    assert len(rows) == 4 + 1
+    assert {"excess_loss", "fisher_trace", "linear_probe/state_2.map/16"} <= set(header)
+    assert all(row[header.index("excess_loss")] for row in rows)
+
+
+@pytest.mark.slow
 def test_every_point_is_measured_at_every_checkpoint(finished):
     lines = (finished / "results.csv").read_text().splitlines()
     header, *rows = [line.split(",") for line in lines]
@@ -80,12 +114,24 @@ def test_every_point_is_measured_at_every_checkpoint(finished):
     assert float(table["belief_state/state_2"]) <= 1
 
 
-@pytest.mark.parametrize("folder", ["checkpoints", "projected"])
-def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, monkeypatch, folder):
-    point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
+@pytest.mark.parametrize(
+    ("made", "folder", "arguments"),
+    [
+        ("small", "projected", ["--measures=fisher_trace"]),
+        pytest.param("finished", "checkpoints", [], marks=pytest.mark.slow),
+        pytest.param("finished", "projected", [], marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_measures_a_checkpoint_as_its_run_did(
+    made, folder, arguments, request, tmp_path
+):
+    workdir = request.getfixturevalue(made)
+    point = next(path.parent for path in sorted(workdir.glob("*width=8*/checkpoints")))
     step = max(int(path.name) for path in (point / "checkpoints").iterdir())
     file = tmp_path / "measured.json"
-    assert measure.main([f"--checkpoint={point}/{folder}/{step}", f"--json={file}"]) == 0
+    assert (
+        measure.main([f"--checkpoint={point}/{folder}/{step}", f"--json={file}", *arguments]) == 0
+    )
     measured = json.loads(file.read_text())["measured"]
     lines = [json.loads(line) for line in (point / "flatness.jsonl").read_text().splitlines()]
     lines = [r for r in lines if (r["step"], r["projected"]) == (step, int(folder == "projected"))]
@@ -98,8 +144,8 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(finished, tmp_path, mo
             assert found[name] == line[name], line["measure"]
 
 
-def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkeypatch):
-    point = next(path.parent for path in sorted(finished.glob("*width=8*/checkpoints")))
+def test_the_command_measures_again_with_another_seed(small, tmp_path):
+    point = next(path.parent for path in sorted(small.glob("*width=8*/checkpoints")))
     file, values = tmp_path / "measured.json", []
     for seed in ((), ("--seed=5",)):
         how = (f"--json={file}", "--measures=fisher_trace", *seed)
@@ -110,7 +156,7 @@ def test_the_command_measures_again_with_another_seed(finished, tmp_path, monkey
     assert abs(other / own - 1) < 0.5  # other sentences and draws
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+@pytest.mark.parametrize("seed", range(3 if FULL else 1))
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
     finished, tmp_path, monkeypatch, seed
@@ -204,13 +250,13 @@ def test_checkpoints_are_fine_tuned_and_projected_when_that_is_asked_for(copy):
         assert 0 <= float(row["linear_probe_projected/state_2.map/16"]) <= 1
 
 
-def test_another_training_config_in_an_old_folder_is_refused(copy):
-    before = modified(copy, "**/*")
-    config = tiny_config()
+def test_another_training_config_in_an_old_folder_is_refused(small):
+    before = modified(small, "**/*")
+    config = small_config()
     config.phases.pretrain.batch_size = 16
     with pytest.raises(InputError, match=r"phases\.pretrain\.batch_size=8.*batch_size=16"):
-        sweep.run(config, tiny_sweep(), copy)
-    assert modified(copy, "**/*") == before
+        sweep.run(config, small_sweep(), small)
+    assert modified(small, "**/*") == before
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Pre-training against a downstream task: what the objective is, and what it does."""
+"""Pre-training against a downstream task: the objective and its effect."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def objective(config, num_devices=1):
 
 
 def train(config, num_steps: int, num_devices=1):
-    """Return the parameters after some steps, and the mean loss of all."""
+    """Return the parameters after some steps, and the mean loss of the steps."""
     mesh = experiment.sharding.make_mesh(num_devices)
     (phase,) = trajectory.phases(config)
     steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
@@ -83,8 +83,8 @@ def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
 
 
 @pytest.mark.slow
-def test_gradient_knows_how_the_head_answers():
-    """Against finite differences of the whole, refitting included."""
+def test_the_gradient_includes_the_response_of_the_head():
+    """Against finite differences of the objective, which refit the head."""
     config = resolved(1.0)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), experiment.init_params(config))
@@ -120,9 +120,11 @@ def test_eight_devices_train_like_one():
 
 
 @pytest.mark.slow
-def test_strength_decides_which_way_the_downstream_loss_goes():
-    """Steps down the gradient of L - s D change D by +s times the squared norm of D's own, to
-    first order: against plain steps, one way for an adversary and the other for a helper."""
+def test_the_sign_of_strength_decides_the_direction_of_the_downstream_loss():
+    """To first order, a step on L - s D changes D by +s times the squared norm of D's gradient.
+
+    Compared with plain steps, an adversary raises D and a helper lowers it.
+    """
     steps = {"optimizer": {"name": "sgd"}, "schedule": {"learning_rate": 0.005, "warmup_steps": 0}}
     settings = {s: resolved(s, **steps) for s in (-1.0, 0.0, 1.0)}
     after = {s: parts(settings[1.0], train(c, 20)[0])[1] for s, c in settings.items()}
@@ -140,8 +142,8 @@ print(train(resolved(0.1), 20, num_devices=2)[1])
 
 
 @pytest.mark.slow
-def test_two_devices_of_two_threads_do_not_wait_for_one_another_for_ever():
-    """Heads of several tasks, fitted as one batch by LAPACK, did so on two cores."""
+def test_two_devices_on_two_threads_do_not_deadlock():
+    """Fitting the heads of several tasks as one LAPACK batch deadlocked on two cores."""
     environment = {**os.environ, "XLA_FLAGS": ""}
     command = ["taskset", "--cpu-list", "0,1"] if shutil.which("taskset") else []
     command += [sys.executable, "-c", TWO_DEVICES]

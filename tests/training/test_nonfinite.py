@@ -1,4 +1,4 @@
-"""Training stops at the first step that goes wrong, or leaves it out where that is asked for."""
+"""Training stops at the first non-finite step, or skips it if configured."""
 
 import jax
 import jax.numpy as jnp
@@ -37,15 +37,15 @@ def skipping(number):
 
 @pytest.mark.parametrize(("bad", "reached"), [([5], 7), ([9], 10), ([0], 2), ([], 10)])
 def test_a_gradient_that_is_not_finite_ends_the_call(bad, reached):
-    """By the loss of the step after, and in the last step by the parameters."""
+    """The next step's loss shows it; after the last step, the parameters do."""
     state, loss = train(skipping(0), bad, stop=10, skips=False)
     assert state.step == reached
     assert np.isfinite(loss) == np.isfinite(state.params["w"]).all() == (not bad)
 
 
 @pytest.mark.parametrize("name", ["lion", "signum", "adamw"])
-def test_an_optimizers_state_that_is_not_finite_is_found_at_the_end_of_the_call(name):
-    """The sign of infinity is 1, and Adam divides by it: parameters alone would not tell."""
+def test_non_finite_optimizer_state_is_detected_at_the_end_of_the_call(name):
+    """The sign of infinity is 1, and Adam divides by it, so the parameters stay finite."""
     section = base_config.phase().optimizer
     section.name = name
     optimizer = experiment.phase_optimizer(FrozenConfigDict(section))
@@ -62,7 +62,7 @@ def test_an_optimizers_state_that_is_not_finite_is_found_at_the_end_of_the_call(
     assert np.isnan(loss)
 
 
-def test_a_loss_that_is_not_finite_ends_the_call_unless_steps_are_left_out():
+def test_a_non_finite_loss_ends_the_call_unless_steps_are_skipped():
     def infinite(params, number):
         return params["w"].sum() + jax.lax.stop_gradient(1 / number), jnp.ones(())
 
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_ends_the_call_unless_steps_are_left_out():
         assert np.isfinite(loss) == skips
 
 
-def test_steps_are_left_out_as_many_in_a_row_as_are_allowed():
+def test_only_the_allowed_number_of_consecutive_steps_is_skipped():
     state, loss = train(skipping(2), [3, 4, 7], stop=10)
     assert state.step == 10
     np.testing.assert_allclose(state.params["w"], [4 - 0.7, -3 + 0.7], rtol=1e-6)
@@ -88,7 +88,7 @@ def test_steps_are_left_out_as_many_in_a_row_as_are_allowed():
     assert np.isnan(loss)
 
 
-def test_a_call_of_which_every_step_was_left_out_has_no_loss():
+def test_a_call_with_all_steps_skipped_has_no_loss():
     optimizer = optax.apply_if_finite(optax.sgd(1.0), 5)
     steps = make_train_steps(
         lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(())),

@@ -1,4 +1,4 @@
-"""Optimizers at unit rate against optax and linear algebra, their schedule, and what decays."""
+"""Optimizers with learning rate 1 against optax and linear algebra; schedule; weight decay."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def initial_params():
     return experiment.init_params(FrozenConfigDict(config))
 
 
-def test_schedule_warms_up_stays_and_decays_to_nothing():
+def test_schedule_warms_up_stays_constant_and_decays_to_0():
     schedule = Schedule(learning_rate=2.0, warmup_steps=4, decay_steps=5, total_steps=20)
     rates = [float(schedule(jnp.asarray(step))) for step in range(20)]
     np.testing.assert_allclose(rates[:5], [0.5, 1.0, 1.5, 2.0, 2.0])
@@ -42,7 +42,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
-    """Of each leaf alone as well: none may look at more than one parameter at a time."""
+    """For single leaves too: no optimizer may combine several parameters."""
     settings = dict(base_config.phase().optimizer[name])
     settings |= {"momentum": 0.9} if name == "sgd" else {}
     settings |= {"weight_decay": 0.1} if "weight_decay" in settings else {}
@@ -71,8 +71,8 @@ def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
 
 @pytest.mark.parametrize("num_shards", [1, 2])
 @pytest.mark.slow
-def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
-    """Logistic regression: the gradient at theta + radius g / |g|, by hand in NumPy."""
+def test_sam_takes_the_gradient_at_the_ascent_point(num_shards):
+    """Logistic regression: the gradient at theta + radius g / |g|, in NumPy."""
     rng = np.random.default_rng(0)
     params = {"scale": rng.normal(size=3), "kernel": rng.normal(size=5)}
     features_BxF, labels_B = rng.normal(size=(16, 8)), rng.integers(0, 2, 16)
@@ -111,7 +111,7 @@ def test_sam_takes_the_gradient_from_up_the_slope(num_shards):
 
 @pytest.mark.slow
 def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
-    """Of a gradient G = P S Q' the first step is near P Q', at RMS 0.2; the rest is NAdam's."""
+    """For a gradient G = P S Q' the first step is near P Q', at RMS 0.2; NAdam takes the rest."""
     params = initial_params()
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
@@ -143,7 +143,7 @@ def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
         np.testing.assert_allclose(updates[name], others[name], rtol=1e-5)
 
 
-def test_muons_matrices_of_an_lstm_are_its_gates_and_what_joins_its_directions():
+def test_muons_matrices_of_an_lstm_are_its_gates_and_joins():
     config = base_config.base()
     config.init_seed = 0
     config.model.update({"name": "lstm", "width": 8})
@@ -161,7 +161,7 @@ def test_muons_matrices_of_an_lstm_are_its_gates_and_what_joins_its_directions()
     assert not decayed(params)["last"]["forward"]["bias"]
 
 
-def test_weight_decay_spares_norms_and_biases_also_where_layers_are_stacked():
+def test_weight_decay_spares_norms_and_biases_of_stacked_layers_too():
     params = initial_params()
     mask = decayed(params)
     stack, last = mask["stack"], mask["last"]

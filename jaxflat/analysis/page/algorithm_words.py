@@ -1,4 +1,4 @@
-"""The table of algorithms, as in the paper: what was trained how, and what came of it."""
+"""The table of algorithms, as in the paper: each way of training and its results."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,17 @@ Table = list[list[str]]
 
 
 def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]:
-    """The part of the page about algorithms."""
+    """Return the part of the page about algorithms."""
     return [
         html.heading("Ways of training, at their last checkpoints"),
         html.paragraph(
-            "Mean ± half-width of the 95% t interval over seeds; against "
-            f"{found.baseline.variant}, the first of them in the sweep, paired by seed. Same loss: "
-            f"two one-sided tests at ±{MARGIN} nats. A way whose loss is not shown to be "
-            "the same is in the table and in no verdict against the first: its differences may "
-            "come from the loss. Ways share a seed's start; their sentences after it may differ. "
-            "Intervals of different ways are not corrected for one another.",
+            "Mean ± half-width of the 95% t interval over seeds. The baseline is the sweep's first "
+            f"way of training, {found.baseline.variant}; the others are compared with it, paired "
+            f"by seed. Same loss: two one-sided tests at ±{MARGIN} nats. A way of training whose "
+            "loss is not shown to be the same is listed, but no verdict compares it with the "
+            "baseline: its differences may come from the loss. All ways share a seed's start; "
+            "their sentences after it may differ. Intervals are not corrected for the number of "
+            "ways. Sharpness is the embedded measure, in one parametrisation, which is a choice.",
             "note",
         ),
         html.table(algorithms_table(found, controls)),
@@ -35,7 +36,7 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
 
 
 def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
-    """The baseline, each algorithm against it, and what no training made."""
+    """Return rows for the baseline, each algorithm against it, and the untrained controls."""
     column = next((name for pair in found.against for name in pair.flatness), "")
     measure = EMBEDDED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]

@@ -15,7 +15,7 @@ Curves = Mapping[str, Any]
 
 
 def density(ax: Axes, curves: Curves) -> None:
-    """The eigenvalues' density, blurred by 1% of their range; mean over the draws."""
+    """Draw the eigenvalues' density, smoothed by 1% of their range; mean over the draws."""
     nodes_nxm, weights_nxm = (np.asarray(curves[name]) for name in ("nodes_nxm", "weights_nxm"))
     low, high = nodes_nxm.min(), nodes_nxm.max()
     width = 0.01 * max(high - low, np.finfo(float).tiny)
@@ -30,7 +30,7 @@ def density(ax: Axes, curves: Curves) -> None:
 
 
 def slices(ax: Axes, curves: Curves) -> None:
-    """The loss's rise along each direction, with 95% intervals over microbatches."""
+    """Draw the rise of the loss along each direction, with 95% intervals over microbatches."""
     steps_G = np.asarray(curves["steps_G"])
     rises, lows, highs = (np.asarray(curves[f"{name}_DxG"]) for name in ("rises", "lows", "highs"))
     for d, rise_G in enumerate(rises):
@@ -42,7 +42,7 @@ def slices(ax: Axes, curves: Curves) -> None:
 
 
 def plane(ax: Axes, curves: Curves) -> None:
-    """Level lines of the loss's rise over the plane of two directions."""
+    """Draw filled contours of the rise of the loss over the plane of two directions."""
     steps_G, rises_GxG = np.asarray(curves["steps_G"]), np.asarray(curves["rises_GxG"])
     filled = ax.contourf(steps_G, steps_G, rises_GxG.T, levels=20)
     ax.figure.colorbar(filled, ax=ax, label="Loss above the centre (nats)")
@@ -53,18 +53,18 @@ def plane(ax: Axes, curves: Curves) -> None:
 
 
 def path(ax: Axes, curves: Curves) -> None:
-    """The loss's rise on the way to a second checkpoint, with 95% intervals; the chord."""
+    """Draw the rise of the loss up to a second checkpoint, with 95% intervals, and the chord."""
     names = ("steps_G", "rises_G", "low_G", "high_G")
     steps_G, rises_G, low_G, high_G = (np.asarray(curves[name]) for name in names)
     ax.plot(steps_G, rises_G, color=COLORS[0])
     ax.fill_between(steps_G, low_G, high_G, color=COLORS[0], alpha=0.2)
     ax.plot([0, 1], rises_G[[0, -1]], color="gray", linestyle="--", linewidth=1)
-    ax.set_xlabel("Share of the way to the second checkpoint")
+    ax.set_xlabel("Fraction of the way to the second checkpoint")
     ax.set_ylabel("Loss above the first (nats)")
 
 
 def chains(ax: Axes, curves: Curves) -> None:
-    """Every chain's rise of the loss, draw by draw."""
+    """Draw the rise of the loss along every chain."""
     for c, rises_T in enumerate(np.asarray(curves["rises_CxT"])):
         ax.plot(rises_T, color=COLORS[c % len(COLORS)], linewidth=0.6)
     ax.set_xlabel("Draw")
@@ -75,7 +75,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
     "hessian_density": ("Eigenvalues of the Hessian", density),
     "loss_slices": ("Slices of the loss", slices),
     "loss_plane": ("A plane through the loss", plane),
-    "loss_path": ("The straight way to another checkpoint", path),
+    "loss_path": ("The straight line to another checkpoint", path),
     "local_learning_coefficient": ("SGLD chains", chains),
 }
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
 from jaxflat.analysis.page.algorithm_words import algorithms_section
 from jaxflat.analysis.page.evidence import Evidence
@@ -12,8 +13,7 @@ from jaxflat.analysis.page.trajectory_words import trajectory_section
 from jaxflat.analysis.pairs import MARGIN
 
 QUESTION = (
-    "Among language models of equal pre-training loss, do flatness and downstream accuracy go "
-    "together?"
+    "Among language models of equal pre-training loss, is flatness related to downstream accuracy?"
 )
 PAPER = (
     "Liu, Xie, Li and Ma, Same Pre-training Loss, Better Downstream: Implicit Bias Matters for "
@@ -51,7 +51,7 @@ def write_report(workdir: Path) -> Path:
 
 
 def sweep_sections(comparison: Comparison, judged: Evidence, made: Provenance) -> list[str]:
-    """What one sweep found, what it rests on, and how it was made."""
+    """Return the sections of one sweep: findings, evidence, and how it was made."""
     return [
         *_found(comparison),
         *evidence.verdicts_section(judged.verdicts),
@@ -66,7 +66,7 @@ def sweep_sections(comparison: Comparison, judged: Evidence, made: Provenance) -
 
 
 def closing_sections() -> list[str]:
-    """How to read the page, and how to cite."""
+    """Return the sections on how to read the page and how to cite."""
     return [*_reading(), *_citing()]
 
 
@@ -96,20 +96,21 @@ def _pairs(comparison: Comparison) -> list[str]:
         html.heading("Pairs of sizes, nearest in excess loss"),
         html.paragraph(
             "For each pair of sizes, the two checkpoints nearest in mean excess loss; accuracy and "
-            f"traces play no part in the choice. Main margin ±{MARGIN} nats, with half and double "
-            "it for sensitivity. The pair is chosen and tested on the same losses, so every p is "
-            "multiplied by the number of candidate pairs (Bonferroni). "
-            "Differences are larger minus smaller, ratios larger over smaller. "
-            "Scatter from examples: the share, at most, that test sentences and draws of the "
-            "probe's training sets have in the variance of the accuracy difference over seeds; the "
-            "rest is the seeds'.",
+            f"traces do not affect the choice. The main margin is ±{MARGIN} nats; half and double "
+            "are shown for sensitivity. The pair is chosen and tested on the same losses, so every "
+            "p is multiplied by the number of candidate pairs (Bonferroni). "
+            "Differences are larger minus smaller, ratios larger over smaller. Flatter and sharper "
+            "refer to the embedded measures, in one parametrisation, which is a choice. "
+            "Scatter from examples: an upper bound of the share of the variance of the accuracy "
+            "difference over seeds that comes from test sentences and from draws of the probe's "
+            "training sets. The rest comes from the seeds.",
             "note",
         ),
         html.table(tables.pairs_table(comparison.pairs, "Larger model")),
         html.paragraph(
-            "Primary endpoint, fixed beforehand: linear-probe accuracy, map labels (the most "
+            "Primary endpoint, fixed in advance: linear-probe accuracy, map labels (the most "
             "probable latent given the sentence), largest number of shots, mean over tasks: "
-            f"{primary}. Intervals of different pairs are not corrected for one another.",
+            f"{primary}. Intervals are not corrected for the number of pairs.",
             "note",
         ),
         html.details(
@@ -123,13 +124,14 @@ def _results(comparison: Comparison) -> list[str]:
     cells = comparison.cells + comparison.controls
     if not cells:
         return [html.heading("Results"), html.paragraph("No point has results yet.")]
-    kind = "annealed off their trunk (projected)" if comparison.projected else "as trained"
+    kind = "after an exact anneal (projected)" if comparison.projected else "as trained"
     return [
         html.heading("Results"),
         html.paragraph(
-            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Accuracy: "
+            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Embedded: in "
+            "one parametrisation, which is a choice. Accuracy: "
             "linear probe, largest number of shots, mean over tasks. The ceiling of map labels is "
-            "100% by construction; that of latent labels is the mean largest posterior.",
+            "100% by construction; the ceiling of latent labels is the mean largest posterior.",
             "note",
         ),
         html.table(tables.results_table(comparison)),
@@ -159,7 +161,9 @@ def _made(made: Provenance) -> list[str]:
     if made.config:
         text = json.dumps(made.config, indent=2)
         parts.append(html.details(f"Configuration of {made.config_point}", html.code(text)))
-        parts.append(html.paragraph("What differs between points is in sweep.json.", "note"))
+        parts.append(
+            html.paragraph("sweep.json lists the settings that differ between points.", "note")
+        )
     return [html.heading("How it was made"), *parts] if parts else []
 
 
@@ -172,14 +176,13 @@ def _reading() -> list[str]:
             "SEM over n seeds. Sizes share each seed's data stream, so differences are paired by "
             "seed. Two losses count as the same only if two one-sided t-tests reject a difference "
             "of the margin or more (Schuirmann 1987): failing to find a difference is not enough. "
-            "Likewise an interval that includes 0 leaves a difference undecided; it does not show "
+            "Likewise, an interval that includes 0 leaves a difference undecided; it does not show "
             "that there is none. All models are measured on the same evaluation and test sentences "
-            "of one language: what is particular to these is in no interval over seeds. Every "
-            "checkpoint is the end of an anneal, its learning rate decayed to 0, but for those "
-            "that trajectories show as trained. The embedded "
-            "trace is taken after writing the small model as a "
-            "large one that computes the same function, so that traces of different sizes are in "
-            "one parametrisation."
+            "of one language. Intervals over seeds do not cover the choice of these sentences. "
+            "Every checkpoint is the end of an anneal, its learning rate decayed to 0, except "
+            "those that trajectories show as trained. The embedded trace is measured after the "
+            "small model is written as a large one that computes the same function. "
+            f"{PARAMETRISATION}"
         ),
     ]
 

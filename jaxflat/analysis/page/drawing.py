@@ -1,4 +1,4 @@
-"""Panels: one Axes each, in one style, legible on a phone and to the colour-blind."""
+"""Panels of one Axes each, in one style that is legible on a phone and to the colour-blind."""
 
 from collections.abc import Iterable, Sequence
 
@@ -39,7 +39,7 @@ def trace_against_size(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
-    """Map labels, whose ceiling is 1, beside latent labels, whose ceiling is the Bayes accuracy."""
+    """Draw map labels (their ceiling is 1) and latent labels, whose ceiling is Bayes accuracy."""
     style(ax, "Probe accuracy (%)")
     cells = list(comparison.matched.values())
     _over_sizes(ax, comparison, PRIMARY_ACCURACY, 100, f"{comparison.primary_labeling} labels")
@@ -71,7 +71,7 @@ def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
 
 
 def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
-    """(column to compare, column as trained, name); to compare, the embedded one if it exists."""
+    """Return (column to compare, column as trained, name); the first is embedded if measured."""
     for raw, name in SHARPNESS.items():
         if any(cell.interval(f"{raw}@embedded") for cell in comparison.cells):
             return f"{raw}@embedded", raw, f"{name}, embedded"
@@ -84,7 +84,7 @@ def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
 def _over_sizes(
     ax: Axes, comparison: Comparison, column: str, scale: float = 1.0, label: str = ""
 ) -> None:
-    """Every checkpoint faintly; the matched ones with their intervals."""
+    """Draw every checkpoint faintly, and the matched ones with their intervals."""
     for cell in comparison.cells:
         if cell.interval(column):
             ax.plot(cell.num_params, scale * cell.mean(column), "o", color=COLORS[0], alpha=0.22)
@@ -105,7 +105,7 @@ def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style:
 
 
 def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
-    """Accuracy against `column` along each variant's checkpoints; matched ones ringed."""
+    """Draw accuracy against `column` along each variant's checkpoints; ring the matched ones."""
     for place, (name, cells) in enumerate(comparison.variants.items()):
         known = [
             cell for cell in cells if cell.interval(column) and cell.interval(PRIMARY_ACCURACY)
@@ -167,9 +167,9 @@ def _size_axis(ax: Axes, comparison: Comparison) -> None:
 
 
 def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
-    """A log axis where every mean is positive.
+    """Use a log axis if every mean is positive.
 
-    It spans the means: an interval that reaches 0 runs off the panel instead of stretching it.
+    The axis spans the means: an interval that reaches 0 leaves the panel and does not stretch it.
     """
     means = [cell.mean(column) for cell in comparison.cells if cell.interval(column)]
     if means and min(means) > 0:
@@ -178,7 +178,7 @@ def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
 
 
 def log_axis(ax: Axes, values: Sequence[float]) -> None:
-    """Make x a log axis that spans the values, with four numbers on it, to two digits."""
+    """Make x a log axis that spans the values, with four ticks rounded to two digits."""
     low, high = min(values) / 1.2, max(values) * 1.2
     ax.set_xscale("log", nonpositive="clip")
     ticks = [float(f"{tick:.2g}") for tick in np.geomspace(low * 1.05, high / 1.05, 4)]
@@ -188,10 +188,10 @@ def log_axis(ax: Axes, values: Sequence[float]) -> None:
 
 
 def legend(ax: Axes) -> None:
-    """Below the panel, where it hides nothing."""
+    """Put the legend below the panel, so that it hides nothing."""
     handles, _ = ax.get_legend_handles_labels()
     if handles:
-        handles.sort(key=lambda handle: isinstance(handle, Line2D))  # what was measured comes first
+        handles.sort(key=lambda handle: isinstance(handle, Line2D))  # measurements come first
         below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 2}
         ax.legend(
             handles=handles, frameon=False, fontsize=9, labelspacing=0.3, columnspacing=1.2, **below

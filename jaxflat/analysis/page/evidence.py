@@ -12,40 +12,40 @@ from jaxflat.analysis.verdicts import NONE, RULES, Verdict
 Table = list[list[str]]
 
 ABOUT = (
-    "Accuracy against each flatness measure in the common parametrisation, and against excess "
-    "loss. All checkpoints of one seed give one correlation; shown is its mean over the seeds that "
-    "have every checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
-    "Negative: what is flatter, or nearer to the optimum, is more accurate; positive: what is "
-    "sharper, or further from it. The interval says what other seeds would give for these "
-    "settings, not what other settings would."
+    "Accuracy against each flatness measure after embedding, in one parametrisation, which is a "
+    "choice, and against excess loss. All checkpoints of one seed give one correlation. The table "
+    "shows its mean over the seeds that have every checkpoint, with the 95% t interval over seeds "
+    "(of Fisher's z for Spearman). "
+    "Negative: flatter models, or those nearer to the optimum, are more accurate. Positive: "
+    "sharper models, or those further from it, are more accurate. The interval says what other "
+    "seeds would give for these settings, not what other settings would give."
 )
 SIMPSON = (
-    "Simpson's paradox: correlations can differ in sign within settings and across them, where "
-    "size, algorithm or loss moves both measures. Kendall's correlation over all pairs of "
-    "checkpoints is the mean, weighted by the number of pairs, of that over pairs of one setting "
-    "(the same run at two steps) and that over pairs of two settings; read both. 'Given' takes out "
-    "of the ranks what is linear in the ranks of the covariates: excess loss, then also learning "
-    "rate, batch size and steps as far as they vary. Seeds in which that leaves nothing are left "
-    "out."
+    "Simpson's paradox: correlations can differ in sign within settings and across them, if size, "
+    "algorithm or loss affects both measures. Kendall's correlation over all pairs of checkpoints "
+    "is a mean, weighted by numbers of pairs, of two parts: pairs within one setting (the same run "
+    "at two steps), and pairs across two settings. Read both parts. 'Given' removes from the ranks "
+    "what is linear in the ranks of the covariates: excess loss, then also learning rate, batch "
+    "size and steps if they vary. Seeds in which nothing remains are left out."
 )
 JIANG = (
-    "Granulated Kendall compares only checkpoints that differ in one hyper-parameter, averages "
-    "over each hyper-parameter, then over all. Information is the smallest share of what decides "
-    "which of two checkpoints is the more accurate that the measure tells, given up to two "
-    "hyper-parameters: 0 to 1, without regard to sign. By chance: the same for the measure in "
-    "random order (Jiang et al. 2020)."
+    "Granulated Kendall compares only checkpoints that differ in one hyper-parameter, and averages "
+    "for each hyper-parameter, then over all. Information is the smallest fraction, over "
+    "conditioning sets of up to two hyper-parameters, of the uncertainty about which of two "
+    "checkpoints is more accurate that the measure removes. It lies between 0 and 1 and ignores "
+    "the sign. By chance: the same for the measure in random order (Jiang et al. 2020)."
 )
 
 
 class Evidence(NamedTuple):
-    """What is said of a sweep's claims, and the correlations that some of it rests on."""
+    """The verdicts on a sweep's claims, and the correlations behind some of them."""
 
     verdicts: list[Verdict]
     correlations: list[Association]
 
 
 def examine(comparison: Comparison) -> Evidence:
-    """Return what the sections of the page, and the joint table, are made from."""
+    """Return the evidence for the sections of the page and for the joint table."""
     found = associations(comparison)
     return Evidence(judge(comparison, found), found)
 
@@ -68,7 +68,7 @@ def answer_words(verdict: Verdict) -> str:
 
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
-    """Each claim, its verdict and what it rests on; then those without a verdict, by the reason."""
+    """Return each claim with its verdict and evidence, then those without a verdict by reason."""
     verdicts = judge(comparison)
     reasons: dict[str, list[str]] = {}
     for one in verdicts:
@@ -78,11 +78,11 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
         f"{one.claim}: {one.answer} ({one.statistic}: {one.evidence})."
         for one in verdicts
         if one.answer != NONE
-    ] + [f"No verdict, as {why}: {'; '.join(claims)}." for why, claims in reasons.items()]
+    ] + [f"No verdict, because {why}: {'; '.join(claims)}." for why, claims in reasons.items()]
 
 
 def correlations_table(found: Sequence[Association]) -> Table:
-    """One column a measure, one row a statistic."""
+    """Return one column per measure and one row per statistic."""
     rows = [["Accuracy against", *(one.name for one in found)]]
     rows.append(["Seeds × checkpoints", *(f"{o.num_seeds} × {o.num_checkpoints}" for o in found)])
     rows += [
@@ -96,7 +96,7 @@ def correlations_table(found: Sequence[Association]) -> Table:
 
 
 def missing_numbers(found: Sequence[Association]) -> list[str]:
-    """Why a number is not in the table, each reason once."""
+    """Say why numbers are missing from the table, each reason once."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in found:
         by_reason: dict[str, list[str]] = {}
@@ -105,7 +105,7 @@ def missing_numbers(found: Sequence[Association]) -> list[str]:
         for why, names in by_reason.items():
             what = "correlation" if len(names) == len(STATISTICS) else ", ".join(names)
             reasons.setdefault((what, why), []).append(one.name)
-    return [f"{', '.join(of)}: no {what}, as {why}." for (what, why), of in reasons.items()]
+    return [f"{', '.join(of)}: no {what}, because {why}." for (what, why), of in reasons.items()]
 
 
 def verdicts_section(verdicts: Sequence[Verdict]) -> list[str]:
@@ -118,7 +118,7 @@ def verdicts_section(verdicts: Sequence[Verdict]) -> list[str]:
 
 def correlations_section(found: Sequence[Association]) -> list[str]:
     if not found:
-        why = "No seed has accuracy and excess loss at all its checkpoints, so there is none."
+        why = "No seed has accuracy and excess loss at every checkpoint, so there is none."
         return [html.heading("Correlations over all checkpoints"), html.paragraph(why)]
     return [
         html.heading("Correlations over all checkpoints"),

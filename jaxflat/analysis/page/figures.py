@@ -19,7 +19,7 @@ PANEL_INCHES = (4.0, 3.7)
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure: its file name, what it shows, and its panels with a title each."""
+    """A figure: its file name, its caption, and its panels with their titles."""
 
     name: str
     caption: str
@@ -29,8 +29,9 @@ class Plate:
 BY_SIZE = Plate(
     "size",
     "Each size at the checkpoint nearest to one common excess loss (solid, with 95% t intervals "
-    "over seeds); its other checkpoints are faint. Matching looked at excess loss only. The lookup "
-    "table is a probe of the exact conditional probabilities themselves.",
+    "over seeds); its other checkpoints are faint. Only excess loss decides the matching. The "
+    "embedded trace is in one parametrisation, which is a choice. The lookup table is a probe "
+    "of the exact conditional probabilities.",
     (
         ("Excess loss", drawing.excess_against_size),
         ("Flatness", drawing.trace_against_size),
@@ -39,9 +40,9 @@ BY_SIZE = Plate(
 )
 TRAJECTORIES = Plate(
     "trajectories",
-    "Every checkpoint, one line a model: read accuracy up and down a vertical line, at equal loss "
-    "or at equal trace. Rings: the checkpoints nearest to one common excess loss, with "
-    "a grey band one equivalence margin wide. Bars: 95% t intervals over seeds.",
+    "Every checkpoint, one line per model. A vertical line compares accuracies at equal loss or at "
+    "equal trace. Rings: the checkpoints nearest to one common excess loss, with a grey band one "
+    "equivalence margin wide. Bars: 95% t intervals over seeds.",
     (
         ("Transfer at equal loss", drawing.accuracy_against_excess),
         ("Transfer at equal trace", drawing.accuracy_against_trace),
@@ -51,15 +52,14 @@ TRAJECTORIES = Plate(
 
 ALGORITHMS = Plate(
     "algorithms",
-    "Each way of training. Rings: the one that the others are set against, and those "
-    "whose excess loss is the same (equivalent at the main margin). Bars: 95% t intervals over "
-    "seeds.",
+    "Each way of training. Rings: the baseline, and those with the same excess loss (equivalent "
+    "at the main margin). Bars: 95% t intervals over seeds.",
     TRAJECTORIES.panels,
 )
 BY_STEP = Plate(
     "steps",
-    "The same checkpoints by the step at which each was measured, one line a setting. Bars: 95% t "
-    "intervals over seeds.",
+    "The same checkpoints by the step at which each was measured, one line per setting. Bars: 95% "
+    "t intervals over seeds.",
     (
         ("Excess loss", line_panels.excess_against_step),
         ("Flatness", line_panels.trace_against_step),
@@ -69,13 +69,13 @@ BY_STEP = Plate(
 BY_LABELS = Plate(
     "labels",
     "Probe accuracy by the number of labelled sentences, mean over tasks: each setting's last "
-    "checkpoint, and what no training made. Losses may differ. Bars: 95% t intervals over seeds.",
+    "checkpoint, and the untrained controls. Losses may differ. Bars: 95% t intervals over seeds.",
     (("Label budget", line_panels.accuracy_against_labels),),
 )
 
 
 def plates(comparison: Comparison) -> list[Plate]:
-    """The figures that this sweep has numbers for."""
+    """Return the figures for which this sweep has numbers."""
     chosen = [BY_SIZE] if comparison.matched and not comparison.algorithms else []
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
         chosen.append(ALGORITHMS if comparison.algorithms else TRAJECTORIES)
@@ -86,7 +86,7 @@ def plates(comparison: Comparison) -> list[Plate]:
 
 
 def save_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Each plate, its panels side by side, as .png and .svg."""
+    """Save each plate, its panels side by side, as .png and .svg; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for plate in plates(comparison):
@@ -110,6 +110,6 @@ def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
 def render(figure: Figure, kind: str, transparent: bool) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    with matplotlib.rc_context({"svg.hashsalt": "jaxflat"}):  # the same results, the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": "jaxflat"}):  # same results, same bytes
         figure.savefig(buffer, format=kind, dpi=160, transparent=transparent, metadata=metadata)
     return buffer.getvalue()

@@ -1,10 +1,11 @@
-"""The comparison in plain words. Each outcome and its opposite are worded alike."""
+"""The comparison in plain words, the same words for each outcome and its opposite."""
 
 from pathlib import Path
 
 from jaxflat.analysis.algorithms import Algorithms
 from jaxflat.analysis.cells import Cell, trained_as
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, wording
 from jaxflat.analysis.page.pair_words import INTERVALS, headline, pair_sentence, place_words
 from jaxflat.analysis.page.trajectory_words import trajectory_sentences
@@ -13,28 +14,28 @@ from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 
 
 def summary_sentences(workdir: Path) -> list[str]:
-    """What the sweep in `workdir` found, the answer first."""
+    """Say what the sweep in `workdir` found, the answer first."""
     comparison = read_comparison(Path(workdir))
     return describe(comparison) + evidence.verdict_sentences(comparison)
 
 
 def describe(comparison: Comparison) -> list[str]:
-    """The sentences of what the sweep varies: ways of training, then at their ends; or sizes."""
+    """Describe ways of training along their trajectories, then at their ends; or sizes."""
     sentences = trajectory_sentences(comparison.trajectories)
     if comparison.algorithms:
         sentences += algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
     else:
         sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
     if left_out := ", ".join(comparison.missing):
-        sentences.append(f"Left out, the last checkpoint not measured: {left_out}.")
+        sentences.append(f"Left out, because the last checkpoint was not measured: {left_out}.")
     return sentences + untrained_sentences(comparison)
 
 
 def algorithm_sentences(found: Algorithms) -> list[str]:
-    """Each algorithm against the sweep's first."""
+    """Describe each algorithm against the baseline."""
     baseline, pairs = found.baseline.variant, found.against
-    compared = f"{wording.plural(len(pairs), 'way')} of training set against {baseline}"
-    sentences = [headline(pairs, compared, "the other")]
+    compared = f"{wording.plural(len(pairs), 'way')} of training compared with {baseline}"
+    sentences = [headline(pairs, compared, "the other model")]
     sentences += [pair_sentence(pair, baseline, pair.second.variant) for pair in pairs]
     return sentences
 
@@ -43,7 +44,7 @@ def sizes_sentences(comparison: Comparison) -> list[str]:
     if comparison.obstacle:
         return [
             "Sizes cannot be compared at matched excess loss here: "
-            f"{comparison.obstacle}. The table shows what was measured."
+            f"{comparison.obstacle}. The table shows all measurements."
         ]
     pairs = comparison.pairs
     if not pairs:
@@ -51,11 +52,13 @@ def sizes_sentences(comparison: Comparison) -> list[str]:
     compared = f"{wording.plural(len(pairs), 'pair')} of sizes"
     sentences = [headline(pairs, compared, "the larger model")]
     sentences += [pair_sentence(pair, "the smaller", "the larger model") for pair in pairs]
+    if any(pair.flatness for pair in pairs):
+        sentences.append(PARAMETRISATION)
     return sentences + lookup_sentences(comparison)
 
 
 def lookup_sentences(comparison: Comparison) -> list[str]:
-    """The exact conditionals as features, beside the matched models."""
+    """Compare probes of the exact conditionals with probes of the matched models."""
     tables = [cell for cell in comparison.lookup_tables if cell.interval(PRIMARY_ACCURACY)]
     models = [cell for cell in comparison.matched.values() if cell.interval(PRIMARY_ACCURACY)]
     if not tables or not models:
@@ -69,14 +72,14 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
 
     losses = [cell.mean("excess_loss") for cell in models]
     return [
-        f"A probe of the exact conditional probabilities reaches {listed(tables)}; of the models "
-        f"nearest to one another in excess loss ({min(losses):.4f} to {max(losses):.4f} nats), "
-        f"{listed(models)}."
+        f"A probe of the exact conditional probabilities reaches {listed(tables)}. Probes of the "
+        f"models nearest to one another in excess loss ({min(losses):.4f} to {max(losses):.4f} "
+        f"nats) reach {listed(models)}."
     ]
 
 
 def untrained_sentences(comparison: Comparison) -> list[str]:
-    """What training adds to a model's representations, one sentence a size."""
+    """Say what training adds to a model's representations, one sentence per size."""
     sentences = []
     baseline = [comparison.algorithms.baseline] if comparison.algorithms else []
     for control in comparison.untrained:
@@ -89,8 +92,8 @@ def untrained_sentences(comparison: Comparison) -> list[str]:
                 for cell in (cells[-1], control)
             )
             sentences.append(
-                f"{place_words(cells[-1]).capitalize()} against the same as it is initialised: a "
-                f"probe reaches {' against '.join(reached)}, difference "
+                f"{place_words(cells[-1]).capitalize()} against the same model at initialisation: "
+                f"a probe reaches {' against '.join(reached)}, difference "
                 f"{wording.points(difference)} points."
             )
     return sentences

@@ -1,4 +1,4 @@
-"""HTML in small pieces: text from files is escaped, nothing is loaded from elsewhere."""
+"""Makes HTML from small pieces. Text from files is escaped; the page loads nothing external."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -67,7 +67,7 @@ def bullets(items: Iterable[str]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the header; the first cell of each row names it."""
+    """Make a table; the first row is its header, and the first cell of each row names the row."""
     header = "".join(f'<th scope="col">{escape(text)}</th>' for text in rows[0])
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -90,7 +90,7 @@ def code(text: str) -> str:
 
 
 def figure(panels: Iterable[tuple[str, bytes]], caption: str) -> str:
-    """SVG panels side by side where there is room, else below one another."""
+    """Show SVG panels side by side on wide screens, one below another on narrow ones."""
     images = "".join(_image(title, svg) for title, svg in panels)
     return (
         f'<figure><div class="panels">{images}</div>'

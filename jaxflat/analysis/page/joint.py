@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
 from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.pair_words import relation_counts
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
 from jaxflat.analysis.verdicts import RULES
@@ -16,12 +18,13 @@ from jaxflat.analysis.verdicts import RULES
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
     "Each point is a pair of models of equal excess loss (equivalent within "
-    f"±{MARGIN} nats): a larger against a smaller one, a way of training against one that the "
-    "sweep lists before it, the end of a trajectory against its start. Left of 1 the second model "
-    "is the flatter, above 0 the more accurate: upper left and lower right flatness and accuracy "
-    "go together, in the other two quarters they dissociate. Sharpness is the first measure that "
-    "the sweep has, as on its own page. Bars: 95% t intervals over seeds. Accuracies are of "
-    "different tasks in different sweeps. Pairs without either number are left out."
+    f"±{MARGIN} nats): a larger against a smaller model, a way of training against an earlier one "
+    "of the sweep, or the end of a trajectory against its start. The second model is flatter left "
+    "of 1 and more accurate above 0. In the upper left and lower right quarters the flatter model "
+    "is the more accurate one; in the other two quarters it is the less accurate one. Sharpness is "
+    f"the first measure that the sweep has, as on its own page. {PARAMETRISATION} Bars: 95% t "
+    "intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
+    "left out."
 )
 
 
@@ -35,7 +38,7 @@ def write_joint(
     workdirs: Mapping[str, Path],
     output: Path,
 ) -> Path:
-    """Write output/report.html and output/figures/interventions.* from sweeps by their names."""
+    """Write output/report.html and output/figures/interventions.* from named sweeps."""
     figure = draw_pairs(sweeps)
     (output / "figures").mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
@@ -67,7 +70,7 @@ def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
 
 
 def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
-    """Claim by claim, the sweeps that were asked it one below the other."""
+    """Return one row for each claim and each sweep that tests it, grouped by claim."""
     header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
     claims = dict.fromkeys(one.claim for found in judged.values() for one in found.verdicts)
     return [header] + [
@@ -80,30 +83,29 @@ def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
 
 
 def summary_sentence(sweeps: Sweeps) -> str:
-    """How often flatness and accuracy went together where the loss was the same."""
-    relations = [pair.relation for one in sweeps.values() for pair in matched_pairs(one)]
+    """Count how often the flatter model is the more accurate, and the less, at matched loss."""
+    matched = [pair for one in sweeps.values() for pair in matched_pairs(one)]
     over = wording.plural(len(sweeps), "sweep")
-    if not relations:
+    if not matched:
         return f"Over {over}, no pair of models is matched in excess loss within ±{MARGIN} nats."
     return (
-        f"Over {over}, {wording.plural(len(relations), 'pair')} of models matched in excess loss: "
-        f"flatness and accuracy go together in {relations.count(1)}, dissociate in "
-        f"{relations.count(-1)}, and cannot be told in {relations.count(0)}."
+        f"Over {over}, {wording.plural(len(matched), 'pair')} of models matched in excess loss: "
+        f"the flatter model is {relation_counts(matched)}."
     )
 
 
 def matched_pairs(comparison: Comparison) -> list[Pair]:
-    """A sweep's pairs of equal loss: of sizes, of algorithms, of a trajectory's two ends."""
+    """Return a sweep's matched pairs: of sizes, of algorithms, or of a trajectory's two ends."""
     pairs: list[Pair | None] = [*comparison.pairs]
     arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
     pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
-    if comparison.algorithms and not arms:  # ends against ends would count the arms again
+    if comparison.algorithms and not arms:  # comparing the arms' ends too would count them twice
         pairs += comparison.algorithms.pairs
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
 def draw_pairs(sweeps: Sweeps) -> Figure:
-    """Every matched pair as a number, with what each stands for beside the panel."""
+    """Draw every matched pair as a number, with a key to the numbers beside the panel."""
     drawn = [
         (name, place, pair)
         for place, (name, comparison) in enumerate(sweeps.items())
@@ -127,7 +129,7 @@ def draw_pairs(sweeps: Sweeps) -> Figure:
 
 
 def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]:
-    """Draw a pair with its intervals; return the ends of that of the ratio of sharpness."""
+    """Draw a pair with its intervals; return the ends of the sharpness ratio's interval."""
     across, up = pair.trace_ratio, pair.accuracy
     assert across is not None
     assert up is not None

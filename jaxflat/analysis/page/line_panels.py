@@ -1,4 +1,4 @@
-"""Panels with one line a setting: against the step, and against the number of labels."""
+"""Panels with one line per setting: against the step, and against the number of labels."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def accuracy_against_step(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_labels(ax: Axes, comparison: Comparison) -> None:
-    """Label-budget curves: each setting's last checkpoint, and what no training made."""
+    """Draw label-budget curves of each setting's last checkpoint and of the untrained controls."""
     style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Labelled sentences")
     last = [cells[-1] for cells in comparison.variants.values()]
     rows = [row for cell in last for row in cell.rows.values()]

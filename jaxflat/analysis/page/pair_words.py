@@ -1,4 +1,4 @@
-"""Pairs in plain words. Each outcome and its opposite are worded alike."""
+"""Pairs in plain words, the same words for each outcome and its opposite."""
 
 from collections.abc import Sequence
 
@@ -10,45 +10,52 @@ from jaxflat.analysis.pairs import MARGIN, Pair
 ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
 FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}
 INTERVALS = "Brackets and ± are 95% t intervals over seeds, paired by seed for differences."
-RELATION_WORDS = {1: "go together", -1: "dissociate", 0: "cannot be told"}
+RELATION_WORDS = {
+    1: "flatter is more accurate",
+    -1: "flatter is less accurate",
+    0: "undecided",
+}
 
 
 def headline(pairs: Sequence[Pair], compared: str, subject: str) -> str:
-    """How many of the pairs are matched, and in how many of these `subject` is what.
+    """Count the matched pairs, and among them each outcome for accuracy and flatness.
 
-    `compared` says what was set side by side ("3 pairs of sizes"), `subject` which is the second.
+    `compared` names the comparison ("3 pairs of sizes"); `subject` names a pair's second model.
     """
     if all(pair.excess.low is None for pair in pairs):
         return (
-            "No pair shares more than one seed: no interval can be given, and no pair can be "
+            "No pair shares more than one seed, so there are no intervals, and no pair can be "
             "called matched, flatter or more accurate. The numbers below are single measurements."
         )
     matched = [pair for pair in pairs if pair.equivalence.holds]
     if not matched:
         return (
             f"Of {compared}, none is matched in excess loss within ±{MARGIN} nats, so this sweep "
-            f"does not tell whether flatness and accuracy go together at equal loss. {INTERVALS}"
+            f"does not show how flatness and accuracy relate at equal loss. {INTERVALS}"
         )
     return (
         f"Of {compared}, {len(matched)} {'is' if len(matched) == 1 else 'are'} matched in excess "
-        f"loss within ±{MARGIN} nats. There {subject} is "
-        f"{_count([pair.accuracy_side for pair in matched], ACCURACY_WORDS)}; and it is "
+        f"loss within ±{MARGIN} nats. In these, {subject} is "
+        f"{_count([pair.accuracy_side for pair in matched], ACCURACY_WORDS)}; it is "
         f"{_count([pair.flatness_side for pair in matched], FLATNESS_WORDS)}. "
-        "Flatness and accuracy go together in "
-        f"{sum(pair.relation == 1 for pair in matched)}, dissociate in "
-        f"{sum(pair.relation == -1 for pair in matched)}, and cannot be told in "
-        f"{sum(pair.relation == 0 for pair in matched)}. {INTERVALS}"
+        f"The flatter model is {relation_counts(matched)}. {INTERVALS}"
     )
 
 
+def relation_counts(matched: Sequence[Pair]) -> str:
+    """Count the matched pairs whose flatter model is the more accurate, and the less accurate."""
+    together, apart, unknown = (sum(p.relation == side for p in matched) for side in (1, -1, 0))
+    return f"the more accurate in {together}, the less accurate in {apart}, undecided in {unknown}"
+
+
 def pair_sentence(pair: Pair, first: str, second: str) -> str:
-    """One pair; `first` and `second` are what its two models are called."""
+    """Describe one pair; `first` and `second` name its two models."""
     names = f"{place_words(pair.first).capitalize()} and {place_words(pair.second)}"
     losses = " and ".join(f"{cell.mean('excess_loss'):.4f}" for cell in (pair.first, pair.second))
     difference = f"difference {wording.nats(pair.excess)}"
     p = pair.equivalence.p
     if p is None:
-        return f"{names}: excess losses {losses} nats, {difference}; not testable with one seed."
+        return f"{names}: excess losses {losses} nats, {difference}; one seed allows no test."
     test = f"p {wording.p_value(p) if p < 0.001 else '= ' + wording.p_value(p)}"
     if not pair.equivalence.holds:
         return (
@@ -65,7 +72,7 @@ def pair_sentence(pair: Pair, first: str, second: str) -> str:
 
 
 def relation_words(pair: Pair) -> str:
-    """The verdict of one pair in a word or two."""
+    """Say the verdict of one pair in a few words."""
     return RELATION_WORDS[pair.relation] if pair.equivalence.holds else "not matched"
 
 
@@ -75,20 +82,22 @@ def place_words(cell: Cell) -> str:
 
 def _accuracy_words(pair: Pair, second: str) -> str:
     if pair.accuracy is None:
-        return "Accuracy was not measured in both"
+        return "Accuracy was not measured in both models"
     interval = f"{wording.points(pair.accuracy)} points"
     if pair.accuracy_side == 0:
-        return f"Whether {second} is more accurate is undecided, {interval}, including 0"
+        return (
+            f"Whether {second} is more accurate is undecided, {interval}, the interval includes 0"
+        )
     word = "higher" if pair.accuracy_side > 0 else "lower"
     return f"{second[0].upper()}{second[1:]}'s accuracy is {word}, {interval}"
 
 
 def _flatness_words(pair: Pair, first: str) -> str:
     if not pair.flatness:
-        return "no flatness was measured in both in the common parametrisation"
+        return "no embedded flatness measure was measured in both"
     measure = EMBEDDED[next(iter(pair.flatness))]
     if pair.trace_ratio is None:
-        return f"its flatness is undecided, as {measure} is not positive in every seed"
+        return f"its flatness is undecided, because {measure} is not positive in every seed"
     interval = f"{measure} {wording.ratio(pair.trace_ratio)} {first}'s"
     if pair.flatness_side == 0:
         return f"its flatness is undecided, {interval}, the interval includes 1"
@@ -97,10 +106,10 @@ def _flatness_words(pair: Pair, first: str) -> str:
 
 def _relation(pair: Pair) -> str:
     if pair.relation > 0:
-        return "Here the flatter model is the more accurate one: flatness and accuracy go together."
+        return "Here the flatter model is the more accurate one."
     if pair.relation < 0:
-        return "Here the flatter model is the less accurate one: flatness and accuracy dissociate."
-    return "Whether flatness and accuracy go together cannot be told from this pair."
+        return "Here the flatter model is the less accurate one."
+    return "Whether the flatter model is the more accurate one is undecided here."
 
 
 def _count(sides: list[int], words: dict[int, str]) -> str:

@@ -1,4 +1,4 @@
-"""How a sweep was made, read from its points' folders; whatever is missing is left out."""
+"""Reads how a sweep was made from its points' folders; missing files are left out."""
 
 import json
 from collections import defaultdict
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Provenance:
-    """`facts` maps versions, git commit and device to their text, one a distinct value."""
+    """`facts` maps versions, git commit and device to the distinct texts of their values."""
 
     config_point: str
     config: dict[str, Any]
@@ -51,7 +51,7 @@ def read_provenance(workdir: Path) -> Provenance:
 
 
 def _point_folders(workdir: Path) -> list[Path]:
-    """The sweep's points in order; where sweep.json is missing, every folder with a config."""
+    """Return the sweep's points in order; without sweep.json, every folder with a config."""
     points = _read_json(workdir / "sweep.json").get("points", [])
     if points:
         return [workdir / point["name"] for point in points]
@@ -78,7 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A last line that a killed run left half written is skipped."""
+    """Read the lines, without one that a killed run left half written."""
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""The tables of the page and of the terminal, as plain rows of text with their header first."""
+"""The tables of the page and of the terminal, as rows of text with the header first."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ SUMMARY = {
 
 
 def summary_table(workdir: Path) -> Table:
-    """What the command prints at the end, in 80 columns: mean ± half-width over seeds."""
+    """Return the table that the command prints last (80 columns): mean ± half-width over seeds."""
     comparison = read_comparison(Path(workdir))
     cells = comparison.cells + comparison.controls
     measured = {
@@ -73,7 +73,7 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def pairs_table(pairs: list[Pair], second: str) -> Table:
-    """One column a pair, so that a phone shows a pair whole; `second` names its second model."""
+    """Return one column per pair, which fits a phone; `second` names the pair's second model."""
     rows: Table = [["", *(f"{pair.first.variant} → {pair.second.variant}" for pair in pairs)]]
 
     def add(name: str, texts: list[str]) -> None:
@@ -108,7 +108,7 @@ def pairs_table(pairs: list[Pair], second: str) -> Table:
 
 
 def secondary_table(pairs: list[Pair]) -> Table:
-    """Every task, labeling and number of shots: second minus first, in points."""
+    """Return second minus first, in points, for every task, labeling and number of shots."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair.secondary))
     header = ["Second minus first, points"]
     header += [f"{pair.first.variant} → {pair.second.variant}" for pair in pairs]
@@ -119,7 +119,7 @@ def secondary_table(pairs: list[Pair]) -> Table:
 
 
 def endpoints_table(comparison: Comparison) -> Table:
-    """Accuracy by task, labeling and shots at every cell, each beside its Bayes ceiling."""
+    """Return accuracy by task, labeling and shots at every cell, beside its Bayes ceiling."""
     cells = [*comparison.cells, *comparison.controls]
     values = {name for cell in cells for row in cell.rows.values() for name in row.values}
     names = sorted(name for name in values if is_accuracy(name))

@@ -1,4 +1,4 @@
-"""What changed along trajectories, in words and tables; a fall and a rise are worded alike."""
+"""Changes along trajectories in words and tables, the same words for a fall and a rise."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ FACTOR = 2.0
 
 
 def trajectory_sentences(found: Sequence[Trajectories]) -> list[str]:
-    """Arms against one another first, then each arm; projected checkpoints before raw ones."""
+    """Compare arms first, then describe each; projected checkpoints come before raw ones."""
     sentences = []
     for kind in found:
         sentences += [_contrast(kind, *contrast) for contrast in kind.contrasts]
@@ -22,17 +22,18 @@ def trajectory_sentences(found: Sequence[Trajectories]) -> list[str]:
 
 
 def trajectory_section(found: Sequence[Trajectories]) -> list[str]:
-    """The part of the page about trajectories, empty where there are none."""
+    """Return the part of the page about trajectories, empty if there are none."""
     if not found:
         return []
     return [
         html.heading("Trajectories: from the first measured checkpoint to the last"),
         html.paragraph(
-            "Mean ± half-width of the 95% t interval over seeds. Ratios are of geometric means, "
-            "their intervals those of the mean log ratio, paired by seed. Projected: trained on "
-            "for a short while by AdamW on exact targets, the learning rate decaying to 0, before "
-            "it was measured. In rows with two arms, the ratio is the first arm's over the "
-            "second's, and differences are the first arm's minus the second's.",
+            "Mean ± half-width of the 95% t interval over seeds. Ratios are ratios of geometric "
+            "means, with intervals of the mean log ratio, paired by seed. Projected: before it was "
+            "measured, the checkpoint got an exact anneal (a short training by AdamW on exact "
+            "targets, the learning rate decaying to 0). In rows with two arms, the ratio is the "
+            "first arm's over the second's, and differences are the first arm's minus the "
+            "second's.",
             "note",
         ),
         html.table(trajectory_table(found)),
@@ -57,9 +58,9 @@ def trajectory_table(found: Sequence[Trajectories]) -> list[list[str]]:
 
 
 def verdict(ratio: Interval | None) -> str:
-    """Say which way a ratio goes, and whether by a factor of 2, as far as its interval tells."""
+    """Say whether a ratio falls or rises, and whether by a factor of 2, or that it is undecided."""
     if ratio is None:
-        return "undecided, as it is not positive or not there in every seed"
+        return "undecided, because it was not measured, or is not positive in every seed"
     if ratio.low is None or ratio.high is None:
         return "undecided with one seed"
     low, high = ratio.low, ratio.high
@@ -73,7 +74,7 @@ def verdict(ratio: Interval | None) -> str:
 def _contrast(kind: Trajectories, first: Arm, second: Arm, change: Change) -> str:
     return (
         f"{second.name.capitalize()} against {first.name} ({_kind(kind)}): the ratio of the "
-        f"{_name(kind)}, end over start, is {wording.ratio(change.ratio)} that of the other: "
+        f"{_name(kind)}, end over start, is {wording.ratio(change.ratio)} the other arm's: "
         f"{verdict(change.ratio)}. {_losses(change)}. {_others(change)}"
     )
 

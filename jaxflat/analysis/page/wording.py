@@ -1,4 +1,4 @@
-"""Numbers as people read them: means with their half-widths, intervals, signs that line up."""
+"""Formats numbers for readers: means with half-widths, intervals, and minus signs."""
 
 import math
 
@@ -9,7 +9,10 @@ MISSING = "–"
 
 
 def plus_minus(cell: Cell, column: str, style: str = "", scale: float = 1.0) -> str:
-    """'mean ± half-width' over the seeds; the mean alone for one seed. Style: as the error asks."""
+    """Format 'mean ± half-width' over seeds, or the mean alone for one seed.
+
+    Without a `style`, the error sets the number of digits.
+    """
     interval = cell.interval(column)
     if interval is None:
         return MISSING
@@ -21,13 +24,13 @@ def plus_minus(cell: Cell, column: str, style: str = "", scale: float = 1.0) -> 
 
 
 def _style(mean: float, error: float) -> str:
-    """A format to two digits of the error and six of the mean at most; to three without one."""
+    """Return a format with two digits of the error, at most six of the mean, three if no error."""
     unit = max(error / 10, abs(mean) / (1e5 if error else 100))
     return f",.{max(0, -math.floor(math.log10(unit))) if unit else 0}f"
 
 
 def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str = "") -> str:
-    """'mean unit (low to high)'."""
+    """Format 'mean unit (low to high)'."""
     if interval is None:
         return MISSING
     text = format(scale * interval.mean, style) + unit
@@ -60,7 +63,7 @@ def p_value(p: float | None) -> str:
 
 
 def params(count: float) -> str:
-    """1.2k, 3.4M: a number of parameters in three characters or so."""
+    """Format a number of parameters in about three characters: 1.2k, 3.4M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"

@@ -1,9 +1,9 @@
 """Correlations of two measures over the checkpoints of one seed, and their mean over seeds.
 
-Arrays end in the checkpoints of one seed (N); leading axes, as seeds (S), are independent.
-Checkpoints of one run share their past and runs of one seed their data, so N values are not N
-independent ones. Seeds are: each gives one correlation, and the interval is of their mean. A
-correlation is NaN where it is not defined; an interval is of the seeds where it is.
+The last axis of an array holds the checkpoints of one seed (N); leading axes, such as seeds (S),
+are independent. Checkpoints of one run share their past and runs of one seed share their data, so
+N values are not independent. Seeds are independent: each gives one correlation, and the interval
+covers the mean correlation. An undefined correlation is NaN, and intervals leave its seed out.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from scipy import stats
 
 from jaxflat.analysis.statistics.intervals import Interval, student_quantile
 
-TINY = 1e-9  # of a measure's spread: what is left of it below that is rounding
+TINY = 1e-9  # of a measure's spread: smaller residuals are rounding errors
 
 
 def spearman(x_xN: ArrayLike, y_xN: ArrayLike) -> np.ndarray:
-    """Pearson's correlation of the (mid-)ranks (Spearman 1904, Am. J. Psychol. 15:72)."""
+    """Return Pearson's correlation of the (mid-)ranks (Spearman 1904, Am. J. Psychol. 15:72)."""
     return _pearson(ranks(x_xN), ranks(y_xN))
 
 
@@ -24,7 +24,7 @@ def kendall(x_xN: ArrayLike, y_xN: ArrayLike, chosen_NxN: np.ndarray | None = No
     """tau_b = sum s_ij t_ij / sqrt(sum s_ij^2 sum t_ij^2), s_ij = sign(x_i - x_j), t_ij of y,
 
     over all pairs, or those that `chosen_NxN` marks (Kendall 1945, Biometrika 33:239). Without
-    ties, tau is the mean of taus over disjoint sets of pairs, weighted by their sizes.
+    ties, tau is the mean of the taus of disjoint sets of pairs, weighted by their sizes.
     """
     s_xNxN, t_xNxN = signs(x_xN), signs(y_xN)
     if chosen_NxN is not None:
@@ -34,10 +34,11 @@ def kendall(x_xN: ArrayLike, y_xN: ArrayLike, chosen_NxN: np.ndarray | None = No
 
 
 def partial_correlation(x_xN: ArrayLike, y_xN: ArrayLike, covariates_xNxK: ArrayLike) -> np.ndarray:
-    """Pearson's correlation of the residuals of x and of y on the covariates and a constant.
+    """Correlate (Pearson) the residuals of x and y after regression on covariates and a constant.
 
-    For one covariate z it is (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)). NaN where fewer
-    than two residual degrees of freedom are left besides the constant's: it would be +-1 always.
+    For one covariate z it is (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)). It needs two
+    degrees of freedom after the constant and the covariates; with fewer it would always be +-1,
+    and NaN is returned.
     """
     x_xN, y_xN, z_xNxK = (np.asarray(a, float) for a in (x_xN, y_xN, covariates_xNxK))
     z_xNxK = z_xNxK - z_xNxK.mean(-2, keepdims=True)
@@ -57,7 +58,7 @@ def partial_correlation(x_xN: ArrayLike, y_xN: ArrayLike, covariates_xNxK: Array
 
 
 def partial_spearman(x_xN: ArrayLike, y_xN: ArrayLike, covariates_xNxK: ArrayLike) -> np.ndarray:
-    """The partial correlation of the ranks given the covariates' ranks."""
+    """Return the partial correlation of the ranks given the covariates' ranks."""
     z_xKxN = ranks(np.swapaxes(np.asarray(covariates_xNxK, float), -1, -2))
     return partial_correlation(ranks(x_xN), ranks(y_xN), np.swapaxes(z_xKxN, -1, -2))
 
@@ -66,9 +67,9 @@ def spearman_interval(r_S: ArrayLike, n: int) -> Interval | None:
     """tanh(mean z +- t(0.975, S-1) sqrt((s^2 + g^2 / 12) / S)), z = atanh r (Fisher 1915, 1921).
 
     Spearman's correlations of n checkpoints lie on a grid, d = 12 / (n (n^2 - 1)) apart. z is
-    infinite at +-1, so +-1 counts as half a step inside. Seeds that agree exactly agree to within
-    the grid only: the variance of rounding to it is added, its step g = d / (1 - r^2) on the scale
-    of z. The mean of z is nearly normal where that of r is skewed.
+    infinite at +-1, so +-1 counts as half a step inside. Even seeds that agree exactly agree only
+    to within the grid, so the variance of rounding to the grid is added. On the scale of z the step
+    is g = d / (1 - r^2). We average z because r is skewed and the mean of z is nearly normal.
     """
     step = spearman_grid(n)
     most = 1 - step / 2
@@ -84,8 +85,8 @@ def spearman_interval(r_S: ArrayLike, n: int) -> Interval | None:
 def kendall_interval(tau_S: ArrayLike, num_pairs: int) -> Interval | None:
     """mean tau +- t(0.975, S-1) sqrt((s^2 + d^2 / 12) / S), cut off at -1 and 1, d = 2 / pairs.
 
-    Without Fisher's z: a tau is a mean of signs, nearly normal as it is, and means of taus over
-    disjoint sets of pairs add up.
+    Fisher's z is not needed: a tau is a mean of signs and already nearly normal. Without it, the
+    taus of disjoint sets of pairs still average to the tau of all pairs.
     """
     tau_S = _defined(tau_S)
     if not tau_S.size:
@@ -97,7 +98,7 @@ def kendall_interval(tau_S: ArrayLike, num_pairs: int) -> Interval | None:
 
 
 def spearman_grid(n: int) -> float:
-    """6 * 2 / (n (n^2 - 1)): exchanging two neighbours changes the sum of squares by 2."""
+    """Return 6 * 2 / (n (n^2 - 1)): exchanging two neighbours changes the sum of squares by 2."""
     return 12 / (n * (n**2 - 1))
 
 
@@ -106,7 +107,7 @@ def ranks(values_xN: ArrayLike) -> np.ndarray:
 
 
 def signs(values_xN: ArrayLike) -> np.ndarray:
-    """sign(x_i - x_j) for all i, j."""
+    """Return sign(x_i - x_j) for all i, j."""
     values_xN = np.asarray(values_xN, float)
     return np.sign(values_xN[..., :, None] - values_xN[..., None, :])
 
@@ -117,7 +118,7 @@ def _pearson(x_xN: np.ndarray, y_xN: np.ndarray) -> np.ndarray:
 
 
 def _ratio(above_x: np.ndarray, below_x: np.ndarray) -> np.ndarray:
-    """above / below within [-1, 1]; NaN where nothing varies."""
+    """Return above / below within [-1, 1], NaN if below is 0 (a measure does not vary)."""
     empty_x = np.full(np.shape(below_x), np.nan)
     return np.clip(np.divide(above_x, below_x, out=empty_x, where=below_x > 0), -1, 1)
 
@@ -128,7 +129,7 @@ def _defined(values_S: ArrayLike) -> np.ndarray:
 
 
 def _student(values_S: np.ndarray, step: float) -> tuple[float, float | None, float | None]:
-    """The mean and the ends of its t interval, the variance of rounding to `step` added."""
+    """Return the mean and the ends of its t interval, with the variance of rounding to `step`."""
     mean, count = float(values_S.mean()), len(values_S)
     if count < 2:
         return mean, None, None

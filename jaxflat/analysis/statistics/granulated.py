@@ -1,8 +1,8 @@
-"""What a measure says about accuracy beyond the hyper-parameters (Jiang et al. 2020).
+"""How well a measure predicts accuracy beyond the hyper-parameters (Jiang et al. 2020).
 
-"Fantastic generalization measures and where to find them", ICLR 2020, arXiv:1912.02178. `axes` has,
-for each hyper-parameter, its value at each of N checkpoints of a seed; only those are compared with
-each other that share their seed.
+"Fantastic generalization measures and where to find them", ICLR 2020, arXiv:1912.02178. `axes` maps
+each hyper-parameter to its values at the N checkpoints of a seed. Only checkpoints of the same seed
+are compared.
 """
 
 from collections import Counter
@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike
 from jaxflat.analysis.statistics.correlation import kendall, signs
 
 Axes = Mapping[str, Sequence[str]]
-MOST_CONDITIONS = 2  # hyper-parameters conditioned on at once, as in the paper
+MOST_CONDITIONS = 2  # the most hyper-parameters in a conditioning set, as in the paper
 
 
 @dataclass(frozen=True)
 class Granulated:
-    """One value a seed of the coefficient and of each axis's part in it."""
+    """The coefficient and its part for each axis, with one value per seed."""
 
     mean_x: np.ndarray
     by_axis: dict[str, np.ndarray]
@@ -30,7 +30,7 @@ class Granulated:
 
 @dataclass(frozen=True)
 class Information:
-    """`score` is the smallest share, that given `conditions`."""
+    """`score` is the smallest fraction over conditioning sets; `conditions` is that set."""
 
     score: float
     conditions: tuple[str, ...]
@@ -39,8 +39,8 @@ class Information:
 def granulated_kendall(x_xN: ArrayLike, y_xN: ArrayLike, axes: Axes) -> Granulated | None:
     """Psi = mean over axes i of psi_i, psi_i = mean over groups of tau(group),
 
-    a group being the checkpoints that differ in hyper-parameter i alone. None where no axis has
-    a group of two; axes without one take no part.
+    where a group holds the checkpoints that differ in hyper-parameter i alone. Axes without a group
+    of two are excluded; the result is None if no axis has one.
     """
     x_xN, y_xN = np.asarray(x_xN, float), np.asarray(y_xN, float)
     by_axis, num_pairs = {}, 0
@@ -60,10 +60,11 @@ def information_score(
 ) -> Information | None:
     """min over U of I(V_accuracy; V_measure | U) / H(V_accuracy | U), in [0, 1].
 
-    V are the signs of the differences over ordered pairs of checkpoints of one seed, pooled over
-    seeds; U the values that at most two hyper-parameters have in both. Plug-in entropies: small
-    tables bias it upwards. Left out are sets that single out each checkpoint (what they leave is
-    noise of the seed alone) and those with nothing left to explain; None where all are.
+    V is the sign of the difference of an ordered pair of checkpoints of one seed, pooled over
+    seeds. U is the values of at most two hyper-parameters at both checkpoints. Entropies are
+    computed from counts, which biases the score upwards in small tables. Sets that identify each
+    checkpoint are excluded, since only the seed's noise would remain. So are sets that leave
+    nothing to explain. The result is None if no set remains.
     """
     accuracy_SxN = np.atleast_2d(accuracy_SxN)
     n = accuracy_SxN.shape[-1]
@@ -84,7 +85,7 @@ def information_score(
 def chance_score(
     accuracy_SxN: np.ndarray, measure_SxN: np.ndarray, axes: Axes, num_draws: int = 50
 ) -> float:
-    """The mean score of the same numbers in random order within each seed: its bias."""
+    """Return the bias: the mean score with the measure in random order within each seed."""
     random = np.random.default_rng(0)
     draws = (random.permuted(measure_SxN, axis=-1) for _ in range(num_draws))
     scores = [information_score(accuracy_SxN, draw, axes) for draw in draws]
@@ -92,7 +93,10 @@ def chance_score(
 
 
 def conditional_information(v: ArrayLike, w: ArrayLike, u: ArrayLike) -> float:
-    """I(V; W | U) / H(V | U) of counts, I = H(V,U) + H(W,U) - H(V,W,U) - H(U); NaN where H is 0."""
+    """Return I(V; W | U) / H(V | U) from counts, NaN if H is 0.
+
+    I = H(V,U) + H(W,U) - H(V,W,U) - H(U).
+    """
     v, w, u = (np.unique(np.ravel(values), return_inverse=True)[1] for values in (v, w, u))
     joint_UxVxW = np.zeros((u.max() + 1, v.max() + 1, w.max() + 1))
     np.add.at(joint_UxVxW, (u, v, w), 1)
@@ -110,7 +114,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def _groups(axes: Axes, name: str) -> list[list[int]]:
-    """Indices that agree in every hyper-parameter but one, in groups of two or more."""
+    """Group the indices that agree in every hyper-parameter but `name`; drop constant groups."""
     keys = list(zip(*(values for axis, values in axes.items() if axis != name), strict=True))
     keys = keys or [()] * len(axes[name])
     groups = [[i for i, key in enumerate(keys) if key == one] for one in Counter(keys)]
@@ -122,7 +126,7 @@ def _condition_sets(axes: Axes) -> list[tuple[str, ...]]:
 
 
 def _codes(axes: Axes, names: tuple[str, ...], n: int) -> np.ndarray:
-    """A number for each combination of the values of some hyper-parameters."""
+    """Number the combinations of the values of the hyper-parameters `names`."""
     keys = list(zip(*(axes[name] for name in names), strict=True)) or [()] * n
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])

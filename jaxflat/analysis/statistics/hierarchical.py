@@ -1,4 +1,4 @@
-"""Where the scatter of a paired difference comes from: seeds, or the examples behind each row."""
+"""Divides the scatter of a paired difference between seeds and the examples behind each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from jaxflat.analysis.statistics.intervals import Interval, paired_t_interval
 
 @dataclass(frozen=True)
 class Split:
-    """A paired difference over seeds, and its variance over seeds by where it comes from.
+    """A paired difference over seeds, and the sources of its variance over seeds.
 
-    `total` is the sample variance s^2 of the seeds' differences, None for one seed; `examples` is
-    what the rows' own standard errors make of it, at most. `difference` rests on s^2 and so covers
-    both.
+    `total` is the sample variance s^2 of the seeds' differences, None for one seed. `examples` is
+    an upper bound of the examples' part, from the rows' own standard errors. The interval of
+    `difference` uses s^2, so it covers both parts.
     """
 
     difference: Interval
@@ -29,12 +29,12 @@ class Split:
 
     @property
     def share(self) -> float | None:
-        """Of the examples in the scatter, at most 1; None where nothing scatters."""
+        """The examples' share of the variance, at most 1; None if the variance is 0 or unknown."""
         return min(1.0, self.examples / self.total) if self.total else None
 
     @property
     def dominated_by(self) -> str:
-        """'seeds' or 'examples', by the larger part; '' where it cannot be told."""
+        """'seeds' or 'examples', by the larger part; '' if `share` is None."""
         if self.share is None:
             return ""
         return "examples" if self.share > 0.5 else "seeds"
@@ -46,12 +46,13 @@ def split_difference(
     first_errors: Sequence[float],
     second_errors: Sequence[float],
 ) -> Split:
-    """Var(d) = Var_seeds + E[e^2], d = second - first of a seed, e^2 = e_first^2 + e_second^2.
+    """Split Var(d) = Var_seeds + E[e^2], d = second - first, e^2 = e_first^2 + e_second^2.
 
-    The method of moments of a one-way random-effects model (Searle, Casella and McCulloch 1992,
-    "Variance components", ch. 3) with known variances within. Two models that are tested on the
-    same examples err alike, so e^2 is at most this sum; where every seed has the same test
-    examples, what is particular to these moves no seed from the mean, and the share is less again.
+    This is the method of moments of a one-way random-effects model with known variances within
+    (Searle, Casella and McCulloch 1992, "Variance components", ch. 3). The sum is an upper bound
+    of e^2, because two models tested on the same examples make correlated errors. If all seeds
+    share their test examples, the examples' part is smaller still: an error common to all seeds
+    adds no variance over seeds.
     """
     differences = np.subtract(second, first)
     errors = np.square(first_errors) + np.square(second_errors)
@@ -60,15 +61,18 @@ def split_difference(
 
 
 def error_of_mean(errors: Sequence[float]) -> float:
-    """The largest standard error that the mean of K numbers can have: (e_1 + ... + e_K) / K.
+    """Return the largest possible standard error of the mean of K numbers: (e_1 + ... + e_K) / K.
 
-    It is reached where they err alike, as tasks on the same sentences may.
+    Perfectly correlated errors reach it; tasks on the same sentences may come close.
     """
     return float(np.mean(errors))
 
 
 def split_cells(first: Cell, second: Cell, columns: Sequence[str]) -> Split | None:
-    """Of the mean over `columns` (tasks), in the seeds that have them with their errors in both."""
+    """Split the difference of the mean over `columns` (tasks).
+
+    Only seeds that have every column and its error in both cells count.
+    """
     needed = [*columns, *(f"{name}_sem" for name in columns)]
     seeds = [
         seed

@@ -1,4 +1,4 @@
-"""Intervals and tests over seeds. With one seed there is no interval: its ends are None."""
+"""Intervals and tests over seeds. One seed gives no interval: both ends are None."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its interval; the ends are None where one value is all there is."""
+    """A mean with the ends of its interval; the ends are None if there is only one value."""
 
     mean: float
     low: float | None
@@ -23,7 +23,7 @@ class Interval:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def side(self, null: float) -> int:
-        """+1 or -1 where the whole interval lies above or below `null`, else 0: undecided."""
+        """Return +1 or -1 if the whole interval lies above or below `null`, else 0 (undecided)."""
         if self.low is None or self.high is None:
             return 0
         return int(self.low > null) - int(self.high < null)
@@ -31,7 +31,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """The two one-sided tests at one margin; p is None where one pair is all there is."""
+    """The two one-sided tests at one margin; p is None if there is only one pair."""
 
     margin: float
     p: float | None
@@ -42,19 +42,19 @@ class Equivalence:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """s / sqrt(n), with s^2 = sum (x - mean)^2 / (n - 1)."""
+    """Return s / sqrt(n), with s^2 = sum (x - mean)^2 / (n - 1)."""
     if len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def student_quantile(count: int) -> float:
-    """t(0.975, n - 1) of n values."""
+    """Return t(0.975, n - 1) for n values."""
     return float(special.stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """mean +- t(0.975, n-1) s / sqrt(n) (Student 1908, "The probable error of a mean")."""
+    """Return mean +- t(0.975, n-1) s / sqrt(n) (Student 1908, "The probable error of a mean")."""
     mean, error, count = float(np.mean(values)), standard_error(values), len(values)
     if error is None:
         return Interval(mean, None, None, count)
@@ -63,14 +63,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_t_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The t interval of second - first, pair by pair: what the pairs share (data, seed) cancels."""
+    """Return the t interval of second - first; what a pair shares (data, seed) cancels."""
     return mean_interval(np.subtract(second, first).tolist())
 
 
 def log_ratio_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
-    """exp of the paired t interval of log(second / first): the ratio of geometric means.
+    """Return exp of the paired t interval of log(second / first): the ratio of geometric means.
 
-    None where a value is not positive, since it has no logarithm.
+    The result is None if a value is not positive, since it has no logarithm.
     """
     if min(*first, *second) <= 0:
         return None
@@ -80,12 +80,12 @@ def log_ratio_interval(first: Sequence[float], second: Sequence[float]) -> Inter
 
 
 def tost_paired(first: Sequence[float], second: Sequence[float], margin: float) -> Equivalence:
-    """Are two paired means equal within +-margin? Two one-sided t-tests on d = second - first,
+    """Test whether two paired means are equal within +-margin, by two one-sided t-tests:
 
-        p = max( P(T > (mean d + margin) / se),  P(T < (mean d - margin) / se) ),  T ~ t(n-1).
+        p = max( P(T > (mean d + margin) / se),  P(T < (mean d - margin) / se) ),  T ~ t(n-1),
 
-    A small p rejects "they differ by margin or more" (Schuirmann 1987, J. Pharmacokinet.
-    Biopharm. 15:657).
+    with d = second - first. A small p rejects "they differ by margin or more" (Schuirmann 1987,
+    J. Pharmacokinet. Biopharm. 15:657).
     """
     differences = np.subtract(second, first)
     mean, error = float(np.mean(differences)), standard_error(differences.tolist())

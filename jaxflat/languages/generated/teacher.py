@@ -19,7 +19,7 @@ from jaxflat.console import Display
 from jaxflat.datasets.tokenizer import encode, train_tokenizer
 from jaxflat.distributed import preemption, sharding
 from jaxflat.models.causal import CausalTransformer
-from jaxflat.models.huggingface_save import save_causal
+from jaxflat.models.huggingface import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps

@@ -1,6 +1,8 @@
-"""How GPT-2, OPT and BERT checkpoints describe, name and store what our models have."""
+"""How GPT-2, OPT and BERT checkpoints describe a model, and name and store its parameters."""
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxflat.models.bert import Bert
@@ -10,25 +12,26 @@ from jaxflat.models.causal import CausalTransformer
 class Layout(NamedTuple):
     """A family of checkpoints.
 
-    Modules are (their name, our name, and 0, 1, 2 where queries, keys, values stand apart).
+    A module is (its stored name, our name, part): part is 0, 1 or 2 for queries, keys or values
+    that are stored separately, otherwise None.
     """
 
-    sizes: tuple[str, ...]  # config keys in the order of our models' first fields
-    activation: tuple[str, str]  # its config key, and what is meant where there is none
-    supported: dict[str, Any]  # the only values we compute; absence means them too
-    renamed: tuple[tuple[str, str], ...]  # regular expressions in tensors' names, what they become
-    arrays: tuple[tuple[str, str], ...]  # (their name, our name) of parameters in no module
-    unused_positions: int  # rows before that of position 0
+    sizes: tuple[str, ...]  # config keys, in the order of our models' first fields
+    activation: tuple[str, str]  # its config key, and the default if the key is absent
+    supported: dict[str, Any]  # the only values that our models compute; also the defaults
+    renamed: tuple[tuple[str, str], ...]  # (regular expression, replacement) for tensor names
+    arrays: tuple[tuple[str, str], ...]  # (stored name, our name) of parameters outside modules
+    unused_positions: int  # position embeddings stored before position 0
     modules: tuple[tuple[str, str, int | None], ...]  # outside the layers
     layer: str
     layer_modules: tuple[tuple[str, str, int | None], ...]
     transposed: bool  # kernels are [out, in]
-    tied: dict[str, str]  # other names of arrays; one name is enough, under two they have to agree
-    ignored: str  # tensors that are no parameters of ours; a regular expression
+    tied: dict[str, str]  # second name of an array -> its first; if both are stored, they are equal
+    ignored: str  # regular expression for tensors that our models do not have
 
 
 class Place(NamedTuple):
-    """The shape of a stored tensor and where it goes: leaf[layer][..., part, :]."""
+    """A stored tensor's shape, and its place in our parameters: leaf[layer][..., part, :]."""
 
     shape: tuple[int, ...]
     leaf: str
@@ -110,7 +113,7 @@ BERT = Layout(
         "add_cross_attention": False,
         "position_embedding_type": "absolute",
     },
-    # The names of TensorFlow's layer norms are still in many files.
+    # Many files still use TensorFlow's names for the layer norms' parameters.
     renamed=((r"^bert\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
     arrays=(
         ("embeddings.word_embeddings.weight", "token_embedding"),
@@ -144,8 +147,18 @@ BERT = Layout(
 )
 
 
+CAUSAL = {"gpt2": GPT2, "opt": OPT}
+FAMILIES = {**CAUSAL, "bert": BERT}
+ACTIVATIONS = {  # stored name -> ours
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "exact_gelu",
+    "relu": "relu",
+}
+
+
 def places(model: CausalTransformer | Bert, layout: Layout) -> Iterator[tuple[str, Place]]:
-    """Yield every parameter's name, as `renamed` leaves it, and its place; layer by layer."""
+    """Yield each stored tensor's name, after layout.renamed, and its place, layer by layer."""
     width, mlp_width = model.width, model.mlp_width
     kernels = {
         "stack/attention/qkv": (width, 3 * width),
@@ -178,3 +191,85 @@ def places(model: CausalTransformer | Bert, layout: Layout) -> Iterator[tuple[st
     for layer in range(model.num_layers):
         for theirs, ours, part in layout.layer_modules:
             yield from module(f"{layout.layer}.{layer}.{theirs}", f"stack/{ours}", layer, part)
+
+
+def read_config(
+    config: Any, families: Mapping[str, Layout] = FAMILIES
+) -> tuple[CausalTransformer | Bert, Layout]:
+    """Return the model that a parsed config.json describes, and the layout of its checkpoint.
+
+    families maps each accepted model_type to its layout. Raises ValueError that names the first
+    key whose value is invalid or describes a model that ours do not compute.
+    """
+    if not isinstance(config, dict):
+        raise ValueError("must hold one JSON object")
+    layout = families[_choice(config, "model_type", families, None)]
+    *keys, mlp_key = layout.sizes
+    num_tokens, max_length, width, num_layers, num_heads = (_size(config, key) for key in keys)
+    if layout is GPT2 and config.get(mlp_key) is None:
+        mlp_width = 4 * width
+    else:
+        mlp_width = _size(config, mlp_key)
+    if width % num_heads:
+        raise ValueError(f"{keys[2]}={width} is not divisible by {keys[4]}={num_heads}")
+    for key, right in (layout.supported | {"word_embed_proj_dim": width}).items():
+        value = config.get(key, right)
+        if type(value) is not type(right) or value != right:
+            shown, supported = _show(value), json.dumps(right)
+            raise ValueError(f"{key}={shown} is not supported; it must be {supported}")
+    activation = ACTIVATIONS[
+        _choice(config, layout.activation[0], ACTIVATIONS, layout.activation[1])
+    ]
+    sizes = (num_tokens, max_length, width, num_layers, num_heads, mlp_width)
+    if layout is not BERT:
+        return CausalTransformer(*sizes, activation), layout
+    num_types, epsilon = _size(config, "type_vocab_size"), _epsilon(config)
+    return Bert(*sizes, activation, num_types, epsilon), layout
+
+
+def special_token(config: dict[str, Any], key: str, num_tokens: int) -> int | None:
+    """Return the config's token id under `key`, or None if it has none.
+
+    Raises ValueError if the value is not a token of the vocabulary.
+    """
+    value = config.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < num_tokens):
+        raise ValueError(f"{key}={_show(value)} must be null or a token, 0..{num_tokens - 1}")
+    return value
+
+
+def stored_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, by name, that a checkpoint with this config stores.
+
+    Names have no prefix, and a tied tensor appears only under its first name. Raises ValueError
+    as read_config does.
+    """
+    return {name: place.shape for name, place in places(*read_config(config))}
+
+
+def _size(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"{key}={_show(value)} must be a positive integer below 2^31")
+    return value
+
+
+def _epsilon(config: dict[str, Any]) -> float:
+    value = config.get("layer_norm_eps", 1e-12)
+    if type(value) is not float or not 0 < value < math.inf:
+        raise ValueError(f"layer_norm_eps={_show(value)} must be a positive number, e.g. 1e-12")
+    return value
+
+
+def _choice(
+    config: dict[str, Any], key: str, choices: Mapping[str, Any], default: str | None
+) -> str:
+    value = config.get(key, default)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{key}={_show(value)} must be one of {', '.join(choices)}")
+    return value
+
+
+def _show(value: Any) -> str:
+    """Return the value as one line of JSON, cut to 60 characters."""
+    return json.dumps(value)[:60]

@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk from one run to the next."""
+"""Compiled programs, cached on disk from one run to the next."""
 
 import hashlib
 import os
@@ -8,45 +8,47 @@ from typing import Any
 
 import jax
 
-SECONDS = 0.1  # what compiles in less is compiled again
+MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not cached
 
 
-def keep_programs() -> Path | None:
-    """Have JAX keep what it compiles from now on; return the folder, or None where it cannot.
+def enable() -> Path | None:
+    """Let JAX cache the programs that it compiles from now on; return the folder, or None.
 
     The folder is $JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder for this kind of
-    CPU: a program made for another one may stop at an instruction that is not there. On CPUs with
-    AVX-512 JAX refuses what it has kept, with a long line for each program (issue 38445 of
-    github.com/jax-ml/jax): nothing is kept for them. JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing
-    anywhere. Call it after `jax.distributed.initialize`: it asks for the devices.
+    CPU: a program compiled for another kind may crash at an unknown instruction. Nothing is cached
+    if JAX_ENABLE_COMPILATION_CACHE=0, if the folder cannot be written, or on CPUs with AVX-512.
+    On these, JAX refuses its own cached programs, with a long line about each (issue 38445 of
+    github.com/jax-ml/jax).
+
+    Call it after `jax.distributed.initialize`: it asks JAX for the devices.
     """
-    settings: Any = jax.config  # whose attributes are made at run time
+    settings: Any = jax.config  # JAX defines its attributes at run time
     chosen = settings.jax_compilation_cache_dir
     if not settings.jax_enable_compilation_cache:
         return None
-    kind = kind_of_cpu()
+    kind = cpu_kind()
     if not chosen and jax.default_backend() == "cpu" and "avx512" in kind:
         return None
     folder = Path(chosen) if chosen else default_folder(kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # such as a home that cannot be written
+    except OSError:  # for example in a read-only home
         settings.update("jax_enable_compilation_cache", False)
         return None
     settings.update("jax_compilation_cache_dir", str(folder))
-    settings.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    settings.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return folder
 
 
 def default_folder(kind: str) -> Path:
-    """Return where programs are kept, in the user's cache folder, for a kind of CPU."""
+    """Return the cache's folder for a kind of CPU, in the user's cache folder."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
     return caches / "jaxflat" / f"programs-{digest}"
 
 
-def kind_of_cpu() -> str:
-    """Return the CPU's architecture, and on Linux the instructions it knows."""
+def cpu_kind() -> str:
+    """Return the CPU's architecture, and on Linux its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: read in another process, never in the way of the work."""
+"""Compiled programs on disk: another process reads them, and damaged ones do no harm."""
 
 import os
 import subprocess
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxflat.distributed import compilation
+from jaxflat.distributed import compilation_cache
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from jaxflat.distributed import compilation
+from jaxflat.distributed import compilation_cache
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
-compilation.SECONDS = 0.0
-folder = compilation.keep_programs()
+compilation_cache.MIN_COMPILE_SECONDS = 0.0
+folder = compilation_cache.enable()
 value = jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 4))).sum()
 print(folder, sum(hits), float(value).hex())
 """
@@ -35,7 +35,9 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.skipif("avx512" in compilation.kind_of_cpu(), reason="JAX refuses what it kept")
+@pytest.mark.skipif(
+    "avx512" in compilation_cache.cpu_kind(), reason="JAX refuses its own cached programs"
+)
 @pytest.mark.slow
 def test_the_next_process_reads_what_this_one_compiled(run, tmp_path):
     folder, hits, value, said = run()
@@ -46,18 +48,18 @@ def test_the_next_process_reads_what_this_one_compiled(run, tmp_path):
     assert hits > 0
     assert same == value
     assert said == ""
-    for file in Path(folder).iterdir():  # as after a death while it was written
+    for file in Path(folder).iterdir():  # as if the process died while writing it
         file.write_bytes(file.read_bytes()[:-20])
     _, _, same, said = run()
     assert same == value
     assert "UserWarning: Error reading persistent compilation cache entry" in said
 
 
-def test_a_folder_that_cannot_be_is_none(run, tmp_path):
+def test_no_cache_in_a_folder_that_cannot_be_made(run, tmp_path):
     (tmp_path / "jaxflat").write_text("a file")
     assert run()[0] == "None"
 
 
 def test_another_kind_of_cpu_has_another_folder():
     kinds = ("x86_64 flags: avx2", "x86_64 flags: avx2 fma", "aarch64 Features: asimd")
-    assert len({compilation.default_folder(kind) for kind in kinds}) == 3
+    assert len({compilation_cache.default_folder(kind) for kind in kinds}) == 3

@@ -1,10 +1,14 @@
-"""The equations of a function's program (a jaxpr): what each does with what depends on parameters.
+"""The equations of a function's jaxpr, by how their outputs depend on the parameters.
 
-Levels say what depends on the parameters: a FIXED value does not; a STEPPED one does, but no
-derivative of it is needed (an index, a comparison, what `stop_gradient` returns, what the loss does
-not come from); a MOVING one has a derivative.
-Equations with MOVING inputs are linear in them, or calls or scans of other programs, or nodes:
-whatever is left, blocks as `jax.checkpoint`, `custom_jvp` and `cond` among them.
+Each variable has an activity:
+  CONSTANT: it does not depend on the parameters.
+  INACTIVE: it depends on them, but no derivative of it is needed. Examples are indices,
+    comparisons, outputs of `stop_gradient`, and values that the loss does not depend on.
+  ACTIVE: its derivative is needed.
+
+An equation with ACTIVE inputs has one of four kinds: it is linear in them, calls another jaxpr,
+scans over one, or is a node. Nodes are all other equations, including the blocks of
+`jax.checkpoint`, `custom_jvp` and `cond`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params, subjaxprs
 
-FIXED, STEPPED, MOVING = range(3)
+CONSTANT, INACTIVE, ACTIVE = range(3)
 
 CALLS = {"jit"}
 BLOCKS = {*CALLS, "custom_jvp_call", "checkpoint", "remat2"}
@@ -32,81 +36,82 @@ ELEMENTWISE = {
     *("sqrt", "rsqrt", "square", "integer_pow", "pow", "abs", "sign", "max", "min", "neg"),
     *("add", "sub", "mul", "div", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "copy"),
 }
-# No derivative backward, or none that may be taken equation by equation.
+# Equations without a reverse derivative, or whose derivative must not be taken one by one.
 OPAQUE = {"while", "custom_vjp_call", "shard_map", "new_ref"}
 
 
 def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[jax.Array]:
-    """The outputs of one equation."""
-    how = equation.primitive.get_bind_params(equation.params)
-    outputs = equation.primitive.bind(*inputs, **how)
+    """Return the outputs of one equation."""
+    params = equation.primitive.get_bind_params(equation.params)
+    outputs = equation.primitive.bind(*inputs, **params)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 def has_tangent(variable: Any) -> bool:
-    """Whether a variable is of real numbers."""
+    """Return whether a variable holds real numbers."""
     return jnp.issubdtype(variable.aval.dtype, jnp.floating)
 
 
-def can_be_taken_apart(jaxpr: Jaxpr) -> bool:
-    """Whether no equation, those inside others too, is OPAQUE or of complex numbers."""
+def is_transparent(jaxpr: Jaxpr) -> bool:
+    """Return whether no equation, nested ones included, is OPAQUE or has complex outputs."""
     names = {name_of(equation) for equation in jaxpr.eqns}
     outputs = (variable.aval for equation in jaxpr.eqns for variable in equation.outvars)
     dtypes = {getattr(aval, "dtype", jnp.dtype(bool)) for aval in outputs}
     if names & OPAQUE or any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
         return False
-    return all(map(can_be_taken_apart, subjaxprs(jaxpr)))
+    return all(map(is_transparent, subjaxprs(jaxpr)))
 
 
 def is_elementwise(equation: JaxprEqn) -> bool:
-    """Whether it has one input and one output, and each number is a function of one number."""
+    """Return whether it maps one array to one array, each number to one number."""
     inputs = [v for v in equation.invars if not isinstance(v, Literal)]
     variables: list[Any] = [*inputs, *equation.outvars]
     if len(variables) != 2 or len({(v.aval.shape, v.aval.dtype) for v in variables}) != 1:
         return False
-    return _is_of_elements(equation)
+    return _applies_elementwise(equation)
 
 
-def _is_of_elements(equation: JaxprEqn) -> bool:
+def _applies_elementwise(equation: JaxprEqn) -> bool:
     if name_of(equation) not in BLOCKS:
         return name_of(equation) in ELEMENTWISE
-    inside = jaxprs_in_params(equation.params)
-    return all(_is_of_elements(inner) for jaxpr in inside for inner in jaxpr.eqns)
+    bodies = jaxprs_in_params(equation.params)
+    return all(_applies_elementwise(inner) for jaxpr in bodies for inner in jaxpr.eqns)
 
 
-def parts_of_scan(equation: JaxprEqn) -> tuple[int, int]:
-    """How many of a scan's inputs are the same in each step, and how many it carries after them.
+def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
+    """Return (number of a scan's inputs that all steps share, number of values it carries).
 
-    Told by the avals alone: what is given or left step by step has one axis more outside.
+    Inputs come in the order shared, carried, sliced; outputs in the order carried, stacked. The
+    shapes alone tell them apart: sliced and stacked arrays have one more axis outside the scan.
     """
-    inside = equation.params["jaxpr"]
+    body = equation.params["jaxpr"]
 
     def num_stacked(variables: Sequence[Any], avals: Sequence[Any]) -> int:
         pairs = zip(variables, avals, strict=True)
         return sum(variable.aval.ndim > aval.ndim for variable, aval in pairs)
 
-    num_carried = len(equation.outvars) - num_stacked(equation.outvars, inside.out_avals)
-    num_sliced = num_stacked(equation.invars, inside.in_avals)
+    num_carried = len(equation.outvars) - num_stacked(equation.outvars, body.out_avals)
+    num_sliced = num_stacked(equation.invars, body.in_avals)
     return len(equation.invars) - num_sliced - num_carried, num_carried
 
 
 def name_of(equation: JaxprEqn) -> str:
-    """The name of what an equation applies."""
+    """Return the name of the primitive that an equation applies."""
     return equation.primitive.name
 
 
 def kind_of(equation: JaxprEqn, inputs: list[int], outputs: list[int]) -> str:
-    """One of call, scan, still, linear and node, by the levels of inputs and outputs."""
+    """Return "call", "scan", "inactive", "linear" or "node", by the activities of both sides."""
     name = name_of(equation)
-    # What is inside a call or a scan may be FIXED where not all of its inputs are.
-    if max(inputs, default=FIXED) > FIXED and (name in CALLS or name == "scan"):
+    # If some inputs are not CONSTANT, a call or a scan may still contain CONSTANT values.
+    if max(inputs, default=CONSTANT) > CONSTANT and (name in CALLS or name == "scan"):
         return "scan" if name == "scan" else "call"
-    if max(outputs, default=FIXED) < MOVING:
-        return "still"
+    if max(outputs, default=CONSTANT) < ACTIVE:
+        return "inactive"
     linear = (
         name in LINEAR
-        or (name in LINEAR_IN_FIRST and max(inputs[1:]) == FIXED)
-        or (name in LINEAR_BUT_FIRST and inputs[0] == FIXED)
-        or (name in BILINEAR and sorted(inputs) == [FIXED, MOVING])
+        or (name in LINEAR_IN_FIRST and max(inputs[1:]) == CONSTANT)
+        or (name in LINEAR_BUT_FIRST and inputs[0] == CONSTANT)
+        or (name in BILINEAR and sorted(inputs) == [CONSTANT, ACTIVE])
     )
     return "linear" if linear else "node"

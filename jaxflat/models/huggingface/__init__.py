@@ -1,0 +1,11 @@
+"""GPT-2, OPT and BERT from local Hugging Face folders, and GPT-2 into one."""
+
+from jaxflat.models.huggingface.folder import (
+    Pretrained,
+    load_causal,
+    load_model,
+    read_model,
+    save_causal,
+)
+
+__all__ = ["Pretrained", "load_causal", "load_model", "read_model", "save_causal"]
