@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat.config.validation import InputError
+from jaxflat.console import CommandParser, command, make_console
 from jaxflat.distributed import leases
 from jaxflat.storage.files import read_lines, write_json
-
-EXIT_UNUSABLE_INPUT = 2
 
 
 @dataclass(frozen=True)
 class PointStatus:
-    """How far a point of a sweep is.
+    """The progress of a point of a sweep.
 
-    state: waiting, running, done, partial (some stages only), preempted, failed, or died: it was
-    running, and nobody is known to have it. worker: which process runs it. step of num_steps: of
-    training, with the last loss in nats. seconds: that its finished stages took, and while it runs
-    its share of the worker's time since the last of them, or since the attempt began. idle: seconds
-    since it last wrote; None where it has not.
+    state: waiting, running, done, partial (some stages only), preempted, failed, or died (recorded
+    as running, but no process holds its lease). worker: the process that runs it. step: finished
+    training steps, of num_steps. loss: the last one, in nats. seconds: the time of its finished
+    stages; while it runs, plus its share of the worker's time since the last of them, or since the
+    attempt started. idle: seconds since its last write; None before the first.
     """
 
     name: str
@@ -43,31 +42,25 @@ class PointStatus:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Return the flags."""
-    parser = argparse.ArgumentParser(
+    """Return the flags; raise InputError if one is wrong."""
+    parser = CommandParser(
         prog="python -m jaxflat.status",
-        description="Show the points of a sweep: how far each is, what failed and why, and how "
-        "long the rest will take. It reads files only, so it may look at a sweep that runs.",
-        allow_abbrev=False,
+        description="Show the points of a sweep: their progress, which failed and why, and the "
+        "remaining time. The command only reads files, so the sweep may be running.",
     )
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="of a sweep")
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="directory of a sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points to FILE")
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(OSError, ValueError, KeyError)
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    try:
-        points = read_points(flags.workdir, now=time.time())
-        if flags.json:
-            write_json(flags.json, [asdict(point) for point in points])
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    console = Console()
-    if not console.is_terminal:  # a file has room for the whole table
-        console = Console(width=160)
+    flags = parse_arguments(arguments)
+    points = read_points(flags.workdir, now=time.time())
+    if flags.json:
+        write_json(flags.json, [asdict(point) for point in points])
+    console = make_console()
     console.print(points_table(points))
     for point in points:
         if point.state == "failed":
@@ -77,15 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_points(workdir: Path, now: float) -> list[PointStatus]:
-    """Return the points of a sweep in order, as their files say at `now` (seconds, as time.time).
+    """Return the points of a sweep in order, from their files at the time `now` (as time.time).
 
-    Raises ValueError where the folder is not of a sweep.
+    Raises InputError if the directory holds no sweep.
     """
     path = workdir / "sweep.json"
     if not path.is_file():
-        raise ValueError(
-            f"WORKDIR={workdir} has no sweep.json; one that has just begun gets it when its "
-            "config is checked; else name a folder of python -m jaxflat.main"
+        raise InputError(
+            f"WORKDIR={workdir} has no sweep.json. A sweep that has just started writes it once "
+            "its config is checked; otherwise name a directory of python -m jaxflat.main."
         )
     directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
     found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
@@ -97,9 +90,10 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
-    """Return about how long the points that are not done will take, by the workers there are.
+    """Return the estimated time for the remaining points with the workers that run now.
 
-    Each as long as the done ones on average; None before the first is done, or where nobody works.
+    Each takes as long as the done ones on average. None before the first is done, or if points
+    remain and no worker runs.
     """
     done = [point.seconds for point in points if point.state == "done"]
     workers = {point.worker for point in points if point.worker}
@@ -111,20 +105,20 @@ def remaining_seconds(points: list[PointStatus]) -> float | None:
 
 
 def summary(points: list[PointStatus]) -> str:
-    """Return how many points are in each state, and the time that is left, in a line."""
+    """Return one line with the number of points in each state and the remaining time."""
     counts = Counter(point.state for point in points)
     text = ", ".join(f"{number} {state}" for state, number in counts.most_common())
     if counts["done"] + counts["failed"] == len(points):
         return text
     if not any(point.worker for point in points):
-        return f"{text}; nobody is at work: the command that began it goes on"
+        return f"{text}. No worker is running; rerun the original command to continue."
     seconds = remaining_seconds(points)
     left = "" if seconds is None else f"; about {timedelta(seconds=round(seconds))} left"
     return f"{text}{left}"
 
 
 def points_table(points: list[PointStatus]) -> Table:
-    """Return a row for each point that has begun; losses in nats."""
+    """Return a table with a row for each point that has started; losses in nats."""
     names = ("Point", "State", "Step", "Loss", "Time", "Written")
     columns = [Column(name, no_wrap=index > 0) for index, name in enumerate(names)]
     columns[0].overflow = "fold"
@@ -143,20 +137,20 @@ def points_table(points: list[PointStatus]) -> Table:
 
 
 def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str | None]:
-    """Return a point's status, and the process that runs it, if any does."""
+    """Return a point's status, and the process that runs it if there is one."""
     status = _read(directory / "status.json")
     if status.get("state") != "running":
         return status, None
     if worker := leases.find_owner(directory, now):
         return status, worker
-    status = _read(directory / "status.json")  # it may have ended in between
+    status = _read(directory / "status.json")  # it may have ended since the first read
     return status | ({"state": "died"} if status["state"] == "running" else {}), None
 
 
 def _read_point(
     directory: Path, status: dict[str, Any], worker: str | None, at_once: int, now: float
 ) -> PointStatus:
-    """Return how far a point is that is one of `at_once` of its worker."""
+    """Return the progress of a point whose worker runs `at_once` points."""
     config = _read(directory / "config.json")
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])
@@ -164,7 +158,7 @@ def _read_point(
     trunk = [line["step"] for line in curve if "branch" not in line]
     written = [path.stat().st_mtime for path in directory.glob("[!.]*.json*")]
     seconds = sum(line["seconds"] for line in read_lines(directory / "timing.jsonl"))
-    if worker:  # a stage is in timing.jsonl once it is over
+    if worker:  # timing.jsonl lists finished stages only
         marks = [directory / name for name in ("config.json", "timing.jsonl")]
         since = max((path.stat().st_mtime for path in marks if path.exists()), default=now)
         seconds += max(now - since, 0) / at_once

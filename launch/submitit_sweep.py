@@ -17,8 +17,6 @@ os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # read when submitit is imported
 
 import submitit
 
-EXIT_PREEMPTED = 75
-
 
 class Worker(submitit.helpers.Checkpointable):
     """A process of jaxflat.main; submitit's requeue starts it again with the same arguments."""
@@ -26,6 +24,7 @@ class Worker(submitit.helpers.Checkpointable):
     def __call__(self, arguments: list[str]) -> None:
         """Work until the sweep is done, or until a signal comes and the work is saved."""
         from jaxflat import main
+        from jaxflat.console import EXIT_PREEMPTED
         from jaxflat.distributed import preemption, sharding
 
         sharding.set_up_devices()

@@ -2,7 +2,6 @@
 
 import inspect
 
-import optax
 from ml_collections import ConfigDict
 
 from jaxflat.config.languages import Config
@@ -37,6 +36,8 @@ def optimizer() -> Config:
 
 def _numbers(name: str) -> dict[str, float]:
     """Return the numbers that an optimizer of optax takes, with optax's defaults; no decay."""
+    import optax  # imported late: the commands parse their flags without JAX
+
     parameters = inspect.signature(getattr(optax, name)).parameters.values()
     numbers = {p.name: p.default for p in parameters if isinstance(p.default, float)}
     return numbers | ({"weight_decay": 0.0} if "weight_decay" in numbers else {})

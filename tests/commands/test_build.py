@@ -242,7 +242,10 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
     signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    assert "stopped by SIGTERM; run the same command again to go on" in capsys.readouterr().err
+    assert (
+        "Interrupted by SIGTERM; state saved. Run the same command to resume."
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "set" / "SHA256SUMS").exists()
     assert build.main(command) == 0
     assert digests(tmp_path / "set") == digests(undisturbed)
@@ -266,7 +269,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(command, tmp_path, monkeypat
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 75, error
-            assert "run the same command again to go on" in error
+            assert "Run the same command to resume." in error
             assert "Traceback" not in error
     assert not (disturbed / "SHA256SUMS").exists()
     subprocess.run(arguments, check=True, capture_output=True)

@@ -112,7 +112,7 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
     [
         (["waiting", "running 1"], None),  # nothing to go by yet
         (["done", "done", "failed"], 0),
-        (["done", "waiting", "waiting"], None),  # nobody is at work
+        (["done", "waiting", "waiting"], None),  # no worker is running
         (["done", "running 1", "waiting"], 15 + 20),
         (["done", "running 1", "running 1", "waiting"], 15 + 15 + 20),
         (["done", "running 1", "running 2", "waiting"], (15 + 15 + 20) / 2),
@@ -142,7 +142,8 @@ def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
 def test_a_sweep_without_workers_promises_no_time(states, tmp_path, capsys):
     make_sweep(tmp_path, states)
     assert status.main([str(tmp_path)]) == 0
-    assert "; nobody is at work: the command" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ". No worker is running; rerun the original command to continue." in printed
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):
