@@ -1,41 +1,52 @@
 """The keys of the optimizers: a section for each, under its name."""
 
 import inspect
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from jaxflat.config.languages import Config
+from jaxflat.config.ranges import Bounded
 
 OF_OPTAX = (
     *("adabelief", "adadelta", "adagrad", "adamaxw", "adan", "amsgrad"),
     *("nadamw", "radam", "rmsprop", "signum", "yogi"),
 )
-"""More of optax's optimizers: those that treat each parameter by itself, so that it does not matter
-that layers are stacked for a scan, and whose step is proportional to the learning rate."""
+"""More optimizers of optax. Each treats every parameter by itself, so layers can be stacked for a
+scan, and its step is proportional to the learning rate."""
+
+BOUNDS: dict[str, dict[str, int]] = {
+    **dict.fromkeys(("b1", "beta", "decay", "momentum", "rho"), {"least": 0, "below": 1}),
+    **dict.fromkeys(("b2", "b3"), {"below": 1}),
+    **dict.fromkeys(("eps_root", "initial_accumulator_value", "initial_scale"), {"least": 0}),
+    "weight_decay": {"least": 0},
+}
+"""The bounds of keys, by their names, which mean the same in every optimizer."""
 
 
-def optimizer() -> Config:
-    """Return the keys of a phase's optimizer."""
-    return ConfigDict(
-        {
-            "name": "adamw",  # which of the sections below applies
-            # Steps in a row to leave out where the gradient (SAM: the first) is not finite; one
-            # more ends the run, as does a compiled call of which every step was left out.
-            "skip_nonfinite": 0,
-            "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-            "sgd": {"momentum": 0.0},
-            "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
-            # Matrices between hidden layers by Muon, at momentum; the rest by Adam.
-            "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
-            # AdamW with gradients from `radius` up the slope, twice the work of a step.
-            "sam": {"radius": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-            **{name: _numbers(name) for name in OF_OPTAX},
-        }
-    )
+def optimizer() -> dict[str, Any]:
+    """Return the keys of a phase's optimizer, with their bounds."""
+    sections = {
+        "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+        "sgd": {"momentum": 0.0},
+        "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
+        # Muon, at `momentum`, for the matrices between hidden layers; Adam for the rest.
+        "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0},
+        # AdamW with the gradient at a distance `radius` up the slope: a step costs twice as much.
+        "sam": {"radius": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+        **{name: _numbers(name) for name in OF_OPTAX},
+    }
+    return {
+        "name": "adamw",  # the section that applies
+        # Skip up to this many consecutive steps with a gradient (SAM: the first) that is not
+        # finite. One more ends the run, and so does a compiled call without any other step.
+        "skip_nonfinite": Bounded(0, least=0),
+        **{
+            name: {key: Bounded(default, **BOUNDS.get(key, {})) for key, default in section.items()}
+            for name, section in sections.items()
+        },
+    }
 
 
 def _numbers(name: str) -> dict[str, float]:
-    """Return the numbers that an optimizer of optax takes, with optax's defaults; no decay."""
+    """Return the float keywords of an optimizer of optax with optax's defaults; weight_decay 0."""
     import optax  # imported late: the commands parse their flags without JAX
 
     parameters = inspect.signature(getattr(optax, name)).parameters.values()
