@@ -7,9 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxflat import config as base_config
-from jaxflat.config import Config
-from jaxflat.config.ranges import InputError, check_choices, check_range
+from jaxflat.config.base import every_key
+from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
 
 
 def complete(config: Config) -> Config:
@@ -17,11 +16,13 @@ def complete(config: Config) -> Config:
 
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
-    base = base_config.base()
+    return _merged(defaults(_keys(config)), config, "")
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    """Return every key that a config with these phases has."""
     phases = config.get("phases", {})
-    if _is_dict(phases):
-        base.phases = ConfigDict({name: base_config.phase() for name in phases})
-    return _merged(base, config, "")
+    return every_key(phases) if _is_dict(phases) else every_key()
 
 
 def validate(config: Config) -> Config:
@@ -31,8 +32,7 @@ def validate(config: Config) -> Config:
     """
     config = complete(config)
     _check_phases(config)
-    for key, value in _flatten(config).items():
-        check_range(key, value)
+    check_ranges(_keys(config), config)
     for section, choice in (
         ("language", config.language.name),
         *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),

@@ -13,8 +13,7 @@ from jaxflat.runs.measurements import read_status
 from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.run import Point, is_done, run_point, train_points, write_status
-from jaxflat.storage.checkpoint import DISK_FULL
-from jaxflat.storage.files import write_json, write_whole
+from jaxflat.storage.files import DISK_FULL, write_json, write_whole
 from jaxflat.sweeps.results import gather
 
 

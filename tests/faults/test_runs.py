@@ -230,7 +230,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert main.main(command) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: [Errno 28] No space left on device: '" + str(workdir))
-    assert line.endswith("'; free some space and rerun the same command to continue")
+    assert line.endswith("'. Free some space and rerun the same command to continue.")
     left = [path.name for path in workdir.rglob("*")]
     assert not [name for name in left if name.startswith(".")]
     resize(16 << 20)

@@ -184,10 +184,10 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
     waiting, other = start(2), start(2)
     until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
     waiting.send(signal.SIGINT)
-    assert "interrupted by SIGINT" in waiting.ends_with(75)
+    assert "Interrupted by SIGINT" in waiting.ends_with(75)
     until(lambda: "waiting for learning_rate=0.001" in other.printed())
     running.send(signal.SIGTERM)
-    assert "interrupted by SIGTERM" in running.ends_with(75)
+    assert "Interrupted by SIGTERM" in running.ends_with(75)
     other.ends_with(3)
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 2)
 
@@ -202,9 +202,7 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
     config = f"--config={worker_module.__file__}:2"
     assert main.main([config, f"--workdir={tmp_path}", "--stages=probes"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "interrupted: locks/results.csv/3: another process has taken it over; run"
-    )
+    assert line.startswith("Stopped: locks/results.csv/3: another process has taken it over. Run")
 
 
 def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):
