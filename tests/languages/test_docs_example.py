@@ -1,4 +1,4 @@
-"""The recipe "Adding a language" of docs/languages.md, followed in a copy of the package."""
+"""The examples of docs/languages.md; its recipe "Adding a language" in a copy of the package."""
 
 import os
 import re
@@ -60,6 +60,13 @@ def run(copy: Path, *command: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_grammar_is_written_and_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = BLOCK.findall(PAGE.partition("`write_grammar` writes")[2].partition("\n## ")[0])
+    exec(code, {})
+    assert (tmp_path / "grammar.txt").exists()
 
 
 def test_its_check_passes(copy):
