@@ -29,7 +29,7 @@ TASKS = {
         ("entailment", "not_entailment"),
     ),
 }
-# GLUE's name of a split, and TFDS's. The labels of the test split were never published.
+# GLUE's name of each split, and TFDS's. The labels of the test split were never published.
 SPLITS = {"train": "train", "dev": "validation"}
 CONNECT_SECONDS = 10.0
 
@@ -37,8 +37,8 @@ CONNECT_SECONDS = 10.0
 def read_glue(folder: str | Path, task: str, split: str) -> Examples:
     """Return a split of "sst2" or "qnli" from GLUE's files: <folder>/SST-2/train.tsv and so on.
 
-    split: "train" or "dev". Sentences stay as they are, trailing spaces included.
-    Raises ValueError of one line naming the file, the line and the column.
+    split: "train" or "dev". Sentences keep their trailing spaces.
+    Raises ValueError of one line with the file, the line and the column.
     """
     spec = _task(task, split)
     table = read_table(
@@ -52,12 +52,12 @@ def read_glue(folder: str | Path, task: str, split: str) -> Examples:
 
 
 def load_glue(task: str, split: str, data_dir: str | Path | None = None) -> Examples:
-    """Return what `read_glue` does, from files put into TFDS's manual folder or through TFDS.
+    """Return a split as `read_glue` does, from files in TFDS's manual folder or through TFDS.
 
-    data_dir: TFDS's directory, by default its own. Where <data_dir>/downloads/manual holds GLUE's
-    folder of the task it is read from there. Otherwise TFDS downloads and prepares the task once,
-    without TensorFlow; examples come in the order of GLUE's files.
-    Raises ValueError of one line that says where to put the files when TFDS can't.
+    data_dir: TFDS's directory, by default its own. If <data_dir>/downloads/manual has GLUE's folder
+    of the task, its files are read. Otherwise TFDS downloads and prepares the task once, without
+    TensorFlow. Examples have the order of GLUE's files.
+    If TFDS fails, raises ValueError of one line that says where to put the files.
     """
     spec = _task(task, split)
     manual = manual_folder(data_dir)
@@ -66,7 +66,7 @@ def load_glue(task: str, split: str, data_dir: str | Path | None = None) -> Exam
     try:
         rows = _tfds_rows(f"glue/{task}", SPLITS[split], manual.parents[1])
         return _from_rows(f"{task}/{split}", rows, spec)
-    except Exception as error:  # TFDS, its dependencies and the network raise anything.
+    except Exception as error:  # TFDS, its dependencies and the network raise many classes.
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, ImportError) and error.name:
             cause += f"; pip install {error.name}"
@@ -88,7 +88,7 @@ def _tfds_rows(name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:
     """Return TFDS's examples of a split in the order of GLUE's file."""
     import tensorflow_datasets as tfds
 
-    # Without TensorFlow TFDS stops half-way through importing its builders; this one is enough.
+    # Without TensorFlow, TFDS cannot import all of its builders; this one is enough.
     importlib.import_module("tensorflow_datasets.text.glue")
     builder: Any = tfds.builder(name, data_dir=str(data_dir), try_gcs=False)
     if not builder.data_path.exists():
@@ -99,11 +99,11 @@ def _tfds_rows(name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:
 
 
 def _check_reachable(url: str) -> None:
-    """Raise OSError in seconds where TFDS would try again and again for minutes."""
+    """Raise OSError within seconds; TFDS would retry for minutes."""
     request = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError as error:  # It answers: TFDS may have better luck with a GET.
+    except urllib.error.HTTPError as error:  # The server answers, so a GET by TFDS may succeed.
         error.close()
 
 
@@ -117,5 +117,5 @@ def _from_rows(name: str, rows: list[dict[str, Any]], spec: _Task) -> Examples:
     ]
     labels_N = np.array([row["label"] for row in rows], np.int32)
     if not texts or labels_N.min() < 0 or labels_N.max() >= len(spec.label_names):
-        raise ValueError("it is empty or not all of it is labelled")
+        raise ValueError("the split is empty or has unlabelled examples")
     return Examples(name, without_single(texts), labels_N, spec.label_names)

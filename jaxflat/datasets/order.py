@@ -1,23 +1,24 @@
-"""Which examples of a data set make up a batch: a function of (seed, step) that keeps no state.
+"""The order of a data set's examples: (seed, step) determines each batch, without state.
 
-Every epoch visits every example once, in an order of its own. The order is a keyed permutation
-computed at the places asked for, so nothing is shuffled or stored. A generalised Feistel network
-on pairs (a number below A, a number below B), A * B barely above the number of examples, with
-cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains" (2002).
+Every epoch visits every example once, in another order. The order is a keyed permutation, computed
+only at the places of the batch, so nothing is shuffled or stored. It is a generalised Feistel
+network with cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains" (2002). The
+network permutes pairs (a number below A, a number below B), with A * B barely above the number of
+examples.
 """
 
 import math
 
 import numpy as np
 
-NUM_ROUNDS = 16  # fewer leave the orders of a handful of examples uneven
+NUM_ROUNDS = 16  # with fewer, orders of few examples are not equally likely
 
 
 def example_ids(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
     """Return ids_B int64 of the batch of a step: places step * B .. step * B + B - 1 of all visits.
 
-    Visit g is at place g % N of epoch g // N. Raises ValueError on sizes below 1, on a negative
-    seed or step, and past 2^63 visits.
+    Visit g has place g % N of epoch g // N. Raises ValueError on sizes below 1, on a negative seed
+    or step, and beyond 2^63 visits.
     """
     if min(batch_size, num_examples) < 1 or min(seed, step) < 0:
         raise ValueError(
@@ -33,7 +34,7 @@ def example_ids(seed: int, step: int, batch_size: int, num_examples: int) -> np.
 
 
 def _permute(places_B: np.ndarray, keys_B: np.ndarray, num_examples: int) -> np.ndarray:
-    """Permute 0..N-1 by each place's key: walk the cycle until the image is one of them again."""
+    """Permute 0..N-1 by each place's key: walk the cycle until the image is below N."""
     images_B = places_B.copy()
     outside_I = np.arange(len(places_B))
     while len(outside_I):
@@ -43,7 +44,7 @@ def _permute(places_B: np.ndarray, keys_B: np.ndarray, num_examples: int) -> np.
 
 
 def _encipher(values_B: np.ndarray, keys_B: np.ndarray, num_examples: int) -> np.ndarray:
-    """A keyed permutation of 0..A*B-1, A = ceil(sqrt(N)), B = ceil(N / A)."""
+    """Apply a keyed permutation of 0..A*B-1, with A = ceil(sqrt(N)), B = ceil(N / A)."""
     A = math.isqrt(num_examples - 1) + 1
     A, B = np.uint64(A), np.uint64(-(-num_examples // A))
     left_B, right_B = np.divmod(values_B, B)
@@ -58,7 +59,7 @@ def _noise(values_B: np.ndarray, keys_B: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _mix(values_B: np.ndarray) -> np.ndarray:
-    """The SplitMix64 generator's step: a bijection of 64-bit words that flips half of the bits."""
+    """Apply SplitMix64's step, a bijection of 64-bit words that flips half of the bits."""
     values_B = values_B + np.uint64(0x9E3779B97F4A7C15)
     values_B = (values_B ^ (values_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values_B = (values_B ^ (values_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -16,7 +16,7 @@ from jaxflat.datasets.shards import METADATA, SETTINGS, SPLIT, SUMS, DatasetErro
 from jaxflat.storage.files import sha256
 
 MAX_OPEN_SHARDS = 512
-# Reading ahead, and much at once, is for those who read in order.
+# Reads are at random, so reading ahead or in large blocks would be wasted.
 READER_OPTIONS = {
     "options": "readahead_buffer_size:0,max_parallelism:0",
     "file_reader_buffer_size": 4096,
@@ -26,12 +26,12 @@ READER_OPTIONS = {
 class Dataset:
     """A data set: its settings, the types of its columns, and its records by number.
 
-    settings: what made it, as recorded when it was built.
+    settings: the settings that built it.
     types: each column's dtype in one record, its shape included.
     """
 
     def __init__(self, settings: dict[str, Any], types: Types, shards: Sequence[tuple[Path, int]]):
-        """Take what `open_dataset` found; shards are (file, number of records)."""
+        """Use the metadata that `open_dataset` read; shards are (file, number of records)."""
         self.settings, self.types = settings, types
         self._layout: RecordLayout = layout_of(types)
         self._paths = [path for path, _ in shards]
@@ -48,8 +48,8 @@ class Dataset:
     def read(self, ids_N: np.ndarray) -> Columns:
         """Return the columns of records ids_N, in that order.
 
-        Raises ValueError on ids that are not whole numbers of 0..len-1, and DatasetError on a shard
-        that cannot be read.
+        Raises ValueError on ids outside 0..len-1, and DatasetError on ids that are no list of whole
+        numbers and on a shard that cannot be read.
         """
         ids_N = np.asarray(ids_N)
         if ids_N.ndim != 1 or not np.issubdtype(ids_N.dtype, np.integer) or not len(ids_N):
@@ -82,10 +82,10 @@ class Dataset:
 
 
 def open_dataset(directory: Path | str) -> Dataset:
-    """Return a data set that was built there.
+    """Return the data set of a directory.
 
-    Raises DatasetError where a file is missing, not as it was written, or has another number of
-    records than the metadata says.
+    Raises DatasetError if a file is missing or changed, or if a shard's number of records differs
+    from the metadata.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -102,7 +102,7 @@ def open_dataset(directory: Path | str) -> Dataset:
 
 
 def _check_metadata(directory: Path) -> None:
-    """Raise DatasetError unless the small files are as they were written."""
+    """Raise DatasetError if a metadata file differs from its recorded sum."""
     try:
         lines = (directory / SUMS).read_text().splitlines()
     except FileNotFoundError as error:
@@ -134,7 +134,7 @@ def _read_metadata(directory: Path) -> tuple[dict[str, Any], Types, list[tuple[P
         split = info.splits[SPLIT]
         paths = [Path(path) for path in split.filepaths]
         return settings, types, list(zip(paths, split.shard_lengths, strict=True))
-    # What TensorFlow Datasets raises on metadata it cannot use is of any class.
+    # On unusable metadata TensorFlow Datasets raises many classes.
     except Exception as error:
         raise DatasetError(f"{directory}: unusable metadata: {_first_line(error)}") from error
 
@@ -146,7 +146,7 @@ def _open_shard(path: Path) -> Any:
 
 
 def _num_records(path: Path) -> int:
-    """Return the number of records of a shard; 0 of one that is cut off or has no usable index."""
+    """Return the number of records of a shard; 0 if it is cut off or has no usable index."""
     try:
         return _open_shard(path).num_records()
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,7 +1,7 @@
-"""The bytes of a record: a tf.Example whose columns have fixed shapes and lie at fixed places.
+"""The bytes of a record: a tf.Example whose columns have fixed shapes and fixed offsets.
 
-TensorFlow Datasets serialises one record; every other has the same bytes between its columns. So
-any number of records is one numpy array of a structured dtype, to be filled and read column-wise.
+TensorFlow Datasets serialises one record. All others have the same bytes between their columns. So
+any number of records is one numpy array of a structured dtype, filled and read column by column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ Types = Mapping[str, np.dtype]
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the columns are in a record: the dtype of a record, and one with all columns zero."""
+    """The structured dtype of a record, and the bytes of a record with all columns zero."""
 
     dtype: np.dtype
     template: bytes
 
     def encode(self, columns: Columns) -> list[bytes]:
-        """Return the records of N rows; ValueError on columns of other names, dtypes or shapes."""
+        """Return N records; raises ValueError on columns of other names, dtypes or shapes."""
         joined, size = self._fill(columns), len(self.template)
         return [joined[start : start + size] for start in range(0, len(joined), size)]
 
     def decode(self, records: Sequence[bytes]) -> Columns:
-        """Return the columns of N records; ValueError where one has another layout."""
+        """Return the columns of N records; raises ValueError if a record has another layout."""
         joined = b"".join(records)
         if any(len(record) != len(self.template) for record in records):
-            raise ValueError("a record has another length than its columns make")
+            raise ValueError("a record has another length than its columns need")
         table_N = np.frombuffer(joined, self.dtype)
         columns = {name: np.ascontiguousarray(table_N[name]) for name in self.dtype.names or ()}
         if self._fill(columns) != joined:
@@ -59,7 +59,7 @@ class RecordLayout:
 
 
 def features_of(types: Types) -> Any:
-    """Return the tfds FeaturesDict of columns, each kept as its raw bytes."""
+    """Return the tfds FeaturesDict of columns, each stored as its raw bytes."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
@@ -71,25 +71,25 @@ def features_of(types: Types) -> Any:
 
 
 def types_of(features: Any) -> Types:
-    """Return the types of a FeaturesDict that `features_of` made; ValueError on any other."""
+    """Return the types of a FeaturesDict of `features_of`; raises ValueError on any other."""
     try:
         types = {name: np.dtype((f.np_dtype, f.shape)) for name, f in features.items()}
         same = features_of(types).to_json() == features.to_json()
     except (AttributeError, TypeError) as error:
         raise ValueError("the columns are not arrays of fixed shapes") from error
     if not (types and same):
-        raise ValueError("the columns are not arrays of fixed shapes kept as bytes")
+        raise ValueError("the columns are not arrays of fixed shapes stored as bytes")
     return types
 
 
 def layout_of(types: Types) -> RecordLayout:
     """Return the layout of records with these columns, found by serialising a few of them.
 
-    A column lies where a record changes when that column's bytes go from all 0 to all 1.
+    A column's offset is where a record changes when that column's bits change from all 0 to all 1.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
-    # Made at run time, so that no type checker sees it.
+    # The class is made at run time, so no type checker sees it.
     Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
     features = features_of(types)
 
@@ -99,7 +99,7 @@ def layout_of(types: Types) -> RecordLayout:
             for name, kind in types.items()
         }
         message = Example.FromString(features.serialize_example(example))
-        # A map's order is unspecified unless asked for.
+        # Only this option fixes the order of a map.
         return np.frombuffer(message.SerializeToString(deterministic=True), np.uint8)
 
     template_R = serialize()

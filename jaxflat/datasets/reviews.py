@@ -1,7 +1,7 @@
 """10,605 sentences of film reviews with sentiment ratings, for machines without a network.
 
-Hutto and Gilbert rated them for VADER (ICWSM 2014); the source archive of the package
-vaderSentiment 3.3.2 has them. The sentences come from rottentomatoes.com by way of Pang and Lee.
+Hutto and Gilbert collected the ratings for VADER (ICWSM 2014). The source archive of the package
+vaderSentiment 3.3.2 has them. Pang and Lee took the sentences from rottentomatoes.com.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ PIP_COMMAND = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
 
 
 def read_reviews(data_dir: str | Path | None = None) -> Examples:
-    """Return all 10,605 sentences, without labels; see `read_review_sentiments`."""
+    """Return all 10,605 sentences, without labels; arguments as in `read_review_sentiments`."""
     texts, _ = _texts_and_ratings(data_dir)
     return Examples("reviews", texts)
 
@@ -37,9 +37,10 @@ def read_reviews(data_dir: str | Path | None = None) -> Examples:
 def read_review_sentiments(data_dir: str | Path | None = None) -> Examples:
     """Return the 10,568 sentences whose mean rating is negative (5,326) or positive (5,242).
 
-    The 37 with a mean rating of 0 are left out. Each mean is over some 20 people's -4..4.
-    data_dir: TFDS's directory; the archive is expected in its downloads/manual.
-    Raises ValueError of one line: how to fetch the archive, or that it is not the right one.
+    Each mean is over about 20 ratings from -4 to 4. The 37 sentences with mean 0 are excluded.
+    data_dir: TFDS's directory; the archive belongs in its downloads/manual.
+    Raises ValueError of one line if the archive is missing or damaged, with the command to fetch
+    it.
     """
     texts, ratings_N = _texts_and_ratings(data_dir)
     rated_N = ratings_N != 0
@@ -55,10 +56,10 @@ def _texts_and_ratings(data_dir: str | Path | None) -> tuple[tuple[str, ...], np
     folder = manual_folder(data_dir)
     path = folder / ARCHIVE
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; get it with: {PIP_COMMAND} -d '{folder}'")
+        raise ValueError(f"{path}: no such file; fetch it with: {PIP_COMMAND} -d '{folder}'")
     raw = _nested_file(read_bytes(path), path)
     if hashlib.sha256(raw).hexdigest() != SHA256:
-        raise ValueError(f"{path}: {FILE} in it is damaged or of another version; {_again(folder)}")
+        raise ValueError(f"{path}: {FILE} in it is damaged or another version; {_again(folder)}")
     texts, ratings = [], []
     for number, line in numbered_lines(raw, f"{path}: {FILE}"):
         where = f"{path}: {FILE}: line {number}"
@@ -74,7 +75,7 @@ def _texts_and_ratings(data_dir: str | Path | None) -> tuple[tuple[str, ...], np
 
 
 def _nested_file(archive: bytes, path: Path) -> bytes:
-    """Return the reviews' file out of the archive within the archive, all in memory."""
+    """Return the reviews' file from the inner archive, all in memory."""
     raw = archive
     for member in (INNER_ARCHIVE, FILE):
         try:
@@ -83,12 +84,13 @@ def _nested_file(archive: bytes, path: Path) -> bytes:
                 if file is None:
                     raise tarfile.TarError("not a file")
                 raw = file.read()
-        except Exception as error:  # tarfile, gzip and zlib raise a dozen kinds on damaged bytes.
+        except Exception as error:  # tarfile, gzip and zlib raise many classes on damage.
             raise ValueError(
-                f"{path}: can't read {member} in it ({type(error).__name__}); {_again(path.parent)}"
+                f"{path}: cannot read {member} in it ({type(error).__name__}); "
+                f"{_again(path.parent)}"
             ) from error
     return raw
 
 
 def _again(folder: Path) -> str:
-    return f"delete it and get it again with: {PIP_COMMAND} -d '{folder}'"
+    return f"delete it and fetch it again with: {PIP_COMMAND} -d '{folder}'"

@@ -1,8 +1,8 @@
 """Data sets of records in array_record shards, readable by TensorFlow Datasets.
 
-Files of a data set: jaxflat.json, the settings that made it, is written first; then the shards,
-each renamed into place once whole; features.json and dataset_info.json, which TensorFlow Datasets
-reads; SHA256SUMS last. A data set without it is unfinished.
+The files of a data set are written in this order: jaxflat.json, the settings that made it; the
+shards, each renamed into place once whole; features.json and dataset_info.json, which TensorFlow
+Datasets reads; SHA256SUMS. A data set without SHA256SUMS is unfinished.
 """
 
 import fcntl
@@ -20,23 +20,23 @@ from jaxflat.storage.files import fsync, replacing, sha256, write_whole
 SETTINGS, SUMS = "jaxflat.json", "SHA256SUMS"
 METADATA = (SETTINGS, "features.json", "dataset_info.json")
 SPLIT, VERSION = "train", "1.0.0"
-# One record in a chunk: a random read decompresses nothing else. Snappy packs as well as zstd here
-# and takes a third of the time.
+# Each chunk has one record, so a random read decompresses nothing else. Snappy packs as well as
+# zstd here and takes a third of the time.
 WRITER_OPTIONS = "group_size:1,snappy"
 RECORDS_PER_WRITE = 4096
 
 
 class DatasetError(ValueError):
-    """A directory that holds no usable data set; the message is one line that names the file."""
+    """A directory has no usable data set; the message is one line that names the file."""
 
 
 def is_finished(directory: Path) -> bool:
-    """Say whether a data set was built to its end there."""
+    """Return whether the directory has a finished data set."""
     return (directory / SUMS).exists()
 
 
 def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
-    """Return where a shard is, named as TensorFlow Datasets names it."""
+    """Return the path of a shard, named as TensorFlow Datasets names it."""
     return directory / f"{name}-{SPLIT}.array_record-{shard:05}-of-{num_shards:05}"
 
 
@@ -44,8 +44,8 @@ def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
 def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Own a directory within the block, to start or resume a data set with these settings.
 
-    The lock is the kernel's, on the settings file, not a lease: a lease needs a folder beside the
-    directory, which may be a mounted volume, or a folder in it, where SHA256SUMS lists all files.
+    The lock is the kernel's, on the settings file. A lease would need a folder beside the directory
+    or in it. But the directory may be a mounted volume, and SHA256SUMS lists all files in it.
 
     Raises DatasetError if the directory cannot be used, holds something else, or is locked by
     another process.
@@ -73,7 +73,7 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
-    """Write a shard that is there with all its records or not at all."""
+    """Write a shard atomically: the file has all its records or does not exist."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with replacing(path) as temporary:
@@ -88,10 +88,10 @@ def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
 def finish(
     directory: Path, name: str, types: Types, lengths: Sequence[int], digests: Sequence[str]
 ) -> None:
-    """Write the metadata of a data set whose shards are there, and with it call the set done.
+    """Write the metadata of a data set whose shards are complete; this finishes the data set.
 
-    lengths, digests: each shard's number of records and its SHA-256. Raises DatasetError where the
-    set was done before, of other shards: one of them is damaged.
+    lengths, digests: each shard's number of records and its SHA-256. Raises DatasetError if the set
+    was finished before with other digests, because then a shard is damaged.
     """
     import tensorflow_datasets as tfds
     from etils import epath

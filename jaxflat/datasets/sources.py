@@ -1,4 +1,4 @@
-"""Where text comes from, by name: what ships with a package, GLUE, or a file of one's own."""
+"""Sources of text by name: film reviews, GLUE, or the user's own file."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -39,12 +39,12 @@ def read_labelled(name: str, folder: str) -> Examples:
 
 
 def flat(texts: Iterable[str | tuple[str, str]]) -> list[str]:
-    """Return the sentences, those of pairs one by one."""
+    """Return the sentences as one list, in which each pair becomes two sentences."""
     return [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
 
 
 def file_digest(path: str) -> str:
-    """Return a hash of what a file of one's own holds, so that an edited one is another source."""
+    """Return a hash of the content of the user's file, or "" if `path` is no file."""
     if not path or not Path(path).is_file():
         return ""
     found = Path(path).stat()

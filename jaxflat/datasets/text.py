@@ -1,4 +1,4 @@
-"""Sentences and labels from text files; whatever is wrong names the file and the line."""
+"""Sentences and labels from text files; errors name the file and the line."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Sentences, or pairs (first, second), and what they are labelled with.
+    """Sentences, or pairs (first, second), and their labels.
 
-    labels_N: int32 indices into `label_names`, or None where nothing is labelled.
+    labels_N: int32 indices into `label_names`, or None without labels.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Examples:
 
 
 def manual_folder(data_dir: str | Path | None = None) -> Path:
-    """Return where data sets that the user fetches belong: TFDS's <data_dir>/downloads/manual.
+    """Return the folder for data sets that the user fetches: TFDS's <data_dir>/downloads/manual.
 
     data_dir: by default TFDS_DATA_DIR, and without it ~/tensorflow_datasets.
     """
@@ -32,9 +32,9 @@ def manual_folder(data_dir: str | Path | None = None) -> Path:
 
 
 def read_sentences(path: str | Path) -> Examples:
-    """Return the sentences of a UTF-8 file with one sentence on each line, as they are.
+    """Return the sentences of a UTF-8 file with one sentence on each line, unchanged.
 
-    Raises ValueError of one line naming the file and the line.
+    Raises ValueError of one line with the file and the line.
     """
     lines = numbered_lines(read_bytes(path), path)
     texts = tuple(checked_text(text, f"{path}: line {number}") for number, text in lines)
@@ -50,10 +50,10 @@ def read_table(
 ) -> Examples:
     """Return sentences (one text column) or pairs (two) of a UTF-8 file of tab-separated fields.
 
-    The first line names the columns. Quotation marks are text like any other, as in GLUE.
-    label_values: what the label column may hold, in the order of the classes.
-    label_names: what to call the classes; by default their values.
-    Raises ValueError of one line naming the file, the line and the column.
+    The first line names the columns. Quotation marks have no special meaning, as in GLUE.
+    label_values: the possible values of the label column, in the order of the classes.
+    label_names: the names of the classes, by default their values.
+    Raises ValueError of one line with the file, the line and the column.
     """
     if len(text_columns) not in (1, 2):
         raise ValueError(f"text_columns={tuple(text_columns)!r} must name one column or two")
@@ -91,7 +91,7 @@ def read_table(
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return what a file holds; raises ValueError of one line where it can't be read."""
+    """Return the bytes of a file; raises ValueError of one line if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -103,13 +103,13 @@ def read_bytes(path: str | Path) -> bytes:
 def numbered_lines(raw: bytes, path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line of UTF-8 text; lines end in LF or CR LF.
 
-    Other separators that Unicode has are text. Raises ValueError where the file is empty or not
-    UTF-8 and, on arriving there, at a line with a NUL or a carriage return within it.
+    Unicode's other separators are part of a line. Raises ValueError if the file is empty or not
+    UTF-8. The iterator raises ValueError at a line with a NUL or a carriage return within it.
     """
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The error counts from after the byte order mark, which is no line.
+        # The error counts bytes after the byte order mark, which has no newline.
         number = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}: line {number} is not UTF-8 ({error.reason})") from None
     if not text:
@@ -135,14 +135,14 @@ def split_fields(line: str, num_fields: int, where: str) -> list[str]:
 
 
 def checked_text(text: str, where: str) -> str:
-    """Return the text; raises ValueError where there is none."""
+    """Return the text; raises ValueError if it is empty or blank."""
     if not text.strip():
         raise ValueError(f"{where}: the text is empty")
     return text
 
 
 def without_single(rows: Sequence[tuple[str, ...]]) -> tuple[Any, ...]:
-    """Return rows of one text as texts, and rows of two as they are."""
+    """Return rows of one text as texts, and rows of two unchanged."""
     return tuple(row[0] if len(row) == 1 else row for row in rows)
 
 

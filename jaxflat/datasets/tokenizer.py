@@ -1,13 +1,16 @@
-"""From texts to the words of a language: tokens of a tokenizer, the most frequent of them kept."""
+"""Texts as token ids: tokenizers, files of token ids, and the kept tokens as a language's words."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from jaxflat.datasets.text import numbered_lines, read_bytes, read_sentences
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,13 +20,21 @@ TokenIds = list[int] | tuple[list[int], list[int]]
 NUM_BYTES = 256
 
 
+class TokenTexts(NamedTuple):
+    """N texts of up to T tokens, int32, 0 beyond lengths_N; ordinary_NxT: no special token."""
+
+    tokens_NxT: np.ndarray
+    lengths_N: np.ndarray
+    ordinary_NxT: np.ndarray
+
+
 def train_tokenizer(texts: Iterable[str | tuple[str, str]], num_words: int) -> Tokenizer:
     """Return a byte-pair tokenizer with `num_words` tokens, the same one for the same texts.
 
-    Texts are lower-cased (small vocabularies have no room for two spellings of a word) and their
-    ends stripped. Pieces start from single bytes, so that every text has tokens and there is no
-    "unknown"; a token that starts a word carries the space before it. No special tokens.
-    Raises ValueError where num_words is below 256, the bytes, or above what the texts have.
+    Texts are lower-cased, because a small vocabulary has no room for two spellings of a word, and
+    stripped. The first 256 tokens are the single bytes, so every text has tokens and there is no
+    "unknown". A token that starts a word includes the space before it. No special tokens.
+    Raises ValueError if num_words is below 256 or above the number of tokens in the texts.
     """
     tokenizers = _tokenizers()
     if num_words < NUM_BYTES:
@@ -42,14 +53,14 @@ def train_tokenizer(texts: Iterable[str | tuple[str, str]], num_words: int) -> T
     )
     tokenizer.train_from_iterator(_flat(texts), trainer)
     if (found := tokenizer.get_vocab_size()) != num_words:
-        raise ValueError(f"num_words={num_words} is more than the {found} these texts have")
+        raise ValueError(f"num_words={num_words} exceeds the {found} tokens in these texts")
     return tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the Hugging Face tokenizer of <folder>/tokenizer.json, without padding or cutting.
 
-    Raises ValueError of one line where the file is missing or is no tokenizer.
+    Raises ValueError of one line if the file is missing or is no tokenizer.
     """
     tokenizers = _tokenizers()
     path = Path(folder) / "tokenizer.json"
@@ -57,7 +68,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{path}: no such file; it must be a folder with a tokenizer.json")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # The library raises Exception itself.
+    except Exception as error:  # The library raises the class Exception.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a tokenizer ({cause})") from error
     tokenizer.no_padding()
@@ -79,11 +90,11 @@ def encode(
 def most_frequent(
     encoded: Iterable[TokenIds], num_tokens_in_vocabulary: int, num_words: int
 ) -> np.ndarray:
-    """Return ids_V: the V = num_words tokens that occur most, the most frequent first.
+    """Return ids_V of the V = num_words most frequent tokens, the most frequent first.
 
-    Ties go to the smaller id; tokens that never occur come last. An "unknown" token of a loaded
-    tokenizer counts like any other.
-    Raises ValueError where num_words or a token id is outside the vocabulary.
+    Equally frequent tokens are in the order of their ids. A loaded tokenizer's "unknown" token
+    counts like any other.
+    Raises ValueError if num_words or a token id is outside the vocabulary.
     """
     if not 0 < num_words <= num_tokens_in_vocabulary:
         raise ValueError(f"num_words={num_words} must be in 1..{num_tokens_in_vocabulary}")
@@ -103,11 +114,11 @@ def to_words(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (tokens_NxT, lengths_N), int32, with T = max_length: token kept_ids_V[v] is word v.
 
-    Pads are V. A token that is not kept becomes V+1, the mask: the sentence keeps its length and
-    the model sees that a word is there but not which. Sentences are cut at their end. A pair is
-    the first sentence, then the second, nothing between; when too long the longer one is cut, and
-    once they are equally long both are.
-    Raises ValueError naming the sentence where one has no tokens.
+    Pads are V. A token that is not kept becomes V+1, the mask, so the sentence keeps its length and
+    the model sees a hidden word there. Sentences are cut at their end. A pair is the first
+    sentence, then the second, without a separator. If a pair is too long, the longer sentence is
+    cut until both are equally long; then both are cut.
+    Raises ValueError with the number of a sentence that has no tokens.
     """
     kept_ids_V = np.asarray(kept_ids_V)
     V = len(kept_ids_V)
@@ -126,6 +137,65 @@ def to_words(
         tokens_NxT[place, : len(words)] = words
         lengths_N[place] = len(words)
     return tokens_NxT, lengths_N
+
+
+def read_token_texts(
+    path: Path, tokenizer_folder: Path, num_tokens: int, max_length: int
+) -> TokenTexts:
+    """Return the texts of a file, each cut to max_length tokens.
+
+    A .jsonl file has a list of token ids on each line, all of them ordinary. Any other file is
+    UTF-8 with a text on each line. The folder's tokenizer.json encodes it, adds special tokens, and
+    keeps them when it cuts a text.
+    Raises ValueError of one line with the file, and the line if the error is in one.
+    """
+    if path.suffix == ".jsonl":
+        texts = _token_lists(path, num_tokens)
+        ordinary = [[True] * len(text) for text in texts]
+    else:
+        sentences = list(read_sentences(path).texts)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if num_special >= max_length:
+            raise ValueError(
+                f"{tokenizer_folder / 'tokenizer.json'}: adds {num_special} special tokens, but "
+                f"a text has at most {max_length}"
+            )
+        tokenizer.enable_truncation(max_length)
+        encodings = tokenizer.encode_batch(sentences)
+        texts = [encoding.ids for encoding in encodings]
+        ordinary = [[not special for special in e.special_tokens_mask] for e in encodings]
+        largest = max((max(text, default=0) for text in texts), default=0)
+        if largest >= num_tokens:
+            raise ValueError(
+                f"{tokenizer_folder / 'tokenizer.json'}: makes token {largest}; the model has "
+                f"0..{num_tokens - 1}"
+            )
+    for number, kept in enumerate(ordinary, start=1):
+        if not any(kept[:max_length]):
+            raise ValueError(f"{path}: text {number} has only special tokens")
+    lengths = [min(len(text), max_length) for text in texts]
+    tokens_NxT = np.zeros((len(texts), max(lengths)), np.int32)
+    ordinary_NxT = np.zeros(tokens_NxT.shape, bool)
+    for i, length in enumerate(lengths):
+        tokens_NxT[i, :length] = texts[i][:length]
+        ordinary_NxT[i, :length] = ordinary[i][:length]
+    return TokenTexts(tokens_NxT, np.asarray(lengths, np.int32), ordinary_NxT)
+
+
+def _token_lists(path: Path, num_tokens: int) -> list[list[int]]:
+    texts = []
+    for number, line in numbered_lines(read_bytes(path), path):
+        try:
+            text = json.loads(line)
+        except (ValueError, RecursionError):
+            text = None
+        right = isinstance(text, list) and all(type(t) is int and 0 <= t < num_tokens for t in text)
+        if not (right and text):
+            wanted = f"a list of token ids in 0..{num_tokens - 1}, such as [5, 17, 3]"
+            raise ValueError(f"{path}: line {number} must be {wanted}")
+        texts.append(text)
+    return texts
 
 
 def _cut(halves: Sequence[list[int]], max_length: int) -> list[int]:

@@ -7,14 +7,14 @@ takes it as an argument. Every language offers
     sample(key, batch_size)        Sentences; sentence b depends on (key, b) alone
     conditional_log_probs(tokens_BxT, lengths_B, masked_BxT=None)
                                    log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV,
-                                   in nats and in the tables' dtype; whether x_t itself is masked
-                                   makes no difference at t; uniform past the end of a sentence
+                                   in nats and in the tables' dtype; at t it does not depend on
+                                   whether x_t is masked; uniform past the end of a sentence
     tasks                          {name: Task}, where a Task offers
         num_classes                C
         labels(sentences, labeling='latent')    (labels_B, valid_B), by one of its `labelings`
         posterior(sentences)                    probs_BxC of the latent label
 
-A new language is one file with a constructor `(seed, **keywords)`, and one line below.
+A new language is one file with a constructor `(seed, **keywords)`, and one line in LANGUAGES.
 """
 
 from jaxflat.languages.balanced_tree import random_balanced_tree

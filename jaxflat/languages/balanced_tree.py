@@ -1,6 +1,6 @@
-"""Full binary trees of hidden states: a PCFG of known tree shape, so inference is linear in T.
+"""Full binary trees of hidden states: a PCFG of known tree shape, with inference linear in T.
 
-Upward-downward message passing; Pearl, "Reverend Bayes on inference engines" (1982).
+Inference is upward-downward message passing; Pearl, "Reverend Bayes on inference engines" (1982).
 """
 
 from dataclasses import dataclass, field
@@ -18,10 +18,11 @@ from jaxflat.languages.tasks import Task
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BalancedTree:
-    """start_K at the root, rules_LxKxKxK[l, a, b, c] = P(a -> b c) at level l, words at the leaves.
+    """Sentences of 2^L words, emitted by the leaves of a full binary tree of hidden states.
 
-    Every sentence has 2^L words. Latents: states_BxM of the M = 2^(L+1) - 1 nodes, the root first,
-    then level by level. Tasks: `span_<start>_<end>`, the state of the node above those words.
+    The root is k with probability start_K[k]. rules_LxKxKxK[l, a, b, c] = P(a -> b c) at level l.
+    Latents are states_BxM of the M = 2^(L+1) - 1 nodes, level by level from the root. Tasks:
+    `span_<start>_<end>` is the state of the node above words [start, end).
     """
 
     start_K: Array
@@ -51,7 +52,7 @@ class BalancedTree:
 
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
-        """Sentence b is a function of (key, b) alone."""
+        """Sample sentences; sentence b is a function of (key, b) alone."""
         K, dtype = self.num_symbols, self.start_K.dtype
         pairs_LxKxP = jnp.cumsum(self.rules_LxKxKxK.reshape(self.depth, K, K * K), axis=2)
         words_KxV = jnp.cumsum(self.emissions_KxV, axis=1)
@@ -74,7 +75,7 @@ class BalancedTree:
     def conditional_log_probs(
         self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
     ) -> Array:
-        """log p(x_t = v | unmasked x_s, s != t), BxTxV nats."""
+        """Return log p(x_t = v | unmasked x_s, s != t), BxTxV nats."""
         weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
         outsides = self._outside(self._inside(weights_BxTxK))
         return predict_words(outsides[-1], self.emissions_KxV, lengths_B)
@@ -88,14 +89,14 @@ class BalancedTree:
     def symbol_posteriors(
         self, sentences: Sentences, places: tuple[tuple[int, int], ...]
     ) -> list[Array]:
-        """p(state of the node | x), BxK each, prop. to inside * outside."""
+        """Return p(state of the node | x), BxK each, prop. to inside * outside."""
         insides = self._inside(word_weights(self.emissions_KxV, sentences.tokens_BxT, None))
         outsides = self._outside(insides)
         nodes = [_node(self.depth, place) for place in places]
         return [normalize(insides[level][:, i] * outsides[level][:, i]) for level, i in nodes]
 
     def _inside(self, weights_BxTxK: Array) -> list[Array]:
-        """By level, root first: P(words below the node | its state), Bx2^lxK up to a factor."""
+        """Return P(words below the node | its state) by level, Bx2^lxK up to a factor."""
         levels = [weights_BxTxK]
         for rules_KxKxK in self.rules_LxKxKxK[::-1]:
             left, right = levels[0][:, 0::2], levels[0][:, 1::2]
@@ -105,7 +106,7 @@ class BalancedTree:
         return levels
 
     def _outside(self, insides: list[Array]) -> list[Array]:
-        """By level, root first: P(state, words not below the node), Bx2^lxK up to a factor."""
+        """Return P(state, words not below the node) by level, Bx2^lxK up to a factor."""
         levels = [jnp.ones_like(insides[0]) * self.start_K[None, None]]
         for rules_KxKxK, below in zip(self.rules_LxKxKxK, insides[1:], strict=True):
             K, (left, right) = len(rules_KxKxK), (below[:, 0::2], below[:, 1::2])
@@ -118,7 +119,7 @@ class BalancedTree:
 
 
 def _node(depth: int, span: tuple[int, int]) -> tuple[int, int]:
-    """(level, index in the level) of the node above words [start, end)."""
+    """Return (level, index in the level) of the node above words [start, end)."""
     start, end = span
     for level in range(depth + 1):
         width = 2 ** (depth - level)
@@ -140,7 +141,10 @@ def random_balanced_tree(
     emission_concentration: float,
     tasks: tuple[tuple[int, int], ...],
 ) -> BalancedTree:
-    """2^depth words, a uniform root, Dirichlet rule and emission rows; tasks are (start, end)."""
+    """Return a tree of 2^depth words with a uniform root and Dirichlet rule and emission rows.
+
+    tasks are (start, end). Raises ValueError on bad sizes, concentrations or tasks.
+    """
     if depth < 1:
         raise ValueError(f"depth must be >= 1 (sentences have 2^depth words); got {depth}")
     if min(num_states, num_words) < 2:

@@ -1,6 +1,6 @@
-"""Strings with as many pluses as minuses, in any order: Dyck language without its nesting.
+"""Strings with equal numbers of pluses and minuses in any order: Dyck language without nesting.
 
-Exact conditionals by counting, since all strings of one length are equally likely.
+All strings of one length are equally likely, so counting gives the exact conditionals.
 """
 
 from dataclasses import dataclass, field
@@ -18,9 +18,9 @@ from jaxflat.languages.tasks import Task
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrefixSum(Task):
-    """The sum of the first t words, place = (t,): class c is the sum 2c - t, c pluses among them.
+    """The sum of the first t words, with place = (t,). Class c has c pluses, so the sum 2c - t.
 
-    Valid where the sentence has t words. The words give the sum away: both labelings are the same.
+    Valid if the sentence has t words. The words determine the sum, so both labelings are the same.
     """
 
     @property
@@ -31,9 +31,9 @@ class PrefixSum(Task):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ZeroSum:
-    """Words 0 (minus) and 1 (plus), as many of each; even lengths, uniform in [min_length, length].
+    """Equal numbers of words 0 (minus) and 1 (plus); even lengths, uniform in [min_length, length].
 
-    No array leaves and no latents. Tasks: `sum_<t>`, the sum of the first t words.
+    No array leaves and no latents. Tasks: `sum_<t>` is the sum of the first t words.
     """
 
     length: int = field(metadata={"static": True})
@@ -54,7 +54,7 @@ class ZeroSum:
 
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
-        """Sentence b is a function of (key, b) alone."""
+        """Sample sentences; sentence b is a function of (key, b) alone."""
         positions_T = jnp.arange(self.length, dtype=jnp.int32)
 
         def sentence(key: Array) -> tuple[Array, Array]:
@@ -62,7 +62,7 @@ class ZeroSum:
             low, high = self.min_length // 2, self.length // 2
             length = 2 * jax.random.randint(length_key, (), low, high + 1, jnp.int32)
             inside_T = positions_T < length
-            # The pluses are the half of the positions that comes first in a random order.
+            # The pluses are the first half of the positions in a random order.
             order_T = jnp.where(inside_T, jax.random.permutation(order_key, positions_T), -1)
             before_TxT = (order_T[None] < order_T[:, None]) & inside_T[None]
             plus_T = jnp.sum(before_TxT, axis=1, dtype=jnp.int32) < length // 2
@@ -75,11 +75,12 @@ class ZeroSum:
     def conditional_log_probs(
         self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
     ) -> Array:
-        """log p(x_t = v | unmasked x_s, s != t, and the length), BxTx2 nats; uniform past the end.
+        """Return log p(x_t = v | unmasked x_s, s != t, and the length), BxTx2 nats.
 
         p(x_t = plus) = r / m, where m words are unseen, x_t among them, and r pluses are missing
-        to n / 2: of the C(m, r) completions, C(m - 1, r - 1) have a plus at t. Uniform where there
-        is no completion; floored at the smallest normal number, so that p log p is 0, never NaN.
+        to n / 2. Of the C(m, r) completions, C(m - 1, r - 1) have a plus at t. Uniform past the end
+        and for a sentence without completion. Each probability is at least the smallest normal
+        number, so that p log p is 0, never NaN.
         """
         inside_BxT = is_word(lengths_B, tokens_BxT.shape[1])
         seen_BxT = inside_BxT if masked_BxT is None else inside_BxT & ~masked_BxT
@@ -101,7 +102,7 @@ class ZeroSum:
     def symbol_posteriors(
         self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
     ) -> list[Array]:
-        """One-hot BxC each of the sum; uniform where the sentence is too short."""
+        """Return the one-hot sum, BxC each; uniform if the sentence is too short."""
 
         def one_hot(place: tuple[int, ...]) -> Array:
             sums_B, valid_B = self.true_symbols(sentences, place)
@@ -113,7 +114,10 @@ class ZeroSum:
 
 
 def random_dyck(seed: int, *, length: int, min_length: int, tasks: tuple[int, ...]) -> ZeroSum:
-    """There is nothing random about it: the seed is not used. Tasks are prefixes, in words."""
+    """Return the language of zero-sum strings; nothing in it is random, so the seed is unused.
+
+    tasks are numbers of words of a prefix. Raises ValueError on bad lengths or tasks.
+    """
     del seed
     if not 2 <= min_length <= length:
         raise ValueError(f"min_length must be in 2..length={length}; got {min_length}")

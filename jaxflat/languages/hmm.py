@@ -1,7 +1,7 @@
 """Hidden Markov models, with exact conditionals by the forward-backward algorithm.
 
 Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition"
-(1989), with the forward and backward messages normalised at every position.
+(1989). The forward and backward messages are normalised at every position.
 """
 
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ from jaxflat.languages.tasks import Task
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Hmm:
-    """K hidden states, V words, lengths uniform in [min_length, length].
+    """A chain of K hidden states that emit V words; lengths are uniform in [min_length, length].
 
-    Latents of a sentence: states_BxT, -1 past its end. Tasks: `state_<t>`, the t-th state (from 1).
+    Latents are states_BxT, -1 past the end. Tasks: `state_<t>` is the t-th state, from 1.
     """
 
     start_K: Array
@@ -49,7 +49,7 @@ class Hmm:
 
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
-        """Sentence b is a function of (key, b) alone."""
+        """Sample sentences; sentence b is a function of (key, b) alone."""
         next_state_KxK = jnp.cumsum(self.transitions_KxK, axis=1)
         words_KxV = jnp.cumsum(self.emissions_KxV, axis=1)
 
@@ -74,9 +74,10 @@ class Hmm:
     def conditional_log_probs(
         self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
     ) -> Array:
-        """log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV nats; uniform past the end.
+        """Return log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV nats.
 
         p(v | x_-t) prop. to sum_k r_t(k) B_kv beta_t(k), r_t(k) = sum_j alpha_{t-1}(j) A_jk.
+        Uniform past the end.
         """
         weights_BxTxK = self._weights(tokens_BxT, lengths_B, masked_BxT)
         outside_BxTxK = self._messages(weights_BxTxK)
@@ -91,19 +92,19 @@ class Hmm:
     def symbol_posteriors(
         self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
     ) -> list[Array]:
-        """p(state at t | x), BxK each, prop. to alpha_t beta_t = r_t B_{x_t} beta_t."""
+        """Return p(state at t | x), BxK each, prop. to alpha_t beta_t = r_t B_{x_t} beta_t."""
         weights_BxTxK = self._weights(sentences.tokens_BxT, sentences.lengths_B, None)
         products_BxTxK = self._messages(weights_BxTxK) * weights_BxTxK
         return [normalize(products_BxTxK[:, position - 1]) for (position,) in places]
 
     def _weights(self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None) -> Array:
-        """P(x_t | state) at words, 1 past the end: what comes there says nothing."""
+        """Return P(x_t | state) at words, and 1 past the end, where tokens carry no information."""
         weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
         words_BxT = is_word(lengths_B, tokens_BxT.shape[1])
         return jnp.where(words_BxT[..., None], weights_BxTxK, 1)
 
     def _messages(self, weights_BxTxK: Array) -> Array:
-        """r_t(k) beta_t(k), BxTxK, up to a factor per position: all that x_-t says of state t."""
+        """Return r_t(k) beta_t(k) prop. to p(state t = k | x_-t), BxTxK, not normalised."""
 
         def forward(predicted_BxK: Array, weights_BxK: Array) -> tuple[Array, Array]:
             filtered_BxK = normalize(predicted_BxK * weights_BxK)
@@ -133,7 +134,10 @@ def random_hmm(
     emission_concentration: float,
     tasks: tuple[int, ...],
 ) -> Hmm:
-    """Uniform start, Dirichlet transition and emission rows; tasks are positions, from 1."""
+    """Return an HMM with a uniform start and Dirichlet transition and emission rows.
+
+    tasks are positions from 1. Raises ValueError on bad sizes, lengths, concentrations or tasks.
+    """
     if min(num_states, num_words) < 2:
         raise ValueError(f"num_states and num_words must be >= 2; got {num_states}, {num_words}")
     if not 1 <= min_length <= length:

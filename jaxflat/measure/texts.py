@@ -11,8 +11,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.datasets.token_files import TokenTexts, read_token_texts
-from jaxflat.datasets.tokenizer import load_tokenizer
+from jaxflat.datasets.tokenizer import TokenTexts, load_tokenizer, read_token_texts
 from jaxflat.flatness import Problem
 from jaxflat.languages.batches import MaskedBatch
 from jaxflat.languages.generated.teacher import TextBatch

@@ -110,10 +110,13 @@ def test_without_tfds_it_says_what_to_install(tmp_path, monkeypatch):
     ("row", "message"),
     [
         ({"sentence": b" ", "label": 1, "idx": 0}, "example 0, 'sentence': the text is empty"),
-        ({"sentence": b"a", "label": -1, "idx": 0}, "it is empty or not all of it is labelled"),
+        (
+            {"sentence": b"a", "label": -1, "idx": 0},
+            "the split is empty or has unlabelled examples",
+        ),
         ({"sentence": b"\xff", "label": 1, "idx": 0}, "codec can't decode"),
         ({"label": 1, "idx": 0}, "'sentence'"),
-        (None, "it is empty or not all of it is labelled"),
+        (None, "the split is empty or has unlabelled examples"),
         (RuntimeError("first line\nsecond line"), "through TFDS: first line;"),
         (AssertionError(), "through TFDS: AssertionError;"),
     ],

@@ -91,15 +91,15 @@ def test_absent_it_says_how_to_get_it(tmp_path):
 @pytest.mark.parametrize(
     ("archive", "message"),
     [
-        (b"", r"can't read vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014"),
-        (b"not an archive", r"can't read vaderSentiment-3.3.2/additional"),
-        (nested(imitation())[:200], r"can't read"),
-        (tar("other", b""), r"can't read vaderSentiment.* \(KeyError\)"),
-        (tar(reviews.INNER_ARCHIVE, b"", tarfile.DIRTYPE), r"can't read .* \(TarError\)"),
-        (tar(reviews.INNER_ARCHIVE, b"x"), r"can't read hutto.* \(ReadError\)"),
-        (tar(reviews.INNER_ARCHIVE, tar("x", b"x")), r"can't read hutto.* \(KeyError\)"),
-        (nested(imitation(LINES[1:])), "is damaged or of another version"),
-        (nested(b""), "is damaged or of another version"),
+        (b"", r"cannot read vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014"),
+        (b"not an archive", r"cannot read vaderSentiment-3.3.2/additional"),
+        (nested(imitation())[:200], r"cannot read"),
+        (tar("other", b""), r"cannot read vaderSentiment.* \(KeyError\)"),
+        (tar(reviews.INNER_ARCHIVE, b"", tarfile.DIRTYPE), r"cannot read .* \(TarError\)"),
+        (tar(reviews.INNER_ARCHIVE, b"x"), r"cannot read hutto.* \(ReadError\)"),
+        (tar(reviews.INNER_ARCHIVE, tar("x", b"x")), r"cannot read hutto.* \(KeyError\)"),
+        (nested(imitation(LINES[1:])), "is damaged or another version"),
+        (nested(b""), "is damaged or another version"),
     ],
     ids=lambda value: "archive" if isinstance(value, bytes) else value,  # these hold the time
 )
@@ -107,7 +107,7 @@ def test_another_archive_is_refused(put, archive, message):
     with pytest.raises(ValueError, match=message) as error:
         read_reviews(put(archive))
     assert f"{reviews.ARCHIVE}: " in one_line(error)
-    assert "delete it and get it again with: pip download" in one_line(error)
+    assert "delete it and fetch it again with: pip download" in one_line(error)
 
 
 @pytest.mark.parametrize(

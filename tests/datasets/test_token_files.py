@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxflat.datasets.token_files import read_token_texts
+from jaxflat.datasets.tokenizer import read_token_texts
 from tests.support.tiny_checkpoints import CLS, SEP, write_tokenizer
 
 
@@ -71,9 +71,9 @@ def test_what_a_tokenizer_cannot_do_is_one_line(tmp_path):
     file = tmp_path / "tokenizer.json"
     assert refusal(path, tmp_path).startswith(f"{file}: no such file")
     write_tokenizer(tmp_path)
-    assert refusal(path, tmp_path) == f"{path}: text 2 has no tokens but special ones"
+    assert refusal(path, tmp_path) == f"{path}: text 2 has only special tokens"
     assert refusal(path, tmp_path, max_length=2) == (
-        f"{file}: adds 2 special tokens to a text of at most 2"
+        f"{file}: adds 2 special tokens, but a text has at most 2"
     )
     path.write_text("the cat\n")
     assert refusal(path, tmp_path, num_tokens=5) == (f"{file}: makes token 5; the model has 0..4")

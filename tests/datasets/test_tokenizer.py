@@ -96,7 +96,9 @@ def test_processes_and_threads_do_not_matter():
 def test_vocabularies_that_cannot_be():
     with pytest.raises(ValueError, match=r"num_words=255 must be at least 256: the bytes"):
         train_tokenizer(TEXTS, 255)
-    with pytest.raises(ValueError, match=r"num_words=9999 is more than the \d+ these texts") as e:
+    with pytest.raises(
+        ValueError, match=r"num_words=9999 exceeds the \d+ tokens in these texts"
+    ) as e:
         train_tokenizer(TEXTS, 9999)
     one_line(e)
 

@@ -294,7 +294,7 @@ def test_a_signal_stops_training_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_trained_is_one_line(tmp_path, folder):
-    with pytest.raises(ValueError, match="the number of texts is 19; a teacher takes 20"):
+    with pytest.raises(ValueError, match="a teacher needs at least 20 texts; got 19"):
         train(tmp_path / "teacher", chain_texts(19))
     with pytest.raises(ValueError, match="already exists"):
         train(folder, chain_texts(40))

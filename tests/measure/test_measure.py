@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxflat.datasets.token_files import TokenTexts
+from jaxflat.datasets.tokenizer import TokenTexts
 from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure

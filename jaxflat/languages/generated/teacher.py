@@ -1,6 +1,6 @@
-"""A causal language model that jaxflat trains on texts itself, stored like a downloaded one.
+"""Training a causal language model on texts; its folder has the format of a downloaded one.
 
-Every text stands alone between two marks, one special token that is fed first and ends the text.
+Every text is a sequence by itself between two marks. The mark is one special token.
 """
 
 import json
@@ -24,22 +24,22 @@ from jaxflat.training.objectives import causal_lm_loss, causal_losses
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import TrainState, make_train_steps
 
-MARK = "<|endoftext|>"  # its id is one beyond those of the trained tokenizer
-# Without it transformers would put GPT-2's own handling of text in the place of tokenizer.json's.
+MARK = "<|endoftext|>"  # its id follows the last one of the trained tokenizer
+# Without it transformers would replace tokenizer.json's handling of text by GPT-2's.
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": MARK,
     "eos_token": MARK,
 }
-STEPS_PER_CALL = 100  # between two looks at the validation loss
+STEPS_PER_CALL = 100  # between two measurements of the validation loss
 MIN_TEXTS = 20
-MAX_VALIDATION = 2048  # texts: 5 % of all, but no more
+MAX_VALIDATION = 2048  # most texts held out, of 5% of all
 
 
 class TextBatch(NamedTuple):
-    """Texts of T tokens, int32: a mark, the text, a mark if there is room, then anything.
+    """Texts of T tokens, int32: a mark, the text, a mark if it fits, then padding of any token.
 
-    lengths_B counts the marks that are there, not what follows.
+    lengths_B counts text and marks, without the padding.
     """
 
     tokens_BxT: jax.Array | np.ndarray
@@ -47,7 +47,7 @@ class TextBatch(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The parameters of the lowest validation loss (nats per token), and the step they are of."""
+    """The parameters with the lowest validation loss (nats per token), and their step."""
 
     params: Any
     step: int
@@ -60,16 +60,16 @@ def train_teacher(
 ) -> Path:
     """Train a model and its tokenizer on texts and return their new folder.
 
-    Besides the checkpoint and tokenizer.json it holds teacher.json: settings, seed, validation
-    loss. On the same devices all bytes are a function of texts, settings and seed. Raises
-    ValueError of one line where the folder is there already or the texts are too few,
-    FloatingPointError where training diverges, Preempted where a signal came; nothing is then
-    left behind.
+    The folder holds the checkpoint, tokenizer.json, and teacher.json with settings, seed and
+    validation loss. On the same devices all bytes are a function of texts, settings and seed.
+    Raises ValueError of one line if the folder exists or the texts are too few. Raises
+    FloatingPointError if training diverges, and Preempted on a signal. After an error there is no
+    folder.
     """
     if folder.exists():
-        raise ValueError(f"{folder}: it is there already")
+        raise ValueError(f"{folder}: the folder exists already")
     if len(texts) < MIN_TEXTS:
-        raise ValueError(f"the number of texts is {len(texts)}; a teacher takes {MIN_TEXTS}")
+        raise ValueError(f"a teacher needs at least {MIN_TEXTS} texts; got {len(texts)}")
     tokenizer = train_tokenizer(texts, settings.vocabulary)
     tokenizer.add_special_tokens([MARK])
     mark = settings.vocabulary
@@ -138,7 +138,7 @@ def _train(
 ) -> Best:
     batch_size, num_steps = settings.batch_size, settings.steps
     num_data = max(n for n in range(1, jax.local_device_count() + 1) if batch_size % n == 0)
-    mesh = sharding.make_mesh(num_data, devices=jax.local_devices())  # the first process trains it
+    mesh = sharding.make_mesh(num_data, devices=jax.local_devices())  # rank 0 trains it
 
     def sample_batch(texts: TextBatch, key: jax.Array, _: jax.Array) -> TextBatch:
         rows_B = jax.random.randint(key, (batch_size,), 0, len(texts.lengths_B))
@@ -160,7 +160,7 @@ def _train(
         state, mean_loss = steps(state, texts, key, schedule, 0, stop)
         loss, sem = evaluate(state.params)
         if not math.isfinite(mean_loss) or not math.isfinite(loss):
-            raise FloatingPointError(f"the teacher's loss is {float(mean_loss)} by step {stop}")
+            raise FloatingPointError(f"the teacher's loss is {float(mean_loss)} at step {stop}")
         if best is None or loss < best.loss:
             best = Best(jax.device_get(state.params), stop, loss, sem)
         display.advance_stage(stop, f"teacher  loss {mean_loss:.3f}, validation {loss:.3f}")

@@ -1,4 +1,4 @@
-"""The language of a model of real text: its teacher, its words, and real labelled sentences."""
+"""The language `generated` from its config: its teacher, its words, real labelled sentences."""
 
 import functools
 import hashlib
@@ -21,11 +21,11 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.models.causal import empty_cache
 from jaxflat.models.huggingface import load_causal
 
-MAX_CANDIDATES = 65_536  # completions of one sentence that its exact conditional may enumerate
+MAX_CANDIDATES = 65_536  # most completions of one sentence that the oracle enumerates
 
 
 class LabelledSentences(NamedTuple):
-    """Real sentences in the words of a language, with the labels that people gave them."""
+    """Real sentences in the words of a language, with labels given by people."""
 
     sentences: Sentences
     labels_N: np.ndarray
@@ -34,9 +34,9 @@ class LabelledSentences(NamedTuple):
 
 @functools.cache
 def check(section: Config, num_labelled: int = 0) -> None:
-    """Raise ValueError where a language of text cannot be made; reads files, trains nothing.
+    """Raise ValueError if the language cannot be made; this reads files and trains nothing.
 
-    num_labelled: how many labelled sentences of each task there have to be.
+    num_labelled: the smallest number of labelled sentences of each task.
     """
     generated = section.generated
     if section.masking != "one":
@@ -73,11 +73,11 @@ def check(section: Config, num_labelled: int = 0) -> None:
         )
     num_texts = len(flat(read_texts(generated.text, section.data_dir)))
     if not generated.teacher and num_texts < MIN_TEXTS:
-        raise ValueError(f"{generated.text}: {num_texts} sentences; a teacher takes {MIN_TEXTS}")
+        raise ValueError(f"{generated.text}: {num_texts} sentences; a teacher needs {MIN_TEXTS}")
     for name in generated.tasks:
         labels_N = read_labelled(name, section.data_dir).labels_N
         if labels_N is not None and np.ptp(labels_N) == 0:
-            raise ValueError(f"{name}: all labels are {labels_N[0]}; a probe takes two of them")
+            raise ValueError(f"{name}: all labels are {labels_N[0]}; a probe needs two classes")
         if labels_N is not None and len(labels_N) < num_labelled:
             raise ValueError(
                 f"probes: num_test + num_validation + num_draws * most shots = {num_labelled}; "
@@ -86,12 +86,12 @@ def check(section: Config, num_labelled: int = 0) -> None:
 
 
 def data_dir(section: Config) -> Path:
-    """Return where jaxflat keeps the teachers it trained and the sentences it stored."""
+    """Return the folder of trained teachers and stored sentences."""
     return manual_folder(section.data_dir or None).parents[1] / "jaxflat"
 
 
 def folder_of(section: Config, kind: str, settings: dict[str, Any]) -> Path:
-    """Return the folder of what is made from these settings: other settings, another folder."""
+    """Return the folder of a product of these settings; other settings have another folder."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return data_dir(section) / f"{kind}-{digest[:12]}"
 
@@ -104,7 +104,7 @@ def file_digests(section: Config) -> list[str]:
 
 
 def teacher_folder(section: Config) -> Path:
-    """Return the folder of the teacher, whether it is there yet or not."""
+    """Return the folder of the teacher, which may not exist yet."""
     generated = section.generated
     if generated.teacher:
         return Path(generated.teacher)
@@ -133,7 +133,7 @@ def prepare_teacher(section: Config, display: Display) -> None:
 
 
 def make_generated(section: Config) -> Generated:
-    """Return the language; ValueError names what is missing or wrong."""
+    """Return the language; raises ValueError of one line if the teacher does not fit."""
     generated = section.generated
     loaded, kept_V = _teacher(section)
     marks = {"bos_token_id": loaded.bos_token, "eos_token_id": loaded.eos_token}
@@ -161,7 +161,7 @@ def make_generated(section: Config) -> Generated:
 
 @functools.cache
 def labelled_sentences(section: Config) -> dict[str, LabelledSentences]:
-    """Return the tasks whose labels are given: real sentences, cut to the language's length."""
+    """Return the tasks with given labels: real sentences, cut to the language's length."""
     tokenizer = tokenizers.load_tokenizer(teacher_folder(section))
     _, kept_V = _teacher(section)
     found = {}

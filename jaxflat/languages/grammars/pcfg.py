@@ -51,7 +51,7 @@ class Pcfg:
     `levels` are those of `Grammar`. With LevelTables all roots are in level 0 and inference uses
     the levels; otherwise it uses the chart of all spans. Latents are a `Tree`.
     Tasks: `span_<start>_<end>` is the non-terminal above words [start, end), valid if the
-    sentence's tree has such a node; `root`, with place (), is the one above the whole sentence.
+    sentence's tree has such a node. `root`, with place (), is the root.
     """
 
     start_N: Array
