@@ -1,7 +1,8 @@
-"""Input checks: whatever is wrong becomes one line that names the key, before any work starts."""
+"""Checks of a config and of flags: wrong input is one line that names the key, before any work."""
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ from ml_collections import ConfigDict
 from jaxflat.config.base import every_key
 from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
 
+MODELS_WITH = {
+    "head_size": ("transformer",),
+    "cls": ("transformer",),
+    "features": ("lookup_table",),
+}
+"""The models that have a key of `model`. Keys without a line belong to all trained models."""
+
 
 def complete(config: Config) -> Config:
-    """Return the config with lists as tuples and ints as floats where floats are due.
+    """Return the config with tuples for lists, and floats for ints where the default is a float.
 
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
@@ -28,7 +36,7 @@ def _keys(config: Config) -> dict[str, Any]:
 def validate(config: Config) -> Config:
     """Return the completed config of a point.
 
-    Raises InputError naming the first key that is wrong or out of range, and what is right.
+    Raises InputError that names the first wrong key and what would be right.
     """
     config = complete(config)
     _check_phases(config)
@@ -45,7 +53,7 @@ def validate(config: Config) -> Config:
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
-    if model.cls and model.name == "lstm":
+    if model.cls and model.name not in (*MODELS_WITH["cls"], "lookup_table"):
         raise InputError("model.cls=True is for model.name='transformer'; set it to False")
     return config
 
@@ -54,7 +62,7 @@ def _check_phases(config: Config) -> None:
     order, names = config.phase_order, set(config.phases)
     if config.model.name == "lookup_table" and order:
         raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
-    if not order:  # the lookup table, or a model as it is initialised
+    if not order:  # a lookup table or an untrained model
         return
     check_choices("phase_order", order, sorted(names))
     if len(set(order)) < len(order):
@@ -78,6 +86,71 @@ def _check_phases(config: Config) -> None:
         raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
 
 
+def check_effects(config: Config, points: Sequence[tuple[Mapping[str, Any], Config]]) -> None:
+    """Raise InputError if a key of a sweep has no effect and another value than its default.
+
+    config: what the points share; its keys need an effect on one point. points: the keys that each
+    sets itself, and its resolved config. If a point sets the choice that leaves another of its keys
+    without effect, that key is refused too.
+    """
+    config = complete(config)
+    default = defaults(_keys(config))
+    for overrides, own in points:
+        for name, choice in (_idle_keys(own) | _idle_alternatives(own)).items():
+            for key in overrides if not choice or choice in overrides else ():
+                if f"{key}.".startswith(f"{name}."):
+                    _check_default(key, default, own, _reason(choice, own))
+    _, first = points[0]
+    for key, choice in _idle_keys(first).items():
+        if all(key in _idle_keys(own) for _, own in points):
+            _check_default(key, default, config, _reason(choice, first))
+    if len(points) == 1:
+        _check_default("training.together", default, config, "with one point")
+
+
+def _check_default(key: str, default: Config, config: Config, reason: str) -> None:
+    """Raise InputError if a key or section without effect differs from its default."""
+    old, new = (value_at(c.to_dict(), key) for c in (default, config))
+    if difference := first_difference(old, new, key):
+        key, old, new = difference
+        raise InputError(f"{key}={new!r} has no effect {reason}; leave it at {old!r}")
+
+
+def _reason(choice: str, config: Config) -> str:
+    return f"with {choice}={value_at(config, choice)!r}" if choice else "in a sweep"
+
+
+def _idle_keys(config: Config) -> dict[str, str]:
+    """Return what has no effect on a point of a sweep: key or section -> the choice that decides.
+
+    The choice is "" for what has no effect in any sweep.
+    """
+    idle = {"flatness.slices": ""}  # python -m jaxflat.measure draws slices
+    for key, models in MODELS_WITH.items():
+        if config.model.name not in (*models, "lookup_table"):
+            idle[f"model.{key}"] = "model.name"
+    if config.language.name == "generated":  # people gave its labels
+        idle["probes.labelings"] = "language.name"
+    return idle
+
+
+def _idle_alternatives(config: Config) -> dict[str, str]:
+    """Return the keys and sections that only another language, optimizer or model uses, likewise.
+
+    The config that points share may set them, so that a flag can switch from one to another.
+    """
+    idle = {}
+    chosen = {"language": config.language}
+    chosen |= {f"phases.{name}.optimizer": p.optimizer for name, p in config.phases.items()}
+    for prefix, section in chosen.items():
+        for name, value in section.items():
+            if _is_dict(value) and name != section.name:
+                idle[f"{prefix}.{name}"] = f"{prefix}.name"
+    if config.model.name == "lookup_table":
+        idle |= {f"model.{name}": "model.name" for name in set(config.model) - {"name", "features"}}
+    return idle
+
+
 def _merged(base: Config, config: Config, prefix: str) -> Config:
     for name in config:
         check_key(base, prefix, name)
@@ -96,7 +169,7 @@ def _merged(base: Config, config: Config, prefix: str) -> Config:
 
 
 def check_key(section: Any, prefix: str, name: str, config: Config | None = None) -> None:
-    """Raise InputError where a section has no key `name`; `config`: where it may be meant."""
+    """Raise InputError if a section has no key `name`; suggest the nearest key of `config` too."""
     if _is_dict(section) and name in section:
         return
     key = f"{prefix}.{name}" if prefix else name
@@ -134,7 +207,7 @@ def coerced(key: str, default: Any, value: Any) -> Any:
 
 
 def check_outputs(json: Path | None, figures: Path | None = None) -> None:
-    """Raise InputError where --json=FILE or --figures=DIR cannot be; its folder need not be."""
+    """Raise InputError if --json=FILE or --figures=DIR cannot be written; a new folder is fine."""
     if json and json.is_dir():
         raise InputError(f"--json={json} is a folder; it must be a file")
     for flag, folder in (("json", json and json.parent), ("figures", figures)):
@@ -143,12 +216,12 @@ def check_outputs(json: Path | None, figures: Path | None = None) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError where --flag=FOLDER cannot be made or written in."""
+    """Raise InputError if --flag=FOLDER cannot be created or written to."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise InputError(f"--{flag}: {there} is a file; it must be a folder")
     if not os.access(there, os.W_OK):
-        raise InputError(f"--{flag}: {there} cannot be written in")
+        raise InputError(f"--{flag}: {there} is not writable")
 
 
 def _is_dict(value: Any) -> bool:

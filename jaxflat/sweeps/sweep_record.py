@@ -20,9 +20,12 @@ from jaxflat.storage.files import write_json
 
 def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Raise InputError where the folder cannot be used or holds a sweep that trains otherwise."""
+    path = workdir / "sweep.json"
     with _usable(workdir):
         validation.check_folder("workdir", workdir)
-        _extended(workdir / "sweep.json", config, points)
+        _extended(path, config, points)
+        if not path.exists():  # an older sweep continues with the keys that it recorded
+            validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
 @ranks.on_rank_0
