@@ -1,19 +1,19 @@
-"""Does training on after convergence flatten, and is it label noise? Two arms, one start a seed.
+"""Does training past convergence flatten, because of label noise? Two arms share a warm start.
 
     python -m jaxflat.main --config=configs/continued_training_sweep.py
 
-Five seeds are trained on the exact conditionals of a balanced tree to near the optimum ("warm"),
-then on by plain SGD at a constant learning rate ("continue"): on sampled words, or, the noise
-control, on exact targets. Start and end are measured as they are and projected: annealed by AdamW
-on exact targets, so that what the noise of the last steps adds is not taken for drift.
-Hessian trace, end over start, projected: 0.47 (0.44 to 0.49) on sampled words, 1.02 (0.99 to 1.05)
+"warm" trains five seeds on the exact conditionals of a balanced tree to near the optimum.
+"continue" trains them further by plain SGD at a constant learning rate: on sampled words or, as the
+control without noise, on exact targets. Start and end are measured before and after an exact
+anneal by AdamW on exact targets: it removes noise of the last steps, which may look like drift.
+Hessian trace, end over start, annealed: 0.47 (0.44 to 0.49) on sampled words, 1.02 (0.99 to 1.05)
 on exact targets; accuracy +0.2 (-0.1 to +0.5) and +0.0 (-0.1 to +0.2) points.
 """
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product
 
-# Steps of the warm start, of its decay at the end, of continued training and of a projection.
+# Steps of the warm start, of its final decay, of continued training and of an exact anneal.
 STEPS = {
     "smoke": (60, 20, 60, 20),
     "laptop": (4000, 1500, 8000, 1500),
@@ -22,7 +22,7 @@ STEPS = {
 
 
 def get_config(scale: str | None = None) -> Config:
-    """Return what both arms share."""
+    """Return the config that both arms share."""
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_decay, num_continue, num_projection = STEPS[scale]
     config.language.name, config.phase_order = "balanced_tree", ("warm", "continue")

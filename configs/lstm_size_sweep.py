@@ -1,15 +1,15 @@
-"""Does size matter at the same pre-training loss? Bidirectional LSTMs, a hidden Markov model.
+"""Does size matter at the same pre-training loss? Bidirectional LSTMs on a hidden Markov model.
 
     python -m jaxflat.main --config=configs/lstm_size_sweep.py
 
-The other family on the language that the paper trains it on, compared as in model_size_sweep.py:
-five seeds of each width, small ones trained longer, so that excess losses overlap.
+The paper trains LSTMs on this language. As in model_size_sweep.py, five seeds of each width are
+compared. Small models train longer, so that excess losses overlap.
 """
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
 
-# Widths and, for each, the trunk steps at which measured checkpoints branch off.
+# Widths and, for each, the steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (2000, 3200), 32: (600, 1000), 64: (250, 500)},
@@ -18,11 +18,11 @@ STEPS = {
 
 
 def get_config(scale: str | None = None) -> Config:
-    """Return what all points of the sweep share."""
+    """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     phase, config.model.name = config.phases.pretrain, "lstm"
     if scale == "smoke":
-        config.model.num_layers = 1  # most of the time goes into compiling
+        config.model.num_layers = 1  # compiling takes most of the time
         phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})

@@ -1,16 +1,16 @@
-"""Does size matter at the same pre-training loss? Transformers of growing width, one language.
+"""Does size matter at the same pre-training loss? Transformers of several widths, one language.
 
     python -m jaxflat.main --config=configs/model_size_sweep.py
 
-Five seeds of each width are trained on the exact conditionals of a hidden Markov model, together
-with two lookup tables (the exact conditionals as features). Small models train longer, so that the
-excess losses of the measured checkpoints overlap and sizes can be compared at the same loss.
+Five seeds of each width are trained on the exact conditionals of a hidden Markov model. Two lookup
+tables give the exact conditionals as features. Small models train longer, so that the excess losses
+of the measured checkpoints overlap and sizes can be compared at the same loss.
 """
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, chain, named_scale, param, product, zipped
 
-# Widths and, for each, the trunk steps at which measured checkpoints branch off.
+# Widths and, for each, the steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (5000, 8000), 32: (1700, 2400), 64: (700, 950)},
@@ -20,17 +20,17 @@ NUM_SEEDS = {"smoke": 2, "laptop": 5, "paper": 5}
 
 
 def get_config(scale: str | None = None) -> Config:
-    """Return what all points of the sweep share."""
+    """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     phase = config.phases.pretrain
     if scale == "smoke":
-        config.model.num_layers = 1  # most of the time goes into compiling
+        config.model.num_layers = 1  # compiling takes most of the time
         phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_draws": 2, "num_validation": 256, "num_test": 512})
         config.probes.update({"shots": (50, 200), "iterations": 50})
-    if scale == "paper":  # the grammar's sizes, 3M to 740M parameters of one depth
+    if scale == "paper":  # the paper's grammar; 3M to 740M parameters at one depth
         config.language.name = "pcfg"
         config.language.pcfg.update({"level_sizes": (9, 8, 8, 8, 8, 8), "num_words": 200})
         config.language.pcfg.update({"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))})
@@ -44,7 +44,7 @@ def get_config(scale: str | None = None) -> Config:
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
-    """Return the points, seed by seed, so that the first seed shows the picture early."""
+    """Return the points, seed by seed, so that the first seed gives early results."""
     steps, seeds = STEPS[named_scale(scale)], range(NUM_SEEDS[named_scale(scale)])
     sizes = zipped(
         param("model.width", steps),

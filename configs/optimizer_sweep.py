@@ -1,26 +1,26 @@
-"""Does the algorithm matter at the same pre-training loss? One warm start a seed, five ways on.
+"""Does the algorithm matter at the same pre-training loss? Five arms share a warm start per seed.
 
     python -m jaxflat.main --config=configs/optimizer_sweep.py
 
-Five seeds are trained on the exact conditionals of a balanced tree to near the optimum ("warm").
-Then on by AdamW, by SAM, by Muon, and by AdamW against an adversary that hides downstream labels,
-after that also without it ("off"). Each checkpoint is annealed by what made it. Controls: the
-exact conditionals as features, and the model as it is initialised. Against AdamW, at equal loss:
+"warm" trains five seeds on the exact conditionals of a balanced tree to near the optimum. The arms
+continue by AdamW, SAM, Muon, or AdamW with an adversary that hides downstream labels, also followed
+by AdamW without it ("off"). Each checkpoint is annealed by the training that made it. Controls: the
+exact conditionals as features, and the untrained model. Against AdamW, at equal loss:
 SAM 0.73 times the Hessian trace, -0.2 points of accuracy; adversary 1.02 times, -11.1 points.
 """
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, chain, named_scale, param, product
 
-# Steps of the warm start, of its decay at the end, of each way on, and of its anneal.
+# Steps of the warm start, of its final decay, of each later phase, and of its anneal.
 STEPS = {"smoke": (60, 20, 40, 20), "laptop": (4000, 1500, 800, 300)}
 STEPS["paper"] = (60_000, 6000, 30_000, 6000)
-# The others are set against the first. "off" leaves what "adversary" starts from.
+# The first arm is the baseline. "off" continues from the end of "adversary".
 WAYS = (("adamw",), ("sam",), ("muon",), ("adversary", "off"), ("adversary",))
 
 
 def get_config(scale: str | None = None) -> Config:
-    """Return what the points share."""
+    """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_decay, num_on, num_anneal = STEPS[scale]
     config.language.name, config.phase_order = "balanced_tree", ("warm", "adamw")
@@ -34,7 +34,7 @@ def get_config(scale: str | None = None) -> Config:
     config.phases.warm.schedule.decay_steps = num_decay
     config.phases.adversary.adversary.strength = 0.005
     if scale == "smoke":
-        config.model.num_layers = 1  # most of the time goes into compiling
+        config.model.num_layers = 1  # compiling takes most of the time
         for phase in config.phases.values():
             phase.batch_size, phase.schedule.warmup_steps = 32, 10
         config.phases.adversary.adversary.num_sentences = 64

@@ -27,10 +27,10 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
-    parser.add_argument("--points", default="", help='which points, e.g. "0,3-5" or "*width=16*"')
+    parser.add_argument("--points", default="", help='points to run, e.g. "0,3-5" or "*width=16*"')
     parser.add_argument(
         "--stages",
-        help="which stages, e.g. train,flatness (default: all, report included)",
+        help="stages to run, e.g. train,flatness (default: all, including report)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the points and their memory; train nothing"
@@ -122,7 +122,7 @@ def show_report(workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    preemption.install_handlers()  # before imports that take seconds
+    preemption.install_handlers()  # before the slow imports
     from jaxflat.distributed.sharding import set_up_devices
 
     set_up_devices()

@@ -82,9 +82,9 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
         )
     directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
     found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
-    at_once = Counter(worker for _, _, worker in found)
+    num_points = Counter(worker for _, _, worker in found)
     return [
-        _read_point(directory, status, worker, at_once[worker], now)
+        _read_point(directory, status, worker, num_points[worker], now)
         for directory, status, worker in found
     ]
 
@@ -148,9 +148,9 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
 
 
 def _read_point(
-    directory: Path, status: dict[str, Any], worker: str | None, at_once: int, now: float
+    directory: Path, status: dict[str, Any], worker: str | None, num_points: int, now: float
 ) -> PointStatus:
-    """Return the progress of a point whose worker runs `at_once` points."""
+    """Return the progress of a point whose worker runs `num_points` points."""
     config = _read(directory / "config.json")
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])
@@ -161,7 +161,7 @@ def _read_point(
     if worker:  # timing.jsonl lists finished stages only
         marks = [directory / name for name in ("config.json", "timing.jsonl")]
         since = max((path.stat().st_mtime for path in marks if path.exists()), default=now)
-        seconds += max(now - since, 0) / at_once
+        seconds += max(now - since, 0) / num_points
     return PointStatus(
         name=directory.name,
         state=status.get("state", "waiting"),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a sweep on this machine, and again until it is done or fails: a preempted run (exit code 75)
-# goes on where it stopped. Arguments are those of jaxflat.main.
+# Run a sweep on this machine; rerun it while it is preempted (exit code 75). Each rerun resumes the
+# saved state. All arguments go to jaxflat.main.
 #
 #   launch/local.sh --config=configs/model_size_sweep.py --workdir=runs/sizes
 set -uo pipefail
@@ -11,5 +11,5 @@ while true; do
     python -m jaxflat.main "$@"
     code=$?
     [ "$code" -eq 75 ] && [ -z "$stopped" ] || exit "$code"
-    echo "preempted; going on" >&2
+    echo "preempted; resuming" >&2
 done

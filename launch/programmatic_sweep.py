@@ -1,8 +1,8 @@
-"""A sweep from Python: the same as the command, with points made by code.
+"""Run a sweep from Python: like the command, but code makes the points.
 
     python launch/programmatic_sweep.py runs/grammar_seeds
 
-Trains one transformer size on three balanced-tree grammars and prints where the results are.
+Trains one size of transformer on three balanced-tree grammars, and prints the paths of the results.
 """
 
 import sys
@@ -16,7 +16,7 @@ from jaxflat.sweeps import sweep
 
 
 def main(workdir: Path) -> int:
-    """Run the sweep; return 3 where some points failed, else 0."""
+    """Run the sweep; return 3 if some points failed, else 0."""
     config = base_config.base()
     config.language.name = "balanced_tree"
     config.phases.pretrain.steps = 1000

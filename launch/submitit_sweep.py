@@ -1,11 +1,10 @@
-"""A sweep on Slurm, from Python by submitit: pip install -e '.[slurm]'
+"""Run a sweep on Slurm, from Python by submitit: pip install -e '.[slurm]'
 
     python launch/submitit_sweep.py --workers=8 --minutes=480 --slurm=partition=a,gpus-per-task=1 \
         --config=configs/model_size_sweep.py:paper --workdir=/shared/sizes
 
-Each of the jobs is a worker, which takes points that nobody has. One that is told to stop saves its
-work, and submitit puts it back in the queue. Arguments that are not of this script are those of
-jaxflat.main.
+Each job is a worker, which takes points that have none. An interrupted job saves its state, and
+submitit requeues it. Arguments that this script does not know go to jaxflat.main.
 """
 
 import argparse
@@ -19,10 +18,10 @@ import submitit
 
 
 class Worker(submitit.helpers.Checkpointable):
-    """A process of jaxflat.main; submitit's requeue starts it again with the same arguments."""
+    """A process of jaxflat.main; submitit requeues it with the same arguments."""
 
     def __call__(self, arguments: list[str]) -> None:
-        """Work until the sweep is done, or until a signal comes and the work is saved."""
+        """Run until the sweep is done, or until a signal arrives and the state is saved."""
         from jaxflat import main
         from jaxflat.console import EXIT_PREEMPTED
         from jaxflat.distributed import preemption, sharding
@@ -33,7 +32,7 @@ class Worker(submitit.helpers.Checkpointable):
         preemption.install_handlers()
         try:
             code = main.main(arguments)
-        except SystemExit as end:  # stopped before there was anything to save
+        except SystemExit as end:  # interrupted before there was anything to save
             code = end.code
         if code == EXIT_PREEMPTED:
             requeue(signal.SIGTERM, None)
@@ -42,12 +41,12 @@ class Worker(submitit.helpers.Checkpointable):
 
 
 def main() -> None:
-    """Submit the workers and print their jobs."""
+    """Submit the workers; print the id and log file of each job."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--workers", type=int, required=True, help="how many jobs")
-    parser.add_argument("--minutes", type=int, required=True, help="each job's time limit")
-    parser.add_argument("--slurm", default="", help="options of sbatch: NAME=VALUE,NAME=VALUE")
+    parser.add_argument("--workers", type=int, required=True, help="number of jobs")
+    parser.add_argument("--minutes", type=int, required=True, help="time limit of each job")
+    parser.add_argument("--slurm", default="", help="options for sbatch: NAME=VALUE,NAME=VALUE")
     parser.add_argument("--logs", default="runs/slurm", help="default: %(default)s")
     flags, arguments = parser.parse_known_args()
     options = dict(option.split("=", 1) for option in flags.slurm.split(",") if option)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A sweep on a TPU slice of Google Cloud: asks for the slice, runs on all its hosts, asks for another
-# when it is preempted, fetches the results, gives the slice back. What runs is the commit that is
-# checked out here. Stopped, it goes on when called again.
+# Run a sweep on a TPU slice of Google Cloud: request the slice, run on all its hosts, replace a
+# preempted slice, fetch the results, delete the slice. The slice runs the commit checked out here.
+# If interrupted, run the same command to resume.
 #
 #   export NAME=sizes ZONE=us-east5-b TYPE=v6e-16 IMAGE=v2-alpha-tpuv6e SHARE=10.0.0.2:/share
-#   launch/tpu_pod.sh --dry-run --config=configs/model_size_sweep.py:paper # only prints the commands
+#   launch/tpu_pod.sh --dry-run --config=configs/model_size_sweep.py:paper # only print the commands
 #   launch/tpu_pod.sh --config=configs/model_size_sweep.py:paper
 #
-# SHARE is an NFS export (Filestore) that the hosts can reach: a spot slice loses its own disks. NAME
-# on it is the work directory; all of it but checkpoints is fetched to runs/NAME here.
+# SHARE is an NFS export (Filestore) that the hosts can reach: a spot slice loses its own disks. Its
+# folder NAME is the work directory; all of it except checkpoints is copied to runs/NAME here.
 set -uo pipefail
 dry_run='' simulated='' config=''
-for argument in "$@"; do # each is taken from the front; all but one go to the back
+for argument in "$@"; do # move each from the front to the back; drop --dry-run
     shift
     case $argument in --dry-run) dry_run=1 && continue ;; --config=*) config=1 ;; esac
     set -- "$@" "$argument"
@@ -27,7 +27,7 @@ call() { if [ -n "$dry_run" ]; then quote "$@" >&3; else "$@"; fi; }
 tpus() { call gcloud compute tpus "$@" --zone="$ZONE" --quiet; }
 on_hosts() { tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"; }
 
-state() { # nothing where there is no slice
+state() { # prints nothing if there is no slice
     tpus queued-resources list --filter="name~/$NAME\$" --format='value(state.state)' || echo unknown
     echo "$simulated"
 }
@@ -51,7 +51,7 @@ prepare() {
         on_hosts all "sudo install -d -o \$USER /mnt/share/$NAME"
 }
 
-run() { # one that a lost connection left behind has the lock until it ends
+run() { # waits for the lock: a run of a lost connection holds it until it ends
     on_hosts all "cd jaxflat && flock /tmp/jaxflat.lock $(quote ../venv/bin/python -m jaxflat.main \
         --multihost=on --workdir="/mnt/share/$NAME" "$@")"
 }
@@ -64,7 +64,7 @@ fetch() {
         call tar -xzf "/tmp/$NAME.results.tar.gz" -C runs
 }
 
-trap 'echo "the slice $NAME may be there still, and cost money" >&2; exit 130' INT TERM
+trap 'echo "the slice $NAME may still exist and cost money" >&2; exit 130' INT TERM
 code=''
 while [ -z "$code" ]; do
     case $(state) in
@@ -74,17 +74,17 @@ while [ -z "$code" ]; do
             if prepare; then run "$@"; else false; fi
             code=$?
             case $code in
-                0 | 2) ;; # done, or unusable
-                1 | 3)    # failed, unless the slice was taken away
+                0 | 2) ;; # done, or unusable input
+                1 | 3)    # failed, unless the slice was preempted
                     sleep 60
                     [ "$(state)" = ACTIVE ] || code=''
                     ;;
-                *) sleep 60 && code='' ;; # saved, or cut off
+                *) sleep 60 && code='' ;; # state saved, or connection lost
             esac
             ;;
-        *) sleep 60 ;; # on its way up or down
+        *) sleep 60 ;; # starting or stopping
     esac
 done
-fetch || echo "not fetched: $SHARE has the results, under $NAME" >&2
+fetch || echo "could not fetch the results; they are on $SHARE, in $NAME" >&2
 delete
 exit "$code"

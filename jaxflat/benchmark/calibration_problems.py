@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Over
-from jaxflat.languages.masking import is_word, mask_id
+from jaxflat.languages.sentences import is_word, mask_id
 from jaxflat.models.transformer import Transformer
 
 PyTree = Any

@@ -1,4 +1,4 @@
-"""From the command line to a config and the points of a sweep."""
+"""Make the config and the points of a sweep from the command line."""
 
 import ast
 import importlib.util
@@ -15,7 +15,7 @@ from jaxflat.config.validation import InputError, check_key, coerced
 def load(config_argument: str) -> tuple[Config, Sweep]:
     """Return (config, sweep points) of a "file.py" or "file.py:scale".
 
-    Raises InputError where the file is missing or cannot be used.
+    Raises InputError if the file is missing or unusable.
     """
     path, _, scale = config_argument.partition(":")
     if not Path(path).is_file():
@@ -36,14 +36,16 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
         raise InputError(f"{path}: get_sweep must return a list of {{key: value}} dicts")
     for key in (key for point in points for key in point):
         if not isinstance(key, str) or not all(key.split(".")):
-            raise InputError(f"{path}: get_sweep: {key!r} is no key; one is 'model.width'")
+            raise InputError(
+                f"{path}: get_sweep: {key!r} is not a key; write for example 'model.width'"
+            )
     return config, points
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """Turn ["--config.model.width=32", ...] into {"model.width": 32, ...}.
 
-    Raises InputError on any argument of another form.
+    Raises InputError if an argument has another form.
     """
     overrides = {}
     for argument in arguments:
@@ -61,7 +63,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Return a copy of `config` with dotted keys set; raises InputError on a bad key or type."""
+    """Return a copy of `config` with dotted keys set; raise InputError on a wrong key or type."""
     config = config.copy_and_resolve_references()
     for key, value in overrides.items():
         section: Any = config
@@ -82,6 +84,6 @@ def _are_names(default: Any) -> bool:
 
 
 def without_keys(points: Sweep, keys: Iterable[str]) -> Sweep:
-    """Return the distinct points that remain when the command line decides these keys."""
+    """Return the distinct points without these keys, which the command line sets."""
     kept = [{k: value for k, value in point.items() if k not in set(keys)} for point in points]
     return [point for place, point in enumerate(kept) if point not in kept[:place]]

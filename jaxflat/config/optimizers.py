@@ -1,4 +1,4 @@
-"""The keys of the optimizers: a section for each, under its name."""
+"""The keys of the optimizers: one section per optimizer, under its name."""
 
 import inspect
 from typing import Any
@@ -12,12 +12,11 @@ OF_OPTAX = (
 """More optimizers of optax. Each treats every parameter by itself, so layers can be stacked for a
 scan, and its step is proportional to the learning rate."""
 
-_SHARE: dict[str, Any] = {"least": 0, "below": 1}
 BOUNDS: dict[str, dict[str, Any]] = {
-    **{"b1": _SHARE, "beta": _SHARE, "decay": _SHARE, "momentum": _SHARE, "rho": _SHARE},
-    **{"b2": {"below": 1}, "b3": {"below": 1}},
-    **{"eps_root": {"least": 0}, "weight_decay": {"least": 0}},
-    **{"initial_accumulator_value": {"least": 0}, "initial_scale": {"least": 0}},
+    **{key: {"least": 0, "below": 1} for key in ("b1", "beta", "decay", "momentum", "rho")},
+    **{key: {"below": 1} for key in ("b2", "b3")},
+    **{key: {"least": 0} for key in ("eps_root", "initial_accumulator_value", "initial_scale")},
+    "weight_decay": {"least": 0},
 }
 """The bounds of keys, by their names, which mean the same in every optimizer."""
 

@@ -1,25 +1,25 @@
-"""Scales, and the algebra of sweeps: lists of points made from values of keys."""
+"""Scales, and functions that combine values of keys into the points of a sweep."""
 
 import itertools
 from collections.abc import Iterable
 from typing import Any
 
 SCALES = ("smoke", "laptop", "paper")
-"""A check of the plumbing, minutes on two cores, and the paper's sizes for accelerators."""
+"""A test of all stages, minutes on two cores, and the paper's sizes for accelerators."""
 
 Sweep = list[dict[str, Any]]
 """Points of a sweep, each a mapping from dotted keys to values."""
 
 
 def named_scale(scale: str | None) -> str:
-    """Return the scale asked for, by default "laptop"; ValueError on an unknown one."""
+    """Return the scale, "laptop" if None; raise ValueError if it is unknown."""
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
     return scale or "laptop"
 
 
 def param(key: str, values: Iterable[Any]) -> Sweep:
-    """Return one point for each value of one dotted key."""
+    """Return one point per value of a dotted key."""
     return [{key: value} for value in values]
 
 
@@ -29,7 +29,7 @@ def product(*sweeps: Sweep) -> Sweep:
 
 
 def zipped(*sweeps: Sweep) -> Sweep:
-    """Return the first points merged, the second points merged, ...; all of one length."""
+    """Return the first points merged, the second points merged, ...; lengths must be equal."""
     return [_merge(points) for points in zip(*sweeps, strict=True)]
 
 

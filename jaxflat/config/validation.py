@@ -1,4 +1,4 @@
-"""Checks of a config and of flags: wrong input is one line that names the key, before any work."""
+"""Input checks before any work starts: each error is one line that names the key."""
 
 import difflib
 import os
@@ -20,7 +20,7 @@ MODELS_WITH = {
 
 
 def complete(config: Config) -> Config:
-    """Return the config with tuples for lists, and floats for ints where the default is a float.
+    """Return the config with lists as tuples, and ints as floats if the default is a float.
 
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
@@ -36,7 +36,7 @@ def _keys(config: Config) -> dict[str, Any]:
 def validate(config: Config) -> Config:
     """Return the completed config of a point.
 
-    Raises InputError that names the first wrong key and what would be right.
+    Raises InputError naming the first key that is wrong or out of range, and the allowed values.
     """
     config = complete(config)
     _check_phases(config)
@@ -62,7 +62,7 @@ def _check_phases(config: Config) -> None:
     order, names = config.phase_order, set(config.phases)
     if config.model.name == "lookup_table" and order:
         raise InputError("phase_order must be () for model.name='lookup_table': it is exact")
-    if not order:  # a lookup table or an untrained model
+    if not order:  # the lookup table, or an untrained model
         return
     check_choices("phase_order", order, sorted(names))
     if len(set(order)) < len(order):
@@ -121,9 +121,9 @@ def _reason(choice: str, config: Config) -> str:
 
 
 def _idle_keys(config: Config) -> dict[str, str]:
-    """Return what has no effect on a point of a sweep: key or section -> the choice that decides.
+    """Return the keys and sections without effect on a point of a sweep: name -> deciding choice.
 
-    The choice is "" for what has no effect in any sweep.
+    The choice is "" for names without effect in any sweep.
     """
     idle = {"flatness.slices": ""}  # python -m jaxflat.measure draws slices
     for key, models in MODELS_WITH.items():
@@ -135,9 +135,9 @@ def _idle_keys(config: Config) -> dict[str, str]:
 
 
 def _idle_alternatives(config: Config) -> dict[str, str]:
-    """Return the keys and sections that only another language, optimizer or model uses, likewise.
+    """Return the same for the keys of languages, optimizers and models that are not chosen.
 
-    The config that points share may set them, so that a flag can switch from one to another.
+    The config that points share may set them, so that a flag can switch between choices.
     """
     idle = {}
     chosen = {"language": config.language}
@@ -169,7 +169,7 @@ def _merged(base: Config, config: Config, prefix: str) -> Config:
 
 
 def check_key(section: Any, prefix: str, name: str, config: Config | None = None) -> None:
-    """Raise InputError if a section has no key `name`; suggest the nearest key of `config` too."""
+    """Raise InputError if a section has no key `name`; suggest similar keys of it and `config`."""
     if _is_dict(section) and name in section:
         return
     key = f"{prefix}.{name}" if prefix else name
@@ -207,7 +207,7 @@ def coerced(key: str, default: Any, value: Any) -> Any:
 
 
 def check_outputs(json: Path | None, figures: Path | None = None) -> None:
-    """Raise InputError if --json=FILE or --figures=DIR cannot be written; a new folder is fine."""
+    """Raise InputError if --json=FILE or --figures=DIR is unusable; folders may be missing."""
     if json and json.is_dir():
         raise InputError(f"--json={json} is a folder; it must be a file")
     for flag, folder in (("json", json and json.parent), ("figures", figures)):
@@ -216,7 +216,7 @@ def check_outputs(json: Path | None, figures: Path | None = None) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError if --flag=FOLDER cannot be created or written to."""
+    """Raise InputError if --flag=FOLDER cannot be created or is not writable."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise InputError(f"--{flag}: {there} is a file; it must be a folder")

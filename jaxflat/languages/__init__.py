@@ -19,7 +19,7 @@ A new language is one file with a constructor `(seed, **keywords)`, and one line
 
 from jaxflat.languages.balanced_tree import random_balanced_tree
 from jaxflat.languages.dyck import random_dyck
-from jaxflat.languages.grammars.bounded import pcfg_from_file, random_pcfg, random_recursive_pcfg
+from jaxflat.languages.grammars.pcfg import pcfg_from_file, random_pcfg, random_recursive_pcfg
 from jaxflat.languages.hmm import random_hmm
 
 LANGUAGES = {

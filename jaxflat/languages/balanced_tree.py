@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import draw, normalize, random_rows
-from jaxflat.languages.emissions import predict_words, word_weights
-from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.sentences import Sentences, predict_words, word_weights
 from jaxflat.languages.tasks import Task
 
 

@@ -1,4 +1,4 @@
-"""What a masked language model is asked: batches to train on, questions to evaluate by."""
+"""Masking: batches to train a masked language model on, and questions to evaluate it."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,19 +7,57 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxflat.languages.masking import mask_each, mask_id, mask_one, mask_share
-from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.sentences import Sentences, is_word, mask_id
 
-EVALUATED_MASKS = 4  # of each evaluation sentence, where several words are masked
+MASKED_SHARE, MOST_MASKED = 0.15, 5
+EVALUATED_MASKS = 4  # draws of masks per evaluation sentence, with masking "share"
+
+
+def mask_one(key: Array, tokens_BxT: Array, lengths_B: Array, hidden: int) -> tuple[Array, Array]:
+    """Return (inputs_BxT, positions_Bx1): one masked word per sentence, uniform over its words."""
+    positions_Bx1 = jax.random.randint(key, (len(tokens_BxT), 1), 0, lengths_B[:, None], jnp.int32)
+    positions_T = jnp.arange(tokens_BxT.shape[1], dtype=positions_Bx1.dtype)
+    masked_BxT = positions_T[None] == positions_Bx1
+    return jnp.where(masked_BxT, hidden, tokens_BxT), positions_Bx1
+
+
+def mask_share(
+    key: Array, tokens_BxT: Array, lengths_B: Array, hidden: int
+) -> tuple[Array, Array, Array]:
+    """Mask 15% of each sentence's words, 1 to M = 5 of them, drawn uniformly.
+
+    Returns (inputs_BxT, positions_BxM, chosen_BxM). Where chosen_BxM is False, the position repeats
+    the first one. Every chosen word becomes the mask. None stays or becomes another word, because
+    exact conditionals could not tell it from words that were not chosen.
+    """
+    T = tokens_BxT.shape[1]
+    words_BxT = is_word(lengths_B, T)
+    ranks_BxT = jnp.where(words_BxT, jax.random.uniform(key, tokens_BxT.shape), 2)
+    order_BxM = jnp.argsort(ranks_BxT, axis=1)[:, :MOST_MASKED].astype(jnp.int32)
+    share_B = jnp.round(MASKED_SHARE * lengths_B.astype(jnp.float32)).astype(jnp.int32)
+    number_Bx1 = jnp.clip(share_B, 1, MOST_MASKED)[:, None]
+    chosen_BxM = jnp.arange(order_BxM.shape[1], dtype=jnp.int32)[None] < number_Bx1
+    positions_BxM = jnp.where(chosen_BxM, order_BxM, order_BxM[:, :1])
+    masked_BxT = jnp.any(
+        jnp.arange(T, dtype=jnp.int32)[None, None] == positions_BxM[..., None], axis=1
+    )
+    return jnp.where(masked_BxT, hidden, tokens_BxT), positions_BxM, chosen_BxM
+
+
+def mask_each(tokens_BxT: Array, lengths_B: Array, hidden: int) -> Array:
+    """Return inputs_BxTxT: row t masks word t, and rows past the end mask nothing."""
+    T = tokens_BxT.shape[1]
+    masked_BxTxT = jnp.eye(T, dtype=bool)[None] & is_word(lengths_B, T)[..., None]
+    return jnp.where(masked_BxTxT, hidden, tokens_BxT[:, None])
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Sentences with hidden words, and what is to be predicted there.
+    """Sentences with hidden words, and the targets of the predictions there.
 
-    targets_BxMxV: a distribution over words for each of the positions_BxM. weights_BxM: 1, or 0
-    where a sentence has fewer hidden words than M.
+    targets_BxMxV is a distribution over words for each of the positions_BxM. weights_BxM is 1, or 0
+    beyond a sentence's number of hidden words.
     """
 
     inputs_BxT: Array
@@ -34,7 +72,7 @@ class MaskedBatch:
 class Questions:
     """R masked copies of each of S sentences, with the hidden words and their exact conditionals.
 
-    log_probs_SxRxMxV in nats; weights_SxRxM say how much each prediction counts.
+    log_probs_SxRxMxV are in nats; weights_SxRxM weight the predictions.
     """
 
     inputs_SxRxT: Array
@@ -46,7 +84,7 @@ class Questions:
 
 
 class Source(NamedTuple):
-    """What training sentences come from: the language, or (SxBxT) stored ones of S steps."""
+    """Where training sentences come from: the language, or stored ones (SxBxT) of S steps."""
 
     language: Any
     stored: Sentences | None = None
@@ -55,7 +93,7 @@ class Source(NamedTuple):
 def source_batch(
     source: Source, key: Array, step: Array, batch_size: int, targets: str, masking: str
 ) -> MaskedBatch:
-    """Mask new sentences, or those stored for a step (from 0), see `mask_batch`."""
+    """Mask new sentences, or the stored ones of a step (from 0), as `mask_batch` does."""
     if source.stored is None:
         return masked_batch(source.language, key, batch_size, targets, masking)
     sentences = jax.tree.map(lambda x: x[step], source.stored)
@@ -65,7 +103,7 @@ def source_batch(
 def masked_batch(
     language: Any, key: Array, batch_size: int, targets: str, masking: str = "one"
 ) -> MaskedBatch:
-    """Sample sentences and mask them, see `mask_batch`."""
+    """Sample sentences and mask them as `mask_batch` does."""
     sentence_key, mask_key = jax.random.split(key)
     sentences = language.sample(sentence_key, batch_size)
     return mask_batch(language, mask_key, sentences, targets, masking)
@@ -74,11 +112,10 @@ def masked_batch(
 def mask_batch(
     language: Any, key: Array, sentences: Sentences, targets: str, masking: str = "one"
 ) -> MaskedBatch:
-    """Mask one word of each sentence, uniform over its words, or (masking "share") `mask_share`.
+    """Mask sentences by `mask_one` (masking "one") or by `mask_share` (masking "share").
 
-    targets: "exact" gives the language's conditionals p(x_t | the words that are seen), "sampled"
-    the masked word itself, one-hot. Both have the same expected gradient; the first has no label
-    noise.
+    targets: "exact" gives the language's conditionals p(x_t | the unmasked words), "sampled" the
+    masked word itself, one-hot. Both have the same expected gradient; "exact" has no label noise.
     """
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
     hidden = mask_id(language.num_words)
@@ -102,10 +139,10 @@ def mask_batch(
 def questions(
     language: Any, key: Array, sentences: Sentences, masking: str, num_positions: int = 0
 ) -> Questions:
-    """Every word in turn as the only one masked, or (masking "share") four draws of `mask_share`.
+    """Mask every word in turn (masking "one"), or draw `mask_share` four times (masking "share").
 
-    With num_positions as many words of each sentence, drawn with replacement, stand for all. The
-    weights of a sentence sum to 1 with one mask; else every hidden word counts 1.
+    If num_positions is not 0, masking "one" masks that many words of each sentence in turn, drawn
+    with replacement. Its weights sum to 1 per sentence. With "share" each hidden word has 1.
     """
     if masking == "one":
         return _one_mask(language, key, sentences, num_positions)
@@ -132,7 +169,7 @@ def questions(
 
 
 def _one_mask(language: Any, key: Array, sentences: Sentences, num_positions: int) -> Questions:
-    """All T positions, those past the end of weight 0, or num_positions words of each sentence."""
+    """Ask all T positions, with weight 0 past the end, or num_positions words of each sentence."""
     tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
     S, T = tokens_SxT.shape
     inputs_SxRxT = mask_each(tokens_SxT, lengths_S, mask_id(language.num_words))
@@ -164,7 +201,7 @@ def _conditionals_at(
     positions_BxM: Array,
     masked_BxT: Array | None,
 ) -> Array:
-    """log p at some positions, BxMxV nats; by the language's shorter way where it has one."""
+    """Return log p at positions_BxM, BxMxV nats, by `conditional_at` if the language has it."""
     if masked_BxT is None and hasattr(language, "conditional_at"):
         return language.conditional_at(tokens_BxT, lengths_B, positions_BxM)
     log_probs_BxTxV = language.conditional_log_probs(tokens_BxT, lengths_B, masked_BxT)

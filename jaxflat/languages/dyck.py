@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import normalize
-from jaxflat.languages.masking import is_word
-from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.sentences import Sentences, is_word
 from jaxflat.languages.tasks import Task
 
 

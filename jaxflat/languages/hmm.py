@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import draw, normalize, random_rows
-from jaxflat.languages.emissions import predict_words, word_weights
-from jaxflat.languages.masking import is_word
-from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.sentences import Sentences, is_word, predict_words, word_weights
 from jaxflat.languages.tasks import Task
 
 

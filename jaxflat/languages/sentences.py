@@ -1,9 +1,13 @@
-"""What a language hands out: a batch of padded sentences with the hidden causes that made them."""
+"""Batches of sentences: words and pads, and weights of words between symbols that emit them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxflat.languages.categorical import normalize
 
 
 @jax.tree_util.register_dataclass
@@ -11,11 +15,46 @@ import jax
 class Sentences:
     """A batch of sentences.
 
-    tokens_BxT: int32 words 0..V-1, then pad = V from position lengths_B on.
-    lengths_B: int32 number of words.
-    latents: the language's own hidden variables (states, tree nodes), a pytree with leading axis B.
+    tokens_BxT: int32 words 0..V-1, then the pad V from position lengths_B on.
+    lengths_B: int32 numbers of words.
+    latents: the language's hidden variables (states, tree nodes), a pytree with leading axis B.
     """
 
-    tokens_BxT: jax.Array
-    lengths_B: jax.Array
+    tokens_BxT: Array
+    lengths_B: Array
     latents: Any
+
+
+def mask_id(num_words: int) -> int:
+    """Return the token of a hidden word, V + 1; words are 0..V-1 and the pad is V."""
+    return num_words + 1
+
+
+def is_word(lengths_B: Array, T: int) -> Array:
+    """Return words_BxT: whether each position is before the end of its sentence."""
+    return jnp.arange(T, dtype=lengths_B.dtype)[None] < lengths_B[:, None]
+
+
+def word_weights(emissions_KxV: Array, tokens_BxT: Array, masked_BxT: Array | None) -> Array:
+    """Return weights_BxTxK: P(k emits the word at t), summed over all words if it is masked.
+
+    A token that is no word (pad, mask) must be masked or past the end of the sentence.
+    """
+    weights_BxTxK = jnp.take(emissions_KxV.T, tokens_BxT, axis=0, mode="clip")
+    if masked_BxT is None:
+        return weights_BxTxK
+    any_word_1x1xK = emissions_KxV.sum(axis=1)[None, None]
+    return jnp.where(masked_BxT[..., None], any_word_1x1xK, weights_BxTxK)
+
+
+def predict_words(outside_BxTxK: Array, emissions_KxV: Array, lengths_B: Array) -> Array:
+    """Return log p_BxTxV in nats, with p(v) prop. to sum_k outside_t(k) P(k emits v).
+
+    Uniform past the end. Each probability is at least the smallest normal number, so that p log p
+    is 0, never NaN.
+    """
+    outside_BxTxK = normalize(outside_BxTxK)
+    p_BxTxV = normalize(jnp.matmul(outside_BxTxK, emissions_KxV, precision="highest"))
+    words_BxT = is_word(lengths_B, p_BxTxV.shape[1])
+    p_BxTxV = jnp.where(words_BxT[..., None], p_BxTxV, 1 / p_BxTxV.shape[2])
+    return jnp.log(jnp.maximum(p_BxTxV, jnp.finfo(p_BxTxV.dtype).tiny))

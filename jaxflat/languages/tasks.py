@@ -1,4 +1,4 @@
-"""Downstream tasks: name the hidden symbol at one place of a sentence."""
+"""Downstream tasks: classify a sentence by the hidden symbol at one place."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ LABELINGS = ("latent", "map", "official")
 class Task:
     """Classify the hidden symbol at `place`: (position,) of a state, (start, end) of a span.
 
-    The language answers for it with `num_symbols`, `true_symbols(sentences, place)` and
+    The language provides `num_symbols`, `true_symbols(sentences, place)` and
     `symbol_posteriors(sentences, places)`.
     """
 
@@ -31,7 +31,7 @@ class Task:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The words (from, up to) that the symbol is about, from 0; all of them for a root."""
+        """Return (start, end) of the words below the symbol, from 0; a root has all words."""
         if len(self.place) == 1:
             return self.place[0] - 1, self.place[0]
         start, stop = self.place or (0, self.language.max_length)
@@ -39,18 +39,18 @@ class Task:
 
     @property
     def labelings(self) -> tuple[str, ...]:
-        """The labelings there are: 'official' where the language has `official_symbols`."""
+        """Return the possible labelings: 'official' only if the language has `official_symbols`."""
         return LABELINGS if hasattr(self.language, "official_symbols") else LABELINGS[:2]
 
     def labels(
         self, sentences: Sentences, labeling: str = "latent", posterior_BxC: Array | None = None
     ) -> tuple[Array, Array]:
-        """(labels_B int32, valid_B bool); invalid where the sentence has no symbol at this place.
+        """Return (labels_B int32, valid_B bool); invalid if the sentence has no symbol here.
 
-        'latent': the symbol that made the sentence. 'map': the most probable one given the words,
-        'official': as the paper's code labels. The last two are functions of the words: their Bayes
-        accuracy is 1. posterior_BxC: that of `posterior`, where it is known already. Raises
-        ValueError where there is no such labeling.
+        'latent': the symbol that generated the sentence. 'map': the most probable symbol given the
+        words. 'official': the label of the paper's code. The last two are functions of the words,
+        so their Bayes accuracy is 1. posterior_BxC: the result of `posterior`, if already known.
+        Raises ValueError on a labeling that is not one of `labelings`.
         """
         if labeling not in self.labelings:
             choices = ", ".join(self.labelings)
@@ -65,15 +65,15 @@ class Task:
         return labels_B, valid_B
 
     def posterior(self, sentences: Sentences) -> Array:
-        """probs_BxC of the latent label given the words (and that there is one at this place).
+        """Return probs_BxC of the latent label, given the words and that the place has a symbol.
 
-        The mean of its maximum over valid sentences is the latent Bayes accuracy.
+        The mean of its maximum over valid sentences is the Bayes accuracy of latent labels.
         """
         return self.language.symbol_posteriors(sentences, (self.place,))[0]
 
 
 def posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Array]:
-    """The `posterior` of each of a language's tasks, by name, for little more than that of one."""
+    """Return the `posterior` of each of a language's tasks, in one pass over the sentences."""
     if not tasks:
         return {}
     language = next(iter(tasks.values())).language
@@ -87,9 +87,9 @@ def all_labels(
     labelings: Sequence[str],
     known: Mapping[str, Array] | None = None,
 ) -> dict[str, tuple[Array, Array]]:
-    """The `labels` of each of a language's tasks in each labeling, by `<task>.<labeling>`.
+    """Return the `labels` of each of a language's tasks in each labeling, by `<task>.<labeling>`.
 
-    known: the `posteriors`, where they are there already.
+    known: the result of `posteriors`, if already computed.
     """
     if known is None:
         known = posteriors(tasks, sentences) if "map" in labelings else {}

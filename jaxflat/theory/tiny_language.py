@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.hmm import Hmm
-from jaxflat.languages.masking import mask_id
+from jaxflat.languages.sentences import mask_id
 from jaxflat.theory.saturated import SaturatedProblem
 
 

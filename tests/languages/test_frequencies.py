@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from jaxflat.languages.grammars.bounded import make_pcfg
 from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
+from jaxflat.languages.grammars.pcfg import make_pcfg
 from jaxflat.languages.hmm import Hmm, random_hmm
 
 SEEDS, SENTENCES = range(20), 6_000

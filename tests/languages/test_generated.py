@@ -191,11 +191,10 @@ def test_chunks_of_candidates_and_sizes_in_common_change_nothing(monkeypatch):
     language = tiny("one_length")
     tokens_BxT, lengths_B = ragged("one_length", seed=7)
     expected = language.conditional_log_probs(tokens_BxT, lengths_B)
-    monkeypatch.setattr("jaxflat.languages.generated.candidates.CHUNK", 150)  # 2 or 3 of 4 words
-    monkeypatch.setattr(
-        "jaxflat.languages.generated.candidates._SIZES", 2
-    )  # 0, 2 or 4 words to read
-    other = dataclasses.replace(language, max_candidates=1)  # compiled anew
+    module = "jaxflat.languages.generated.language"
+    monkeypatch.setattr(f"{module}.CHUNK", 150)  # 2 or 3 of 4 words
+    monkeypatch.setattr(f"{module}._SIZES", 2)  # 0, 2 or 4 words to read
+    other = dataclasses.replace(language, max_candidates=1)  # compiles again
     chunked = other.conditional_log_probs(tokens_BxT, lengths_B)
     np.testing.assert_allclose(chunked, expected, atol=1e-10)
 

@@ -7,11 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxflat.languages.grammars.bounded import make_pcfg
-from jaxflat.languages.grammars.branching import Tables
-from jaxflat.languages.grammars.derivations import YieldTables
+from jaxflat.languages.grammars.derivations import LevelTables, YieldTables
 from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.grammars.pcfg import Pcfg
+from jaxflat.languages.grammars.pcfg import Pcfg, make_pcfg
 from jaxflat.languages.sentences import Sentences
 from tests.support.counts import in_full
 from tests.support.enumeration import derivations, small_levelled
@@ -73,7 +71,7 @@ LEVELLED = {
 def languages(name: str) -> tuple[Pcfg, Pcfg]:
     """By levels, and the same one as if it had none."""
     language = LEVELLED[name]()
-    assert isinstance(language.tables, Tables)
+    assert isinstance(language.tables, LevelTables)
     return language, dataclasses.replace(language, tables=None, levels=(language.num_symbols,))
 
 

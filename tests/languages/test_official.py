@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxflat.languages.grammars.bounded import make_pcfg
 from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.grammars.pcfg import Pcfg
+from jaxflat.languages.grammars.pcfg import Pcfg, make_pcfg
 from jaxflat.languages.sentences import Sentences
 from tests.support.counts import FULL
 from tests.support.official_labels import official_labels

@@ -10,13 +10,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
 from jaxflat.languages import (
-    masking,
     pcfg_from_file,
     random_balanced_tree,
     random_hmm,
     random_pcfg,
     random_recursive_pcfg,
 )
+from jaxflat.languages.batches import mask_one
 from tests.support.enumeration import (
     derivations,
     shortest,
@@ -173,7 +173,7 @@ def test_cross_entropy_is_the_stated_optimum(name):
     def predictions(seed: int):
         sample_key, mask_key = jax.random.split(jax.random.key(seed))
         sentences = language.sample(sample_key, 50_000)
-        inputs_BxT, positions_Bx1 = masking.mask_one(
+        inputs_BxT, positions_Bx1 = mask_one(
             mask_key, sentences.tokens_BxT, sentences.lengths_B, language.num_words + 1
         )
         # The masked word is out of range at its own position, where it must not matter.

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxflat.languages.balanced_tree import BalancedTree
-from jaxflat.languages.grammars.bounded import make_pcfg
 from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
-from jaxflat.languages.grammars.pcfg import Pcfg
+from jaxflat.languages.grammars.pcfg import Pcfg, make_pcfg
 from jaxflat.languages.hmm import Hmm
 
 Nodes = dict[tuple[int, ...], int]  # hidden symbol by place

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxflat.languages.masking import mask_id
+from jaxflat.languages.sentences import mask_id
 from jaxflat.models.transformer import Transformer
 
 V, T, P = 6, 5, 2  # words, longest sentence, masked positions per sentence

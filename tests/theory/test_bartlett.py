@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxflat.languages.masking import mask_id
+from jaxflat.languages.sentences import mask_id
 from jaxflat.theory import check_bartlett as bartlett
 from jaxflat.theory.tiny_language import (
     all_questions,

@@ -1,38 +1,57 @@
-"""Probabilistic context-free grammars in Chomsky normal form, with exact sampling and conditionals.
+"""Languages of probabilistic context-free grammars: exact sampling and exact conditionals.
 
 Outside probabilities are derivatives of the inside ones: Eisner, "Inside-outside and
 forward-backward algorithms are just backprop" (2016).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import normalize
-from jaxflat.languages.emissions import predict_words, word_weights
-from jaxflat.languages.grammars import chart, levelled
-from jaxflat.languages.grammars.branching import Tables, sample_levelled
-from jaxflat.languages.grammars.chart import Factors
-from jaxflat.languages.grammars.derivations import YieldTables, sample_sentence
-from jaxflat.languages.sentences import Sentences
+from jaxflat.languages.grammars.derivations import (
+    LevelTables,
+    YieldTables,
+    level_tables,
+    sample_level_by_level,
+    sample_node_by_node,
+    yield_tables,
+)
+from jaxflat.languages.grammars.grammar import (
+    Grammar,
+    random_levelled_grammar,
+    random_recursive_grammar,
+)
+from jaxflat.languages.grammars.grammar_file import read_grammar
+from jaxflat.languages.grammars.inside import (
+    Factors,
+    chart_inside,
+    levelled_inside,
+    levelled_roots_inside,
+)
+from jaxflat.languages.sentences import Sentences, predict_words, word_weights
 from jaxflat.languages.tasks import Task
 
-OFFICIAL_LENGTHS = range(5, 32)  # the sentences that the paper's code labels
+OFFICIAL_LENGTHS = range(5, 32)  # numbers of words of the sentences that the paper's code labels
+Places = Sequence[Sequence[int]]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pcfg:
-    """Root A with start_N[A]; A -> B C with rules_NxNxN[A, B, C]; A -> word with emissions_NxV[A].
+    """A grammar's distribution of sentences, conditional on min_length <= length <= max_length.
 
-    For every A the rules and emissions sum to 1 together. Sentences are those of the grammar given
-    min_length <= length <= max_length. `levels` as in `Grammar`. With `tables` to sample by, roots
-    are of level 0 and the levels are used; without, the chart is. Latents: a `derivations.Tree`.
-    Tasks: `span_<start>_<end>`, the non-terminal above words [start, end), valid where the
-    sentence's tree has such a node; `root`, place (), the one above the whole sentence.
+    The root is A with probability start_N[A]. A -> B C has probability rules_NxNxN[A, B, C], and
+    A -> word has emissions_NxV[A, word]. For every A, its rules and emissions together sum to 1.
+    `levels` are those of `Grammar`. With LevelTables all roots are in level 0 and inference uses
+    the levels; otherwise it uses the chart of all spans. Latents are a `Tree`.
+    Tasks: `span_<start>_<end>` is the non-terminal above words [start, end), valid if the
+    sentence's tree has such a node; `root`, with place (), is the one above the whole sentence.
     """
 
     start_N: Array
@@ -42,7 +61,7 @@ class Pcfg:
     min_length: int = field(metadata={"static": True})
     max_length: int = field(metadata={"static": True})
     task_places: tuple[tuple[int, ...], ...] = field(metadata={"static": True})
-    tables: Tables | YieldTables
+    tables: LevelTables | YieldTables
 
     @property
     def num_words(self) -> int:
@@ -61,25 +80,26 @@ class Pcfg:
 
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
-        """Exact, without rejection or truncation; sentence b is a function of (key, b) alone."""
-        if isinstance(self.tables, Tables):
+        """Sample without rejection or truncation; sentence b is a function of (key, b) alone."""
+        if isinstance(self.tables, LevelTables):
             sizes = (self.levels, self.num_words, self.max_length)
-            return Sentences(*sample_levelled(self.tables, *sizes, key, batch_size))
+            return Sentences(*sample_level_by_level(self.tables, *sizes, key, batch_size))
         dtype = self.tables.words_SxN.dtype
         rules_NxNxN, emissions_NxV = (
             x.astype(dtype) for x in (self.rules_NxNxN, self.emissions_NxV)
         )
-        one = partial(sample_sentence, self.tables, rules_NxNxN, emissions_NxV)
+        one = partial(sample_node_by_node, self.tables, rules_NxNxN, emissions_NxV)
         return Sentences(*jax.vmap(one)(jax.random.split(key, batch_size)))
 
     @jax.jit
     def conditional_log_probs(
         self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
     ) -> Array:
-        """log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV nats; uniform past the end.
+        """Return log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV nats.
 
-        p(v | x_-t) prop. to sum_A O_t(A) P(A -> v), where O_t(A) = dZ / dl_t(A), the derivative of
-        the sentence's probability by its leaf weights l_t(A) = P(A -> x_t), is free of x_t.
+        p(v | x_-t) prop. to sum_A O_t(A) P(A -> v), where O_t(A) = dZ / dl_t(A) is the derivative
+        of the sentence's probability by its leaf weights l_t(A) = P(A -> x_t). O_t does not depend
+        on x_t. Uniform past the end.
         """
         weights_BxTxN = word_weights(self.emissions_NxV, tokens_BxT, masked_BxT)
         outside_BxTxN = jax.grad(self._total)(weights_BxTxN, lengths_B, factors={})
@@ -96,11 +116,11 @@ class Pcfg:
     def symbol_posteriors(
         self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
     ) -> list[Array]:
-        """p(A above the place | x, there is one), BxN each, prop. to inside * outside.
+        """Return p(A above the place | x, the tree has such a node), BxN for each place.
 
-        That is the derivative of the sentence's probability by the logarithm of the inside one:
-        one reverse pass finds those of all places. Uniform where there cannot be any, or float32
-        cannot hold how improbable one is.
+        It is prop. to inside * outside: the derivative of the sentence's probability by the
+        logarithm of the inside probability. So one reverse pass computes all places. Uniform if no
+        tree has such a node, or if its probability is too small for float32.
         """
         weights_BxTxN = word_weights(self.emissions_NxV, sentences.tokens_BxT, None)
         ones_BxN = jnp.ones_like(weights_BxTxN[:, 0])
@@ -109,12 +129,12 @@ class Pcfg:
         return [normalize(products[place]) for place in places]
 
     def official_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
-        """argmax_A P(A yields the place's words), without what stands around, as the code of Liu
-        et al. (2023) labels: all A at a span, at the root those that may be one, whatever their
-        prior. Valid for 5 to 31 words, where some A yields them.
+        """Return the labels of the code of Liu et al. (2023): argmax_A P(A yields the words there).
 
-        In float64, since words that are no constituent have probabilities that float32 cannot
-        hold; so not within a function that is compiled in float32.
+        They ignore all words outside the place. At a span A is any symbol, at the root any possible
+        root, without its prior. Valid for sentences of 5 to 31 words if some A yields the words.
+        Computed in float64, because words that form no constituent have probabilities too small
+        for float32. So a function that is compiled in float32 cannot call it.
         """
         with jax.enable_x64(True):
             precise = jax.tree.map(_in_float64, self)
@@ -135,17 +155,17 @@ class Pcfg:
         return jnp.where(valid_B, jnp.argmax(inside_BxN, axis=1), 0).astype(jnp.int32), valid_B
 
     def _inside(self, weights_BxTxN: Array, lengths_B: Array) -> Array:
-        if isinstance(self.tables, Tables):
-            return levelled.inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
-        return chart.inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
+        if isinstance(self.tables, LevelTables):
+            return levelled_inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
+        return chart_inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
 
     def _total(self, weights_BxTxN: Array, lengths_B: Array, factors: Factors) -> Array:
-        """The sentences' probabilities, up to a factor of each one's own, added up."""
+        """Return the sum of the sentences' probabilities, each up to a constant factor."""
         tables = self.rules_NxNxN, weights_BxTxN, lengths_B
-        if isinstance(self.tables, Tables):
-            roots_BxK = levelled.roots_inside(self.levels, *tables, factors)
+        if isinstance(self.tables, LevelTables):
+            roots_BxK = levelled_roots_inside(self.levels, *tables, factors)
         else:
-            roots_BxK = chart.inside(*tables, factors)
+            roots_BxK = chart_inside(*tables, factors)
         start_K = self.start_N[: roots_BxK.shape[1]]
         return jnp.matmul(roots_BxK, start_K, precision="highest").sum()
 
@@ -156,3 +176,52 @@ def _in_float64(table: Array) -> Array:
 
 def _widths(lengths_B: Array, place: tuple[int, ...]) -> Array:
     return jnp.full_like(lengths_B, place[1] - place[0]) if place else lengths_B
+
+
+def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) -> Pcfg:
+    """Return the language of a grammar's sentences of min_length..length words.
+
+    Each task is a span (start, end), or () for the whole sentence. Raises ValueError on invalid
+    bounds or spans, and if the grammar has no sentence of such a length.
+    """
+    if not 1 <= min_length <= length:
+        raise ValueError(f"min_length must be in 1..length={length}; got {min_length}")
+    places = tuple(tuple(place) for place in tasks)
+    for place in places:
+        if place and not (len(place) == 2 and 0 <= place[0] < place[1] <= length):
+            raise ValueError(
+                f"tasks must be () or spans 0 <= start < end <= length={length}; got {place}"
+            )
+    roots_in_level_0 = not grammar.start_N[grammar.levels[0] :].any()
+    # Sampling level by level draws all nodes of a full binary tree: with many levels, too many.
+    deep = 2 ** (len(grammar.levels) - 1) > 16 * length
+    levelled = len(grammar.levels) > 1 and roots_in_level_0 and not deep
+    return Pcfg(
+        start_N=jnp.asarray(grammar.start_N, jnp.float32),
+        rules_NxNxN=jnp.asarray(grammar.rules_NxNxN, jnp.float32),
+        emissions_NxV=jnp.asarray(grammar.emissions_NxV, jnp.float32),
+        levels=grammar.levels,
+        min_length=min_length,
+        max_length=length,
+        task_places=places,
+        tables=(level_tables if levelled else yield_tables)(grammar, min_length, length),
+    )
+
+
+def _pcfg_from(
+    make_grammar: Callable[..., Grammar],
+    seed: int,
+    *,
+    length: int,
+    min_length: int,
+    tasks: Places,
+    **settings: Any,
+) -> Pcfg:
+    """Return the language of make_grammar(seed, **settings) with the bounds of `make_pcfg`."""
+    grammar = make_grammar(seed, **settings)
+    return make_pcfg(grammar, length=length, min_length=min_length, tasks=tasks)
+
+
+random_pcfg = partial(_pcfg_from, random_levelled_grammar)
+random_recursive_pcfg = partial(_pcfg_from, random_recursive_grammar)
+pcfg_from_file = partial(_pcfg_from, lambda seed, path: read_grammar(path))

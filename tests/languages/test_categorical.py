@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from jaxflat.languages.alias import alias_table, draw_alias
+from jaxflat.languages.categorical import alias_table, draw_alias
 
 SIZES = [1, 2, 3, 200, 1000]
 

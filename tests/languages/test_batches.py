@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import EVALUATED_MASKS, mask_batch, questions
-from jaxflat.languages.masking import mask_each, mask_one, mask_share
+from jaxflat.languages.batches import (
+    EVALUATED_MASKS,
+    mask_batch,
+    mask_each,
+    mask_one,
+    mask_share,
+    questions,
+)
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
 from tests.support.counts import in_full
