@@ -46,7 +46,7 @@ def command(
 ) -> Callable[[Callable[[list[str]], int]], Callable[..., int]]:
     """Decorate the main function of a command: errors become one line on stderr and an exit code.
 
-    The arguments default to those of the process. unusable: the exceptions that mean unusable
+    Without arguments, it parses sys.argv. unusable: the exceptions that mean unusable
     input, in addition to InputError and ClusterError; others keep their traceback. interrupted:
     what the line after a signal says about the work.
     """

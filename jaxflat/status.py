@@ -150,7 +150,7 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
 def _read_point(
     directory: Path, status: dict[str, Any], worker: str | None, num_points: int, now: float
 ) -> PointStatus:
-    """Return the progress of a point whose worker runs `at_once` points."""
+    """Return the progress of a point whose worker runs `num_points` points."""
     config = _read(directory / "config.json")
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])

@@ -1,4 +1,4 @@
-"""Every key of a config, except those of languages, optimizers and curvature."""
+"""Every key of a config; languages, optimizers and curvature declare theirs in other files."""
 
 from collections.abc import Iterable
 from typing import Any

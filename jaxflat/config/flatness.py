@@ -34,8 +34,8 @@ def flatness() -> dict[str, Any]:
         # side; 0: one round.
         "relative_error": Bounded(0.0, least=0),
         "max_rounds": 16,
-        # Size of the common model for @embedded values. If the width is 0, a sweep replaces both
-        # by its largest model where one exists. Layers 0: the model's own number.
+        # Size of the common model for @embedded values. If the width is 0, a sweep sets both to its
+        # largest sizes, provided that all its models embed in them. Layers 0: the model's own.
         "embedded_width": Bounded(0, least=0),
         "embedded_layers": Bounded(0, least=0),
         # More Lanczos steps give smaller residuals. Memory: num_steps times the parameters.

@@ -24,10 +24,11 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Bounded:
-    """A default with its own bounds; for a tuple, those of its numbers. The default is allowed.
+    """A default with its own bounds, which hold for each number of a tuple. The default is allowed.
 
-    least: the smallest number; 0 allows floats of 0 too. below: numbers must be less. choices: the
-    values, or the items of a tuple, that are allowed. may_be_empty: whether () is.
+    least: the smallest whole number; floats must be above 0, or at least 0 if this is 0. below: an
+    upper bound, itself not allowed. choices: the allowed values, or items of a tuple. may_be_empty:
+    whether () is allowed.
     """
 
     default: Any

@@ -32,6 +32,8 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     frozen = []
     for _, point_config in resolved.values():
         if point_config.flatness.embedded_width == 0:
+            if point_config.flatness.embedded_layers:
+                raise InputError("flatness.embedded_layers needs flatness.embedded_width; set both")
             point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
         frozen.append(FrozenConfigDict(point_config))
         try:

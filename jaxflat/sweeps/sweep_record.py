@@ -19,10 +19,16 @@ from jaxflat.storage.files import write_json
 
 
 def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Raise InputError if the folder is unusable, or holds a sweep with another training config."""
+    """Raise InputError if the folder is unusable, or holds a sweep with another training config.
+
+    A new sweep is also refused if one of its keys has no effect.
+    """
+    path = workdir / "sweep.json"
     with _usable(workdir):
         validation.check_folder("workdir", workdir)
-        _extended(workdir / "sweep.json", config, points)
+        _extended(path, config, points)
+        if not path.exists():  # an older sweep continues with the keys that it recorded
+            validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
 @ranks.on_rank_0
