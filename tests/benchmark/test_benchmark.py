@@ -1,4 +1,4 @@
-"""The benchmark: its count of operations, its figures, and its refusals."""
+"""The benchmark: its count of operations, its figures, and one line for bad input."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def loss_and_arguments(shape: Shape):
 
 
 def product_flops(jaxpr, times: int = 1) -> int:
-    """Count every matrix product of a jaxpr, those in loops as often as they run."""
+    """Count the matrix products of a jaxpr; products in loops count once per iteration."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -92,14 +92,14 @@ def product_flops(jaxpr, times: int = 1) -> int:
     "shape", [Shape(16, 3, 4, 8, 6, 10), Shape(8, 1, 8, 4, 5, 12), Shape(12, 4, 6, 2, 3, 7)]
 )
 @pytest.mark.slow
-def test_a_step_has_the_products_that_are_counted(shape):
+def test_a_steps_matrix_products_are_counted(shape):
     loss_fn, params, batch = loss_and_arguments(shape)
     step = jax.make_jaxpr(jax.grad(loss_fn, has_aux=True))(params, batch)
     assert product_flops(step.jaxpr) == step_flops(shape)
 
 
 def test_the_compiler_counts_as_many_operations_forward():
-    """It counts norms, softmax and GELU too: a few operations for each of a row's activations."""
+    """It also counts norms, softmax and GELU: a few operations per activation."""
     shape = Shape(256, 2, 32, 4, 8, 200)
     loss_fn, params, batch = loss_and_arguments(shape)
     compiled = jax.jit(lambda p, b: loss_fn(p, b)[0]).lower(params, batch).compile()
@@ -108,7 +108,7 @@ def test_the_compiler_counts_as_many_operations_forward():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Products and languages of the smallest sizes."""
+    """Use matrix products and languages of the smallest sizes."""
     monkeypatch.setattr(machine, "CPU_SIZE", 128)
     grammar = {"level_sizes": (2, 3, 3), "num_words": 8, "length": 4, "min_length": 2}
     for name in ("FULL", "HALF", "SPARSE"):
@@ -132,7 +132,7 @@ def assert_figures(figures):
 def test_figures(tmp_path, capsys):
     script = tmp_path / "peer.py"
     script.write_text("import sys\nprint(*sys.argv[1:])\nprint('peer: 250.5 sentences/s')")
-    save(tmp_path / "bert", BERT, tensors_of(BERT))  # what the script would save
+    save(tmp_path / "bert", BERT, tensors_of(BERT))  # the files that the script would save
     torch = tmp_path / "python_with_torch"
     shell = f"cp {tmp_path}/bert/* ${{12}}\necho '{json.dumps(OF_TORCH)}'"
     torch.write_text(f"#!/bin/sh\n{shell}\n")
@@ -202,7 +202,7 @@ def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
 
 
 def test_matfree_and_we_agree_on_the_error_of_the_same_samples():
-    """Its standard error has the sample's size where ours has one less."""
+    """Its standard error divides by the sample size, ours by one less."""
     peer = pytest.importorskip("jaxflat.benchmark.matfree_peer", exc_type=ImportError)
     diagonal, P = np.float32(np.arange(1, 9)), 8
     matrix = np.diag(diagonal) + np.float32(0.1)
@@ -244,7 +244,7 @@ def test_the_parser_labels_as_we_do():
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.slow
-def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
+def test_runs_in_one_program_are_compared_on_request(tmp_path, capsys):
     file = tmp_path / "figures.json"
     assert (
         main(["sweep", *TINY, "--repeats=2", "--seconds=0.01", "--together=3", f"--json={file}"])
@@ -256,7 +256,7 @@ def test_runs_at_once_are_compared_on_request(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_each_call_is_the_steps_it_says():
+def test_each_call_takes_the_requested_steps():
     from jaxflat.benchmark.training import TrainingRuns
 
     runs = TrainingRuns(resolved_config(Shape(8, 1, 4, 11, 4, 8), together=2))
@@ -290,7 +290,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys):
 
 
 @pytest.mark.parametrize("argument", ["trainign", "--repeats=0", "--widht=8"])
-def test_what_cannot_be_parsed_is_exit_code_2(argument, capsys):
+def test_unparsable_arguments_are_one_line_and_exit_code_2(argument, capsys):
     assert main([argument]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -320,8 +320,8 @@ def test_without_torch_there_is_one_line():
         flatness_peers._run(python, Shape(8, 1, 4, 11, 4, 8), 0, "folder")
 
 
-def test_every_round_of_torch_has_samples_of_its_own(tmp_path):
-    """The script gets the round's number, so that rounds need not draw the same numbers."""
+def test_each_round_of_torch_draws_other_samples(tmp_path):
+    """The script gets the round's number as its seed."""
     from jaxflat.benchmark import flatness_peers
 
     python = tmp_path / "python_with_torch"
@@ -332,8 +332,8 @@ def test_every_round_of_torch_has_samples_of_its_own(tmp_path):
     assert found == [[flatness_peers.NUM_SAMPLES, i] for i in range(3)]
 
 
-def test_seconds_to_a_precision_follow_from_the_errors_measured(monkeypatch):
-    """Ours: an error of 1 in 50 is the aim itself. Theirs: variance 2 over (2% of 10)^2 is 50."""
+def test_seconds_to_a_precision_follow_from_the_measured_errors(monkeypatch):
+    """Ours: an error of 1 in 50 is the requested one. Theirs: variance 2 / (2% of 10)^2 is 50."""
     from jaxflat.benchmark import flatness_peers
 
     monkeypatch.setattr(flatness_peers, "_run", lambda *_: OF_TORCH)

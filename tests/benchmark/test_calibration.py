@@ -1,4 +1,4 @@
-"""The calibration study: its truths against closed forms, and what it must find."""
+"""The calibration study: its truths against closed forms, and its coverage."""
 
 from functools import cache
 from itertools import product
@@ -23,7 +23,7 @@ from tests.support.counts import in_full
 NUM_SEEDS = 2000
 
 
-def test_a_row_counts_intervals_that_hold_the_truth():
+def test_a_row_counts_intervals_that_contain_the_truth():
     mean_S = np.asarray([1.0, 2.0, 3.0, 8.0])
     row = make_row("p", "e", "probes", Truth(2.0, 7.0), mean_S, mean_S - 1, mean_S + 1, 64)
     assert row.coverage.median == 75
@@ -35,7 +35,7 @@ def test_a_row_counts_intervals_that_hold_the_truth():
     assert empty.coverage.median == 0
 
 
-def test_truths_of_logistic_regression_are_those_of_the_formula():
+def test_truths_of_logistic_regression_match_the_formula():
     """G = E x x' / cosh(l)^2 for logits l and -l; H has the sums of targets, in float32 near 1."""
     problem = logistic_regression(num_features=6, size=3)
     matrices = dense_matrices(problem, problem.pool)
@@ -54,7 +54,7 @@ def test_truths_of_logistic_regression_are_those_of_the_formula():
     np.testing.assert_allclose(truths["average_sharpness"].value, half_trace, rtol=1e-3)
 
 
-def test_a_seed_stops_where_it_is_precise():
+def test_a_seed_stops_once_it_is_precise():
     """The median of two half-widths is their mean: eight rounds are enough for the wider one."""
     noise_SxN = np.random.default_rng(0).normal(size=(2, 64)) * np.asarray([[0.1], [10.0]])
 
@@ -105,7 +105,7 @@ REST += [
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("make", "name", "over"), [*CASES, *in_full(*REST)])
-def test_intervals_hold_the_truth_as_often_as_they_say(make, name, over):
+def test_intervals_have_their_nominal_coverage(make, name, over):
     problem, matrices, truths = problem_and_truths(make, over)
     assert truths["hessian_trace"].rank > 10
     assert truths["gauss_newton_trace"].rank > 10

@@ -1,4 +1,4 @@
-"""The build command: the same bytes however often it was cut off; bad input is one line."""
+"""The build command: the same bytes after any interruption; bad input is one line."""
 
 import hashlib
 import os
@@ -88,7 +88,7 @@ def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed
 
 
 @pytest.mark.slow
-def test_an_epoch_from_disk_has_every_sentence_once(undisturbed):
+def test_an_epoch_from_disk_reads_each_sentence_once(undisturbed):
     dataset = open_dataset(undisturbed)
     batches = [dataset.read(example_ids(0, step, 10, len(dataset))) for step in range(7)]
     tokens_NxT = np.concatenate([batch["tokens"] for batch in batches])
@@ -97,20 +97,20 @@ def test_an_epoch_from_disk_has_every_sentence_once(undisturbed):
     assert (tokens_NxT != stored_NxT).any()
 
 
-def test_sentences_do_not_depend_on_how_many_there_are(section, undisturbed, tmp_path):
+def test_sentences_do_not_depend_on_their_number(section, undisturbed, tmp_path):
     fewer = build_dataset(section, tmp_path / "set", **{**SETTINGS, "num_sentences": 9})
     expected = open_dataset(undisturbed).read(np.arange(9))
     for name, column in fewer.read(np.arange(9)).items():
         if column.dtype.kind != "f":
             np.testing.assert_array_equal(column, expected[name])
             continue
-        # Conditionals of another number of sentences are another program, which on some CPUs adds
-        # in another order: equal to float32 rounding.
+        # Another number of sentences compiles another program, which on some CPUs adds in another
+        # order. Its conditionals are equal up to float32 rounding.
         np.testing.assert_allclose(column, expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_shards", [0, 2, 5])
-def test_a_build_that_failed_goes_on_to_the_same_bytes(
+def test_a_failed_build_resumes_to_the_same_bytes(
     section, undisturbed, tmp_path, monkeypatch, num_shards
 ):
     written, write_shard, lock = [], corpus.write_shard, threading.Lock()
@@ -136,7 +136,7 @@ def test_a_build_that_failed_goes_on_to_the_same_bytes(
     assert digests(tmp_path / "set") == digests(undisturbed)
 
 
-def test_a_damaged_shard_of_a_finished_data_set_is_named(section, undisturbed, tmp_path):
+def test_a_damaged_shard_of_a_finished_data_set_is_reported(section, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "set")
     before = digests(tmp_path / "set")
     shard = next((tmp_path / "set").glob("*00001-of*"))
@@ -150,9 +150,7 @@ def test_a_damaged_shard_of_a_finished_data_set_is_named(section, undisturbed, t
     assert digests(tmp_path / "set") == before
 
 
-def test_a_finished_data_set_is_left_alone_and_a_lost_shard_made_again(
-    section, undisturbed, tmp_path
-):
+def test_only_lost_shards_of_a_finished_data_set_are_rebuilt(section, undisturbed, tmp_path):
     made = []
     build_dataset(section, undisturbed, **SETTINGS, on_shard=lambda _, new: made.append(new))
     assert not any(made)
@@ -173,7 +171,9 @@ def command(tmp_path):
     ]
 
 
-def test_the_command_does_the_same_and_says_what_there_is(command, undisturbed, tmp_path, capsys):
+def test_the_command_builds_the_same_bytes_and_prints_their_size(
+    command, undisturbed, tmp_path, capsys
+):
     assert build.main(command) == 0
     output = capsys.readouterr().out
     num_bytes = sum(p.stat().st_size for p in undisturbed.iterdir())
@@ -223,7 +223,9 @@ def test_missing_flags_are_named(capsys):
     assert "--config, --output, --num_sentences" in capsys.readouterr().err
 
 
-def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tmp_path, capsys):
+def test_a_signal_interrupts_it_and_the_same_command_resumes(
+    command, undisturbed, tmp_path, capsys
+):
     monkeypatch = pytest.MonkeyPatch()
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     write_shard = corpus.write_shard
@@ -253,7 +255,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_goes_on_to_the_same_bytes(command, tmp_path, monkeypatch, number):
+def test_a_killed_process_resumes_to_the_same_bytes(command, tmp_path, monkeypatch, number):
     arguments = [sys.executable, "-m", "jaxflat.build", *command, "--shard_size=2000"]
     arguments.append("--num_sentences=31000")
     disturbed, undisturbed = tmp_path / "set", tmp_path / "other"

@@ -203,13 +203,13 @@ def test_no_config_is_exit_code_2(capsys):
 
 
 @pytest.mark.parametrize("names", ["fisher_trace", "hessian_trace,gradient_noise"])
-def test_names_are_separated_by_commas(names):
+def test_commas_separate_names(names):
     overrides = loading.parse_overrides([f"--config.flatness.measures={names}"])
     chosen = loading.override(base_config.base(), overrides)
     assert chosen.flatness.measures == tuple(names.split(","))
 
 
-def test_command_line_wins_over_the_sweep(tmp_path):
+def test_flags_override_the_sweep(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     overrides = loading.parse_overrides(["--config.model.width=8", "--config.seed=7"])
     config = loading.override(config, overrides)
@@ -234,7 +234,7 @@ def test_sweep_algebra():
         zipped(param("w", [1]), param("v", [1, 2]))
 
 
-def test_points_are_chosen_by_place_and_by_name(tmp_path):
+def test_points_are_selected_by_number_and_by_name(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     expanded = points.expand(config, listed, tmp_path)
     assert points.select(expanded, "0,2-3") == [expanded[0], *expanded[2:4]]
@@ -292,7 +292,7 @@ def test_a_repaired_grammar_file_is_a_line_each_once_for_all_points(config_file,
     assert capsys.readouterr().err == error
 
 
-def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+def test_a_dry_run_refuses_the_same_input_as_a_run(tmp_path, capsys):
     config, listed = loading.load(f"{CONFIG}:smoke")
     sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
     changed = "--config.phases.pretrain.batch_size=16"
@@ -314,12 +314,12 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
         ("sed", "seed"),
     ],
 )
-def test_a_key_is_found_in_the_section_where_it_is(key, meant):
+def test_a_misplaced_key_is_found_in_its_section(key, meant):
     with pytest.raises(validation.InputError, match=f"is not a config key; nearest: {meant}$"):
         loading.override(base_config.base(), {key: 1})
 
 
-def test_a_point_is_its_overrides_not_its_place(tmp_path):
+def test_a_points_overrides_identify_it(tmp_path):
     config, listed = loading.load(f"{CONFIG}:smoke")
     names = [p.name for p in points.expand(config, listed, tmp_path)]
     reversed_names = [p.name for p in points.expand(config, listed[::-1], tmp_path)]
@@ -339,7 +339,7 @@ def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
             record(**{key: value})
 
 
-def test_keys_that_are_newer_than_a_record_have_been_at_their_defaults(tmp_path):
+def test_keys_newer_than_a_record_had_their_defaults(tmp_path):
     def record(**changed):
         config, listed = loading.load(f"{CONFIG}:smoke")
         config.update_from_flattened_dict(changed)
@@ -357,6 +357,6 @@ def test_keys_that_are_newer_than_a_record_have_been_at_their_defaults(tmp_path)
         record(**{"model.cls": True})
 
 
-def test_validate_keeps_a_good_config_as_it_is():
+def test_validate_returns_a_good_config_unchanged():
     config = base_config.base()
     assert validation.validate(config).to_dict() == config.to_dict()

@@ -1,4 +1,4 @@
-"""A look at a sweep, of which there are only the files."""
+"""The status command, on the files of a sweep."""
 
 import json
 import os
@@ -16,19 +16,19 @@ CONFIG = {"phase_order": ["a", "b"], "phases": {"a": {"steps": 10}, "b": {"steps
 
 @pytest.fixture(autouse=True)
 def unflushed(monkeypatch):
-    """Flush nothing to disk: a sweep of 200 points would take seconds for it."""
+    """Do not flush to disk: a sweep of 200 points would take seconds."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def hold(workdir, name, worker):
-    """Leave the lock of a point as a process of another machine holds it."""
+    """Write the lease of a point as if a process of another machine held it."""
     (workdir / "locks" / name).mkdir(parents=True)
     owner = ["another boot", "its processes", 0, worker, "then"]
     (workdir / "locks" / name / "1").write_text(f"{json.dumps([1, owner])}\n")
 
 
 def make_sweep(workdir, states):
-    """Make a sweep's files; a state "running 3" is of worker 3, and "running" alone of none."""
+    """Write a sweep's files; in state "running 3" worker 3 holds the point, in "running" none."""
     names = [f"seed={seed}" for seed in range(len(states))]
     write_json(workdir / "sweep.json", {"points": [{"name": name} for name in names]})
     for name, state in zip(names, states, strict=True):
@@ -68,7 +68,7 @@ def test_points_of_one_worker_share_its_time(tmp_path):
     assert [point.seconds for point in points] == pytest.approx([35, 35, 65], abs=1)
 
 
-def test_a_point_has_died_where_it_runs_and_nobody_holds_it(tmp_path):
+def test_a_running_point_without_a_lease_has_died(tmp_path):
     make_sweep(tmp_path, ["running"])
     lease = leases.Lease(tmp_path / "seed=0")
     assert lease.is_available()
@@ -77,7 +77,7 @@ def test_a_point_has_died_where_it_runs_and_nobody_holds_it(tmp_path):
     assert status.read_points(tmp_path, time.time())[0].state == "died"
 
 
-def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
+def test_a_point_whose_process_has_ended_has_died(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     *here, _ = leases.process_identity(os.getpid())
     for started, state in (("1", "died"), (leases.process_identity(os.getpid())[-1], "running")):
@@ -86,7 +86,7 @@ def test_a_point_has_died_where_its_process_is_no_more(tmp_path):
         assert status.read_points(tmp_path, time.time())[0].state == state
 
 
-def test_a_point_has_died_where_its_worker_is_silent_for_minutes(tmp_path):
+def test_a_point_whose_worker_is_silent_for_minutes_has_died(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     now = (tmp_path / "locks/seed=0/1").stat().st_mtime
     assert status.read_points(tmp_path, now + leases.SILENCE - 10)[0].state == "running"
@@ -94,12 +94,12 @@ def test_a_point_has_died_where_its_worker_is_silent_for_minutes(tmp_path):
     assert (point.state, point.seconds) == ("died", 5)
 
 
-def test_a_clock_that_is_behind_takes_no_time_away(tmp_path):
+def test_a_late_clock_subtracts_no_time(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     assert status.read_points(tmp_path, now=0.0)[0].seconds == 5
 
 
-def test_a_point_that_begins_has_no_config_yet(tmp_path):
+def test_a_point_that_just_started_has_no_config(tmp_path):
     make_sweep(tmp_path, ["running 1"])
     for name in ("config.json", "timing.jsonl", "metrics.jsonl"):
         (tmp_path / "seed=0" / name).unlink()
@@ -110,7 +110,7 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        (["waiting", "running 1"], None),  # nothing to go by yet
+        (["waiting", "running 1"], None),  # no point is done yet
         (["done", "done", "failed"], 0),
         (["done", "waiting", "waiting"], None),  # no worker is running
         (["done", "running 1", "waiting"], 15 + 20),
@@ -119,13 +119,15 @@ def test_a_point_that_begins_has_no_config_yet(tmp_path):
         (["done", "running", "running 2", "waiting"], 15 + 15 + 20),
     ],
 )
-def test_the_rest_takes_what_the_done_ones_took(states, expected, tmp_path):
+def test_workers_share_the_time_of_the_remaining_points(
+    states, expected, tmp_path
+):
     make_sweep(tmp_path, states)
-    points = status.read_points(tmp_path, now=0.0)  # no time since their last stages
+    points = status.read_points(tmp_path, now=0.0)  # no time has passed since their last stages
     assert status.remaining_seconds(points) == expected
 
 
-def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
+def test_the_printed_table_and_the_json_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: 0.0))
     make_sweep(tmp_path, ["done"] * 150 + ["running 1", "failed", "preempted"] + ["waiting"] * 47)
     assert status.main([str(tmp_path), f"--json={tmp_path}/new/status.json"]) == 0
@@ -139,7 +141,7 @@ def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("states", [["done", "running"], ["done", "waiting"], ["preempted"]])
-def test_a_sweep_without_workers_promises_no_time(states, tmp_path, capsys):
+def test_a_sweep_without_workers_has_no_remaining_time(states, tmp_path, capsys):
     make_sweep(tmp_path, states)
     assert status.main([str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())

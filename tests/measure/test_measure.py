@@ -1,4 +1,4 @@
-"""The command that measures a checkpoint: right losses, strict JSON, pictures, one line of refusal.
+"""The measure command: correct losses, strict JSON, figures, and one line for bad input.
 
 Traces of Hugging Face folders are compared with PyTorch's in test_measure_torch.py, those of a run
 with the run's own in test_sweep.py.
@@ -36,13 +36,13 @@ from tests.support.tiny_checkpoints import (
 )
 
 FOLDERS = {"gpt2": GPT2, "opt": OPT, "bert": BERT}
-MASK = 3  # of the tokenizer that write_tokenizer writes
+MASK = 3  # the mask token of write_tokenizer's tokenizer
 TEXTS = [[1, 5, 2], [7, 7, 0, 12, 3, 4, 9], [11, 2], [6, 5, 4, 3, 2, 1], [8, 10], [4, 4, 4, 4, 1]]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder of checkpoints and texts, right ones and wrong ones."""
+    """Return a folder of valid and invalid checkpoints and texts."""
     root = tmp_path_factory.mktemp("files")
     for name, config in FOLDERS.items():
         save(root / name, config, tensors_of(config))
@@ -167,8 +167,8 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_way_to_another_checkpoint(files, tmp_path, capsys):
-    """Its rise at the end is the difference of the two losses; to itself there is none."""
+def test_the_loss_on_the_line_to_another_checkpoint(files, tmp_path, capsys):
+    """It ends at the difference of the two losses; toward itself it stays at 0."""
     where = (f"--data={files / 'texts.jsonl'}", "--measures=loss_path")
     ways = {"other": (files / "gpt2", files / "other"), "itself": (files / "gpt2",) * 2}
     measured = {}
@@ -194,7 +194,7 @@ def test_the_way_to_another_checkpoint(files, tmp_path, capsys):
     assert "loss_barrier" in capsys.readouterr().out
 
 
-def test_an_aim_that_was_missed_and_chains_that_disagree_are_named():
+def test_a_missed_precision_and_unconverged_chains_are_reported():
     settings = SimpleNamespace(relative_error=0.05, max_rounds=2)
     one = jnp.float32(1.0)
     wide = Estimate(one, jnp.float32(0.1), 10**6, "probes")
@@ -209,7 +209,7 @@ def test_an_aim_that_was_missed_and_chains_that_disagree_are_named():
         assert len(remarks({"local_learning_coefficient/r_hat": chains}, settings)) == said
 
 
-def test_what_is_not_a_number_is_null():
+def test_nan_is_null():
     value, nothing = jnp.float32(1.5), jnp.float32(jnp.nan)
     shown = as_json(Estimate(value, nothing, 4, "chains"))
     empty = {"sem": None, "low": None, "high": None}
@@ -249,7 +249,7 @@ def test_rounds_share_no_text_and_the_seed_decides_the_order(files):
     assert rounds(seed=1) != used
 
 
-def test_one_ordinary_token_of_each_text_is_hidden_each_as_likely():
+def test_masks_hide_one_ordinary_token_uniformly():
     num_texts, text = 3000, [CLS, 5, 6, 7, 8, SEP, 0]
     tokens_NxT = np.tile(np.array(text, np.int32), (num_texts, 1))
     ordinary_NxT = np.tile([False, True, True, True, True, False, False], (num_texts, 1))
@@ -354,7 +354,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_that_nobody_would_see_are_refused(files, capsys):
+def test_figures_without_an_output_are_refused(files, capsys):
     where = (f"--checkpoint={files / 'gpt2'}", f"--data={files / 'texts.jsonl'}")
     assert command(*where, "--measures=loss_slices") == 2
     assert "loss_slices makes figures: set --figures or --json" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def build(torch, transformers, name, folder):
 
 
 def their_inputs(torch, name, batches):
-    """Return what transformers takes: tokens, which of them are there, and labels or -100."""
+    """Return the inputs of transformers: tokens, the attention mask, and labels or -100."""
     flat = [np.asarray(x, np.int64).reshape(-1, x.shape[-1]) for x in batches]
     tokens_NxT, lengths_N = flat[0], flat[1].ravel()
     real_NxT = np.arange(tokens_NxT.shape[1])[None] < lengths_N[:, None]
@@ -61,15 +61,15 @@ def their_inputs(torch, name, batches):
 
 def their_hessian(torch, theirs, name, inputs):
     """Return the dense Hessian over all parameters, by double backward."""
-    parameters = list(theirs.parameters())  # a tied one is there once
+    parameters = list(theirs.parameters())  # tied parameters appear once
 
     def flat(gradients):
         pairs = zip(gradients, parameters, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).ravel() for g, p in pairs])
 
-    # Not the model's own loss, which is of logits rounded to float32.
+    # The model's own loss would round the logits to float32.
     labels_NxT = inputs["labels"]
-    # The "eager" attention rounds to float32 too, and fused ones have no second derivatives.
+    # "eager" attention rounds to float32 too, and fused attention has no second derivatives.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         logits_NxTxV = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     if name != "bert":
@@ -125,10 +125,10 @@ def test_loss_and_curvature_are_those_of_transformers(tmp_path, name, monkeypatc
     theirs_PxP, ours_PxP = their_hessian(torch, theirs.double(), name, inputs), our_hessian(problem)
     trace = np.trace(theirs_PxP)
     assert np.trace(ours_PxP) == pytest.approx(trace, rel=1e-9)
-    # Entries stand in another order here; these two sums do not ask for any.
+    # The order of entries differs; these two sums do not depend on it.
     assert (ours_PxP**2).sum() == pytest.approx((theirs_PxP**2).sum(), rel=1e-9)
 
-    # With the sentences fixed the error is small enough to tell.
+    # With fixed sentences the error is small enough for a comparison.
     how = {"num_probes": 1024, "over": "probes", "probes_per_pass": 64}
     fixed = hessian_trace(problem.loss_fn, problem.params, batches, problem.key, **how)
     assert abs(fixed.mean - trace) < 4 * fixed.sem < 0.4 * abs(trace)

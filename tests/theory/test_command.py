@@ -1,4 +1,4 @@
-"""The command: exit codes, strict JSON, pictures, one line of refusal."""
+"""The theory command: exit codes, strict JSON, figures, and one line for bad input."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_exit_code_and_the_json_say_what_holds(checks, code, monkeypatch, tm
     assert printed.err == ("does not hold: two and three\n" if code else "")
 
 
-def test_what_is_not_a_number_is_null_and_does_not_hold():
+def test_nan_is_null_and_does_not_hold():
     fields = Check("x", 1.0, float("nan"), float("inf"), "").as_json()
     assert fields["measured"] is None
     assert fields["error_bar"] is None
@@ -83,8 +83,8 @@ def test_help_names_every_result(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("result", theory.RESULTS)
-def test_what_the_command_finds(result, tmp_path):
-    """In a process of its own: here the compiler does not optimize, and that is much slower."""
+def test_every_check_of_the_command_holds(result, tmp_path):
+    """Run in a subprocess, because this process compiles without optimizations, much slower."""
     command = [sys.executable, "-m", "jaxflat.theory", result, f"--json={tmp_path / 'out.json'}"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     subprocess.run(command, env=environment, check=True)
