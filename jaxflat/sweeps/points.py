@@ -1,4 +1,4 @@
-"""The points of a sweep: their names, their resolved configs, and the selected ones."""
+"""The points of a sweep: their names, their resolved configs, and which of them are meant."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from jaxflat.runs.run import Point
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     """Return the points with their resolved configs, each checked as far as it can be.
 
-    Raises InputError that names the wrong key.
+    Raises InputError naming what is wrong.
     """
     resolved: dict[str, tuple[dict[str, Any], Config]] = {}
     for overrides in points:
@@ -74,7 +74,7 @@ def point_name(overrides: dict[str, Any]) -> str:
 def select(points: list[Point], selection: str) -> list[Point]:
     """Return the points chosen by "0,3-5" (places in the list) or by a pattern such as "width=16*".
 
-    Raises InputError if nothing matches.
+    Raises InputError where nothing matches.
     """
     if not selection:
         return points

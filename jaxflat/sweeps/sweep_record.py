@@ -1,4 +1,4 @@
-"""sweep.json: the record of a work directory, with the training config and all points."""
+"""What a work directory holds: sweep.json, with what trains and the points that there are."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -33,12 +33,12 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
 
 @ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Write or extend sweep.json: the training config, and the points with their settings.
+    """Write or extend sweep.json: what trains, and the points with what they depend on.
 
-    Raises InputError if the folder is unusable, or holds a sweep with another training config.
+    Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
     """
     path = workdir / "sweep.json"
-    check_sweep(config, points, workdir)  # refuse before anything is written
+    check_sweep(config, points, workdir)  # what is refused is so before anything is written
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with hold(path):
@@ -54,7 +54,7 @@ def _usable(workdir: Path) -> Iterator[None]:
 
 
 def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
-    """Return the new content of sweep.json: its old points and these."""
+    """Return what sweep.json is to hold: what it holds, and these points."""
     stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
@@ -80,7 +80,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
 
 
 def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return `trains` without the sections of languages and optimizers that no point uses."""
+    """Without the sections of languages and optimizers not named: those may come and go."""
 
     def sections(section: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
@@ -93,7 +93,7 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _trains(config: Config) -> dict[str, Any]:
-    """Return the config that decides the trained models, as JSON."""
+    """Return what decides the trained models, as JSON has it."""
     chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(chosen).to_json())
     del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
@@ -101,7 +101,7 @@ def _trains(config: Config) -> dict[str, Any]:
 
 
 def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults of keys that are newer than the record; older versions behaved like them."""
+    """Give keys that are newer than a record their defaults: what was done before they were."""
 
     def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
         new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}

@@ -149,7 +149,9 @@ def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
     (trunk / "recovery" / "10" / "extra").write_text("")
     run(tmp_path, [{"phases.drift.steps": 8}])
     what = warnings_in(capsys.readouterr().err)[f"{trunk}/recovery/10"]
-    assert what == (f"extra is not in manifest.json; it is now damaged-{trunk.name}, and not used")
+    assert what == (
+        f"extra is not in manifest.json; the trunk is now damaged-{trunk.name}, and not used"
+    )
     assert starts == [0]
     assert {path.name for path in trunk.parent.iterdir()} == {trunk.name, f"damaged-{trunk.name}"}
     whole, again = (saved_arrays(path) for path in (undisturbed[0] / "trunks", tmp_path / "trunks"))

@@ -152,7 +152,7 @@ def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     awake.ends_with(3)
     before, results = written(workdir), (workdir / "results.csv").read_bytes()
     asleep.send(signal.SIGCONT)
-    assert f"{point}: another worker took over" in asleep.ends_with(3)
+    assert f"{point}: taken over by another worker" in asleep.ends_with(3)
     assert written(workdir) == before
     assert (workdir / "results.csv").read_bytes() == results
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 3)
@@ -172,7 +172,7 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
     output = start(1, lease=1.0).ends_with(3)
     assert output.count("waiting") == 1
-    assert f"waiting for {name}: another worker has them, or died" in output
+    assert f"waiting for {name}: with another worker, or one that died" in output
     assert_done_but(workdir, {name}, 1)
 
 
