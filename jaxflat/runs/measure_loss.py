@@ -1,4 +1,4 @@
-"""Measure a checkpoint's loss, and how far it is from the optimum."""
+"""Measure a checkpoint's loss and its excess over the optimum."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from jaxflat.training.objectives import prediction_losses
 
 
 def settings(config: Config) -> dict[str, Config]:
-    """Return what the losses depend on besides the model."""
+    """Return the settings on which the losses depend, except training's."""
     return {"losses": config.evaluation}
 
 
@@ -35,7 +35,7 @@ def measure(
 def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
     mesh = experiment.make_mesh(config)
     asked = evaluation_set(config.language, config.evaluation, mesh)
-    if config.model.name == "lookup_table":  # what it says is exact
+    if config.model.name == "lookup_table":  # its predictions are exact
         log_probs_SxRxMxV = asked.log_probs_SxRxMxV
     else:
         params = load_params(config, directory, snapshot)
@@ -48,18 +48,18 @@ def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
 
 @functools.cache
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
-    """Return what is asked of every model of a language, with the exact answers."""
-    made = make_language(language)
+    """Return the predictions asked of every model of a language, with their exact answers."""
+    sampler = make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
-    sentences = made.sample(key, settings.num_sentences)
+    sentences = sampler.sample(key, settings.num_sentences)
     if settings.num_sentences % mesh.size == 0:
         sentences = sharding.shard_examples(mesh, sentences)
     mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
-    return questions(made, mask_key, sentences, language.masking, settings.num_positions)
+    return questions(sampler, mask_key, sentences, language.masking, settings.num_positions)
 
 
 def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str, jax.Array]:
-    """Return each sentence's losses, summed over its predictions by their weights."""
+    """Return each loss by sentence: the weighted sum over its predictions, in nats."""
     losses = prediction_losses(log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM)
     return {name: (loss * asked.weights_SxRxM).sum((1, 2)) for name, loss in losses.items()}
 
@@ -68,7 +68,7 @@ def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str
 def _answers(
     model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, asked: Questions
 ) -> jax.Array:
-    """Return the model's log-probabilities, SxRxMxV nats, `batch_size` sentences at a time."""
+    """Return the model's log-probabilities, SxRxMxV nats, in batches of `batch_size` sentences."""
 
     def batch(examples: tuple[jax.Array, ...]) -> jax.Array:
         inputs_BxRxT, lengths_B, positions_BxRxM = sharding.shard_examples(mesh, examples)

@@ -201,7 +201,7 @@ def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) 
 
 
 def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snapshot, str]]:
-    """Return the (checkpoint, measure) pairs that have lines; an old line counts for all measures."""
+    """Return the (checkpoint, measure) pairs that have lines; an old line counts for every one."""
     return {
         (snapshot_of(line), name)
         for line in lines
