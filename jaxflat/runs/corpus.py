@@ -33,9 +33,9 @@ SLICE = 1024  # sentences whose labels and conditionals are computed in one call
 def column_types(language: Any, labelings: Sequence[str], conditionals: bool) -> Types:
     """Return the types of a language's columns; integers take 16 bits if their values fit.
 
-    The columns are tokens (T,) and length; `<task>.<labeling>` for every task and each of
-    `labelings`, -1 for a sentence without a label; with `conditionals`, `conditionals` (T, V) in
-    nats.
+    The columns are tokens (T,), length, and `<task>.<labeling>` for every task and each of
+    `labelings`, -1 for a sentence without a label. With `conditionals` there is also the column
+    `conditionals` (T, V) in nats.
     """
     types: dict[str, np.dtype] = {}
     types["tokens"] = np.dtype((_integer(language.num_words), (language.max_length,)))
@@ -85,7 +85,7 @@ def build_dataset(
     purpose: str = "corpus",
     labelings: Sequence[str] = (),
     conditionals: bool = False,
-    on_shard: Callable[[int, bool], None] = lambda size, made: None,
+    on_shard: Callable[[int, bool], None] = lambda size, missing: None,
 ) -> Dataset:
     """Write sentences of a language, given by its config section, to a directory of shards.
 

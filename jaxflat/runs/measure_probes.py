@@ -142,8 +142,9 @@ def _featurize(
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
     """Return each part's features_NxF and local_JxNxD.
 
-    This is one compiled call, which an interrupted run repeats when it resumes. With a trained model, `source` holds its parameters. With the lookup table, `model` names its
-    features and `source` is the language.
+    This is one compiled call, which an interrupted run repeats when it resumes. With a trained
+    model, `source` holds its parameters. With the lookup table, `model` names its features and
+    `source` is the language.
     """
     by_part = [_features(pooling, spans, model, source, sentences) for sentences in parts]
     features, local = zip(*by_part, strict=True)

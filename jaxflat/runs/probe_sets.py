@@ -52,7 +52,7 @@ class ProbeSets(NamedTuple):
 
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
-    """Return one ProbeSets for all tasks with hidden symbols, one for each task labelled by people."""
+    """Return a ProbeSets of all tasks with hidden symbols, and one of each human-labelled task."""
     tasks = make_language(language).tasks
     sampled = [_sampled_sets(language, settings, seed)] if tasks else []
     given = kind_of(language).labelled_sentences(language)
@@ -62,12 +62,12 @@ def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
-    made = make_language(language)
-    tasks, chosen = made.tasks, settings.finetune
+    sampler = make_language(language)
+    tasks, chosen = sampler.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
 
     def labelled(key: jax.Array, num_sentences: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
-        sentences = made.sample(key, num_sentences)
+        sentences = sampler.sample(key, num_sentences)
         known = posteriors(tasks, sentences)
         labels = all_labels(tasks, sentences, settings.labelings, known).values()
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))

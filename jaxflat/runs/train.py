@@ -74,20 +74,20 @@ def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Ou
 
 
 def _anneal(
-    config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
+    config: Config, directory: Path, phase: Phase, origin: TrainState, curve: Curve
 ) -> Training:
     """Branch off a phase, decay the learning rate to 0, and save the result for measuring.
 
     Where the config asks for it, an exact anneal follows and is saved separately.
     """
-    branch, num_steps = int(trunk.step), phase.settings.anneal_steps
+    branch, num_steps = int(origin.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
-    state = jax.tree.map(lambda x: x.copy(), trunk)
+    state = jax.tree.map(lambda x: x.copy(), origin)
     start = Call(config, phase, state, branch, branch, "anneal")
     yield from _train_branch(directory, start, curve, stops, Snapshot(end))
     if branch in phase.projected_branches:
-        params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
+        params = checkpoint.restore(directory / Snapshot(end).folder, end, origin.params)
         projection = trajectory.projection(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")

@@ -37,9 +37,9 @@ def run(
     Several workers may run the same sweep concurrently. One of them runs each point, and all return
     when all points have ended.
 
-    Raises InputError if the input cannot be used, Preempted after a signal, OSError if the disk is
-    full, and LeaseLost if another worker took over a file or language that this one was writing,
-    while this one was suspended. After the last three, calling `run` again resumes the sweep.
+    Raises InputError if the input cannot be used, Preempted after a signal, and OSError if the disk
+    is full. Raises LeaseLost if another worker took over a file or language that this suspended one
+    was writing. After Preempted, OSError and LeaseLost, calling `run` again resumes the sweep.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
