@@ -1,4 +1,4 @@
-"""The loss and the batches of a phase, with or without an adversary beside pre-training."""
+"""The loss and the batches of a phase, with or without an adversary added to pre-training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,24 +20,24 @@ from jaxflat.training.objectives import LossFn
 
 POOLING = "concatenate"  # the head sees the representations of all words
 
-Labelled = tuple[Sentences, jax.Array]  # and targets_NxKxC, as in probes.ridge
+Labelled = tuple[Sentences, jax.Array]  # (sentences, targets_NxKxC), as in probes.ridge
 SampleBatch = Callable[[Source, jax.Array, jax.Array], Any]  # (source, step's key, place in call)
 
 
 def make_objective(
     model: Any, loss_fn: LossFn, settings: Config, masking: str, mesh: Mesh
 ) -> tuple[LossFn, SampleBatch]:
-    """Return the loss of a phase and what samples its batches, split over the mesh."""
+    """Return (loss_fn, sample_batch) of a phase; batches are sharded over the mesh."""
     adversary = settings.adversary
-    how = (settings.batch_size, settings.targets, masking)
+    batch_settings = (settings.batch_size, settings.targets, masking)
 
     shard = partial(sharding.shard_examples, mesh, over=sharding.RUN_AXES)
 
     def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
-        return shard(source_batch(source, key, index, *how))
+        return shard(source_batch(source, key, index, *batch_settings))
 
     def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
-        keys = jax.random.split(jax.random.fold_in(key, 1))  # apart from those of the sentences
+        keys = jax.random.split(jax.random.fold_in(key, 1))  # other than `key`
         drawn = [_labelled(source.language, adversary, k) for k in keys]
         fit, held_out = shard(drawn)
         return AdversarialBatch(masked(source, key, index), fit, held_out)
@@ -49,7 +49,7 @@ def make_objective(
 
 
 def _labelled(language: Any, adversary: Config, key: jax.Array) -> Labelled:
-    """Return sentences and their one-hot labels of every task of the language."""
+    """Return sentences and their one-hot labels for every task of the language."""
     sentences = language.sample(key, adversary.num_sentences)
     num_classes = max(task.num_classes for task in language.tasks.values())
     labels = all_labels(language.tasks, sentences, (adversary.labeling,)).values()

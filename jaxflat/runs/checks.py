@@ -1,6 +1,6 @@
-"""Whether a valid config can run here: what only the objects it describes can tell.
+"""Checks of a config that need the objects it describes; they train nothing.
 
-All raise ValueError, one line that names the key, and train nothing.
+All raise ValueError, one line that names the key.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ OF_GIVEN_LABELS = (
     *("gradient_noise", "local_learning_coefficient"),
     *("loss_slices", "loss_plane", "loss_path"),
 )
-"""Measures of more than second derivatives: of the loss elsewhere, or of its gradient."""
+"""Measures that use the gradient, or the loss away from the checkpoint: they need fixed labels."""
 
 
 def check(config: Config) -> None:
-    """Raise ValueError where a valid config still cannot run here; trains nothing."""
+    """Raise ValueError if a valid config cannot run with its language, model and devices."""
     kind_of(config.language).check_uses(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
@@ -68,7 +68,7 @@ def check(config: Config) -> None:
 
 
 def check_finetuning(settings: Config) -> None:
-    """Raise ValueError where fine-tuning is asked for and has too few steps."""
+    """Raise ValueError if fine-tuning is requested with too few steps."""
     if not settings.shots:
         return
     num_seen = settings.epochs * settings.shots
@@ -85,7 +85,7 @@ def check_finetuning(settings: Config) -> None:
 
 
 def check_flatness(settings: Config) -> None:
-    """Raise ValueError where a measure that is asked for cannot be taken with these settings."""
+    """Raise ValueError if a requested measure is impossible with these settings."""
     check_labels(settings.labels, settings.measures)
     chosen = settings.eigenvalues
     num_pairs = chosen.num_largest + chosen.num_smallest
@@ -110,7 +110,7 @@ def check_flatness(settings: Config) -> None:
 
 
 def check_rounds(settings: Config) -> None:
-    """Raise ValueError where no number of rounds could stop the sampling of traces."""
+    """Raise ValueError if max_rounds gives fewer samples than the stopping rule of traces needs."""
     most = settings.max_rounds * settings.num_microbatches
     if settings.relative_error > 0 and most < MIN_SAMPLES:
         raise ValueError(
@@ -121,13 +121,13 @@ def check_rounds(settings: Config) -> None:
 
 
 def check_labels(labels: str, measures: Iterable[str]) -> None:
-    """Raise ValueError where labels that follow the model leave a measure without meaning.
+    """Raise ValueError if a measure has no meaning with labels="model".
 
-    Their gradient is 0, and away from the checkpoint they are not those of the checkpoint.
+    With labels that follow the model, the gradient is 0, and the labels differ between parameters.
     """
     for measure in measures:
         if labels == "model" and measure in OF_GIVEN_LABELS:
             raise ValueError(
-                f"flatness.labels='model' leaves {measure} without meaning: it is for traces, "
-                "eigenvalues and the density"
+                f"flatness.labels='model' leaves {measure} without meaning; use it only for "
+                "traces, eigenvalues and the density"
             )

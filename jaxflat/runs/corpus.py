@@ -1,4 +1,4 @@
-"""A language's sentences as a data set on disk: its columns, and the shards that devices make."""
+"""A language's sentences as a data set on disk: its columns, and how devices make its shards."""
 
 import functools
 import queue
@@ -31,10 +31,11 @@ SLICE = 1024  # sentences whose labels and conditionals are computed in one call
 
 
 def column_types(language: Any, labelings: Sequence[str], conditionals: bool) -> Types:
-    """Return the types of a language's columns, numbers in 16 bits where they fit.
+    """Return the types of a language's columns; integers take 16 bits if their values fit.
 
-    tokens (T,) and length; one `<task>.<labeling>` for every task and labeling asked for, -1
-    where the task has no label; with `conditionals`, `conditionals` (T, V) in nats.
+    The columns are tokens (T,), length, and `<task>.<labeling>` for every task and each of
+    `labelings`, -1 for a sentence without a label. With `conditionals` there is also the column
+    `conditionals` (T, V) in nats.
     """
     types: dict[str, np.dtype] = {}
     types["tokens"] = np.dtype((_integer(language.num_words), (language.max_length,)))
@@ -54,18 +55,18 @@ def columns_of(
     """Return the columns of `size` sentences, a function of the language and the key."""
     sentences = jax.device_get(language.sample(key, size))
 
-    def part(rows: slice) -> Columns:
+    def columns_of_rows(rows: slice) -> Columns:
         preemption.stop_if_requested()
-        some = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
-        columns = {"tokens": some.tokens_BxT, "length": some.lengths_B}
-        for name, (labels_B, valid_B) in all_labels(language.tasks, some, labelings).items():
+        part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
+        columns = {"tokens": part.tokens_BxT, "length": part.lengths_B}
+        for name, (labels_B, valid_B) in all_labels(language.tasks, part, labelings).items():
             columns[name] = jnp.where(valid_B, labels_B, -1)
         if conditionals:
-            args = some.tokens_BxT, some.lengths_B
+            args = part.tokens_BxT, part.lengths_B
             columns["conditionals"] = language.conditional_log_probs(*args)
         return jax.device_get(columns)
 
-    parts = [part(slice(start, start + SLICE)) for start in range(0, size, SLICE)]
+    parts = [columns_of_rows(slice(start, start + SLICE)) for start in range(0, size, SLICE)]
     return {
         name: np.concatenate(
             [columns[name] for columns in parts], dtype=kind.base, casting="unsafe"
@@ -84,15 +85,17 @@ def build_dataset(
     purpose: str = "corpus",
     labelings: Sequence[str] = (),
     conditionals: bool = False,
-    on_shard: Callable[[int, bool], None] = lambda size, made: None,
+    on_shard: Callable[[int, bool], None] = lambda size, missing: None,
 ) -> Dataset:
-    """Write sentences of the language of a config's section to a directory, or what is missing.
+    """Write sentences of a language, given by its config section, to a directory of shards.
 
-    A shard is a function of the section, the seed and its number; so a directory that was left
-    half-way ends up with the same bytes. (Shards are checked once their SHA-256 is on record, when
-    all are there.) Every device makes shards of its own. on_shard is called
-    with 0 when work starts, then with each shard's sentences and whether it had to be made. Raises
-    DatasetError where the directory holds anything else, Preempted where a signal came.
+    Existing shards are kept and missing ones are made. A shard is a function of the section, the
+    seed and its number, so a resumed directory gets the same bytes. The SHA-256 of every shard is
+    recorded once all shards exist; only then can shards be verified. Each device makes whole
+    shards. on_shard is called as on_shard(0, False) at the start, then with each shard's number of
+    sentences and whether the shard was missing.
+
+    Raises DatasetError if the directory holds anything else, Preempted after a signal.
     """
     shard_size = min(shard_size, num_sentences)
     lengths = [shard_size] * (num_sentences // shard_size)
@@ -120,8 +123,8 @@ def build_dataset(
                     columns = columns_of(placed, key, shard_size, labelings, conditionals)
             finally:
                 free.put((device, placed))
-            kept = {name: column[: lengths[shard]] for name, column in columns.items()}
-            write_shard(path, layout, kept)
+            shard_columns = {name: column[: lengths[shard]] for name, column in columns.items()}
+            write_shard(path, layout, shard_columns)
         on_shard(lengths[shard], missing)
         return sha256(path)
 
@@ -133,19 +136,19 @@ def build_dataset(
 
 
 def prepare(section: Config, display: Display) -> None:
-    """Make what a language needs on disk, unless it exists: its teacher, stored sentences."""
+    """Make the files that a language needs, unless they exist: its teacher and stored sentences."""
     kind_of(section).prepare(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
-        made = 0
+        num_stored = 0
 
         def on_shard(size: int, _: bool) -> None:
-            nonlocal made
-            made += size
-            display.advance_stage(made, "store sentences")
+            nonlocal num_stored
+            num_stored += size
+            display.advance_stage(num_stored, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
         with hold(folder, display.wait):
-            if is_finished(folder):  # by another, meanwhile
+            if is_finished(folder):  # another worker stored them meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)
             build_dataset(
@@ -162,7 +165,7 @@ def prepare(section: Config, display: Display) -> None:
 def stored_sentences(
     section: Config, seed: int, step: int, num_steps: int, batch_size: int
 ) -> Sentences:
-    """Return the stored sentences of steps step .. step + num_steps - 1, arrays SxBx...
+    """Return the stored sentences of steps step .. step + num_steps - 1, as arrays SxBx...
 
     The batch of a step is a function of (seed, step): see `datasets.order`.
     """
@@ -185,7 +188,7 @@ _open = functools.cache(open_dataset)
 
 
 def _run(make: Callable[[int], str], num_shards: int, num_threads: int) -> list[str]:
-    """Return the results for all shards; the first error ends the rest."""
+    """Return make(shard) for all shards; the first error cancels the remaining shards."""
     with ThreadPoolExecutor(num_threads) as pool:
         futures = [pool.submit(make, shard) for shard in range(num_shards)]
         try:

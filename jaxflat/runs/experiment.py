@@ -1,7 +1,7 @@
-"""From a resolved config to the objects of one experiment: language, model, compiled functions.
+"""Make the objects of a run from its resolved config: model, mesh, keys, compiled functions.
 
-What is compiled is built once for each distinct piece of config (`functools.cache` on frozen
-configs), so the points of a sweep that share a model shape share its compiled code.
+Compiled functions are cached by the part of the frozen config on which they depend
+(`functools.cache`). So points with the same model shape share compiled code.
 """
 
 import functools
@@ -30,7 +30,7 @@ _mesh = functools.cache(sharding.make_mesh)
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
-    """Return the key of everything random that one seed decides for one purpose."""
+    """Return the random key of one purpose, such as "init", under one seed."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
@@ -40,7 +40,7 @@ def make_model(config: Config) -> Any:
 
 
 def make_largest_model(config: Config) -> Any:
-    """Return the model in which the config's own is embedded, see flatness.embedded_width."""
+    """Return the larger model in which a config's model is embedded: flatness.embedded_width."""
     layers = config.flatness.embedded_layers or config.model.num_layers
     larger = {"width": config.flatness.embedded_width, "num_layers": layers}
     return _sized_for(config.language, _shape(config.model) | larger)
@@ -55,20 +55,21 @@ def _shape(section: Config) -> dict[str, Any]:
 
 
 def make_mesh(config: Config) -> Mesh:
-    """Return the mesh: with mesh.data=-1, of as many devices as share every batch evenly.
+    """Return the mesh; with mesh.data=-1, it has as many devices as divide every batch evenly.
 
-    Of these as many as can are along "sweep", each with its part of `training.together` runs.
-    Raises ValueError where these are too few: every device of several processes has to be in it.
+    As many of them as possible lie along "sweep", which divides the `training.together` slots.
+    Raises ValueError if mesh.model exceeds the number of devices, or if the mesh leaves out a
+    device of several processes.
     """
     num_data, num_model, num_devices = config.mesh.data, config.mesh.model, jax.device_count()
     if num_model > num_devices:
         raise ValueError(f"mesh.model={num_model}, but there are {num_devices} devices")
-    common, lanes = math.gcd(*batch_sizes(config).values()), config.training.together
+    common, slots = math.gcd(*batch_sizes(config).values()), config.training.together
     fair = [
         (i * n, i, n)
-        for i in range(1, min(lanes, num_devices) + 1)
+        for i in range(1, min(slots, num_devices) + 1)
         for n in (range(1, num_devices + 1) if num_data == -1 else [num_data])
-        if lanes % i == 0 and common % (i * n * num_model) == 0 and i * n * num_model <= num_devices
+        if slots % i == 0 and common % (i * n * num_model) == 0 and i * n * num_model <= num_devices
     ]
     _, num_sweep, num_data = max(fair, default=(1, 1, max(num_data, 1)))
     mesh = _mesh(num_data, num_model, num_sweep)
@@ -76,13 +77,13 @@ def make_mesh(config: Config) -> Mesh:
         raise ValueError(
             f"mesh.data={num_data} times mesh.model={num_model} leaves out some of the "
             f"{num_devices} devices of {jax.process_count()} processes; set mesh.data="
-            f"{num_devices // num_model}, and batch sizes that {num_devices} divides"
+            f"{num_devices // num_model}, and batch sizes that are multiples of {num_devices}"
         )
     return mesh
 
 
 def batch_sizes(config: Config) -> dict[str, int]:
-    """Return every size that is split over the mesh's devices, by its config key."""
+    """Return every batch size that is divided over the mesh's devices, by its config key."""
     sizes = {}
     for name, phase in config.phases.items():
         sizes[f"phases.{name}.batch_size"] = phase.batch_size
@@ -97,13 +98,13 @@ def batch_sizes(config: Config) -> dict[str, int]:
 
 @functools.cache
 def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return (loss_fn, log_probs_fn) of a model, the same objects at every call."""
+    """Return (loss_fn, log_probs_fn) of a model; every call returns the same two functions."""
     return masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
 
 @functools.cache
 def phase_optimizer(section: Config) -> Any:
-    """Return the optimizer of a phase, at learning rate 1."""
+    """Return the optimizer of a phase, for learning rate 1."""
     optimizer = make_optimizer(section.name, **section[section.name])
     if not section.skip_nonfinite:
         return optimizer
@@ -113,7 +114,7 @@ def phase_optimizer(section: Config) -> Any:
 def train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Return the compiled steps of a phase, for its trunk and its anneals alike."""
+    """Return the compiled training steps of a phase, which its anneals also use."""
     compiled_in = {k: settings[k] for k in ("targets", "batch_size", "optimizer", "adversary")}
     return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
 
@@ -123,7 +124,7 @@ def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
-    # A head is fitted to all sentences at once, not to those of each device.
+    # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
@@ -135,7 +136,7 @@ def _train_steps(
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:
-    """Return the learning rate of a phase's trunk, or of an anneal that branches off it."""
+    """Return the learning rates of a phase, or of an anneal that branches off it."""
     chosen = settings.schedule
     if anneal:
         length = settings.anneal_steps
@@ -146,7 +147,7 @@ def schedule(settings: Config, anneal: bool) -> Schedule:
 def init_params(config: Config, mesh: Mesh | None = None) -> Any:
     """Return the initial parameters, a function of init_seed and the model's shape.
 
-    With a mesh they are made on it: not whole on one device where `model` parts them.
+    With a mesh, each device makes only its shard of the parameters that `model` divides.
     """
     return _initializer(make_model(config), mesh)(purpose_key(config.init_seed, "init"))
 
@@ -163,13 +164,13 @@ def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
 
 
 def num_params(config: Config) -> int:
-    """Return the number of parameters; the lookup table has none."""
+    """Return the number of parameters, 0 for the lookup table."""
     if config.model.name == "lookup_table":
         return 0
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_params(config))))
 
 
 def init_state(params: Any, phase: Phase) -> TrainState:
-    """Return the state at a phase's start: these parameters and a fresh optimizer."""
+    """Return the state at a phase's start: `params` and a new optimizer state."""
     optimizer = phase_optimizer(phase.settings.optimizer)
     return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))

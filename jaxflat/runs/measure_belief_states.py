@@ -1,4 +1,4 @@
-"""Measure how much of the exact posteriors is linear in a checkpoint's representations."""
+"""Measure how well a linear map predicts exact posteriors from a checkpoint's representations."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ from jaxflat.runs.probe_sets import Known
 def belief_state_determinations(
     settings: Config, local: tuple[jax.Array, ...], known: Known
 ) -> Estimates:
-    """Return R^2 of each task; local: features JxNxD at its words, as the parts of `known`."""
+    """Return R^2 of each of J tasks.
+
+    local: features_JxNxD at the words of each task's symbol, for train, validation and test.
+    """
     parts = [
         Beliefs(features, *part)
         for features, part in zip(local, (known.train, known.validation, known.test), strict=True)
@@ -29,7 +32,7 @@ def belief_state_determinations(
 def _errors(
     train: Beliefs, validation: Beliefs, test: Beliefs, l2_L: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (errors_DxJxN, spreads_DxJxN) of all draws and tasks."""
+    """Return (errors_DxJxN, spreads_DxJxN) for all draws and tasks."""
 
     def of_draw(draw: Beliefs) -> tuple[jax.Array, jax.Array]:
         def of_task(parts: tuple[Beliefs, Beliefs, Beliefs]) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Measure how well a checkpoint does on the tasks after fine-tuning on labelled sentences."""
+"""Measure a checkpoint's accuracy on the tasks after fine-tuning on labelled sentences."""
 
 import functools
 from typing import Any
@@ -22,7 +22,7 @@ from jaxflat.training.optimizers import make_optimizer
 def finetuned_accuracies(
     config: Config, model: Any, params: Any, sets: ProbeSets, parts: Parts
 ) -> Estimates:
-    """Return the accuracy of each task and labeling, each fine-tuned separately.
+    """Return the accuracy of each task and labeling; each is fine-tuned separately.
 
     Each pair of a draw and a label set is one job. If the number of jobs is a multiple of the
     number of devices, each device runs one job of a compiled call; otherwise a call has one job.
@@ -77,9 +77,10 @@ def _correct(
     draws_W: jax.Array,
     sets_W: jax.Array,
 ) -> jax.Array:
-    """Return correct_WxN of jobs side by side, split over the devices.
+    """Return correct_WxN of W jobs, which run in parallel on the devices.
 
-    A job's key is that of its draw: label sets of a draw share sentences, start and order.
+    A job's key depends on its draw only. So the label sets of a draw share sentences, initial
+    parameters and order.
     """
     optimizer = make_optimizer("adamw", **settings.adamw)
 

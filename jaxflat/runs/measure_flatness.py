@@ -38,7 +38,7 @@ KEYS = {
     "gradient_noise": (),
     "local_learning_coefficient": ("learning_coefficient",),
 }
-"""The keys of `flatness` that each measure depends on, besides SHARED. Without an entry: all."""
+"""The keys of `flatness` on which a measure depends, in addition to SHARED; no entry: all keys."""
 SHARED = (
     *("labels", "num_microbatches", "microbatch_size", "remat"),
     *("embedded_width", "embedded_layers"),
@@ -46,7 +46,7 @@ SHARED = (
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Return what each configured measure depends on; a model that is not trained has none."""
+    """Return the settings of each configured measure; an untrained model has no measures."""
     measures = config.flatness.measures if config.phase_order else ()
     every_key = set(config.flatness) - {"measures"}
     return {
@@ -59,7 +59,7 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 def measure(
     config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
 ) -> Iterator[tuple[str, Estimates]]:
-    """Yield each measure: raw, and as seen in the sweep's largest model."""
+    """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
     params = load_params(config, directory, snapshot)
     for name in measures:
         yield name, measure_both(config, params, name, snapshot, parts)
@@ -70,8 +70,8 @@ def measure_both(
 ) -> Estimates:
     """Return a measure's estimates, and their "@embedded" values if models have a common width.
 
-    The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such rule,
-    so they are measured again on the embedded model.
+    The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such
+    rule and are measured again on the embedded model.
     """
     settings, model = config.flatness, experiment.make_model(config)
     problem = make_problem(config, model, params, snapshot)
@@ -86,19 +86,21 @@ def measure_both(
     else:
         embedded = estimates = _estimates(mesh, problem, settings, measure, measure, parts)
         if large != model:
-            inside = make_problem(config, large, enlarge(params, *larger), snapshot)
-            inside, name = inside._replace(groupings=()), f"{measure}@embedded"
-            embedded = _estimates(mesh, inside, settings, measure, name, parts)
-    seen = embedded if factor else {}
-    # Groups of parameters belong to the model itself.
-    whole = [name for name in seen if name == measure or not measure.endswith("_trace")]
-    return estimates | {f"{name}@embedded": seen[name] for name in whole}
+            embedded_problem = make_problem(config, large, enlarge(params, *larger), snapshot)
+            embedded_problem = embedded_problem._replace(groupings=())
+            name = f"{measure}@embedded"
+            embedded = _estimates(mesh, embedded_problem, settings, measure, name, parts)
+    if not factor:
+        embedded = {}
+    # Traces of parameter groups are defined only for the raw model.
+    totals = [name for name in embedded if name == measure or not measure.endswith("_trace")]
+    return estimates | {f"{name}@embedded": embedded[name] for name in totals}
 
 
 def _estimates(
     mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
 ) -> Estimates:
-    """Return a measure's estimates; a trace is computed round by round, others in one part."""
+    """Return a measure's estimates; each round of a trace is a part, any other measure is one."""
     if measure in TRACES:
         terms = _trace_terms(mesh, problem, settings, measure, name, parts)
         return trace_estimates(measure, terms, problem).estimates
@@ -108,7 +110,7 @@ def _estimates(
 def _trace_terms(
     mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
 ) -> TraceTerms:
-    """Return a trace's samples; each round is a part."""
+    """Return a trace's samples; each round is a part, saved at an interruption."""
 
     def draw_round(i: int) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
@@ -125,7 +127,7 @@ def _trace_terms(
 
 
 def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
-    """Return what is measured at `params`: the model's loss on the language's own sentences."""
+    """Return the problem that measures see: the loss at `params` on sentences of the language."""
     settings = config.flatness
     key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), snapshot.step)
     data_key, key = jax.random.split(key)
@@ -147,31 +149,36 @@ def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) ->
 
 
 def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
-    """Return independent microbatches (leading axis), their sentences split over the mesh."""
+    """Return independent microbatches (leading axis), with sentences sharded over the mesh."""
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
     language = make_language(config.language)
     mesh = experiment.make_mesh(config)
-    how = (targets, config.language.masking)
+    target_settings = (targets, config.language.masking)
     return _microbatches(
-        mesh, settings.num_microbatches, settings.microbatch_size, how, language, key
+        mesh, settings.num_microbatches, settings.microbatch_size, target_settings, language, key
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _microbatches(
-    mesh: Any, num_microbatches: int, size: int, how: tuple[str, str], language: Any, key: jax.Array
+    mesh: Any,
+    num_microbatches: int,
+    size: int,
+    target_settings: tuple[str, str],
+    language: Any,
+    key: jax.Array,
 ) -> MaskedBatch:
     keys_M = jax.random.split(key, num_microbatches)
-    batches = jax.lax.map(lambda k: masked_batch(language, k, size, *how), keys_M)
+    batches = jax.lax.map(lambda k: masked_batch(language, k, size, *target_settings), keys_M)
     return sharding.shard_examples(mesh, batches, axis=1)
 
 
 @functools.cache
 def labelled_losses(model: Any, labels: str, remat: bool = False) -> tuple[Any, Any]:
-    """Return (loss_fn, log_probs_fn); with labels "model" the targets are the model's own.
+    """Return (loss_fn, log_probs_fn); with labels "model", the model's own predictions are targets.
 
-    With remat a product computes activations again instead of keeping them.
+    With remat, matrix products recompute activations instead of storing them.
     """
     loss_fn, log_probs_fn = experiment.loss_functions(model)
     if labels == "model":

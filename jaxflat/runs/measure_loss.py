@@ -1,4 +1,4 @@
-"""Measure a checkpoint's loss, and how far it is from the optimum."""
+"""Measure a checkpoint's loss and its excess over the optimum."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from jaxflat.training.objectives import prediction_losses
 
 
 def settings(config: Config) -> dict[str, Config]:
-    """Return what the losses depend on besides the model."""
+    """Return the settings on which the losses depend, except training's."""
     return {"losses": config.evaluation}
 
 
@@ -34,41 +34,43 @@ def measure(
 
 def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
     mesh = experiment.make_mesh(config)
-    asked = evaluation_set(config.language, config.evaluation, mesh)
-    if config.model.name == "lookup_table":  # what it says is exact
-        log_probs_SxRxMxV = asked.log_probs_SxRxMxV
+    question_set = evaluation_set(config.language, config.evaluation, mesh)
+    if config.model.name == "lookup_table":  # its predictions are exact
+        log_probs_SxRxMxV = question_set.log_probs_SxRxMxV
     else:
         params = load_params(config, directory, snapshot)
         model, batch_size = experiment.make_model(config), config.evaluation.batch_size
-        log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, asked)
-    losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, asked)
-    weights_S = asked.weights_SxRxM.sum((1, 2))
+        log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, question_set)
+    losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, question_set)
+    weights_S = question_set.weights_SxRxM.sum((1, 2))
     return {name: ratio_estimate(losses[name], weights_S, over="sentences") for name in losses}
 
 
 @functools.cache
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
-    """Return what is asked of every model of a language, with the exact answers."""
-    made = make_language(language)
+    """Return the predictions asked of every model of a language, with their exact answers."""
+    sampler = make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
-    sentences = made.sample(key, settings.num_sentences)
+    sentences = sampler.sample(key, settings.num_sentences)
     if settings.num_sentences % mesh.size == 0:
         sentences = sharding.shard_examples(mesh, sentences)
     mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
-    return questions(made, mask_key, sentences, language.masking, settings.num_positions)
+    return questions(sampler, mask_key, sentences, language.masking, settings.num_positions)
 
 
-def _sentence_losses(log_probs_SxRxMxV: jax.Array, asked: Questions) -> dict[str, jax.Array]:
-    """Return each sentence's losses, summed over its predictions by their weights."""
-    losses = prediction_losses(log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM)
-    return {name: (loss * asked.weights_SxRxM).sum((1, 2)) for name, loss in losses.items()}
+def _sentence_losses(log_probs_SxRxMxV: jax.Array, question_set: Questions) -> dict[str, jax.Array]:
+    """Return each loss by sentence: the weighted sum over its predictions, in nats."""
+    losses = prediction_losses(
+        log_probs_SxRxMxV, question_set.log_probs_SxRxMxV, question_set.words_SxRxM
+    )
+    return {name: (loss * question_set.weights_SxRxM).sum((1, 2)) for name, loss in losses.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
 def _answers(
-    model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, asked: Questions
+    model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, question_set: Questions
 ) -> jax.Array:
-    """Return the model's log-probabilities, SxRxMxV nats, `batch_size` sentences at a time."""
+    """Return the model's log-probabilities, SxRxMxV nats, in batches of `batch_size` sentences."""
 
     def batch(examples: tuple[jax.Array, ...]) -> jax.Array:
         inputs_BxRxT, lengths_B, positions_BxRxM = sharding.shard_examples(mesh, examples)
@@ -81,7 +83,7 @@ def _answers(
         )
         return jax.nn.log_softmax(logits_QxMxV).reshape(B, R, M, -1)
 
-    examples = (asked.inputs_SxRxT, asked.lengths_S, asked.positions_SxRxM)
+    examples = (question_set.inputs_SxRxT, question_set.lengths_S, question_set.positions_SxRxM)
     batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), examples)
     log_probs_NxBxRxMxV = jax.lax.map(batch, batches)
     return log_probs_NxBxRxMxV.reshape(-1, *log_probs_NxBxRxMxV.shape[2:])

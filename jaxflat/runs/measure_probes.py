@@ -1,4 +1,4 @@
-"""Measure what probes read out of a checkpoint, and its accuracy after fine-tuning."""
+"""Measure the accuracy of linear probes on a checkpoint, and its accuracy after fine-tuning."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Snapshot
 
-SLICE = 512  # sentences whose representations are computed at once
+SLICE = 512  # sentences whose representations are computed together
 
 
 SAMPLED = ("num_draws", "num_validation", "num_test")
@@ -36,13 +36,13 @@ MEASURES = {
     "belief_state": ("shots", "l2"),
     "finetune": ("labelings", "finetune"),
 }
-"""The keys of `probes` that each measure depends on, besides SAMPLED."""
+"""The keys of `probes` on which each measure depends, in addition to SAMPLED."""
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Return what each measure that is asked for depends on besides the model."""
+    """Return the settings on which each requested measure depends, except training's."""
     chosen, trained = config.probes, config.model.name != "lookup_table"
-    asked = {
+    requested = {
         "linear_probe": True,
         "linear_probe_projected": chosen.projected_dimension > 0,
         "belief_state": chosen.belief_state,
@@ -51,19 +51,19 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     return {
         name: {key: chosen[key] for key in (*SAMPLED, *keys)} | {"probe_seed": config.probe_seed}
         for name, keys in MEASURES.items()
-        if asked[name]
+        if requested[name]
     }
 
 
 def measure(
     config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
 ) -> Iterator[tuple[str, Estimates]]:
-    """Yield what tasks get from a model, and the Bayes accuracy beside the linear probe's."""
+    """Yield the accuracies and R^2 of each measure; linear_probe includes the Bayes accuracies."""
     if config.model.name == "lookup_table":
         source = (config.model.features, make_language(config.language))
     else:
         source = (experiment.make_model(config), load_params(config, directory, snapshot))
-    found: dict[str, Estimates] = {name: {} for name in measures}
+    estimates: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
         computations = _readouts(config, source, sets)
         if sets.finetune is not None:
@@ -72,16 +72,17 @@ def measure(
             )
         for name in measures:
             if name in computations:
-                found[name] |= parts.estimates(f"{sets.names[0]}/{name}", computations[name])
-    yield from found.items()
+                estimates[name] |= parts.estimates(f"{sets.names[0]}/{name}", computations[name])
+    yield from estimates.items()
 
 
 def _readouts(
     config: Config, source: tuple[Any, Any], sets: ProbeSets
 ) -> dict[str, Callable[[], Estimates]]:
-    """Return what computes each measure that is linear in the representations.
+    """Return a function for each measure that fits linear maps of the representations.
 
-    These are computed once for all measures. They are too large to save at an interruption.
+    The representations are computed once for all measures. They are too large to save at an
+    interruption.
     """
     settings, known = config.probes, sets.known
     spans = known.spans if known and settings.belief_state else ()
@@ -139,13 +140,14 @@ def _featurize(
     source: Any,
     parts: list[Sentences],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
-    """Return each part's features_NxF, and its local_JxNxD: one call, the most a signal costs.
+    """Return each part's features_NxF and local_JxNxD.
 
-    They are of a trained model (source: its parameters) or of the lookup table (model: which
-    features; source: the language).
+    This is one compiled call, which an interrupted run repeats when it resumes. With a trained
+    model, `source` holds its parameters. With the lookup table, `model` names its features and
+    `source` is the language.
     """
-    made = [_features(pooling, spans, model, source, sentences) for sentences in parts]
-    features, local = zip(*made, strict=True)
+    by_part = [_features(pooling, spans, model, source, sentences) for sentences in parts]
+    features, local = zip(*by_part, strict=True)
     return features, local
 
 
@@ -156,7 +158,7 @@ def _features(
     source: Any,
     sentences: Sentences,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return features_NxF and the means over spans, local_JxNxD or None; draws lead both."""
+    """Return features_NxF and means over spans, local_JxNxD or None; draws are leading axes."""
     leading = sentences.lengths_B.shape
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
 
@@ -191,7 +193,7 @@ def _probe_correct(
     num_classes: int,
     iterations: int,
 ) -> list[jax.Array]:
-    """Return correct_DxKxN for each number of shots: all fits in one compiled call."""
+    """Return correct_DxKxN for each number of shots; all fits are one compiled call."""
 
     def fits(shots: int) -> jax.Array:
         def fit(draw: LabelledFeatures) -> jax.Array:

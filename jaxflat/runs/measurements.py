@@ -1,8 +1,8 @@
-"""Measured numbers as lines on disk: which are current, and how missing ones are measured.
+"""Measurements as lines on disk: which lines are current, and how missing ones are measured.
 
 A measurement (evaluation, flatness, probes) is a list of measures. Each line names its measure and
-a digest of the settings that this measure alone depends on, so that changing the settings of one
-measure, or adding one, leaves the lines of the others as they are.
+a digest of the settings on which this measure depends. So the lines of a measure stay current when
+the settings of other measures change, or when measures are added.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ Estimates = dict[str, Estimate]
 
 
 class Parts:
-    """Finished parts of one checkpoint's measurement, which survive an interruption.
+    """Finished parts of one checkpoint's measurement, saved when a signal interrupts it.
 
-    Without a path nothing survives. Only parts made under the same settings are used again.
+    Without a path nothing is saved. Parts are reused only under the settings that made them.
     """
 
     def __init__(self, path: Path | None = None, name: str = "", settings: Any = None):
@@ -40,14 +40,14 @@ class Parts:
         self._values = stored.get(name, {}) if stored.get("settings") == settings else {}
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return compute(), which JSON can hold, or what it returned before an interruption."""
+        """Return compute(), a JSON value, or the value that it returned before an interruption."""
         if name not in self._values:
             self._values[name] = compute()
             self.stop_if_requested()
         return self._values[name]
 
     def estimates(self, name: str, compute: Callable[[], Estimates]) -> Estimates:
-        """Return compute(), or what it returned before an interruption."""
+        """Return compute(), or the estimates that it returned before an interruption."""
 
         def numbers() -> dict[str, Any]:
             return {
@@ -72,9 +72,9 @@ class Measurement(NamedTuple):
 
     stage: the name in --stages that makes it. section: its section of the config, and the name of
     its file, <section>.jsonl.
-    settings(config) -> {measure: all that its numbers depend on besides the trained model}.
+    settings(config) -> {measure: all settings on which its numbers depend, except training's}.
     measure(config, directory, snapshot, measures, parts) yields (measure, its estimates by column)
-    for each of the `measures` asked for. It computes what takes long through `parts`.
+    for each of `measures`. It makes long computations through `parts`.
     """
 
     stage: str
@@ -89,27 +89,27 @@ class Measurement(NamedTuple):
         return {name: _digest(chosen) for name, chosen in self.settings(config).items()}
 
     def recorded(self, config: Config) -> dict[str, Any]:
-        """Return what sweep.json records of a point: which lines of the file are current.
+        """Return the digests by which sweep.json records which lines of the file are current.
 
-        `section` and `probe_seed` identify files whose lines do not name their settings, which
-        jaxflat wrote up to version 0.1.0.
+        `section` and `probe_seed` identify files whose lines do not name their settings. jaxflat
+        wrote such files up to version 0.1.0.
         """
         section = hashlib.sha256(config[self.section].to_json(sort_keys=True).encode())
         seeds = {} if self.section == "evaluation" else {"probe_seed": config.probe_seed}
         return {"measures": self.digests(config), "section": section.hexdigest()[:16], **seeds}
 
     def is_done(self, config: Config, directory: Path) -> bool:
-        """Say whether every measure of every checkpoint has lines under the present settings."""
+        """Return whether every measure of every checkpoint has lines under the present settings."""
         recorded = self.recorded(config)
         done = _done(current_lines(directory, self.section, recorded), recorded["measures"])
         snapshots = trajectory.snapshots(config)
         return done >= {(snapshot, name) for snapshot in snapshots for name in recorded["measures"]}
 
     def update(self, config: Config, directory: Path, display: Display) -> None:
-        """Drop the lines of other settings, and measure what is missing.
+        """Delete the lines of other settings, and make the missing measurements.
 
-        The lines of a checkpoint's measure are written when all of them are measured. Matrix
-        products run at full float32 precision, also where an accelerator's default is lower.
+        The lines of a checkpoint's measure are written together, when all are measured. Matrix
+        products run at full float32 precision, even if an accelerator's default is lower.
         """
         recorded = self.recorded(config)
         path, unfinished = (directory / f"{self.section}.{end}" for end in ENDINGS)
@@ -129,7 +129,7 @@ class Measurement(NamedTuple):
                         _append(path, _lines(snapshot, measure, digest, estimates))
                         if measure != due[-1]:
                             parts.stop_if_requested()
-                _forget(unfinished)
+                _delete(unfinished)
                 log_seconds(directory, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)
 
@@ -155,14 +155,14 @@ def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) ->
 
 
 def snapshot_of(line: Line) -> Snapshot:
-    """Return which checkpoint a line belongs to."""
+    """Return the checkpoint of a line."""
     return Snapshot(line["step"], bool(line["projected"]))
 
 
 def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
     """Return the parameters of a measured checkpoint, placed on the mesh.
 
-    A model without phases of training has its initial parameters.
+    For a run without phases these are the initial parameters.
     """
     mesh = experiment.make_mesh(config)
     template = experiment.init_params(config, mesh)
@@ -172,7 +172,7 @@ def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """Return a point's status: its state and, of a failure, the reason."""
+    """Return a point's status: its state, and the reason if it failed."""
     path = directory / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -183,12 +183,12 @@ def log_seconds(directory: Path, stage: str, seconds: float) -> None:
 
 
 def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) -> list[Line]:
-    """Return a line for each estimate; without estimates one that says that there are none."""
-    where = {"step": snapshot.step, "projected": int(snapshot.projected)}
+    """Return a line for each estimate, or one line without a measure if there is no estimate."""
+    checkpoint_keys = {"step": snapshot.step, "projected": int(snapshot.projected)}
     source = {"source": measure, "settings": digest}
     return [
         {
-            **where,
+            **checkpoint_keys,
             "measure": column,
             "mean": float(estimate.mean),
             "sem": float(estimate.sem),
@@ -197,11 +197,11 @@ def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) 
             **source,
         }
         for column, estimate in estimates.items()
-    ] or [where | source]
+    ] or [checkpoint_keys | source]
 
 
 def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snapshot, str]]:
-    """Return the (checkpoint, measure) pairs that have lines; an old line stands for all."""
+    """Return the (checkpoint, measure) pairs that have lines; an old line counts for every one."""
     return {
         (snapshot_of(line), name)
         for line in lines
@@ -213,7 +213,7 @@ def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snaps
 def _drop_outdated(
     directory: Path, section: str, recorded: Mapping[str, Any]
 ) -> set[tuple[Snapshot, str]]:
-    """Keep only the current lines of a file; return the (checkpoint, measure) pairs they hold."""
+    """Delete outdated lines of a file; return the (checkpoint, measure) pairs of the others."""
     path = directory / f"{section}.jsonl"
     lines = current_lines(directory, section, recorded)
     if len(lines) < sum(1 for _ in read_lines(path)):
@@ -227,7 +227,7 @@ def _append(path: Path, new: list[Line]) -> None:
 
 
 @ranks.on_rank_0
-def _forget(unfinished: Path) -> None:
+def _delete(unfinished: Path) -> None:
     leases.assert_owned()
     unfinished.unlink(missing_ok=True)
 

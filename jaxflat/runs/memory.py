@@ -1,4 +1,4 @@
-"""How much memory a point's training step needs, from shapes alone; nothing is allocated."""
+"""The memory that a point's training step needs, from shapes only; nothing is allocated."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -19,7 +19,7 @@ GIB = 2**30
 def table(points: Iterable[tuple[str, Config]]) -> Table:
     """Return a table with a row for each point, in GiB for the whole batch on one device.
 
-    A row counts all points that are trained at once with its own.
+    A row counts all slots of the point's program.
     """
     columns = (
         Column("point", overflow="fold"),
@@ -28,7 +28,7 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         "gradient",
         "kept for backward",
     )
-    made = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
+    memory_table = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
     for name, config in points:
         row = [name]
         if config.phase_order:
@@ -38,16 +38,16 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
             ]
-        made.add_row(*row)
-    return made
+        memory_table.add_row(*row)
+    return memory_table
 
 
 def step_bytes(config: Config) -> dict[str, int]:
     """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
 
-    Those of all points that are trained at once. state: parameters and optimizer; gradient;
-    residuals: what the forward pass keeps for the backward pass (without the compiler's savings);
-    batch. The whole step is traced as well.
+    All slots of the point's program count. state: parameters and optimizer state; gradient;
+    residuals: values that the forward pass stores for the backward pass, before compiler
+    optimizations; batch. The whole step is traced as well.
     """
     phase, model = trajectory.phases(config)[0], experiment.make_model(config)
     loss_fn, _ = experiment.loss_functions(model)
@@ -67,7 +67,9 @@ def step_bytes(config: Config) -> dict[str, int]:
     jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
     num_bytes = {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}
-    copies = 1 if config.training.together == 1 else 2  # states of lanes, and stacked ones
+    copies = (
+        1 if config.training.together == 1 else 2
+    )  # the state of each slot, and the stacked states
     return num_bytes | {"state": copies * num_bytes["state"]}
 
 

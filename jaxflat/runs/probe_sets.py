@@ -1,4 +1,4 @@
-"""The labelled sentences that probes are trained, tuned and tested on."""
+"""The labelled sentences on which probes are trained, tuned and tested."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxflat.languages.tasks import all_labels, posteriors
 from jaxflat.runs import experiment
 from jaxflat.runs.languages import kind_of, make_language
 
-GIVEN = "given"  # the labeling of sentences that people labelled
+GIVEN = "given"  # the labeling of sentences labelled by people
 
 
 Part = tuple[Sentences, jax.Array, jax.Array]
@@ -21,10 +21,10 @@ Part = tuple[Sentences, jax.Array, jax.Array]
 
 
 class Known(NamedTuple):
-    """What the words tell of J tasks' symbols, beside the sentences of a ProbeSets.
+    """Exact posteriors of J tasks' hidden symbols, given the sentences of a ProbeSets.
 
-    Each part is (probs_JxNxC, valid_JxN), with a leading axis of draws in `train`. spans: the words
-    (from, up to) that each symbol is about.
+    Each part is (probs_JxNxC, valid_JxN), with a leading axis of draws in `train`. spans: the
+    half-open range of words (start, end) that each symbol generates.
     """
 
     names: list[str]
@@ -37,8 +37,8 @@ class Known(NamedTuple):
 class ProbeSets(NamedTuple):
     """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
 
-    finetune: as `train`, of draws for fine-tuning where it is asked for. bayes, known: the best
-    accuracy and the posteriors, where they can be known.
+    finetune: like `train`, draws for fine-tuning, or None if it is not requested. bayes, known: the
+    best possible accuracies and the posteriors, empty or None for labels given by people.
     """
 
     names: list[str]
@@ -52,22 +52,22 @@ class ProbeSets(NamedTuple):
 
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
-    """Return the language's own tasks together, and each task whose labels are given by itself."""
-    made = make_language(language)
-    own = [_sampled_sets(language, settings, seed)] if made.tasks else []
+    """Return a ProbeSets of all tasks with hidden symbols, and one of each human-labelled task."""
+    tasks = make_language(language).tasks
+    sampled = [_sampled_sets(language, settings, seed)] if tasks else []
     given = kind_of(language).labelled_sentences(language)
-    return own + [_given_sets(name, language, settings, seed) for name in given]
+    return sampled + [_given_sets(name, language, settings, seed) for name in given]
 
 
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return the sentences and labels of all tasks; the test sentences belong to the language."""
-    made = make_language(language)
-    tasks, chosen = made.tasks, settings.finetune
+    sampler = make_language(language)
+    tasks, chosen = sampler.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
 
     def labelled(key: jax.Array, num_sentences: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
-        sentences = made.sample(key, num_sentences)
+        sentences = sampler.sample(key, num_sentences)
         known = posteriors(tasks, sentences)
         labels = all_labels(tasks, sentences, settings.labelings, known).values()
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
@@ -109,9 +109,9 @@ def _widened(probs_NxC: jax.Array, num_classes: int) -> jax.Array:
 
 
 def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) -> Estimate:
-    """Return the best accuracy any function of the words can have: E[max_c p(c | x)] for latents.
+    """Return the best accuracy of any function of the words: E[max_c p(c | x)] for latent labels.
 
-    The other labels are functions of the words: their ceiling is 1.
+    The other labels are functions of the words, so their ceiling is 1.
     """
     best_N = posterior_NxC.max(1) if labeling == "latent" else jnp.ones(len(valid_N))
     weights_N = valid_N.astype(best_N.dtype)
@@ -120,22 +120,22 @@ def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) 
 
 @functools.cache
 def _given_sets(name: str, language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return a keyed split: test sentences belong to the language, the rest is the seed's.
+    """Return a random split: language.seed chooses the test sentences, `seed` splits the others.
 
-    Draws of training sentences are disjoint; those of other seeds come from the same rest.
+    Draws of training sentences are disjoint within a seed; draws of different seeds may overlap.
     """
-    found = kind_of(language).labelled_sentences(language)[name]
+    labelled = kind_of(language).labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(
-        experiment.purpose_key(language.seed, "test"), len(found.labels_N)
+        experiment.purpose_key(language.seed, "test"), len(labelled.labels_N)
     )
     validation_key = experiment.purpose_key(seed, "probe_validation")
     rest_N = jax.random.permutation(validation_key, order_N[num_test:])
     pool_N = jax.random.permutation(experiment.purpose_key(seed, "probe"), rest_N[num_validation:])
 
     def rows(ids_N: jax.Array) -> Part:
-        labels_1xN = jnp.asarray(found.labels_N)[ids_N][None]
-        sentences = jax.tree.map(lambda x: x[ids_N], found.sentences)
+        labels_1xN = jnp.asarray(labelled.labels_N)[ids_N][None]
+        sentences = jax.tree.map(lambda x: x[ids_N], labelled.sentences)
         return sentences, labels_1xN, jnp.ones_like(labels_1xN, dtype=bool)
 
     def draws(num_draws: int, shots: int) -> Part:
@@ -145,7 +145,7 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
     chosen = settings.finetune
     return ProbeSets(
         names=[f"{name}.{GIVEN}"],
-        num_classes=found.num_classes,
+        num_classes=labelled.num_classes,
         train=draws(settings.num_draws, max(settings.shots)),
         finetune=draws(chosen.num_draws, chosen.shots) if chosen.shots else None,
         validation=rows(rest_N[:num_validation]),

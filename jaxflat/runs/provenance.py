@@ -1,4 +1,4 @@
-"""What a point was run with: its config, the packages, the code and the devices."""
+"""The provenance of a point: its config, packages, code version and devices."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def provenance(config: Config) -> dict[str, Any]:
-    """Return what config.json holds: the resolved config and what it runs on."""
+    """Return the content of config.json: the resolved config, versions, commit and devices."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout

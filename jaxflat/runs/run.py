@@ -1,7 +1,7 @@
 """One point of a sweep: train it, then measure its checkpoints, stage by stage.
 
 Stages meet on disk. Each reads the run's checkpoints and writes lines to its own file. A stage
-whose lines exist under the present settings is skipped; an interrupted one continues.
+whose lines exist under the present settings is skipped; an interrupted one is resumed.
 """
 
 import time
@@ -22,7 +22,7 @@ from jaxflat.storage.files import write_json
 TRAINING_KEYS = tuple(
     ["language", "model", "phase_order", "phases", "training", "data_seed", "init_seed"]
 )
-"""The keys that decide the trained model. Others decide how it is measured, or where it runs."""
+"""The keys that decide the trained model. Others decide its measurements, or where it runs."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measurements_of(names: Sequence[str]) -> list[Measurement]:
 
 @ranks.on_rank_0
 def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
-    """Say whether everything that these stages make of a point exists under its settings."""
+    """Return whether all results of these stages exist for a point, under its settings."""
     trains = "train" in names and point.config.phase_order
     if trains and not is_trained(point.config, point.directory):
         return False
@@ -55,9 +55,9 @@ def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
 
 
 def run_point(point: Point, names: Sequence[str], display: Display) -> None:
-    """Bring a point up to date with its config, as far as these stages go.
+    """Train and measure a point, as far as `names` include these stages; skip finished work.
 
-    Without the stage "train" a damaged checkpoint is not trained again, and measuring it fails.
+    Without the stage "train", a damaged checkpoint is not trained again, and measuring it fails.
     """
 
     def fail(_: Point, error: Exception) -> None:
@@ -73,10 +73,10 @@ def train_points(
     points: Sequence[Point], display: Display, fail: Callable[[Point, Exception], object]
 ) -> None:
     """Train points of one team in one program; call `fail` for each that cannot be trained."""
-    of_lane, seconds = {point.lane: point for point in points}, time.perf_counter()
+    by_slot, seconds = {point.lane: point for point in points}, time.perf_counter()
     trainings = {p.lane: train(p.config, p.directory, display) for p in points}
-    slots.drive(trainings, lambda lane, error: fail(of_lane.pop(lane), error))
-    for point in of_lane.values():
+    slots.drive(trainings, lambda slot, error: fail(by_slot.pop(slot), error))
+    for point in by_slot.values():
         share = (time.perf_counter() - seconds) / len(points)
         display.spend(point.name, share)
         log_seconds(point.directory, "train", share)

@@ -1,8 +1,8 @@
-"""Phases that several points of a sweep begin with: trained once, for all of them.
+"""Shared prefixes: the first phases that several points have in common are trained once.
 
-When a phase ends and others follow, what the run has left so far is copied to
-WORKDIR/trunks/<hash of all that decided it>. A point that begins alike starts from there, as if it
-had been interrupted at that step itself.
+When a phase ends and others follow, the run's checkpoints and curve are copied to
+WORKDIR/trunks/<hash of everything that decides them>. A point with the same first phases resumes
+from this copy, as if it had itself been interrupted at that step.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from jaxflat.storage import checkpoint
 from jaxflat.storage.manifest import DamagedError
 
 FOLDERS = ("checkpoints", "projected", "recovery")
-"""Where a run's checkpoints are; what to go on from is the last that is copied."""
+"""The folders of a run's checkpoints. The recovery checkpoints, which make it resume, come last."""
 
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
 @ranks.on_rank_0
 def keep(config: Config, directory: Path, phase: Phase) -> None:
-    """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
+    """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last."""
     target = _folder(config, directory, phase)
     if phase.name == config.phase_order[-1] or target.exists():
         return
@@ -40,7 +40,7 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
         leases.assert_owned()
         temporary.rename(target)
     except OSError:
-        if not target.exists():  # else another process was first
+        if not target.exists():  # otherwise another process stored it first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,24 +48,25 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
 
 @ranks.on_rank_0
 def start_from(config: Config, directory: Path) -> None:
-    """Copy the longest trunk there is for a run that has not saved anything itself.
+    """Copy the longest stored shared prefix to a run that has no recovery checkpoint yet.
 
-    Its own last phase may be one that another point has gone on from. A damaged trunk is set aside.
+    It may include the run's own last phase, if another point has more phases. A damaged shared
+    prefix is renamed and not used.
     """
     if checkpoint.steps(directory / "recovery"):
         return
     for phase in reversed(trajectory.phases(config)):
         folder = _folder(config, directory, phase)
-        if folder.exists() and _is_whole(folder):
+        if folder.exists() and _is_intact(folder):
             _copy(folder, directory)
             return
 
 
 def _folder(config: Config, directory: Path, phase: Phase) -> Path:
-    """Return the folder of a trunk: named by what decides its bits, the devices too."""
+    """Return the folder of a shared prefix, named by a hash of all that decides its bits."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
-    if config.training.together == 1:  # nor does this, which trunks of before it do not have
+    if config.training.together == 1:  # the default; older shared prefixes lack the key
         del decides["training"]["together"]
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name]) for name in names]
@@ -74,21 +75,22 @@ def _folder(config: Config, directory: Path, phase: Phase) -> Path:
     return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_whole(trunk: Path) -> bool:
-    """Say whether all checkpoints of a trunk are as they were saved; set it aside where not."""
+def _is_intact(folder: Path) -> bool:
+    """Verify all checkpoints of a shared prefix. If one is damaged, rename the prefix and warn."""
     try:
         for name in FOLDERS:
-            for step in checkpoint.steps(trunk / name):
-                checkpoint.verify(trunk / name, step)
+            for step in checkpoint.steps(folder / name):
+                checkpoint.verify(folder / name, step)
     except DamagedError as error:
-        aside = checkpoint.mark_damaged(trunk)
-        print(f"warning: {error}; the trunk is now {aside.name}, and not used", file=sys.stderr)
+        renamed = checkpoint.mark_damaged(folder)
+        message = f"warning: {error}; this shared prefix is renamed {renamed.name} and not used"
+        print(message, file=sys.stderr)
         return False
     return True
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy checkpoints and curve, each whole or not at all; the one to go on from is the last."""
+    """Copy checkpoints and curve, each completely or not at all; recovery checkpoints come last."""
     for name in FOLDERS:
         for step in checkpoint.steps(source / name):
             checkpoint.copy(source / name, target / name, step)

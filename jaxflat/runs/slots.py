@@ -1,8 +1,8 @@
-"""Runs that are trained at once: one program makes the compiled calls of a whole team.
+"""Several runs in one program: it makes the same compiled call for all runs of a team.
 
-A team is `training.together` points that differ in seeds and schedules alone; each has its lane.
-The program always has all lanes: those of runs that are not there, or at another call, are filled
-with a copy. So a run's bits do not depend on which others are trained with it.
+A team is up to `training.together` points that differ in seeds and schedules only. Each has a slot.
+The program always computes every slot. The slot of a run that is absent, or at another call,
+computes a copy of another run. So a run's bits do not depend on the runs in the other slots.
 """
 
 import functools
@@ -25,14 +25,14 @@ from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
-"""What a run does from one of its trunk's steps, in this order."""
+"""The calls of a run from one step of a phase: its anneal, the exact anneal, the next steps."""
 
 
 class Call(NamedTuple):
-    """A compiled call that a run asks for: the steps of a phase from state.step to `stop`.
+    """A compiled call that a run requests: the steps of a phase from state.step to `stop`.
 
-    trunk: the step at which the run's trunk stands. kind: one of KINDS. save: keeps the state, if
-    that is not done yet.
+    trunk: the step of the phase from which the call starts or branches off. kind: one of KINDS.
+    save: saves the state, or None if it is already saved.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where the call is among all those of a run."""
+        """The position of the call in a run: calls are made in this order."""
         return self.trunk, KINDS.index(self.kind), self.stop
 
 
@@ -60,75 +60,75 @@ Training = Generator[Call, Outcome, None]
 
 
 def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
-    """Return the (team, lane) of each run, given in the order in which teams are filled."""
-    counts, found = Counter[str](), []
+    """Return the (team, slot) of each run. Teams are filled in the order of `configs`."""
+    counts, team_slots = Counter[str](), []
     for config in configs:
-        alike = json.loads(config.to_json())
+        shared = json.loads(config.to_json())
         for key in ("seed", "data_seed", "init_seed", "probe_seed"):
-            del alike[key]
-        for phase in alike["phases"].values():
+            del shared[key]
+        for phase in shared["phases"].values():
             del phase["schedule"]
-        digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
-        team, lane = divmod(counts[digest], config.training.together)
+        digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+        team, slot = divmod(counts[digest], config.training.together)
         counts[digest] += 1
-        found.append((f"{digest}/{team}", lane))
-    return found
+        team_slots.append((f"{digest}/{team}", slot))
+    return team_slots
 
 
 def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
-    """Carry trainings, given by their lanes, to their ends; `fail` is told which cannot go on.
+    """Drive trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
-    The calls that are earliest in a run come first, at once for all that ask for them: runs that
-    were cut off at different steps meet again. Raises Preempted where a signal has come, when all
-    that was not saved is.
+    The earliest requested call is made first, for all runs that request it. So runs that were
+    interrupted at different steps come to share calls again. Raises Preempted after a signal, once
+    every unsaved state is saved. Raises LeaseLost if another worker has taken over a point.
     """
     calls: dict[int, Call] = {}
-    outcomes: dict[int, Any] = dict.fromkeys(trainings)  # nothing yet: they begin
+    outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator
     while outcomes or calls:
-        for lane in list(outcomes):
+        for slot in list(outcomes):
             try:
-                calls[lane] = trainings[lane].send(outcomes.pop(lane))
+                calls[slot] = trainings[slot].send(outcomes.pop(slot))
             except StopIteration:
                 pass
             except leases.LeaseLost:
                 raise
             except Exception as error:
-                fail(lane, error)
+                fail(slot, error)
         preemption.stop_if_requested(lambda: [call.save() for call in calls.values() if call.save])
         first = min((call.place for call in calls.values()), default=None)
-        due = {lane: calls.pop(lane) for lane in sorted(calls) if calls[lane].place == first}
+        due = {slot: calls.pop(slot) for slot in sorted(calls) if calls[slot].place == first}
         try:
             outcomes = advance(due) if due else {}
-        except Exception as error:  # such as memory that ran out
-            for lane in due:
-                fail(lane, error)
+        except Exception as error:  # for example, out of memory
+            for slot in due:
+                fail(slot, error)
 
 
 def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
-    """Make the same call of several runs, given by their lanes."""
+    """Make the same call of several runs, given by slot, and return their outcomes."""
     config, phase, _, stop, trunk, kind, _ = next(iter(calls.values()))
-    mesh, num_lanes = experiment.make_mesh(config), config.training.together
+    mesh, num_slots = experiment.make_mesh(config), config.training.together
     model, masking = experiment.make_model(config), config.language.masking
     steps = experiment.train_steps(model, phase.settings, masking, mesh)
     first = trunk if kind == "anneal" else phase.start
-    asked = {lane: _arguments(call) for lane, call in calls.items()}
+    arguments = {slot: _arguments(call) for slot, call in calls.items()}
     language = make_language(config.language)
-    if num_lanes == 1:
-        ((lane, (state, stored, key, schedule)),) = asked.items()
-        made = {lane: steps(state, Source(language, stored), key, schedule, first, stop)}
+    if num_slots == 1:
+        ((slot, (state, stored, key, schedule)),) = arguments.items()
+        results = {slot: steps(state, Source(language, stored), key, schedule, first, stop)}
     else:
-        state, *others = next(iter(asked.values()))
-        missing = [lane for lane in range(num_lanes) if lane not in asked]
-        asked |= {lane: (jax.tree.map(jnp.copy, state), *others) for lane in missing}
-        every = zip(*(asked[lane] for lane in range(num_lanes)), strict=True)
+        state, *others = next(iter(arguments.values()))
+        empty = [slot for slot in range(num_slots) if slot not in arguments]
+        arguments |= {slot: (jax.tree.map(jnp.copy, state), *others) for slot in empty}
+        by_argument = zip(*(arguments[slot] for slot in range(num_slots)), strict=True)
         together = _steps_together(steps, mesh)
-        states, losses = together(*every, language=language, first=first, stop=stop)
-        made = {lane: (states[lane], losses[lane]) for lane in calls}
-    return {lane: Outcome(state, float(loss)) for lane, (state, loss) in made.items()}
+        states, losses = together(*by_argument, language=language, first=first, stop=stop)
+        results = {slot: (states[slot], losses[slot]) for slot in calls}
+    return {slot: Outcome(state, float(loss)) for slot, (state, loss) in results.items()}
 
 
 def _arguments(call: Call) -> tuple[Any, ...]:
-    """Return (state, stored sentences if any, key, schedule) of a call."""
+    """Return (state, stored sentences or None, key, schedule) of a call."""
     config, phase = call.config, call.phase
     return (
         call.state,
@@ -139,9 +139,9 @@ def _arguments(call: Call) -> tuple[Any, ...]:
 
 
 def _stored(config: Config, phase: Phase, step: int) -> Any:
-    """Return what the call that starts at `step` takes its sentences from, where they are stored.
+    """Return the stored sentences for the call that starts at `step`, or None if none are stored.
 
-    It gets as many as the longest call needs: one shape, compiled once.
+    Every call gets as many as the longest call needs, so that one shape is compiled once.
     """
     if not config.language.stored_sentences:
         return None
@@ -153,25 +153,26 @@ def _stored(config: Config, phase: Phase, step: int) -> Any:
 
 @functools.cache
 def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Return the compiled steps of all lanes, which are shared out along the mesh's "sweep" axis.
+    """Return the compiled steps of all slots, divided along the mesh's "sweep" axis.
 
-    They take a sequence for all lanes where `steps` takes a state, a key, or what else differs.
+    Each argument that differs between slots, such as the state or the key, is a sequence over
+    slots, where `steps` takes a single value.
     """
 
-    def of_lane(differs: tuple[Any, ...], language: Any, first: int, stop: int) -> Any:
+    def slot_steps(differs: tuple[Any, ...], language: Any, first: int, stop: int) -> Any:
         state, stored, key, schedule = differs
         return steps(state, Source(language, stored), key, schedule, first, stop)
 
-    over_lanes = jax.vmap(of_lane, in_axes=(0, None, None, None), spmd_axis_name="sweep")
+    over_slots = jax.vmap(slot_steps, in_axes=(0, None, None, None), spmd_axis_name="sweep")
 
     def together(
         states: Sequence[TrainState], *rest: Sequence[Any], language: Any, first: int, stop: int
     ) -> tuple[list[TrainState], jax.Array]:
-        differs = tuple(_stacked(lanes) for lanes in (states, *rest))
-        stacked, losses_L = over_lanes(differs, language, first, stop)
+        differs = tuple(_stacked(values) for values in (states, *rest))
+        stacked, losses_L = over_slots(differs, language, first, stop)
         parts = _parts(stacked, len(states))
-        where = sharding.param_shardings(mesh, parts)
-        return jax.lax.with_sharding_constraint(parts, where), losses_L
+        shardings = sharding.param_shardings(mesh, parts)
+        return jax.lax.with_sharding_constraint(parts, shardings), losses_L
 
     return jax.jit(together, donate_argnums=0)
 

@@ -1,7 +1,7 @@
 """The stages of a run, in order: training, then each measurement of its checkpoints.
 
-A new measurement is one line in MEASUREMENTS. `--stages`, the files of a run, what counts as done,
-and the columns of results.csv follow from this list.
+A new measurement is one line in MEASUREMENTS. This list decides `--stages`, the files of a run,
+which runs are done, and the columns of results.csv.
 """
 
 from jaxflat.runs import measure_flatness, measure_loss, measure_probes

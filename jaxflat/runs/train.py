@@ -1,4 +1,4 @@
-"""Training through the phases, leaving checkpoints to measure and some to recover from."""
+"""Train through the phases; save checkpoints to measure and checkpoints to resume from."""
 
 import math
 import shutil
@@ -21,13 +21,15 @@ from jaxflat.training.step import TrainState
 
 
 def train(config: Config, directory: Path, display: Display) -> Training:
-    """Train through the phases, leaving a measured checkpoint at the end of each anneal.
+    """Train through the phases, and save a measured checkpoint at the end of each anneal.
 
-    Yields each compiled call and goes on with its outcome, see `slots.drive`. All checkpoints that
-    are there are checked first: what is damaged is trained again. A recovery checkpoint at a branch
-    is from before its anneal, which is run again on resuming unless a signal cut it off: that
-    leaves its state in aside/. Phases that another point of the sweep has begun with are taken from
-    there (see `shared_prefixes`).
+    Yields each compiled call and receives its outcome, see `slots.drive`. All existing checkpoints
+    are verified first, and damaged ones are trained again. A recovery checkpoint at a branch holds
+    the state before its anneal, so a resumed run repeats the anneal. The exception is an anneal
+    that a signal interrupted: it resumes from its state in aside/. Phases that another point of the
+    sweep has already trained are copied from it (see `shared_prefixes`).
+
+    Raises FloatingPointError if a call's outcome is not finite.
     """
     recovery.set_aside_damaged(directory)
     if recovery.is_trained(config, directory):
@@ -45,7 +47,7 @@ def train(config: Config, directory: Path, display: Display) -> Training:
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
                 call = Call(config, phase, state, stop, int(state.step), "trunk", save)
-                state, loss = yield from _made(call, directory)
+                state, loss = yield from _checked_outcome(call, directory)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
@@ -58,8 +60,8 @@ def train(config: Config, directory: Path, display: Display) -> Training:
                 yield from _anneal(config, directory, phase, state, curve)
 
 
-def _made(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
-    """Return the outcome of a call. Raises FloatingPointError where it is not finite."""
+def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
+    """Return the outcome of a call. Raises FloatingPointError if it is not finite."""
     outcome = yield call
     if not math.isfinite(outcome.loss):
         anneal = f", anneal from step {call.trunk}" if call.kind == "anneal" else ""
@@ -72,55 +74,58 @@ def _made(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
 
 
 def _anneal(
-    config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
+    config: Config, directory: Path, phase: Phase, origin: TrainState, curve: Curve
 ) -> Training:
-    """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
-    branch, num_steps = int(trunk.step), phase.settings.anneal_steps
+    """Branch off a phase, decay the learning rate to 0, and save the result for measuring.
+
+    Where the config asks for it, an exact anneal follows and is saved separately.
+    """
+    branch, num_steps = int(origin.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
-    state = jax.tree.map(lambda x: x.copy(), trunk)
+    state = jax.tree.map(lambda x: x.copy(), origin)
     start = Call(config, phase, state, branch, branch, "anneal")
-    yield from _train_aside(directory, start, curve, stops, Snapshot(end))
+    yield from _train_branch(directory, start, curve, stops, Snapshot(end))
     if branch in phase.projected_branches:
-        params = checkpoint.restore(directory / Snapshot(end).folder, end, trunk.params)
+        params = checkpoint.restore(directory / Snapshot(end).folder, end, origin.params)
         projection = trajectory.projection(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")
-        stops, twin = trajectory.call_ends(config, projection), Snapshot(end, projected=True)
-        yield from _train_aside(directory, start, curve, stops, twin)
+        stops, annealed = trajectory.call_ends(config, projection), Snapshot(end, projected=True)
+        yield from _train_branch(directory, start, curve, stops, annealed)
 
 
-def _train_aside(
+def _train_branch(
     directory: Path, start: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
 ) -> Training:
-    """Train aside from the trunk through `stops`, and keep the outcome as `snapshot`.
+    """Train an anneal through `stops`, and save its parameters as `snapshot`.
 
-    `start`: a call of no steps yet, where it begins. What an earlier process did, as the curve's
-    next lines tell, is not done again: all, or up to the state that a signal left.
+    `start`: an empty call that holds the starting state. Work that an earlier process recorded in
+    the curve's next lines is skipped: all of it, or the part before an interruption.
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
-        return _forget(aside / str(snapshot.step))
+        return _delete_interrupted(aside / str(snapshot.step))
     call = start
     if snapshot.step in checkpoint.steps(aside):
-        left = checkpoint.restore(aside, snapshot.step, start.state)
-        if curve.skip(stops.index(int(left.step)) + 1):
-            call = start._replace(state=left)
+        saved = checkpoint.restore(aside, snapshot.step, start.state)
+        if curve.skip(stops.index(int(saved.step)) + 1):
+            call = start._replace(state=saved)
     for stop in stops:
         if stop > call.state.step:
-            state, loss = yield from _made(call._replace(stop=stop), directory)
+            state, loss = yield from _checked_outcome(call._replace(stop=stop), directory)
             curve.add(call.phase.name, stop, loss, start.stop)
             save = partial(checkpoint.save, aside, snapshot.step, state)
             call = call._replace(state=state, save=save)
     checkpoint.save(directory / snapshot.folder, snapshot.step, call.state.params)
-    _forget(aside / str(snapshot.step))
+    _delete_interrupted(aside / str(snapshot.step))
 
 
 @ranks.on_rank_0
-def _forget(left: Path) -> None:
-    """Delete the state that a signal left of an anneal or projection which is complete now."""
+def _delete_interrupted(folder: Path) -> None:
+    """Delete the state that an interruption saved of an anneal; the anneal is now complete."""
     leases.assert_owned()
-    shutil.rmtree(left, ignore_errors=True)
-    with suppress(OSError):  # that of another is there
-        left.parent.rmdir()
-        left.parent.parent.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another anneal has its state there
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()

@@ -1,4 +1,4 @@
-"""A run's phases and the checkpoints that they leave to measure, counted in steps of the run."""
+"""A run's phases and their measured checkpoints, counted in steps of the run."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from jaxflat.config import Config
 
 
 class Phase(NamedTuple):
-    """A phase of a run, in the run's own count of optimizer steps."""
+    """A phase of a run; `start` and `stop` count the optimizer steps of the whole run."""
 
     name: str
     settings: Config
@@ -19,42 +19,42 @@ class Phase(NamedTuple):
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """The steps at which a measured checkpoint branches off."""
+        """The steps at which measured checkpoints branch off."""
         return tuple(self.start + step for step in self.settings.checkpoint_steps)
 
     @property
     def projected_branches(self) -> tuple[int, ...]:
-        """Those of the branches whose checkpoint gets a projected twin."""
+        """The branches whose checkpoints also get an exact anneal."""
         return tuple(self.start + step for step in self.settings.projection.checkpoint_steps)
 
 
 class Snapshot(NamedTuple):
-    """A measured checkpoint: its step, and whether it is the projected twin of that step."""
+    """A measured checkpoint: its step, and whether it is the result of an exact anneal."""
 
     step: int
     projected: bool = False
 
     @property
     def folder(self) -> str:
-        """Where the parameters are, below the run's folder: <folder>/<step>."""
+        """The folder of the parameters in the run's folder: <folder>/<step>."""
         return "projected" if self.projected else "checkpoints"
 
 
 def phases(config: Config) -> list[Phase]:
     """Return the run's phases in order."""
-    made, start = [], 0
+    run_phases, start = [], 0
     for name in config.phase_order:
         settings = config.phases[name]
-        made.append(Phase(name, settings, start, start + settings.steps))
+        run_phases.append(Phase(name, settings, start, start + settings.steps))
         start += settings.steps
-    return made
+    return run_phases
 
 
 def projection(phase: Phase, step: int) -> Phase:
-    """Return the projection of a phase's checkpoint, as a phase that starts at its step.
+    """Return the exact anneal of a phase's checkpoint, as a phase that starts at its step.
 
-    AdamW from fresh on exact targets, the learning rate decaying to 0 all the way: it takes the
-    parameters back to the bottom of the valley that the phase has moved along.
+    AdamW starts from a new state and trains on exact targets. The learning rate decays to 0 over
+    all steps. This returns the parameters to the bottom of the valley along which the phase moved.
     """
     chosen, settings = phase.settings.projection, base_config.phase()
     settings.update({"targets": "exact", "steps": chosen.steps, "batch_size": chosen.batch_size})
@@ -66,9 +66,9 @@ def projection(phase: Phase, step: int) -> Phase:
 
 
 def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapshot]:
-    """Return the measured checkpoints that branch off the trunk before a given step.
+    """Return the measured checkpoints that branch off before a given step.
 
-    A run without phases has one, at step 0.
+    A run without phases has one measured checkpoint, at step 0.
     """
     if not config.phase_order:
         return [Snapshot(0)]
@@ -82,7 +82,7 @@ def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapsho
 
 
 def sentences_seen(config: Config, snapshot: Snapshot) -> int:
-    """Return how many sentences trained a checkpoint, those of anneal and projection included."""
+    """Return the number of sentences that trained a checkpoint, including both kinds of anneal."""
     seen = 0
     for phase in phases(config):
         for branch in phase.branches:
@@ -95,6 +95,6 @@ def sentences_seen(config: Config, snapshot: Snapshot) -> int:
 
 
 def call_ends(config: Config, phase: Phase) -> list[int]:
-    """Return the steps at which compiled calls end: a function of the config alone."""
+    """Return the steps at which compiled calls end; they depend on the config only."""
     regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
     return sorted({*regular, *phase.branches, phase.stop})

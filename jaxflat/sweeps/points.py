@@ -1,4 +1,4 @@
-"""The points of a sweep: their names, their resolved configs, and which of them are meant."""
+"""The points of a sweep: their names, resolved configs, and selection by --points."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from jaxflat.runs.run import Point
 
 
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
-    """Return the points with their resolved configs, each checked as far as it can be.
+    """Return the points with their resolved configs, after all checks that need no training.
 
-    Raises InputError naming what is wrong.
+    Raises InputError that names the key and the fault.
     """
     resolved: dict[str, tuple[dict[str, Any], Config]] = {}
     for overrides in points:
@@ -25,8 +25,8 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         for key in ("data_seed", "init_seed", "probe_seed"):
             if point_config[key] is None:
                 point_config[key] = point_config.seed
-        meant = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
-        resolved[point_name(meant)] = (meant, point_config)
+        set_keys = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
+        resolved[point_name(set_keys)] = (set_keys, point_config)
     _check_phases_used([point_config for _, point_config in resolved.values()])
     width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
     frozen = []
@@ -41,25 +41,25 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         except ValueError as error:
             raise InputError(str(error)) from error
     return [
-        Point(name, meant, point_config, workdir / name, *place)
-        for (name, (meant, _)), point_config, place in zip(
+        Point(name, set_keys, point_config, workdir / name, *team_slot)
+        for (name, (set_keys, _)), point_config, team_slot in zip(
             resolved.items(), frozen, slots.places(frozen), strict=True
         )
     ]
 
 
 def _check_phases_used(configs: list[Config]) -> None:
-    """Raise InputError where a phase is defined that no point runs, though some point trains."""
+    """Raise InputError if some point trains, and a phase is defined that no point runs."""
     orders = [config.phase_order for config in configs if config.phase_order]
     used = {name for order in orders for name in order}
     unused = sorted(name for config in configs for name in config.phases if name not in used)
     if orders and unused:
-        where = f"phase_order={orders[0]}" + " or that of any other point" * (len(orders) > 1)
-        raise InputError(f"phases.{unused[0]} is not in {where}")
+        others = " or in the phase_order of any other point" if len(orders) > 1 else ""
+        raise InputError(f"phases.{unused[0]} is not in phase_order={orders[0]}{others}")
 
 
 def point_name(overrides: dict[str, Any]) -> str:
-    """Return a folder name: the overrides' numbers and words, and a hash of all of them."""
+    """Return a folder name: the overrides that are numbers or strings, and a hash of all."""
     if not overrides:
         return "run"
     words = [
@@ -72,9 +72,9 @@ def point_name(overrides: dict[str, Any]) -> str:
 
 
 def select(points: list[Point], selection: str) -> list[Point]:
-    """Return the points chosen by "0,3-5" (places in the list) or by a pattern such as "width=16*".
+    """Return the points chosen by "0,3-5" (indices in the list) or a pattern such as "width=16*".
 
-    Raises InputError where nothing matches.
+    Raises InputError if a part matches no point.
     """
     if not selection:
         return points
@@ -95,9 +95,9 @@ def select(points: list[Point], selection: str) -> list[Point]:
 
 
 def _common_size(configs: list[Config]) -> tuple[int, int]:
-    """Return the width and layers in which all trained models embed exactly, else (0, 0).
+    """Return the width and layers of the model in which all trained models embed, else (0, 0).
 
-    Models of one family do where the greatest width is a multiple of each.
+    Models of one family embed exactly if the largest width is a multiple of every width.
     """
     models = [config.model for config in configs if config.model.name != "lookup_table"]
     width = max((model.width for model in models), default=0)

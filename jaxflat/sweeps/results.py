@@ -1,4 +1,4 @@
-"""What the points of a sweep have measured: results.csv, and a line on each."""
+"""The measurements of a sweep: results.csv, and a summary line for each point."""
 
 import csv
 import io
@@ -18,9 +18,9 @@ from jaxflat.storage.files import read_lines, write_whole
 
 @ranks.on_rank_0
 def gather(workdir: Path) -> None:
-    """Rebuild results.csv from what every point has measured under its present settings.
+    """Rebuild results.csv from the lines that every point measured under its present settings.
 
-    One worker at a time, or the one that looked first might write last.
+    One worker does this at a time; otherwise an older table could overwrite a newer one.
     """
     path = workdir / "results.csv"
     with hold(path):
@@ -72,7 +72,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
 
 
 def summary(directory: Path) -> str:
-    """Return a point's last measurements in a line."""
+    """Return a point's last excess loss and Hessian trace as a line of text."""
     parts = []
     for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
         lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]

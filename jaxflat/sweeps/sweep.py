@@ -1,6 +1,6 @@
-"""The points of a sweep: expand, check, share out, run, resume, gather.
+"""Run a sweep: expand its points, check them, run or resume them, and gather the results.
 
-A point is its overrides, not its place in the list: the same overrides find the same folder again.
+A point is identified by its overrides, not by its index: the same overrides give the same folder.
 """
 
 import hashlib
@@ -33,11 +33,13 @@ def run(
 ) -> dict[str, str]:
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
-    Everything is checked before anything starts. `selection` as in the command's --points. Other
-    processes may run the same sweep at the same time: each point is run by one of them, and all
-    return when all points have ended. Raises InputError on unusable input, Preempted where a signal
-    came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after Lost: this process slept, and another took over a file or language that it was writing.
+    All points are checked before the first one starts. `selection` is the command's --points.
+    Several workers may run the same sweep concurrently. One of them runs each point, and all return
+    when all points have ended.
+
+    Raises InputError if the input cannot be used, Preempted after a signal, and OSError if the disk
+    is full. Raises LeaseLost if another worker took over a file or language that this suspended one
+    was writing. After Preempted, OSError and LeaseLost, calling `run` again resumes the sweep.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -56,13 +58,13 @@ def run(
 
 
 def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
-    """Raise InputError where the processes that make this run are not told to do the same."""
-    told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
-    digest = hashlib.sha256(told.encode()).hexdigest()
+    """Raise InputError if the processes of this run have different points or stages."""
+    requested = repr((stages, [(point.name, point.config.to_json()) for point in points]))
+    digest = hashlib.sha256(requested.encode()).hexdigest()
     if any(other != digest for other in ranks.all_gather(digest, "points")):
         raise InputError(
-            "--config, --points or --stages: the processes of this run have different ones; start "
-            "the same command in all"
+            "--config, --points or --stages differ between the processes of this run; start the "
+            "same command in all of them"
         )
 
 
@@ -75,8 +77,8 @@ def _prepare(language: Config, display: Display) -> None:
 
 
 def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
-    """Run each point, or see another worker run it; return the reasons of those that failed."""
-    point_locks = {point.name: leases.Lease(point.directory) for point in points}
+    """Run each point or wait until another worker has; return the reasons of failed points."""
+    point_leases = {point.name: leases.Lease(point.directory) for point in points}
     outcomes: dict[str, workers.Done | workers.Failed] = {}
     while left := [point for point in points if point.name not in outcomes]:
         num_ended = len(outcomes)
@@ -84,8 +86,8 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
             preemption.stop_if_requested()
             if "train" in stages:
                 team = [other for other in left if other.team == point.team]
-                workers.train_team(team, point_locks, display)
-            outcome = workers.run_if_free(point, point_locks[point.name], stages, display)
+                workers.train_team(team, point_leases, display)
+            outcome = workers.run_if_free(point, point_leases[point.name], stages, display)
             if isinstance(outcome, workers.HeldElsewhere):
                 continue
             outcomes[point.name] = outcome
@@ -94,8 +96,8 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
             display.finish_point(point.name, text)
         if len(outcomes) == num_ended:
             display.wait(
-                f"waiting for {workers.names(left)}: with another worker, or one that died; "
-                f"taken over after {leases.EXPIRY:g} seconds without a sign of life"
+                f"Waiting for {workers.names(left)}: another worker holds them, or died; they are "
+                f"taken over after {leases.EXPIRY:g} seconds without a heartbeat"
             )
             time.sleep(leases.POLL)
     return {

@@ -1,4 +1,4 @@
-"""What a work directory holds: sweep.json, with what trains and the points that there are."""
+"""The record of a work directory, sweep.json: the settings that decide training, and the points."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -33,12 +33,12 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
 
 @ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Write or extend sweep.json: what trains, and the points with what they depend on.
+    """Write or extend sweep.json: the training settings, and the points with their measurements.
 
-    Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
+    Raises InputError if the folder cannot be used or its sweep has other training settings.
     """
     path = workdir / "sweep.json"
-    check_sweep(config, points, workdir)  # what is refused is so before anything is written
+    check_sweep(config, points, workdir)  # refuse before writing anything
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with hold(path):
@@ -54,7 +54,7 @@ def _usable(workdir: Path) -> Iterator[None]:
 
 
 def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
-    """Return what sweep.json is to hold: what it holds, and these points."""
+    """Return the new content of sweep.json: its stored points, and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
@@ -80,7 +80,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
 
 
 def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Without the sections of languages and optimizers not named: those may come and go."""
+    """Keep the language and optimizer sections in `names`; unused ones may be added or removed."""
 
     def sections(section: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
@@ -93,7 +93,7 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _trains(config: Config) -> dict[str, Any]:
-    """Return what decides the trained models, as JSON has it."""
+    """Return the settings that decide the trained models, as JSON values."""
     chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(chosen).to_json())
     del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
@@ -101,7 +101,7 @@ def _trains(config: Config) -> dict[str, Any]:
 
 
 def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
-    """Give keys that are newer than a record their defaults: what was done before they were."""
+    """Add keys that are newer than the record, with defaults that keep its meaning."""
 
     def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
         new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}

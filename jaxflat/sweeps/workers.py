@@ -1,4 +1,7 @@
-"""A worker takes a point, runs it and releases it; several workers share a sweep."""
+"""A worker acquires the lease of a point, runs the point and releases the lease.
+
+Several workers share a sweep.
+"""
 
 import traceback
 from collections.abc import Sequence
@@ -31,89 +34,97 @@ class Failed:
 
 @dataclass(frozen=True)
 class HeldElsewhere:
-    """Another worker holds the point."""
+    """Another worker holds the lease of the point."""
 
 
 PointOutcome = Done | Failed | HeldElsewhere
 
 
-def train_team(points: list[Point], point_locks: dict[str, leases.Lease], display: Display) -> None:
-    """Train those points of a team at once that are free, if several are not trained yet.
+def train_team(
+    points: list[Point], point_leases: dict[str, leases.Lease], display: Display
+) -> None:
+    """Train the free points of a team in one program, if several are not trained yet.
 
-    One that fails has its reason in its status, where `run_if_free` finds it.
+    If a point fails, its status records the reason, and `run_if_free` reads it from there. Raises
+    Preempted after a signal, and a point's error if the disk is full or not all ranks failed.
     """
     if len(points) < 2 or not points[0].config.phase_order:
         return
     untrained = [p for p in points if not is_trained(p.config, p.directory)]
     if len(untrained) < 2:
         return
-    with ExitStack() as held:
-        taken = [p for p in untrained if not _take(p, point_locks[p.name], ("train",), held)]
-        going = list(taken)
+    with ExitStack() as leases_held:
+        acquired = [
+            p for p in untrained if not _acquire(p, point_leases[p.name], ("train",), leases_held)
+        ]
+        running = list(acquired)
 
         def fail(point: Point, error: Exception) -> None:
-            going.remove(point)
+            running.remove(point)
             display.line(f"{point.name}: failed, {_fail(point, error)}")
 
         try:
-            for point in taken:
-                _begin(point)
-            if taken:
-                lanes = taken[0].config.training.together
-                display.line(f"training {len(taken)} at once, in {lanes} lanes: {names(taken)}")
-            train_points(taken, display, fail)
-            for point in going:
+            for point in acquired:
+                _record_start(point)
+            if acquired:
+                slots = f"program of {acquired[0].config.training.together} slots"
+                display.line(f"training {len(acquired)} points in one {slots}: {names(acquired)}")
+            train_points(acquired, display, fail)
+            for point in running:
                 write_status(point.directory, "partial")
         except leases.LeaseLost:
-            display.line(f"{names(taken)}: taken over by other workers, while this one slept")
+            display.line(
+                f"{names(acquired)}: taken over by other workers while this one was suspended"
+            )
         except (Preempted, OSError):
-            with suppress(OSError):  # a full disk has no room for these either
-                for point in going:
+            with suppress(OSError):  # a full disk has no space for a status either
+                for point in running:
                     write_status(point.directory, "preempted")
             raise
 
 
 def run_if_free(
-    point: Point, lock: leases.Lease, stages: Sequence[str], display: Display
+    point: Point, lease: leases.Lease, stages: Sequence[str], display: Display
 ) -> PointOutcome:
-    """Run a point unless it has ended or another worker holds it; return what came of it.
+    """Run a point unless it has ended or another worker holds its lease; return its outcome.
 
-    A point that failed with another worker is not tried again.
+    A point that failed in another worker is not run again. Raises Preempted after a signal, and the
+    point's error if the disk is full or not all ranks failed.
     """
-    with ExitStack() as held:
+    with ExitStack() as leases_held:
         try:
-            ended = _take(point, lock, stages, held)
-            if ended is not None:
-                return ended
+            not_run = _acquire(point, lease, stages, leases_held)
+            if not_run is not None:
+                return not_run
             outcome = _run_one(point, stages, display)
         except leases.LeaseLost:
-            display.line(f"{point.name}: taken over by another worker, while this one slept")
+            display.line(f"{point.name}: taken over by another worker while this one was suspended")
             return HeldElsewhere()
     gather(point.directory.parent)
     return outcome
 
 
 @ranks.on_rank_0
-def _take(
-    point: Point, lock: leases.Lease, stages: Sequence[str], held: ExitStack
+def _acquire(
+    point: Point, lease: leases.Lease, stages: Sequence[str], leases_held: ExitStack
 ) -> PointOutcome | None:
-    """Take a point's lock and return None, or return why the point is not to run here."""
-    is_free = lock.is_available()
+    """Acquire a point's lease and return None, or return the outcome that prevents running it."""
+    is_free = lease.is_available()
     if is_done(point, stages):
         return Done()
     if not is_free:
         return HeldElsewhere()
     status = read_status(point.directory)
-    if lock.was_acquired() and status.get("state") == "failed":
+    if lease.was_acquired() and status.get("state") == "failed":
         return Failed(status["reason"])
-    return None if held.enter_context(lock.try_acquire()) else HeldElsewhere()
+    return None if leases_held.enter_context(lease.try_acquire()) else HeldElsewhere()
 
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
-    """Run a point whose lock is held."""
-    if not display.console.is_terminal:  # no bar shows it
-        display.line(f"{point.name}: begins")
-    _begin(point)
+    """Run a point whose lease this worker holds."""
+    if not display.console.is_terminal:  # there is no progress bar
+        display.line(f"{point.name}: started")
+    _record_start(point)
     try:
         run_point(point, stages, display)
     except Preempted:
@@ -129,38 +140,38 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Fa
     return Done()
 
 
-def _begin(point: Point) -> None:
-    """Write what a point is to be run with, and that it runs."""
+def _record_start(point: Point) -> None:
+    """Make a point's folder; write its config.json, and the state "running" in status.json."""
     _make_folder(point.directory)
     write_status(point.directory, "running")
     write_json(point.directory / "config.json", provenance(point.config))
 
 
 def _fail(point: Point, error: Exception) -> str:
-    """Record why a point failed, and return it.
+    """Record the reason why a point failed, and return the reason.
 
-    Raises the error where the disk is full, or where only this one of several processes failed.
+    Raises the error instead if the disk is full, or if not all ranks failed.
     """
     if not ranks.all_ranks_failed():
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    with suppress(OSError):  # a full disk has no room for these either
+    with suppress(OSError):  # a full disk has no space for these either
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
         write_status(point.directory, "failed", reason)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        raise error  # nor would the other points find any
+        raise error  # the other points would fail too
     return reason
 
 
 @ranks.on_rank_0
 def _make_folder(directory: Path) -> None:
-    """Make a point's folder, or clear it of what was half written when a process died."""
+    """Make a point's folder, and delete incomplete files of a process that died."""
     directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.glob(".*.*"):  # of `files.write_whole`
+    for path in directory.glob(".*.*"):  # temporary files of `files.write_whole`
         path.unlink(missing_ok=True)
 
 
 def names(points: list[Point]) -> str:
-    """Return the names of points for a line of text: the first three, and how many more."""
+    """Return the names of the first three points, and the number of the others, for a message."""
     more = f" and {len(points) - 3} more" if len(points) > 3 else ""
     return ", ".join(point.name for point in points[:3]) + more

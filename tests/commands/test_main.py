@@ -81,7 +81,7 @@ BAD_FILES = {
     "    c.phases.more, c.phases.most = base_config.phase(), base_config.phase()\n    return c\n"
     "def get_sweep(scale=None):\n"
     "    return base_config.param('phase_order', [('pretrain',), ('pretrain', 'more')])": (
-        "phases.most is not in phase_order=('pretrain',) or that of any other point"
+        "phases.most is not in phase_order=('pretrain',) or in the phase_order of any other point"
     ),
 }
 

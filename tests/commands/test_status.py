@@ -119,9 +119,7 @@ def test_a_point_that_just_started_has_no_config(tmp_path):
         (["done", "running", "running 2", "waiting"], 15 + 15 + 20),
     ],
 )
-def test_workers_share_the_time_of_the_remaining_points(
-    states, expected, tmp_path
-):
+def test_workers_share_the_time_of_the_remaining_points(states, expected, tmp_path):
     make_sweep(tmp_path, states)
     points = status.read_points(tmp_path, now=0.0)  # no time has passed since their last stages
     assert status.remaining_seconds(points) == expected

@@ -23,7 +23,7 @@ from tests.sweeps.test_sweep import contents, saved_arrays
 
 pytestmark = pytest.mark.slow
 
-REMADE = "training makes it again"
+REMADE = "training repeats its steps"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,8 @@ def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
     run(tmp_path, [{"phases.drift.steps": 8}])
     what = warnings_in(capsys.readouterr().err)[f"{trunk}/recovery/10"]
     assert what == (
-        f"extra is not in manifest.json; the trunk is now damaged-{trunk.name}, and not used"
+        "extra is not in manifest.json; this shared prefix is renamed "
+        f"damaged-{trunk.name} and not used"
     )
     assert starts == [0]
     assert {path.name for path in trunk.parent.iterdir()} == {trunk.name, f"damaged-{trunk.name}"}

@@ -152,7 +152,8 @@ def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     awake.ends_with(3)
     before, results = written(workdir), (workdir / "results.csv").read_bytes()
     asleep.send(signal.SIGCONT)
-    assert f"{point}: taken over by another worker" in asleep.ends_with(3)
+    output = asleep.ends_with(3)
+    assert f"{point}: taken over by another worker while this one was suspended" in output
     assert written(workdir) == before
     assert (workdir / "results.csv").read_bytes() == results
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 3)
@@ -172,7 +173,7 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
     output = start(1, lease=1.0).ends_with(3)
     assert output.count("waiting") == 1
-    assert f"waiting for {name}: with another worker, or one that died" in output
+    assert f"Waiting for {name}: another worker holds them, or died" in output
     assert_done_but(workdir, {name}, 1)
 
 
@@ -182,10 +183,10 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
     running = start(2, measuring=5.0)  # long enough for the others to begin
     until(lambda: holders(workdir))
     waiting, other = start(2), start(2)
-    until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
+    until(lambda: "Waiting for learning_rate=0.001" in waiting.printed())
     waiting.send(signal.SIGINT)
     assert "Interrupted by SIGINT" in waiting.ends_with(75)
-    until(lambda: "waiting for learning_rate=0.001" in other.printed())
+    until(lambda: "Waiting for learning_rate=0.001" in other.printed())
     running.send(signal.SIGTERM)
     assert "Interrupted by SIGTERM" in running.ends_with(75)
     other.ends_with(3)

@@ -271,7 +271,7 @@ REFUSED = {
         r"num_test \+ num_validation \+ num_draws \* most shots = \d+; .*has_f\.tsv has 200"
     ),
     ("--config.language.name=hmm", "--config.probes.labelings=('official',)"): (
-        "probes.labelings: 'official' is none of task state_2's in language.name='hmm': "
+        "probes.labelings: 'official' is not a labeling of task state_2 of language.name='hmm'; "
     ),
     (
         "--config.language.name=grammar_file",
