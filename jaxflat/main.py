@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     config, listed = loading.load(flags.config)
     config = loading.override(config, overrides)
     listed = loading.without_keys(listed, overrides)
-    stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
+    stages = STAGES if flags.stages is None else tuple(flags.stages.split(","))
     validation.check_choices("--stages", stages, STAGES)
     path, _, scale = flags.config.partition(":")
     workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"

@@ -99,7 +99,12 @@ class Measurement(NamedTuple):
         return {"measures": self.digests(config), "section": section.hexdigest()[:16], **seeds}
 
     def is_done(self, config: Config, directory: Path) -> bool:
-        """Return whether every measure of every checkpoint has lines under the present settings."""
+        """Return whether every measure of every checkpoint has lines under the present settings.
+
+        Parts of an interrupted measurement are left to `update`, which deletes them.
+        """
+        if (directory / f"{self.section}.unfinished.json").exists():
+            return False
         recorded = self.recorded(config)
         done = _done(current_lines(directory, self.section, recorded), recorded["measures"])
         snapshots = trajectory.snapshots(config)
@@ -132,6 +137,7 @@ class Measurement(NamedTuple):
                 _delete(unfinished)
                 log_seconds(directory, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)
+        _delete(unfinished)
 
 
 ENDINGS = ("jsonl", "unfinished.json")
@@ -213,12 +219,17 @@ def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snaps
 def _drop_outdated(
     directory: Path, section: str, recorded: Mapping[str, Any]
 ) -> set[tuple[Snapshot, str]]:
-    """Delete outdated lines of a file; return the (checkpoint, measure) pairs of the others."""
+    """Delete outdated lines of a file; return the (checkpoint, measure) pairs of current lines.
+
+    Lines of measures that the config does not ask for remain, in case it asks for them again.
+    """
     path = directory / f"{section}.jsonl"
-    lines = current_lines(directory, section, recorded)
-    if len(lines) < sum(1 for _ in read_lines(path)):
-        write_lines(path, lines)
-    return _done(lines, recorded["measures"])
+    lines, measures = list(read_lines(path)), recorded["measures"]
+    current = current_lines(directory, section, recorded)
+    others = [line for line in lines if "source" in line and line["source"] not in measures]
+    if len(current) + len(others) < len(lines):
+        write_lines(path, [*others, *current])
+    return _done(current, measures)
 
 
 @ranks.on_rank_0

@@ -75,6 +75,6 @@ def summary(directory: Path) -> str:
     """Return a point's last excess loss and Hessian trace as a line of text."""
     parts = []
     for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
-        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r["measure"] == measure]
+        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r.get("measure") == measure]
         parts += [f"{measure} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
     return ", ".join(parts) or "done"

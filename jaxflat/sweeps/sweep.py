@@ -16,6 +16,7 @@ from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
 from jaxflat.runs.run import Point, is_done
 from jaxflat.runs.stages import STAGES
+from jaxflat.storage.files import DISK_FULL
 from jaxflat.sweeps import workers
 from jaxflat.sweeps.points import expand, select
 from jaxflat.sweeps.results import gather, summary
@@ -73,6 +74,8 @@ def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare(language, display)
     except (ValueError, FloatingPointError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         raise InputError(str(error)) from error
 
 

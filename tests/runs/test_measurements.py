@@ -202,3 +202,27 @@ def test_measures_of_probes_are_those_that_are_asked_for(tmp_path):
     settings = measure_probes.settings(point.config)
     assert list(settings) == ["linear_probe", "linear_probe_projected"]
     assert "projected_dimension" not in settings["linear_probe"]
+
+
+def test_lines_of_measures_that_are_not_asked_for_remain_in_case_they_are_again(copy, measured):
+    config = small_config()
+    config.flatness.update({"measures": ("gradient_noise",), "num_probes": 2})
+    assert sweep.run(config, [{}], copy) == {}
+    assert sweep.run(small_config(), [{}], copy) == {}
+    assert measured == ["gradient_noise"]
+
+
+def test_a_finished_measurement_deletes_the_parts_of_an_interrupted_one(copy):
+    left = copy / "run" / "flatness.unfinished.json"
+    write_json(left, {"settings": {}, "checkpoints/6": {}})
+    assert sweep.run(small_config(), [{}], copy) == {}
+    assert not left.exists()
+
+
+def test_a_line_without_an_estimate_has_no_column(copy, monkeypatch):
+    monkeypatch.setitem(measure_flatness.MEASURES, "gradient_noise", lambda *_: Measured({}))
+    config = small_config()
+    config.flatness.measures = ("gradient_noise",)
+    for _ in range(2):
+        assert sweep.run(config, [{}], copy) == {}
+        assert "gradient_noise" not in (copy / "results.csv").read_text()
