@@ -1,4 +1,4 @@
-"""Which words are masked, and what is then asked about them."""
+"""Masks of sentences, and the questions about the masked words."""
 
 from collections import Counter
 from functools import cache
@@ -58,7 +58,7 @@ def test_mask_each_masks_every_word_once():
 
 
 def shared(lengths_B: np.ndarray, T: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """(tokens_BxT, inputs_BxT, positions_BxM, chosen_BxM) of random sentences."""
+    """Return (tokens_BxT, inputs_BxT, positions_BxM, chosen_BxM) of random sentences."""
     inside_BxT = np.arange(T) < lengths_B[:, None]
     words_BxT = np.random.default_rng(seed).integers(0, V, inside_BxT.shape)
     tokens_BxT = np.where(inside_BxT, words_BxT, V).astype(np.int32)
@@ -67,7 +67,7 @@ def shared(lengths_B: np.ndarray, T: int, seed: int = 0) -> tuple[np.ndarray, ..
 
 
 def number_masked(lengths_B: np.ndarray) -> np.ndarray:
-    """15% to the nearest whole number, 1 to 5; of 1.5, 4.5 and so on the even neighbour."""
+    """15% rounded to a whole number, 1 to 5; 1.5, 4.5 and so on to the even neighbour."""
     return np.clip(np.rint(np.float32(0.15) * lengths_B.astype(np.float32)), 1, 5).astype(int)
 
 
@@ -81,7 +81,7 @@ def test_mask_share_hides_15_percent_of_the_words_and_nothing_else(T):
     np.testing.assert_array_equal(number_B, number_masked(lengths_B))
     assert (np.abs(number_B - np.clip(0.15 * lengths_B, 1, 5)) < 0.5 + 1e-6).all()
     assert ((positions_BxM >= 0) & (positions_BxM < lengths_B[:, None])).all()
-    # The chosen ones come first and are distinct; what fills the rest repeats the first.
+    # Chosen positions come first and are distinct; the others repeat the first one.
     np.testing.assert_array_equal(chosen_BxM, np.arange(min(T, 5)) < number_B[:, None])
     first_BxM = np.broadcast_to(positions_BxM[:, :1], positions_BxM.shape)
     np.testing.assert_array_equal(positions_BxM[~chosen_BxM], first_BxM[~chosen_BxM])
@@ -118,8 +118,8 @@ def test_the_longest_sentences_have_five_masks_and_other_keys_others():
     assert (np.asarray(other) != positions_BxM).mean() > 0.9
 
 
-# Long enough for two masked words, small enough for every derivation: 2^11 paths of states;
-# trees with two symbols at one level only.
+# Sentences are long enough for two masked words, and languages small enough to enumerate all
+# derivations: 2^11 paths of states, and trees with two symbols at one level only.
 LANGUAGES = {
     "hmm": small_hmm(11, num_states=2, num_words=3, length=11, min_length=9),
     "levelled": small_levelled(12, (1, 1, 2, 1, 1), num_words=3, length=10, min_length=9),
@@ -137,7 +137,7 @@ def ragged_sentences(name: str) -> Sentences:
 
 
 def assert_exact(name, sentences, b, inputs_T, position, p_V):
-    """p_V is what summing over all completions gives for the word at `position`."""
+    """Compare p_V with the sum over all completions for the word at `position`."""
     length = int(sentences.lengths_B[b])
     words = tuple(np.asarray(sentences.tokens_BxT)[b, :length].tolist())
     hidden = LANGUAGES[name].num_words + 1
@@ -167,7 +167,7 @@ def test_exact_targets_equal_enumeration(name, masking):
     assert weights_BxM.sum(axis=1).max() == (2 if masking == "share" else 1)
     np.testing.assert_array_equal(batch.lengths_B, sentences.lengths_B)
     for b, m in np.ndindex(weights_BxM.shape):
-        # Beside weight 0 stands the first word's conditional again.
+        # Predictions of weight 0 repeat the first word's conditional.
         position = batch.positions_BxM[b, m]
         targets_V = batch.targets_BxMxV[b, m]
         assert_exact(name, sentences, b, batch.inputs_BxT[b], position, targets_V)
