@@ -5,44 +5,34 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 
 from ml_collections import FrozenConfigDict
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.console import Display, plain_warnings
+from jaxflat.console import CommandParser, Display, command, make_console
 from jaxflat.distributed import preemption
 from jaxflat.runs.corpus import SHARD_SIZE, build_dataset
 from jaxflat.runs.languages import kind_of
 
-EXIT_UNUSABLE_INPUT, EXIT_PREEMPTED = 2, 75
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the flags and the arguments that set config keys; raise InputError on a wrong flag."""
-    parser = _Parser(
+    """Return the flags, and the arguments that set config keys; InputError on a wrong flag."""
+    parser = CommandParser(
         prog="python -m jaxflat.build",
         description="Write sentences of a config's language to a directory that TensorFlow "
-        "Datasets reads. If interrupted, run the same command to resume.",
+        "Datasets reads. After an interruption, run the same command to resume.",
         epilog="Any config key: --config.language.hmm.length=32.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
-    parser.add_argument("--output", type=Path, required=True, help="the data set's directory")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the data set")
     parser.add_argument("--num_sentences", type=int, required=True)
     parser.add_argument(
-        "--shard_size", type=int, default=SHARD_SIZE, help="sentences per file (%(default)s)"
+        "--shard_size", type=int, default=SHARD_SIZE, help="sentences in each file (%(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, help="of the sentences; default: the config's data_seed"
+        "--seed", type=int, help="decides the sentences; default: the config's data_seed"
     )
     parser.add_argument(
         "--labels",
@@ -60,41 +50,30 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return flags, rest
 
 
-@plain_warnings()
-def main(arguments: list[str] | None = None) -> int:
+@command(ValueError, FloatingPointError, OSError)
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    try:
-        flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        loaded, _ = loading.load(flags.config)
-        loaded = loading.override(loaded, loading.parse_overrides(rest))
-        config: Config = FrozenConfigDict(validation.validate(loaded))
-        kind = kind_of(config.language)
-        if flags.labels and not kind.has_tasks:
-            raise InputError(
-                f"--labels: sentences of language.name={config.language.name!r} have none"
-            )
-        kind.check_uses(config) if flags.labels else kind.check(config.language)
-        preemption.install_handlers()
-        with preemption.defer_signals():
-            show_build(flags, config)
-    except (ValueError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    except preemption.Preempted as signal:
-        print(
-            f"interrupted by {signal}; state saved, run the same command to resume", file=sys.stderr
-        )
-        return EXIT_PREEMPTED
+    flags, rest = parse_arguments(arguments)
+    loaded, _ = loading.load(flags.config)
+    loaded = loading.override(loaded, loading.parse_overrides(rest))
+    config: Config = FrozenConfigDict(validation.validate(loaded))
+    kind = kind_of(config.language)
+    if flags.labels and not kind.has_tasks:
+        raise InputError(f"--labels: sentences of language.name={config.language.name!r} have none")
+    kind.check_uses(config) if flags.labels else kind.check(config.language)
+    preemption.install_handlers()
+    with preemption.defer_signals():
+        show_build(flags, config)
     return 0
 
 
 def show_build(flags: argparse.Namespace, config: Config) -> None:
-    """Build the data set with a progress bar; print its size and the rate."""
+    """Build the data set behind a progress bar, then print its size."""
     kind = kind_of(config.language)
     if not kind.is_prepared(config.language):
         with Display(1) as display:
             kind.prepare(config.language, display)
-    console, start, made = Console(), time.monotonic(), 0
+    console, start, made = make_console(), time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
     progress = Progress(*columns, TimeRemainingColumn(), console=console)
     bar = progress.add_task("sentences", total=flags.num_sentences)

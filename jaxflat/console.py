@@ -1,11 +1,16 @@
-"""The console during a sweep: progress bars, plain lines, and the remaining time."""
+"""What the commands share: flags, error lines, exit codes, the console, and a sweep's progress.
 
+This file imports no JAX: parsing a command's arguments and `jaxflat.status` need none.
+"""
+
+import argparse
+import functools
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +23,73 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from jaxflat.distributed import ranks
+from jaxflat.config.validation import InputError
+from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.storage.files import DISK_FULL
+
+EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 1, 2, 3, 75
+FILE_WIDTH = 160  # columns of output to a file, which has space for whole tables
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that raises InputError on a wrong flag, and accepts no abbreviated flags."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def command(
+    *unusable: type[Exception], interrupted: str = "state saved. Run the same command to resume."
+) -> Callable[[Callable[[list[str]], int]], Callable[..., int]]:
+    """Decorate the main function of a command: errors become one line on stderr and an exit code.
+
+    Without arguments, it parses sys.argv. unusable: the exceptions that mean unusable
+    input, in addition to InputError and ClusterError; others keep their traceback. interrupted:
+    what the line after a signal says about the work.
+    """
+
+    def decorate(run: Callable[[list[str]], int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def main(arguments: list[str] | None = None) -> int:
+            try:
+                with plain_warnings():
+                    return run(sys.argv[1:] if arguments is None else arguments)
+            except preemption.Preempted as signal:
+                line, code = f"Interrupted by {signal}; {interrupted}", EXIT_PREEMPTED
+            except leases.LeaseLost as error:
+                line, code = f"Stopped: {error}. Run the same command to resume.", EXIT_PREEMPTED
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    line = (
+                        f"error: {error}. Free some space and rerun the same command to continue."
+                    )
+                    code = EXIT_SOME_FAILED
+                elif isinstance(error, (InputError, ranks.ClusterError, *unusable)):
+                    line, code = f"error: {first_line(error)}", EXIT_UNUSABLE_INPUT
+                else:
+                    raise
+            print(line, file=sys.stderr)
+            return code
+
+        return main
+
+    return decorate
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def make_console() -> Console:
+    """Return the console for stdout, quiet on other ranks than 0; files get FILE_WIDTH columns."""
+    console = Console(quiet=not ranks.is_rank_0())
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 @contextmanager

@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
-from jaxflat.console import plain_warnings
+from jaxflat.config import loading, validation
+from jaxflat.console import EXIT_SOME_FAILED, CommandParser, command, make_console
 from jaxflat.distributed import preemption, ranks
 
 if TYPE_CHECKING:
     from jaxflat.runs.run import Point
 
-EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
-
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the flags and the arguments that set config keys."""
-    parser = argparse.ArgumentParser(
+    """Return the flags, and the arguments that set config keys; InputError on a wrong flag."""
+    parser = CommandParser(
         prog="python -m jaxflat.main",
-        description="Train the points of a sweep, measure them, and write a report. "
-        "If interrupted, run the same command to resume.",
+        description="Train the points of a sweep, measure them, and report. "
+        "After an interruption, run the same command to resume.",
         epilog="Any config key: --config.phases.pretrain.steps=500 (overrides the sweep).",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
@@ -36,82 +33,59 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         help="stages to run, e.g. train,flatness (default: all, including report)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="list the points and their memory; start nothing"
+        "--dry_run", action="store_true", help="list the points and their memory; train nothing"
     )
     parser.add_argument(
         "--multihost",
         default="auto",
         help="on: join the other processes of one run; off: run on this host only; auto (default): "
-        "join them if a cluster of several processes is detected",
+        "join them if JAX detects a cluster",
     )
     return parser.parse_known_args(arguments)
 
 
-@plain_warnings()
-def main(arguments: list[str] | None = None) -> int:
+@command()
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    flags, override_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    # Imported late: --help and a misspelt flag need no JAX.
-    from jaxflat.config import loading, validation
-    from jaxflat.distributed import compilation_cache, leases
+    flags, override_arguments = parse_arguments(arguments)
+    overrides = loading.parse_overrides(override_arguments)
+    # Imported late: parsing the arguments needs no JAX.
+    from jaxflat.distributed import compilation_cache
     from jaxflat.runs.stages import STAGES
-    from jaxflat.storage import checkpoint
     from jaxflat.sweeps import points, sweep, sweep_record
 
-    try:
-        validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
-        ranks.join_cluster(flags.multihost)
-        console = Console(quiet=not ranks.is_rank_0())
-        overrides = loading.parse_overrides(override_arguments)
-        config, listed = loading.load(flags.config)
-        config = loading.override(config, overrides)
-        listed = loading.without_keys(listed, overrides)
-        stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
-        validation.check_choices("--stages", stages, STAGES)
-        path, _, scale = flags.config.partition(":")
-        workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
-        if flags.dry_run:
-            expanded = points.expand(config, listed, workdir)
-            sweep_record.check_sweep(config, expanded, workdir)
-            chosen = {point.name for point in points.select(expanded, flags.points)}
-            show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen], console)
-            return 0
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it also raises
-        programs = compilation_cache.enable() or "not cached"
-        failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
-        console.print(f"compiled programs: {programs}", highlight=False, markup=False)
-        if "report" in stages:
-            ranks.on_rank_0(show_report)(workdir, console)
-    except (validation.InputError, ranks.ClusterError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    except preemption.Preempted as signal:
-        print(
-            f"interrupted by {signal}; state saved, run the same command to resume", file=sys.stderr
-        )
-        return EXIT_PREEMPTED
-    except leases.LeaseLost as error:
-        print(f"interrupted: {error}; run the same command to resume", file=sys.stderr)
-        return EXIT_PREEMPTED
-    except OSError as error:
-        if error.errno not in checkpoint.DISK_FULL:
-            raise
-        print(
-            f"error: {error}; free some space and rerun the same command to continue",
-            file=sys.stderr,
-        )
-        return EXIT_SOME_FAILED
+    validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
+    ranks.join_cluster(flags.multihost)
+    config, listed = loading.load(flags.config)
+    config = loading.override(config, overrides)
+    listed = loading.without_keys(listed, overrides)
+    stages = tuple(flags.stages.split(",")) if flags.stages else STAGES
+    validation.check_choices("--stages", stages, STAGES)
+    path, _, scale = flags.config.partition(":")
+    workdir = flags.workdir or Path("runs") / f"{Path(path).stem}-{scale or 'laptop'}"
+    if flags.dry_run:
+        expanded = points.expand(config, listed, workdir)
+        sweep_record.check_sweep(config, expanded, workdir)
+        chosen = {point.name for point in points.select(expanded, flags.points)}
+        show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen])
+        return 0
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every exception it raises
+    cache = compilation_cache.enable() or "not cached"
+    failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+    console = make_console()
+    console.print(f"compiled programs: {cache}", highlight=False, markup=False)
+    if "report" in stages:
+        ranks.on_rank_0(show_report)(workdir)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0
 
 
-def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
-    """Print the memory of each point, with its number, and which points share a program."""
+def show_points(chosen: list[tuple[int, "Point"]]) -> None:
+    """Print the memory of numbered points, and which of them one program trains."""
     from jaxflat.runs import memory
 
-    if not console.is_terminal:  # a file has space for long names
-        console = Console(width=160, quiet=console.quiet)
+    console = make_console()
     console.print(
         memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
     )
@@ -120,14 +94,14 @@ def show_points(chosen: list[tuple[int, "Point"]], console: Console) -> None:
         if point.config.phase_order:
             team = point.team, point.config.training.together
             teams.setdefault(team, []).append(str(number))
-    for (_, num_slots), numbers in teams.items():
+    for (_, slots), numbers in teams.items():
         if len(numbers) > 1:
-            text = f"trained in one program of {num_slots} slots: {', '.join(numbers)}"
+            text = f"trained in one program of {slots} slots: {', '.join(numbers)}"
             console.print(f"{text}; each row counts all slots", highlight=False)
 
 
-def show_report(workdir: Path, console: Console) -> None:
-    """Write the report; print its table, its findings and its path."""
+def show_report(workdir: Path) -> None:
+    """Write the report, and print its table, its findings and its path."""
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import summary_sentences
     from jaxflat.analysis.page.tables import summary_table
@@ -136,6 +110,7 @@ def show_report(workdir: Path, console: Console) -> None:
     with leases.hold(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
+    console = make_console()
     columns = [Column(name, no_wrap=True) for name in header]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:

@@ -5,19 +5,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-EXIT_UNUSABLE_INPUT = 2
+from jaxflat.config.validation import InputError, check_outputs
+from jaxflat.console import CommandParser, command, make_console
+from jaxflat.storage.files import write_json
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Return the flags."""
-    parser = argparse.ArgumentParser(
+    """Return the flags; raise InputError if one is wrong."""
+    parser = CommandParser(
         prog="python -m jaxflat.report",
-        description="Write one page over several sweeps: their verdicts side by side, every pair "
-        "of models of equal loss in one figure, and each sweep's own report.",
-        allow_abbrev=False,
+        description="Write one page about several sweeps: their verdicts side by side, all pairs "
+        "of models of equal loss in one figure, and the report of each sweep.",
     )
     parser.add_argument(
-        "workdirs", nargs="+", type=Path, metavar="WORKDIR", help="of a sweep with results"
+        "workdirs", nargs="+", type=Path, metavar="WORKDIR", help="a sweep's directory"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/report"), help="default: %(default)s"
@@ -26,33 +27,28 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(OSError, ValueError)
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    from rich.console import Console
+    flags = parse_arguments(arguments)
+    # Imported late: parsing the arguments needs no plots.
     from rich.table import Column, Table
 
     from jaxflat.analysis.page import joint
-    from jaxflat.config.validation import InputError, check_outputs
-    from jaxflat.storage.files import write_json
 
-    try:
-        check_outputs(flags.json)
-        workdirs = _named(flags.workdirs)
-        sweeps = joint.read_sweeps(workdirs)
-        judged = joint.judge_sweeps(sweeps)
-        report = joint.write_joint(sweeps, judged, workdirs, flags.output)
-        if flags.json:
-            listed = {n: [asdict(v) for v in one.verdicts] for n, one in judged.items()}
-            write_json(flags.json, listed)
-    except (InputError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
+    check_outputs(flags.json)
+    workdirs = _named(flags.workdirs)
+    sweeps = joint.read_sweeps(workdirs)
+    judged = joint.judge_sweeps(sweeps)
+    report = joint.write_joint(sweeps, judged, workdirs, flags.output)
+    if flags.json:
+        listed = {n: [asdict(v) for v in one.verdicts] for n, one in judged.items()}
+        write_json(flags.json, listed)
     header, *rows = joint.verdicts_table(judged)
     table = Table(*(Column(name, overflow="fold") for name in header[:4]))
     for row in rows:
         table.add_row(*row[:4])
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(joint.summary_sentence(sweeps), highlight=False)
     console.print(f"\nreport   {report}", markup=False)
@@ -60,14 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _named(workdirs: list[Path]) -> dict[str, Path]:
-    """Return the folders by name, or by full path if two have the same name."""
-    from jaxflat.config.validation import InputError
-
+    """Return the directories by their names, or by their paths if two have the same name."""
     for workdir in workdirs:
         if not (workdir / "results.csv").is_file():
             raise InputError(
-                f"WORKDIR={workdir} has no results.csv; name the folders of sweeps that "
-                "python -m jaxflat.main has run"
+                f"WORKDIR={workdir} has no results.csv; name directories of python -m jaxflat.main"
             )
     distinct = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
     names = [workdir.name for workdir in distinct]

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
+from jaxflat.config.validation import InputError
+from jaxflat.console import CommandParser, command, make_console
 from jaxflat.distributed import leases
 from jaxflat.storage.files import read_lines, write_json
-
-EXIT_UNUSABLE_INPUT = 2
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class PointStatus:
     """The progress of a point of a sweep.
 
     state: waiting, running, done, partial (some stages only), preempted, failed, or died (recorded
-    as running, but no worker is known to hold its lease). worker: the process that runs it. step,
-    num_steps: of training. loss: the last one, in nats. seconds: time of the finished stages. While
-    the point runs, its share of the worker's time since the last stage, or since the attempt
-    started, is added. idle: seconds since the last write; None if there is none.
+    as running, but no process holds its lease). worker: the process that runs it. step: finished
+    training steps, of num_steps. loss: the last one, in nats. seconds: the time of its finished
+    stages; while it runs, plus its share of the worker's time since the last of them, or since the
+    attempt started. idle: seconds since its last write; None before the first.
     """
 
     name: str
@@ -43,31 +42,25 @@ class PointStatus:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Return the flags."""
-    parser = argparse.ArgumentParser(
+    """Return the flags; raise InputError if one is wrong."""
+    parser = CommandParser(
         prog="python -m jaxflat.status",
-        description="Show the progress of each point of a sweep, the reason of each failure, and "
-        "the remaining time. It only reads files, so it is safe while the sweep runs.",
-        allow_abbrev=False,
+        description="Show the points of a sweep: their progress, which failed and why, and the "
+        "remaining time. The command only reads files, so the sweep may be running.",
     )
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="work directory of a sweep")
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="directory of a sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points to FILE")
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(OSError, ValueError, KeyError)
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    try:
-        points = read_points(flags.workdir, now=time.time())
-        if flags.json:
-            write_json(flags.json, [asdict(point) for point in points])
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    console = Console()
-    if not console.is_terminal:  # a file has space for the whole table
-        console = Console(width=160)
+    flags = parse_arguments(arguments)
+    points = read_points(flags.workdir, now=time.time())
+    if flags.json:
+        write_json(flags.json, [asdict(point) for point in points])
+    console = make_console()
     console.print(points_table(points))
     for point in points:
         if point.state == "failed":
@@ -77,15 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_points(workdir: Path, now: float) -> list[PointStatus]:
-    """Return the points of a sweep in order, from their files at `now` (seconds, as time.time).
+    """Return the points of a sweep in order, from their files at the time `now` (as time.time).
 
-    Raises ValueError if the folder is not the work directory of a sweep.
+    Raises InputError if the directory holds no sweep.
     """
     path = workdir / "sweep.json"
     if not path.is_file():
-        raise ValueError(
-            f"WORKDIR={workdir} has no sweep.json; a sweep that has just started writes it "
-            "after checking its config; otherwise name a work directory of python -m jaxflat.main"
+        raise InputError(
+            f"WORKDIR={workdir} has no sweep.json. A sweep that has just started writes it once "
+            "its config is checked; otherwise name a directory of python -m jaxflat.main."
         )
     directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
     found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
@@ -97,10 +90,10 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
-    """Return an estimate of the time until no point is left, with the workers that run now.
+    """Return the estimated time for the remaining points with the workers that run now.
 
-    Assumes that each point takes as long as the mean of the done ones. Returns None before the
-    first is done, or if points are left and no worker runs.
+    Each takes as long as the done ones on average. None before the first is done, or if points
+    remain and no worker runs.
     """
     done = [point.seconds for point in points if point.state == "done"]
     workers = {point.worker for point in points if point.worker}
@@ -112,20 +105,20 @@ def remaining_seconds(points: list[PointStatus]) -> float | None:
 
 
 def summary(points: list[PointStatus]) -> str:
-    """Return a line with the number of points in each state and the remaining time."""
+    """Return one line with the number of points in each state and the remaining time."""
     counts = Counter(point.state for point in points)
     text = ", ".join(f"{number} {state}" for state, number in counts.most_common())
     if counts["done"] + counts["failed"] == len(points):
         return text
     if not any(point.worker for point in points):
-        return f"{text}; no worker is running; rerun the original command to continue"
+        return f"{text}. No worker is running; rerun the original command to continue."
     seconds = remaining_seconds(points)
     left = "" if seconds is None else f"; about {timedelta(seconds=round(seconds))} left"
     return f"{text}{left}"
 
 
 def points_table(points: list[PointStatus]) -> Table:
-    """Return a row for each point that has started; losses in nats."""
+    """Return a table with a row for each point that has started; losses in nats."""
     names = ("Point", "State", "Step", "Loss", "Time", "Written")
     columns = [Column(name, no_wrap=index > 0) for index, name in enumerate(names)]
     columns[0].overflow = "fold"
@@ -144,20 +137,20 @@ def points_table(points: list[PointStatus]) -> Table:
 
 
 def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str | None]:
-    """Return a point's status and the process that runs it, None if no process does."""
+    """Return a point's status, and the process that runs it if there is one."""
     status = _read(directory / "status.json")
     if status.get("state") != "running":
         return status, None
     if worker := leases.find_owner(directory, now):
         return status, worker
-    status = _read(directory / "status.json")  # it may have finished meanwhile
+    status = _read(directory / "status.json")  # it may have ended since the first read
     return status | ({"state": "died"} if status["state"] == "running" else {}), None
 
 
 def _read_point(
     directory: Path, status: dict[str, Any], worker: str | None, num_points: int, now: float
 ) -> PointStatus:
-    """Return the progress of a point, one of `num_points` that its worker runs together."""
+    """Return the progress of a point whose worker runs `num_points` points."""
     config = _read(directory / "config.json")
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])

@@ -16,8 +16,6 @@ os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # read when submitit is imported
 
 import submitit
 
-EXIT_PREEMPTED = 75
-
 
 class Worker(submitit.helpers.Checkpointable):
     """A process of jaxflat.main; submitit requeues it with the same arguments."""
@@ -25,6 +23,7 @@ class Worker(submitit.helpers.Checkpointable):
     def __call__(self, arguments: list[str]) -> None:
         """Run until the sweep is done, or until a signal arrives and the state is saved."""
         from jaxflat import main
+        from jaxflat.console import EXIT_PREEMPTED
         from jaxflat.distributed import preemption, sharding
 
         sharding.set_up_devices()

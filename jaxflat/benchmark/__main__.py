@@ -13,28 +13,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxflat.benchmark.arguments import check_arguments, parse_arguments
-from jaxflat.config.validation import InputError
+from jaxflat.benchmark.arguments import parse_arguments
+from jaxflat.console import command, make_console
 
-EXIT_UNUSABLE_INPUT = 2
 MIN_PEER_ROUNDS = 3
 AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command()
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    # Late imports: --help and a misspelt flag need no JAX.
+    flags = parse_arguments(arguments)
+    # Imported late: parsing the arguments needs no JAX.
     from jaxflat.storage.files import write_json
 
-    console, figures, load = Console(), {}, os.getloadavg()[0]
-    try:
-        check_arguments(flags)
-        for name, figure in measure(flags, console):
-            figures[name] = figure
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
+    console, load = make_console(), os.getloadavg()[0]
+    figures = dict(measure(flags, console))
     console.print(device_line(load), **AS_IT_IS)
     _print({n: f for n, f in figures.items() if not n.startswith("calibration/")}, console)
     if flags.json:

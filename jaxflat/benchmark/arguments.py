@@ -4,7 +4,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from jaxflat.config.validation import InputError, check_outputs
+from jaxflat.config.validation import InputError, check_choices, check_outputs
+from jaxflat.console import CommandParser
 
 GROUPS = ("training", "flatness", "languages")
 ON_REQUEST = ("sweep", "calibration")  # these take much memory or minutes: only by name
@@ -18,8 +19,8 @@ line of output must contain its rate as "N sentences/s". Our steps and the scrip
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Return the flags."""
-    parser = argparse.ArgumentParser(
+    """Return the flags; raise InputError if one is wrong, or they do not fit each other."""
+    parser = CommandParser(
         prog="python -m jaxflat.benchmark",
         description="Measure this machine's peak, the speed of training and flatness relative to "
         "it, and the speed of languages, whose sizes are fixed. Two groups run only by name. "
@@ -27,7 +28,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "how often the error bars of flatness contain the truth.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     groups = (*GROUPS, *ON_REQUEST)
     some = f"of: {', '.join(groups)} (all but {', '.join(ON_REQUEST)})"
@@ -59,14 +59,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "curvlinops-for-pytorch, to time its curvature beside ours",
     )  # fmt: skip
     flags = parser.parse_args(arguments)
-    for group in flags.groups:
-        if group not in groups:
-            parser.error(f"GROUP {group!r} is not one of {', '.join(groups)}")
+    check_choices("GROUP", flags.groups, groups)
     flags.groups = flags.groups or list(GROUPS)
+    check_flags(flags)
     return flags
 
 
-def check_arguments(flags: argparse.Namespace) -> None:
+def check_flags(flags: argparse.Namespace) -> None:
     """Raise InputError on flags that do not fit each other."""
     if flags.width % flags.head_size:
         raise InputError(f"--width={flags.width} is not divisible by --head_size={flags.head_size}")

@@ -1,15 +1,13 @@
-"""Configurations: each key is listed once, with its default and its meaning.
+"""Configurations: each key once, with its default, its meaning and its bounds.
 
-No other package sets a default. A config file's `get_config(scale)` starts from `base()`. Its
-optional `get_sweep(scale)` lists the points of a sweep. Command-line overrides
-(`--config.model.width=32`) win over both.
+A config file's `get_config(scale)` starts from `base()`. Its optional `get_sweep(scale)` lists the
+points of a sweep. Flags (`--config.model.width=32`) override both.
 """
 
 from jaxflat.config.base import base as base
 from jaxflat.config.base import phase as phase
 from jaxflat.config.flatness import MEASURES as MEASURES
-from jaxflat.config.languages import Config as Config
-from jaxflat.config.sweeps import SCALES as SCALES
+from jaxflat.config.ranges import Config as Config
 from jaxflat.config.sweeps import Sweep as Sweep
 from jaxflat.config.sweeps import chain as chain
 from jaxflat.config.sweeps import named_scale as named_scale

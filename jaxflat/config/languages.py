@@ -2,100 +2,97 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-Config = Any
-"""A ConfigDict or a FrozenConfigDict. Its keys are attributes, which type checkers cannot see."""
+from jaxflat.config.ranges import Bounded
 
 
-def language() -> Config:
-    """Return the keys of the language that models are trained on."""
-    return ConfigDict(
-        {
-            "name": "hmm",  # which of the sections below applies
-            "seed": 0,  # fixes the language and its evaluation set
-            # "one" hides one word of a sentence; "share" hides 15% of its words, 1 to 5.
-            "masking": "one",
-            # 0: sample new training sentences at every step. Otherwise store this many on disk
-            # once, and read them in a new order in each epoch.
-            "stored_sentences": 0,
-            # Folder of stored sentences, trained teachers and downloaded texts. "": the folder of
-            # TensorFlow Datasets, $TFDS_DATA_DIR or ~/tensorflow_datasets.
-            "data_dir": "",
-            "hmm": {
-                "num_states": 10,
-                "num_words": 24,
-                "length": 8,
-                "min_length": 8,  # lengths are uniform from min_length to length
-                "transition_concentration": 0.7,  # Dirichlet, per entry; smaller is more peaked
-                "emission_concentration": 0.05,
-                "tasks": (3, 6),  # predict the hidden state at these positions, from 1
-            },
-            **grammars(),
-            "dyck": {  # as many 0s as 1s, in any order
-                "length": 8,
-                "min_length": 8,  # both even
-                "tasks": (4,),  # predict the sum of this many first words
-            },
-            "balanced_tree": {
-                "depth": 3,  # sentences have 2^depth words
-                "num_states": 4,
-                "num_words": 16,
-                "rule_concentration": 0.07,
-                "emission_concentration": 0.1,
-                "tasks": ((0, 8), (0, 4), (4, 8)),
-            },
-            "generated": generated(),
-        }
-    )
+def language() -> dict[str, Any]:
+    """Return the keys of the language that models are trained on, with their bounds."""
+    return {
+        "name": "hmm",  # the section that applies
+        "seed": Bounded(0, least=0),  # decides the language and its evaluation set
+        # Which words are masked: "one" of a sentence, or a "share": 15% of it, 1 to 5 words.
+        "masking": Bounded("one", choices=("one", "share")),
+        # Training sentences. 0 samples new ones at every step; otherwise this many are written to
+        # disk once, and read in a new order in each epoch.
+        "stored_sentences": Bounded(0, least=0),
+        # The folder of stored sentences, trained teachers and downloaded texts. "": the folder of
+        # TensorFlow Datasets, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        "data_dir": "",
+        "hmm": {
+            "num_states": 10,
+            "num_words": 24,
+            "length": 8,
+            "min_length": 8,  # lengths are uniform from here to `length`
+            "transition_concentration": 0.7,  # Dirichlet, per entry; small is peaked
+            "emission_concentration": 0.05,
+            "tasks": Bounded((3, 6), least=0),  # name the hidden state at these positions, from 1
+        },
+        **grammars(),
+        "dyck": {  # as many words 0 as words 1, in any order
+            "length": 8,
+            "min_length": 8,  # both even
+            "tasks": Bounded((4,), least=0),  # name the sum of this many first words
+        },
+        "balanced_tree": {
+            "depth": 3,  # sentences have 2^depth words
+            "num_states": 4,
+            "num_words": 16,
+            "rule_concentration": 0.07,
+            "emission_concentration": 0.1,
+            "tasks": Bounded(((0, 8), (0, 4), (4, 8)), least=0),
+        },
+        "generated": generated(),
+    }
 
 
 def grammars() -> dict[str, Any]:
-    """Return the sections of the three kinds of grammars."""
+    """Return the sections of the three kinds of grammars, with their bounds."""
     return {
         "pcfg": {
-            # Level 0 holds the roots. Both children of a symbol are on the next level, and the last
-            # level has only words. L levels make sentences of 2 to 2^(L - 1) words.
+            # Symbols per level. Level 0 holds the roots. Both children of a symbol are in the next
+            # level, and the last level emits words only: L levels make sentences of 2 to 2^(L - 1)
+            # words.
             "level_sizes": (3, 4, 4, 4),
             "num_words": 24,
-            # Sentences are sampled conditionally on having min_length to length words.
-            "length": 8,
-            "min_length": 4,
-            "emission_probability": 0.2,  # of a symbol on the levels in between to be a word
+            "length": 8,  # sentences are sampled on the condition that they
+            "min_length": 4,  # have min_length to length words
+            # The probability that a symbol of an inner level becomes a word.
+            "emission_probability": Bounded(0.2, least=0),
             "rule_concentration": 0.03,
             "emission_concentration": 0.05,
-            # Predict the symbol over words [start, end); (): over the whole sentence.
-            "tasks": ((0, 4), ()),
+            # Name the symbol over words [start, end); (): over the whole sentence.
+            "tasks": Bounded(((0, 4), ()), least=0),
         },
         "recursive_pcfg": {  # any symbol may have any two children
             "num_nonterminals": 10,
             "num_words": 24,
             "length": 8,
             "min_length": 4,
-            "emission_probability": 0.5,  # of a non-terminal to become a word
+            # The probability that a non-terminal becomes a word.
+            "emission_probability": Bounded(0.5, least=0),
             "rule_concentration": 0.03,
             "emission_concentration": 0.05,
-            "tasks": ((0, 2), (0, 4)),
+            "tasks": Bounded(((0, 2), (0, 4)), least=0),
         },
         "grammar_file": {
-            "path": "",  # one rule per line: LHS RHS prob, or LHS RHS1 RHS2 prob
+            "path": "",  # each line is a rule: LHS RHS prob, or LHS RHS1 RHS2 prob
             "length": 16,
             "min_length": 1,
-            "tasks": ((0, 4), (0, 2), ()),
+            "tasks": Bounded(((0, 4), (0, 2), ()), least=0),
         },
     }
 
 
 def generated() -> dict[str, Any]:
-    """Return the section of text generated by a causal model, restricted to its frequent tokens."""
+    """Return the section of text from a causal model, restricted to its frequent tokens."""
     return {
         "teacher": "",  # folder of an OPT or GPT-2 checkpoint; "": train one on `text`
-        "text": "reviews",  # reviews, sst2, qnli, or a file: .txt, or .tsv with a sentence column
+        "text": "reviews",  # or sst2, qnli, or a file: .txt, or .tsv with a sentence column
         "num_words": 256,
         "length": 16,
         "min_length": 4,
-        "tasks": ("reviews",),  # labelled texts: reviews, sst2, qnli, or a .tsv with a label column
-        "trained": {  # the teacher that is trained on `text`
+        "tasks": ("reviews",),  # labelled: also sst2, qnli, a .tsv with a label column
+        "trained": {  # the teacher that is trained
             "vocabulary": 512,
             "width": 96,
             "num_layers": 2,
@@ -104,7 +101,7 @@ def generated() -> dict[str, Any]:
             "steps": 2800,
             "batch_size": 32,
             "learning_rate": 5e-3,
-            "warmup_steps": 100,
-            "weight_decay": 0.4,
+            "warmup_steps": Bounded(100, least=0),
+            "weight_decay": Bounded(0.4, least=0),
         },
     }

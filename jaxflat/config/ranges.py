@@ -1,17 +1,62 @@
-"""The allowed values of config keys, by the names of the keys."""
+"""How a key declares its default and its bounds, and the check of a value against them.
+
+A plain default declares a number above 0 (below 2^32 if whole), any text, or a tuple with at least
+one item. `Bounded` declares other bounds.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from jaxflat import config as base_config
+from ml_collections import ConfigDict
+
+Config = Any
+"""A ConfigDict, or a frozen one. Its keys are attributes, which no type checker can know."""
 
 
 class InputError(ValueError):
-    """Unusable input. The message is one line, even if the input it quotes has several."""
+    """Unusable input; the message is one line for the user, even if it quotes several."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A default with its own bounds, which hold for each number of a tuple. The default is allowed.
+
+    least: the smallest whole number; floats must be above 0, or at least 0 if this is 0. below: an
+    upper bound, itself not allowed. choices: the allowed values, or items of a tuple. may_be_empty:
+    whether () is allowed.
+    """
+
+    default: Any
+    least: int = 1
+    below: float = math.inf
+    choices: tuple[Any, ...] = ()
+    may_be_empty: bool = False
+
+
+def defaults(section: Mapping[str, Any]) -> Config:
+    """Return a new config with the defaults of all declared keys."""
+    return ConfigDict({name: _default(declared) for name, declared in section.items()})
+
+
+def _default(declared: Any) -> Any:
+    if isinstance(declared, Mapping):
+        return defaults(declared)
+    return declared.default if isinstance(declared, Bounded) else declared
+
+
+def check_ranges(section: Mapping[str, Any], config: Config, prefix: str = "") -> None:
+    """Raise InputError if a key of the config has a value outside its declared bounds."""
+    for name, declared in section.items():
+        if isinstance(declared, Mapping):
+            check_ranges(declared, config[name], f"{prefix}{name}.")
+        else:
+            bounded = declared if isinstance(declared, Bounded) else Bounded(declared)
+            _check_value(f"{prefix}{name}", bounded, config[name])
 
 
 def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> None:
@@ -21,53 +66,25 @@ def check_choices(name: str, values: Iterable[Any], choices: Iterable[Any]) -> N
             raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
-CHOICES = {
-    "targets": ("exact", "sampled"),
-    "language.masking": ("one", "share"),
-    "model.name": ("transformer", "lstm", "lookup_table"),
-    "model.features": ("p", "log_p"),
-    "flatness.labels": ("exact", "model", "data"),
-    "flatness.measures": base_config.MEASURES,
-    "probes.pooling": ("concatenate", "mean"),
-    "finetune.pooling": ("concatenate", "mean", "cls"),
-    "probes.labelings": ("map", "latent", "official"),
-    "adversary.labeling": ("map", "latent", "official"),
-}
-MAY_BE_ZERO = (
-    *("seed", "warmup_steps", "projected_dimension", "finetune.shots", "strength"),
-    *("decay_steps", "anneal_steps", "momentum", "weight_decay", "b1", "tasks", "num_positions"),
-    *("embedded_width", "embedded_layers", "stored_sentences", "emission_probability"),
-    *("num_largest", "num_smallest", "num_burnin", "localization", "relative_error"),
-    *("eps_root", "initial_scale", "initial_accumulator_value", "skip_nonfinite"),
-    *(".beta", ".decay", ".rho"),
-)
-MAY_BE_EMPTY = ("phase_order", "checkpoint_steps")
-BELOW_ONE = ("b1", "b2", "b3", "momentum", ".beta", ".decay", ".rho")
-AT_LEAST_TWO = ("num_microbatches", "num_sentences", "num_test", "num_validation", "num_chains")
-
-
-def check_range(key: str, value: Any) -> None:
-    """Raise InputError if the value of a dotted key is not among its choices or out of range."""
-    for name, choices in CHOICES.items():
-        if key == name or key.endswith(f".{name}"):
-            check_choices(key, value if isinstance(value, tuple) else (value,), choices)
-    if key == "mesh.data" and value == -1:
+def _check_value(key: str, bounded: Bounded, value: Any) -> None:
+    if value == bounded.default:
         return
-    if value == () and not key.endswith(MAY_BE_EMPTY):
+    if bounded.choices:
+        check_choices(key, value if isinstance(value, tuple) else (value,), bounded.choices)
+    if value == () and not bounded.may_be_empty:
         raise InputError(f"{key}=() must name at least one")
-    lowest = 2 if key.endswith(AT_LEAST_TWO) else 1
     for number in _numbers(value):
         if not math.isfinite(number):
             raise InputError(f"{key}={value!r} must be finite")
         if isinstance(number, int) and number >= 2**32:
             raise InputError(f"{key}={value!r} must be below 2^32")
-        if key.endswith(BELOW_ONE) and number >= 1:
-            raise InputError(f"{key}={value!r} must be below 1")
-        if key.endswith(MAY_BE_ZERO):
+        if number >= bounded.below:
+            raise InputError(f"{key}={value!r} must be below {bounded.below}")
+        if bounded.least == 0:
             if number < 0:
                 raise InputError(f"{key}={value!r} must not be negative")
-        elif number <= 0 or (isinstance(number, int) and number < lowest):
-            least = f"at least {lowest}" if isinstance(number, int) else "positive"
+        elif number <= 0 or (isinstance(number, int) and number < bounded.least):
+            least = f"at least {bounded.least}" if isinstance(number, int) else "positive"
             raise InputError(f"{key}={value!r} must be {least}")
 
 

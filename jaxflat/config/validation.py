@@ -2,14 +2,21 @@
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxflat import config as base_config
-from jaxflat.config import Config
-from jaxflat.config.ranges import InputError, check_choices, check_range
+from jaxflat.config.base import every_key
+from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
+
+MODELS_WITH = {
+    "head_size": ("transformer",),
+    "cls": ("transformer",),
+    "features": ("lookup_table",),
+}
+"""The models that have a key of `model`. Keys without a line belong to all trained models."""
 
 
 def complete(config: Config) -> Config:
@@ -17,11 +24,13 @@ def complete(config: Config) -> Config:
 
     Raises InputError naming the first key that is unknown, missing or of the wrong type.
     """
-    base = base_config.base()
+    return _merged(defaults(_keys(config)), config, "")
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    """Return every key that a config with these phases has."""
     phases = config.get("phases", {})
-    if _is_dict(phases):
-        base.phases = ConfigDict({name: base_config.phase() for name in phases})
-    return _merged(base, config, "")
+    return every_key(phases) if _is_dict(phases) else every_key()
 
 
 def validate(config: Config) -> Config:
@@ -31,8 +40,7 @@ def validate(config: Config) -> Config:
     """
     config = complete(config)
     _check_phases(config)
-    for key, value in _flatten(config).items():
-        check_range(key, value)
+    check_ranges(_keys(config), config)
     for section, choice in (
         ("language", config.language.name),
         *((f"phases.{n}.optimizer", p.optimizer.name) for n, p in config.phases.items()),
@@ -45,7 +53,7 @@ def validate(config: Config) -> Config:
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
-    if model.cls and model.name == "lstm":
+    if model.cls and model.name not in (*MODELS_WITH["cls"], "lookup_table"):
         raise InputError("model.cls=True is for model.name='transformer'; set it to False")
     return config
 
@@ -76,6 +84,71 @@ def _check_phases(config: Config) -> None:
             )
     if not any(config.phases[name].checkpoint_steps for name in order):
         raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
+
+
+def check_effects(config: Config, points: Sequence[tuple[Mapping[str, Any], Config]]) -> None:
+    """Raise InputError if a key of a sweep has no effect and another value than its default.
+
+    config: what the points share; its keys need an effect on one point. points: the keys that each
+    sets itself, and its resolved config. If a point sets the choice that leaves another of its keys
+    without effect, that key is refused too.
+    """
+    config = complete(config)
+    default = defaults(_keys(config))
+    for overrides, own in points:
+        for name, choice in (_idle_keys(own) | _idle_alternatives(own)).items():
+            for key in overrides if not choice or choice in overrides else ():
+                if f"{key}.".startswith(f"{name}."):
+                    _check_default(key, default, own, _reason(choice, own))
+    _, first = points[0]
+    for key, choice in _idle_keys(first).items():
+        if all(key in _idle_keys(own) for _, own in points):
+            _check_default(key, default, config, _reason(choice, first))
+    if len(points) == 1:
+        _check_default("training.together", default, config, "with one point")
+
+
+def _check_default(key: str, default: Config, config: Config, reason: str) -> None:
+    """Raise InputError if a key or section without effect differs from its default."""
+    old, new = (value_at(c.to_dict(), key) for c in (default, config))
+    if difference := first_difference(old, new, key):
+        key, old, new = difference
+        raise InputError(f"{key}={new!r} has no effect {reason}; leave it at {old!r}")
+
+
+def _reason(choice: str, config: Config) -> str:
+    return f"with {choice}={value_at(config, choice)!r}" if choice else "in a sweep"
+
+
+def _idle_keys(config: Config) -> dict[str, str]:
+    """Return the keys and sections without effect on a point of a sweep: name -> deciding choice.
+
+    The choice is "" for names without effect in any sweep.
+    """
+    idle = {"flatness.slices": ""}  # python -m jaxflat.measure draws slices
+    for key, models in MODELS_WITH.items():
+        if config.model.name not in (*models, "lookup_table"):
+            idle[f"model.{key}"] = "model.name"
+    if config.language.name == "generated":  # people gave its labels
+        idle["probes.labelings"] = "language.name"
+    return idle
+
+
+def _idle_alternatives(config: Config) -> dict[str, str]:
+    """Return the same for the keys of languages, optimizers and models that are not chosen.
+
+    The config that points share may set them, so that a flag can switch between choices.
+    """
+    idle = {}
+    chosen = {"language": config.language}
+    chosen |= {f"phases.{name}.optimizer": p.optimizer for name, p in config.phases.items()}
+    for prefix, section in chosen.items():
+        for name, value in section.items():
+            if _is_dict(value) and name != section.name:
+                idle[f"{prefix}.{name}"] = f"{prefix}.name"
+    if config.model.name == "lookup_table":
+        idle |= {f"model.{name}": "model.name" for name in set(config.model) - {"name", "features"}}
+    return idle
 
 
 def _merged(base: Config, config: Config, prefix: str) -> Config:

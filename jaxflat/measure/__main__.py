@@ -4,16 +4,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from rich.console import Console
 
 from jaxflat import config as base_config
 from jaxflat.analysis.page.checkpoint_figures import save_curves
 from jaxflat.config import loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.console import plain_warnings
+from jaxflat.console import EXIT_SOME_FAILED, CommandParser, command, first_line, make_console
 from jaxflat.distributed import compilation_cache, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
@@ -27,23 +26,15 @@ from jaxflat.storage.files import write_json
 OF_TEXTS = {"data": "language", "length": "sentences"}
 """The flags for Hugging Face folders, and their counterparts in a run."""
 
-EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 2, 3, 75
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the flags and the arguments that set config keys; raise InputError on a wrong flag."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m jaxflat.measure",
         description="Measure the flatness of the loss around a checkpoint: of a run, on sentences "
         "of its language, or of a GPT-2, OPT or BERT (Hugging Face folder), on texts of a file.",
         epilog="Settings: --config.flatness.num_probes=8 and all keys of that section; a run's own "
         "settings are its defaults. Measures: " + ", ".join(MEASURES),
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="DIR",
@@ -86,35 +77,29 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise InputError(f"{sorted(pictures)[0]} makes figures: set --figures or --json")
 
 
-@plain_warnings()
-def main(arguments: list[str] | None = None) -> int:
+@command(
+    *(ValueError, OSError, jax.errors.JaxRuntimeError),
+    interrupted="nothing is saved. Run the same command to start again.",
+)
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    try:
-        flags, rest = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        preemption.install_handlers()
-        compilation_cache.enable()
-        subject = find_subject(flags, loading.parse_overrides(rest))
-        console = Console()
-        if not console.is_terminal:  # a file has space for the whole table
-            console = Console(width=120)
-        console.print(subject.about, highlight=False, markup=False)
-        with jax.default_matmul_precision("highest"):
-            estimates, curves, failures = measure(subject, flags.measures.split(","))
-        console.print(table(estimates))
-        for line in remarks(estimates, subject.config.flatness):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if flags.json:
-            measured = {name: as_json(estimate) for name, estimate in estimates.items()}
-            listed = {name: jax.tree.map(plain, curve) for name, curve in curves.items()}
-            write_json(flags.json, {"about": subject.about, "measured": measured, "curves": listed})
-        for path in save_curves(curves, flags.figures) if flags.figures else []:
-            console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
-    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-        print(f"error: {_first_line(error)}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    except preemption.Preempted as signal:
-        print(f"interrupted by {signal}", file=sys.stderr)
-        return EXIT_PREEMPTED
+    flags, rest = parse_arguments(arguments)
+    preemption.install_handlers()
+    compilation_cache.enable()
+    subject = find_subject(flags, loading.parse_overrides(rest))
+    console = make_console()
+    console.print(subject.about, highlight=False, markup=False)
+    with jax.default_matmul_precision("highest"):
+        estimates, curves, failures = measure(subject, flags.measures.split(","))
+    console.print(table(estimates))
+    for line in remarks(estimates, subject.config.flatness):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if flags.json:
+        measured = {name: as_json(estimate) for name, estimate in estimates.items()}
+        listed = {name: jax.tree.map(plain, curve) for name, curve in curves.items()}
+        write_json(flags.json, {"about": subject.about, "measured": measured, "curves": listed})
+    for path in save_curves(curves, flags.figures) if flags.figures else []:
+        console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
@@ -167,17 +152,13 @@ def measure(
         try:
             measured = jax.block_until_ready(MEASURES[name](problem, settings))
         except (ValueError, jax.errors.JaxRuntimeError) as error:  # for example: no memory left
-            failures[name] = _first_line(error)
+            failures[name] = first_line(error)
         else:
             estimates |= measured.estimates
             if measured.curves:
                 curves[name] = measured.curves
         print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr)
     return estimates, curves, failures
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

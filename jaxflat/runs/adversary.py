@@ -37,7 +37,7 @@ def make_objective(
         return shard(source_batch(source, key, index, *how))
 
     def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
-        keys = jax.random.split(jax.random.fold_in(key, 1))  # apart from those of the sentences
+        keys = jax.random.split(jax.random.fold_in(key, 1))  # not the sentences' keys
         drawn = [_labelled(source.language, adversary, k) for k in keys]
         fit, held_out = shard(drawn)
         return AdversarialBatch(masked(source, key, index), fit, held_out)

@@ -123,7 +123,7 @@ def check_rounds(settings: Config) -> None:
 def check_labels(labels: str, measures: Iterable[str]) -> None:
     """Raise ValueError where labels that follow the model leave a measure without meaning.
 
-    Their gradient is 0, and away from the checkpoint they are not those of the checkpoint.
+    The gradient of their loss is 0, and away from the checkpoint the model draws other labels.
     """
     for measure in measures:
         if labels == "model" and measure in OF_GIVEN_LABELS:

@@ -31,7 +31,7 @@ SLICE = 1024  # sentences whose labels and conditionals are computed in one call
 
 
 def column_types(language: Any, labelings: Sequence[str], conditionals: bool) -> Types:
-    """Return the types of a language's columns, numbers in 16 bits where they fit.
+    """Return the types of a language's columns; numbers have 16 bits if they fit.
 
     tokens (T,) and length; one `<task>.<labeling>` for every task and labeling asked for, -1
     where the task has no label; with `conditionals`, `conditionals` (T, V) in nats.
@@ -86,11 +86,12 @@ def build_dataset(
     conditionals: bool = False,
     on_shard: Callable[[int, bool], None] = lambda size, made: None,
 ) -> Dataset:
-    """Write sentences of the language of a config's section to a directory, or what is missing.
+    """Write a language's sentences to a directory, or complete the ones that exist.
 
     A shard is a function of the section, the seed and its number; so a directory that was left
-    half-way ends up with the same bytes. (Shards are checked once their SHA-256 is on record, when
-    all are there.) Every device makes shards of its own. on_shard is called
+    half-way ends up with the same bytes. The
+    SHA-256 of all shards is recorded, and later verified, when all exist. Each device makes its own
+    shards. on_shard is called
     with 0 when work starts, then with each shard's sentences and whether it had to be made. Raises
     DatasetError where the directory holds anything else, Preempted where a signal came.
     """

@@ -1,7 +1,7 @@
 """From a resolved config to the objects of one experiment: language, model, compiled functions.
 
-What is compiled is built once for each distinct piece of config (`functools.cache` on frozen
-configs), so the points of a sweep that share a model shape share its compiled code.
+Compiled functions are cached by the pieces of config that decide them (`functools.cache` on frozen
+configs). Points of a sweep with the same model shape therefore share compiled code.
 """
 
 import functools
@@ -113,7 +113,7 @@ def phase_optimizer(section: Config) -> Any:
 def train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Return the compiled steps of a phase, for its trunk and its anneals alike."""
+    """Return the compiled steps of a phase, which its anneals share."""
     compiled_in = {k: settings[k] for k in ("targets", "batch_size", "optimizer", "adversary")}
     return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
 
@@ -123,7 +123,7 @@ def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
-    # A head is fitted to all sentences at once, not to those of each device.
+    # The adversary's head is fitted to the sentences of all devices together.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0

@@ -45,7 +45,7 @@ def kind_of(section: Config) -> Kind:
 
 @functools.cache
 def make_language(section: Config) -> Any:
-    """Return the language of a config's `language` section; ValueError names what is wrong."""
+    """Return the language of a config's `language` section; ValueError names the wrong key."""
     return kind_of(section).make(section)
 
 

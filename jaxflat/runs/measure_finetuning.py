@@ -79,7 +79,7 @@ def _correct(
 ) -> jax.Array:
     """Return correct_WxN of jobs side by side, split over the devices.
 
-    A job's key is that of its draw: label sets of a draw share sentences, start and order.
+    A job uses the key of its draw: the label sets of a draw share sentences, head and order.
     """
     optimizer = make_optimizer("adamw", **settings.adamw)
 

@@ -125,7 +125,7 @@ def _trace_terms(
 
 
 def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
-    """Return what is measured at `params`: the model's loss on the language's own sentences."""
+    """Return the problem to measure at `params`: the model's loss on the language's sentences."""
     settings = config.flatness
     key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), snapshot.step)
     data_key, key = jax.random.split(key)

@@ -21,7 +21,7 @@ from jaxflat.training.objectives import prediction_losses
 
 
 def settings(config: Config) -> dict[str, Config]:
-    """Return what the losses depend on besides the model."""
+    """Return the settings that the losses depend on."""
     return {"losses": config.evaluation}
 
 
@@ -48,7 +48,7 @@ def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
 
 @functools.cache
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
-    """Return what is asked of every model of a language, with the exact answers."""
+    """Return the masked positions of the evaluation set, with their exact conditionals."""
     made = make_language(language)
     key = experiment.purpose_key(language.seed, "evaluation")
     sentences = made.sample(key, settings.num_sentences)

@@ -23,7 +23,7 @@ from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Snapshot
 
-SLICE = 512  # sentences whose representations are computed at once
+SLICE = 512  # sentences of one slice of a forward pass
 
 
 SAMPLED = ("num_draws", "num_validation", "num_test")
@@ -40,7 +40,7 @@ MEASURES = {
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Return what each measure that is asked for depends on besides the model."""
+    """Return the settings that each requested measure depends on."""
     chosen, trained = config.probes, config.model.name != "lookup_table"
     asked = {
         "linear_probe": True,
@@ -141,8 +141,8 @@ def _featurize(
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
     """Return each part's features_NxF, and its local_JxNxD: one call, the most a signal costs.
 
-    They are of a trained model (source: its parameters) or of the lookup table (model: which
-    features; source: the language).
+    A trained model has its parameters as `source`. The lookup table has the language as `source`,
+    and the name of its features as `model`.
     """
     made = [_features(pooling, spans, model, source, sentences) for sentences in parts]
     features, local = zip(*made, strict=True)

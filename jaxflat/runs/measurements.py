@@ -1,8 +1,8 @@
 """Measured numbers as lines on disk: which are current, and how missing ones are measured.
 
 A measurement (evaluation, flatness, probes) is a list of measures. Each line names its measure and
-a digest of the settings that this measure alone depends on, so that changing the settings of one
-measure, or adding one, leaves the lines of the others as they are.
+has a digest of the settings that this measure depends on. Adding a measure, or changing its
+settings, therefore leaves the lines of the other measures unchanged.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Measurement(NamedTuple):
 
     stage: the name in --stages that makes it. section: its section of the config, and the name of
     its file, <section>.jsonl.
-    settings(config) -> {measure: all that its numbers depend on besides the trained model}.
+    settings(config) -> {measure: the settings that its numbers depend on, beyond training}.
     measure(config, directory, snapshot, measures, parts) yields (measure, its estimates by column)
     for each of the `measures` asked for. It computes what takes long through `parts`.
     """
@@ -106,7 +106,7 @@ class Measurement(NamedTuple):
         return done >= {(snapshot, name) for snapshot in snapshots for name in recorded["measures"]}
 
     def update(self, config: Config, directory: Path, display: Display) -> None:
-        """Drop the lines of other settings, and measure what is missing.
+        """Drop the lines of other settings, and add the missing ones.
 
         The lines of a checkpoint's measure are written when all of them are measured. Matrix
         products run at full float32 precision, also where an accelerator's default is lower.
@@ -183,7 +183,7 @@ def log_seconds(directory: Path, stage: str, seconds: float) -> None:
 
 
 def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) -> list[Line]:
-    """Return a line for each estimate; without estimates one that says that there are none."""
+    """Return a line for each estimate; if there are none, one line without an estimate."""
     where = {"step": snapshot.step, "projected": int(snapshot.projected)}
     source = {"source": measure, "settings": digest}
     return [

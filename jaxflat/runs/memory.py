@@ -19,7 +19,7 @@ GIB = 2**30
 def table(points: Iterable[tuple[str, Config]]) -> Table:
     """Return a table with a row for each point, in GiB for the whole batch on one device.
 
-    A row counts all points that are trained at once with its own.
+    A row counts all points that share a program.
     """
     columns = (
         Column("point", overflow="fold"),
@@ -45,7 +45,7 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
 def step_bytes(config: Config) -> dict[str, int]:
     """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
 
-    Those of all points that are trained at once. state: parameters and optimizer; gradient;
+    They count all points that share a program. state: parameters and optimizer; gradient;
     residuals: what the forward pass keeps for the backward pass (without the compiler's savings);
     batch. The whole step is traced as well.
     """

@@ -14,8 +14,8 @@ def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
 def determination_estimate(errors_DxN: jax.Array, spreads_N: jax.Array) -> Estimate:
     """Return R^2 = 1 - sum |p - phat|^2 / sum |p - mean p|^2, the mean over D draws.
 
-    To first order its error is that of a ratio: the mean of p over the test sentences, which the
-    spreads are from, makes their sum least, so that its own error adds nothing.
+    To first order its error is the error of a ratio. The mean of p over the test sentences
+    minimises the sum of spreads, so the error of this mean adds nothing to first order.
     """
     unexplained = _over_draws(errors_DxN, spreads_N)
     return Estimate(

@@ -37,8 +37,8 @@ class Known(NamedTuple):
 class ProbeSets(NamedTuple):
     """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
 
-    finetune: as `train`, of draws for fine-tuning where it is asked for. bayes, known: the best
-    accuracy and the posteriors, where they can be known.
+    finetune: like `train`, for fine-tuning; None without it. bayes, known: the Bayes accuracy and
+    the posteriors; empty and None for labels that people gave.
     """
 
     names: list[str]
@@ -122,7 +122,7 @@ def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) 
 def _given_sets(name: str, language: Config, settings: Config, seed: int) -> ProbeSets:
     """Return a keyed split: test sentences belong to the language, the rest is the seed's.
 
-    Draws of training sentences are disjoint; those of other seeds come from the same rest.
+    Draws of training sentences are disjoint. Other seeds draw from the same rest.
     """
     found = kind_of(language).labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation

@@ -1,4 +1,4 @@
-"""The state that a run goes on from: saved while it trains, found again, dropped where damaged."""
+"""Recovery checkpoints: the training state that an interrupted run resumes from."""
 
 import sys
 from pathlib import Path
@@ -17,16 +17,16 @@ from jaxflat.training.step import TrainState
 
 @ranks.on_rank_0
 def is_trained(config: Config, directory: Path) -> bool:
-    """Say whether every phase has run and every measured checkpoint is there."""
+    """Say whether every phase has run and every measured checkpoint exists."""
     finished = trajectory.phases(config)[-1].stop in checkpoint.steps(directory / "recovery")
     return finished and _are_there(directory, trajectory.snapshots(config))
 
 
 @ranks.on_rank_0
 def set_aside_damaged(directory: Path) -> None:
-    """Rename each of a run's checkpoints that is not as it was saved, and say so on stderr.
+    """Rename each damaged checkpoint of a run, and warn on stderr.
 
-    It counts no more: training makes it again, bit for bit, from the last one before it or anew.
+    Training makes it again, bit for bit, from the newest checkpoint before it or from the start.
     """
     for folder in (*shared_prefixes.FOLDERS, "aside/checkpoints", "aside/projected"):
         for line in checkpoint.mark_damaged_steps(directory / folder):
@@ -35,14 +35,14 @@ def set_aside_damaged(directory: Path) -> None:
 
 @ranks.on_rank_0
 def go_back(config: Config, directory: Path) -> None:
-    """Delete the recovery checkpoints that are beyond a measured one that is not there."""
+    """Delete the recovery checkpoints that are later than a missing measured checkpoint."""
     for step in reversed(checkpoint.steps(directory / "recovery")):
         if not _are_there(directory, trajectory.snapshots(config, branched_before=step)):
             checkpoint.delete(directory / "recovery", step)
 
 
 def resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainState, Curve]:
-    """Return the state and the curve of the last recovery checkpoint, or of a fresh start."""
+    """Return the state and curve of the newest recovery checkpoint, or of a fresh start."""
     params = experiment.init_params(config, experiment.make_mesh(config))
     if not (steps := checkpoint.steps(directory / "recovery")):
         return fresh_state(config, params, phases[0]), Curve(directory, 0)
@@ -54,7 +54,7 @@ def resume(config: Config, directory: Path, phases: list[Phase]) -> tuple[TrainS
 
 
 def save(config: Config, directory: Path, state: TrainState, curve: Curve) -> None:
-    """Save the state, and where the curve ends; keep the newest `training.keep` of them."""
+    """Save the state and the curve's length; delete all but the newest `training.keep` saves."""
     recovery = directory / "recovery"
     tree = {"state": state, "curve_bytes": np.asarray(curve.num_bytes, np.int64)}
     checkpoint.save(recovery, int(state.step), tree)

@@ -1,8 +1,8 @@
-"""Phases that several points of a sweep begin with: trained once, for all of them.
+"""Initial phases that several points of a sweep share are trained once.
 
-When a phase ends and others follow, what the run has left so far is copied to
-WORKDIR/trunks/<hash of all that decided it>. A point that begins alike starts from there, as if it
-had been interrupted at that step itself.
+When a phase ends and others follow, the run's checkpoints so far are copied to WORKDIR/trunks/.
+The folder's name is a hash of everything that decides them. A point with the same initial phases
+resumes from that copy, as if it had been interrupted at that step.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from jaxflat.storage import checkpoint
 from jaxflat.storage.manifest import DamagedError
 
 FOLDERS = ("checkpoints", "projected", "recovery")
-"""Where a run's checkpoints are; what to go on from is the last that is copied."""
+"""The folders of a run's checkpoints. Those to resume from are copied last."""
 
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
 @ranks.on_rank_0
 def keep(config: Config, directory: Path, phase: Phase) -> None:
-    """Leave a copy of the run, saved at the end of `phase`, for others; not of the last phase."""
+    """Copy the run, saved at the end of `phase`, for other points. The last phase is not shared."""
     target = _folder(config, directory, phase)
     if phase.name == config.phase_order[-1] or target.exists():
         return
@@ -48,9 +48,10 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
 
 @ranks.on_rank_0
 def start_from(config: Config, directory: Path) -> None:
-    """Copy the longest trunk there is for a run that has not saved anything itself.
+    """Copy the longest stored prefix into a run that has not saved anything yet.
 
-    Its own last phase may be one that another point has gone on from. A damaged trunk is set aside.
+    The run's last phase may already be stored, because another point continued from it. A damaged
+    prefix is marked and not used.
     """
     if checkpoint.steps(directory / "recovery"):
         return
@@ -62,10 +63,10 @@ def start_from(config: Config, directory: Path) -> None:
 
 
 def _folder(config: Config, directory: Path, phase: Phase) -> Path:
-    """Return the folder of a trunk: named by what decides its bits, the devices too."""
+    """Return the folder of a prefix; its name depends on all that decides the bits, devices too."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
-    if config.training.together == 1:  # nor does this, which trunks of before it do not have
+    if config.training.together == 1:  # nor does this; prefixes stored by older versions lack it
         del decides["training"]["together"]
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name]) for name in names]
@@ -75,20 +76,20 @@ def _folder(config: Config, directory: Path, phase: Phase) -> Path:
 
 
 def _is_whole(trunk: Path) -> bool:
-    """Say whether all checkpoints of a trunk are as they were saved; set it aside where not."""
+    """Say whether all checkpoints of a prefix are as they were saved; mark it as damaged if not."""
     try:
         for name in FOLDERS:
             for step in checkpoint.steps(trunk / name):
                 checkpoint.verify(trunk / name, step)
     except DamagedError as error:
         aside = checkpoint.mark_damaged(trunk)
-        print(f"warning: {error}; the trunk is now {aside.name}, and not used", file=sys.stderr)
+        print(f"warning: {error}; it is now {aside.name}, and not used", file=sys.stderr)
         return False
     return True
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy checkpoints and curve, each whole or not at all; the one to go on from is the last."""
+    """Copy checkpoints and curve, each whole or not at all; recovery checkpoints come last."""
     for name in FOLDERS:
         for step in checkpoint.steps(source / name):
             checkpoint.copy(source / name, target / name, step)

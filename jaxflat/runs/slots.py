@@ -1,8 +1,8 @@
-"""Runs that are trained at once: one program makes the compiled calls of a whole team.
+"""Several runs trained by one program: each compiled call serves a whole team.
 
-A team is `training.together` points that differ in seeds and schedules alone; each has its lane.
-The program always has all lanes: those of runs that are not there, or at another call, are filled
-with a copy. So a run's bits do not depend on which others are trained with it.
+A team is `training.together` points that differ only in seeds and schedules; each has a slot. The
+program always computes all slots. A slot whose run is missing, or is at another call, computes a
+copy of another run. So a run's bits do not depend on which runs share its program.
 """
 
 import functools
@@ -25,14 +25,14 @@ from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
-"""What a run does from one of its trunk's steps, in this order."""
+"""What a run does from a step of its phase, in this order."""
 
 
 class Call(NamedTuple):
     """A compiled call that a run asks for: the steps of a phase from state.step to `stop`.
 
-    trunk: the step at which the run's trunk stands. kind: one of KINDS. save: keeps the state, if
-    that is not done yet.
+    trunk: the step of the phase that the run has reached. kind: one of KINDS. save: saves the
+    state, unless it is saved already.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where the call is among all those of a run."""
+        """The position of the call in its run."""
         return self.trunk, KINDS.index(self.kind), self.stop
 
 
@@ -60,7 +60,7 @@ Training = Generator[Call, Outcome, None]
 
 
 def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
-    """Return the (team, lane) of each run, given in the order in which teams are filled."""
+    """Return the (team, slot) of each run; teams are filled in the order of the runs."""
     counts, found = Counter[str](), []
     for config in configs:
         alike = json.loads(config.to_json())
@@ -76,14 +76,14 @@ def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
 
 
 def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
-    """Carry trainings, given by their lanes, to their ends; `fail` is told which cannot go on.
+    """Run trainings, given by their slots, to their ends; call `fail` for each that fails.
 
-    The calls that are earliest in a run come first, at once for all that ask for them: runs that
-    were cut off at different steps meet again. Raises Preempted where a signal has come, when all
-    that was not saved is.
+    The earliest call comes first, in one program for all runs that ask for it. So runs that were
+    interrupted at different steps meet again. After a signal it saves all unsaved states and raises
+    Preempted.
     """
     calls: dict[int, Call] = {}
-    outcomes: dict[int, Any] = dict.fromkeys(trainings)  # nothing yet: they begin
+    outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator
     while outcomes or calls:
         for lane in list(outcomes):
             try:
@@ -99,13 +99,13 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
         due = {lane: calls.pop(lane) for lane in sorted(calls) if calls[lane].place == first}
         try:
             outcomes = advance(due) if due else {}
-        except Exception as error:  # such as memory that ran out
+        except Exception as error:  # for example: out of memory
             for lane in due:
                 fail(lane, error)
 
 
 def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
-    """Make the same call of several runs, given by their lanes."""
+    """Run the same call of several runs, given by their slots."""
     config, phase, _, stop, trunk, kind, _ = next(iter(calls.values()))
     mesh, num_lanes = experiment.make_mesh(config), config.training.together
     model, masking = experiment.make_model(config), config.language.masking
@@ -139,9 +139,9 @@ def _arguments(call: Call) -> tuple[Any, ...]:
 
 
 def _stored(config: Config, phase: Phase, step: int) -> Any:
-    """Return what the call that starts at `step` takes its sentences from, where they are stored.
+    """Return the stored sentences of the call that starts at `step`, or None if none are stored.
 
-    It gets as many as the longest call needs: one shape, compiled once.
+    There are as many as the longest call needs, so that one shape is compiled.
     """
     if not config.language.stored_sentences:
         return None
@@ -153,9 +153,9 @@ def _stored(config: Config, phase: Phase, step: int) -> Any:
 
 @functools.cache
 def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Return the compiled steps of all lanes, which are shared out along the mesh's "sweep" axis.
+    """Return the compiled steps of all slots, which the mesh's "sweep" axis shares.
 
-    They take a sequence for all lanes where `steps` takes a state, a key, or what else differs.
+    They take a sequence over slots for each argument of `steps` that differs between runs.
     """
 
     def of_lane(differs: tuple[Any, ...], language: Any, first: int, stop: int) -> Any:

@@ -1,4 +1,4 @@
-"""Training through the phases, leaving checkpoints to measure and some to recover from."""
+"""Train a run through its phases; save checkpoints to measure and checkpoints to resume from."""
 
 import math
 import shutil
@@ -21,13 +21,13 @@ from jaxflat.training.step import TrainState
 
 
 def train(config: Config, directory: Path, display: Display) -> Training:
-    """Train through the phases, leaving a measured checkpoint at the end of each anneal.
+    """Train through the phases, and save a measured checkpoint at the end of each anneal.
 
-    Yields each compiled call and goes on with its outcome, see `slots.drive`. All checkpoints that
-    are there are checked first: what is damaged is trained again. A recovery checkpoint at a branch
-    is from before its anneal, which is run again on resuming unless a signal cut it off: that
-    leaves its state in aside/. Phases that another point of the sweep has begun with are taken from
-    there (see `shared_prefixes`).
+    A generator: it yields each compiled call and receives its outcome, see `slots.drive`. It first
+    verifies all existing checkpoints, and trains damaged ones again. The recovery checkpoint of a
+    branch is older than its anneal. A resumed run therefore repeats the anneal, unless a signal
+    interrupted it and left its state in aside/. A prefix that another point of the sweep has
+    trained is copied, see `shared_prefixes`.
     """
     recovery.set_aside_damaged(directory)
     if recovery.is_trained(config, directory):
@@ -59,7 +59,7 @@ def train(config: Config, directory: Path, display: Display) -> Training:
 
 
 def _made(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
-    """Return the outcome of a call. Raises FloatingPointError where it is not finite."""
+    """Return the outcome of a call. Raises FloatingPointError if it is not finite."""
     outcome = yield call
     if not math.isfinite(outcome.loss):
         anneal = f", anneal from step {call.trunk}" if call.kind == "anneal" else ""
@@ -74,7 +74,7 @@ def _made(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
 def _anneal(
     config: Config, directory: Path, phase: Phase, trunk: TrainState, curve: Curve
 ) -> Training:
-    """Branch off the trunk, decay the learning rate to 0, and keep the outcome for measuring."""
+    """Branch off the phase, decay the learning rate to 0, and save the result for measuring."""
     branch, num_steps = int(trunk.step), phase.settings.anneal_steps
     end, length = branch + num_steps, config.training.steps_per_call
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
@@ -93,10 +93,10 @@ def _anneal(
 def _train_aside(
     directory: Path, start: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
 ) -> Training:
-    """Train aside from the trunk through `stops`, and keep the outcome as `snapshot`.
+    """Train a branch through `stops`, and save the result as `snapshot`.
 
-    `start`: a call of no steps yet, where it begins. What an earlier process did, as the curve's
-    next lines tell, is not done again: all, or up to the state that a signal left.
+    start: an empty call with the state at the branch. Steps whose lines are already in the curve
+    are skipped: all of them, or those up to the state that an interruption saved.
     """
     aside = directory / "aside" / snapshot.folder
     if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
@@ -118,9 +118,9 @@ def _train_aside(
 
 @ranks.on_rank_0
 def _forget(left: Path) -> None:
-    """Delete the state that a signal left of an anneal or projection which is complete now."""
+    """Delete the saved state of an interrupted anneal that is now complete."""
     leases.assert_owned()
     shutil.rmtree(left, ignore_errors=True)
-    with suppress(OSError):  # that of another is there
+    with suppress(OSError):  # another anneal has saved its state there
         left.parent.rmdir()
         left.parent.parent.rmdir()

@@ -1,4 +1,4 @@
-"""A run's phases and the checkpoints that they leave to measure, counted in steps of the run."""
+"""A run's phases and its measured checkpoints, counted in optimizer steps of the run."""
 
 import math
 from typing import NamedTuple
@@ -24,12 +24,12 @@ class Phase(NamedTuple):
 
     @property
     def projected_branches(self) -> tuple[int, ...]:
-        """Those of the branches whose checkpoint gets a projected twin."""
+        """The branches whose checkpoint also gets an exact anneal."""
         return tuple(self.start + step for step in self.settings.projection.checkpoint_steps)
 
 
 class Snapshot(NamedTuple):
-    """A measured checkpoint: its step, and whether it is the projected twin of that step."""
+    """A measured checkpoint: its step, and whether it is the exact anneal of that step."""
 
     step: int
     projected: bool = False
@@ -51,10 +51,10 @@ def phases(config: Config) -> list[Phase]:
 
 
 def projection(phase: Phase, step: int) -> Phase:
-    """Return the projection of a phase's checkpoint, as a phase that starts at its step.
+    """Return the exact anneal of a phase's checkpoint, as a phase that starts at its step.
 
-    AdamW from fresh on exact targets, the learning rate decaying to 0 all the way: it takes the
-    parameters back to the bottom of the valley that the phase has moved along.
+    It runs a fresh AdamW on exact targets, the learning rate decaying linearly to 0. That moves the
+    parameters back to the bottom of the valley along which the phase has moved.
     """
     chosen, settings = phase.settings.projection, base_config.phase()
     settings.update({"targets": "exact", "steps": chosen.steps, "batch_size": chosen.batch_size})
@@ -66,7 +66,7 @@ def projection(phase: Phase, step: int) -> Phase:
 
 
 def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapshot]:
-    """Return the measured checkpoints that branch off the trunk before a given step.
+    """Return the measured checkpoints that branch off before a given step.
 
     A run without phases has one, at step 0.
     """
@@ -82,7 +82,7 @@ def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapsho
 
 
 def sentences_seen(config: Config, snapshot: Snapshot) -> int:
-    """Return how many sentences trained a checkpoint, those of anneal and projection included."""
+    """Return how many sentences trained a checkpoint, its anneal and exact anneal included."""
     seen = 0
     for phase in phases(config):
         for branch in phase.branches:

@@ -20,9 +20,8 @@ import orbax.checkpoint as ocp
 
 from jaxflat.distributed import leases, ranks
 from jaxflat.storage import manifest
-from jaxflat.storage.files import fsync
+from jaxflat.storage.files import DISK_FULL, fsync
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GRACE = 1.0  # seconds; after a failed save, threads of orbax still write files and make folders
 
 

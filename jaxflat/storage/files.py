@@ -4,6 +4,7 @@ Every write raises LeaseLost, as `leases.assert_owned` does, and OSError that na
 error of a full disk itself names none.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxflat.distributed import leases, ranks
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The points of a sweep: their names, their resolved configs, and which of them are meant."""
+"""The points of a sweep: their names, their resolved configs, and the selected ones."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from jaxflat.runs.run import Point
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     """Return the points with their resolved configs, each checked as far as it can be.
 
-    Raises InputError naming what is wrong.
+    Raises InputError that names the wrong key.
     """
     resolved: dict[str, tuple[dict[str, Any], Config]] = {}
     for overrides in points:
@@ -32,6 +32,8 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     frozen = []
     for _, point_config in resolved.values():
         if point_config.flatness.embedded_width == 0:
+            if point_config.flatness.embedded_layers:
+                raise InputError("flatness.embedded_layers needs flatness.embedded_width; set both")
             point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
         frozen.append(FrozenConfigDict(point_config))
         try:
@@ -72,7 +74,7 @@ def point_name(overrides: dict[str, Any]) -> str:
 def select(points: list[Point], selection: str) -> list[Point]:
     """Return the points chosen by "0,3-5" (places in the list) or by a pattern such as "width=16*".
 
-    Raises InputError where nothing matches.
+    Raises InputError if nothing matches.
     """
     if not selection:
         return points

@@ -1,4 +1,4 @@
-"""What the points of a sweep have measured: results.csv, and a line on each."""
+"""results.csv, rebuilt from the lines of all points; and a summary line of each point."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from jaxflat.storage.files import read_lines, write_whole
 def gather(workdir: Path) -> None:
     """Rebuild results.csv from what every point has measured under its present settings.
 
-    One worker at a time, or the one that looked first might write last.
+    One worker at a time: otherwise an older table might replace a newer one.
     """
     path = workdir / "results.csv"
     with hold(path):

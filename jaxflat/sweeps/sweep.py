@@ -1,6 +1,6 @@
-"""The points of a sweep: expand, check, share out, run, resume, gather.
+"""Run a sweep: expand and check its points, share them with other workers, gather the results.
 
-A point is its overrides, not its place in the list: the same overrides find the same folder again.
+Overrides identify a point, not its position in the list: the same overrides find the same folder.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ def run(
     stages: Sequence[str] = STAGES,
     selection: str = "",
 ) -> dict[str, str]:
-    """Run the points of a sweep that are not done yet; return the reasons of those that failed.
+    """Run the unfinished points of a sweep; return the reasons of those that failed.
 
-    Everything is checked before anything starts. `selection` as in the command's --points. Other
-    processes may run the same sweep at the same time: each point is run by one of them, and all
-    return when all points have ended. Raises InputError on unusable input, Preempted where a signal
-    came, OSError where the disk is full: it then goes on like one that was preempted, as it does
-    after Lost: this process slept, and another took over a file or language that it was writing.
+    All input is checked before any work starts. `selection` is the command's --points. Several
+    processes may run the same sweep: one of them runs each point, and all return when all points
+    have ended. Raises InputError on unusable input, Preempted after a signal, OSError if the disk
+    is full, and LeaseLost if another process took over a file that this one was writing. After the
+    last three the same call resumes.
     """
     workdir = Path(workdir)
     expanded = expand(config, points, workdir)
@@ -56,7 +56,7 @@ def run(
 
 
 def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
-    """Raise InputError where the processes that make this run are not told to do the same."""
+    """Raise InputError if the processes of this run have different points or stages."""
     told = repr((stages, [(point.name, point.config.to_json()) for point in points]))
     digest = hashlib.sha256(told.encode()).hexdigest()
     if any(other != digest for other in ranks.all_gather(digest, "points")):
@@ -94,7 +94,7 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
             display.finish_point(point.name, text)
         if len(outcomes) == num_ended:
             display.wait(
-                f"waiting for {workers.names(left)}: with another worker, or one that died; "
+                f"waiting for {workers.names(left)}: another worker has them, or died; "
                 f"taken over after {leases.EXPIRY:g} seconds without a sign of life"
             )
             time.sleep(leases.POLL)

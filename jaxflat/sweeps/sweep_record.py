@@ -1,4 +1,4 @@
-"""What a work directory holds: sweep.json, with what trains and the points that there are."""
+"""sweep.json: the record of a work directory, with the training config and all points."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,20 +19,26 @@ from jaxflat.storage.files import write_json
 
 
 def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Raise InputError where the folder cannot be used or holds a sweep that trains otherwise."""
+    """Raise InputError if the folder is unusable, or holds a sweep with another training config.
+
+    A new sweep is also refused if one of its keys has no effect.
+    """
+    path = workdir / "sweep.json"
     with _usable(workdir):
         validation.check_folder("workdir", workdir)
-        _extended(workdir / "sweep.json", config, points)
+        _extended(path, config, points)
+        if not path.exists():  # an older sweep continues with the keys that it recorded
+            validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
 @ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
-    """Write or extend sweep.json: what trains, and the points with what they depend on.
+    """Write or extend sweep.json: the training config, and the points with their settings.
 
-    Raises InputError where the folder cannot be used or holds a sweep that trains otherwise.
+    Raises InputError if the folder is unusable, or holds a sweep with another training config.
     """
     path = workdir / "sweep.json"
-    check_sweep(config, points, workdir)  # what is refused is so before anything is written
+    check_sweep(config, points, workdir)  # refuse before anything is written
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with hold(path):
@@ -48,7 +54,7 @@ def _usable(workdir: Path) -> Iterator[None]:
 
 
 def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
-    """Return what sweep.json is to hold: what it holds, and these points."""
+    """Return the new content of sweep.json: its old points and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
     used = {point.config.language.name for point in points}
@@ -74,7 +80,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
 
 
 def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Without the sections of languages and optimizers not named: those may come and go."""
+    """Return `trains` without the sections of languages and optimizers that no point uses."""
 
     def sections(section: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
@@ -87,7 +93,7 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _trains(config: Config) -> dict[str, Any]:
-    """Return what decides the trained models, as JSON has it."""
+    """Return the config that decides the trained models, as JSON."""
     chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(chosen).to_json())
     del trains["language"]["data_dir"], trains["training"]["keep"]  # these decide no bit
@@ -95,7 +101,7 @@ def _trains(config: Config) -> dict[str, Any]:
 
 
 def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
-    """Give keys that are newer than a record their defaults: what was done before they were."""
+    """Add the defaults of keys that are newer than the record; older versions behaved like them."""
 
     def known(section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
         new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}

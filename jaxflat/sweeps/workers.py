@@ -13,8 +13,7 @@ from jaxflat.runs.measurements import read_status
 from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.run import Point, is_done, run_point, train_points, write_status
-from jaxflat.storage.checkpoint import DISK_FULL
-from jaxflat.storage.files import write_json, write_whole
+from jaxflat.storage.files import DISK_FULL, write_json, write_whole
 from jaxflat.sweeps.results import gather
 
 
@@ -39,9 +38,9 @@ PointOutcome = Done | Failed | HeldElsewhere
 
 
 def train_team(points: list[Point], point_locks: dict[str, leases.Lease], display: Display) -> None:
-    """Train those points of a team at once that are free, if several are not trained yet.
+    """Train the free points of a team in one program, if at least two are untrained.
 
-    One that fails has its reason in its status, where `run_if_free` finds it.
+    The reason of a failed point is in its status, where `run_if_free` finds it.
     """
     if len(points) < 2 or not points[0].config.phase_order:
         return
@@ -60,15 +59,16 @@ def train_team(points: list[Point], point_locks: dict[str, leases.Lease], displa
             for point in taken:
                 _begin(point)
             if taken:
-                lanes = taken[0].config.training.together
-                display.line(f"training {len(taken)} at once, in {lanes} lanes: {names(taken)}")
+                num_slots = taken[0].config.training.together
+                text = f"training {len(taken)} in one program of {num_slots} slots"
+                display.line(f"{text}: {names(taken)}")
             train_points(taken, display, fail)
             for point in going:
                 write_status(point.directory, "partial")
         except leases.LeaseLost:
-            display.line(f"{names(taken)}: taken over by other workers, while this one slept")
+            display.line(f"{names(taken)}: other workers took over while this one was stopped")
         except (Preempted, OSError):
-            with suppress(OSError):  # a full disk has no room for these either
+            with suppress(OSError):  # the disk may be full
                 for point in going:
                     write_status(point.directory, "preempted")
             raise
@@ -88,7 +88,7 @@ def run_if_free(
                 return ended
             outcome = _run_one(point, stages, display)
         except leases.LeaseLost:
-            display.line(f"{point.name}: taken over by another worker, while this one slept")
+            display.line(f"{point.name}: another worker took over while this one was stopped")
             return HeldElsewhere()
     gather(point.directory.parent)
     return outcome
@@ -112,7 +112,7 @@ def _take(
 
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
     """Run a point whose lock is held."""
-    if not display.console.is_terminal:  # no bar shows it
+    if not display.console.is_terminal:  # there are no bars
         display.line(f"{point.name}: begins")
     _begin(point)
     try:
@@ -131,31 +131,31 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Fa
 
 
 def _begin(point: Point) -> None:
-    """Write what a point is to be run with, and that it runs."""
+    """Write the config of a point, and that it runs."""
     _make_folder(point.directory)
     write_status(point.directory, "running")
     write_json(point.directory / "config.json", provenance(point.config))
 
 
 def _fail(point: Point, error: Exception) -> str:
-    """Record why a point failed, and return it.
+    """Record why a point failed, and return the reason.
 
-    Raises the error where the disk is full, or where only this one of several processes failed.
+    Raises the error if the disk is full, or if other processes of the run did not fail.
     """
     if not ranks.all_ranks_failed():
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    with suppress(OSError):  # a full disk has no room for these either
+    with suppress(OSError):  # the disk may be full
         write_whole(point.directory / "error.txt", "".join(traceback.format_exception(error)))
         write_status(point.directory, "failed", reason)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        raise error  # nor would the other points find any
+        raise error  # the other points would find no room
     return reason
 
 
 @ranks.on_rank_0
 def _make_folder(directory: Path) -> None:
-    """Make a point's folder, or clear it of what was half written when a process died."""
+    """Make a point's folder, or delete the unfinished files of a process that died."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.glob(".*.*"):  # of `files.write_whole`
         path.unlink(missing_ok=True)

@@ -4,13 +4,10 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
-from rich.console import Console
+from jaxflat.config.validation import check_choices, check_outputs
+from jaxflat.console import EXIT_NOT_HOLDING, CommandParser, command, make_console
 
-from jaxflat.config.validation import InputError, check_choices, check_outputs
-
-EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT = 1, 2
 RESULTS = {
     "bartlett": "if the model is the true conditional, the gradient covariance is the Hessian",
     "drift": "label noise makes SGD drift along the minimisers to a smaller Hessian trace",
@@ -18,19 +15,13 @@ RESULTS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Return the flags; raise InputError if one is wrong."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m jaxflat.theory",
         description="Check a theoretical result of Liu, Xie, Li & Ma (2023) by computation: "
         + "; ".join(f"{name}: {claim}" for name, claim in RESULTS.items()) + ".",
         epilog="Exit code 0: every check holds; 1: one does not; 2: unusable input.",
-        allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("result", metavar="RESULT", help=" | ".join(RESULTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the checks there")
@@ -41,14 +32,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command()
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    try:
-        flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE_INPUT
-    # Late imports: --help and a misspelt flag need no JAX.
+    flags = parse_arguments(arguments)
+    # Imported late: parsing the arguments needs no JAX.
     import jax
 
     from jaxflat.storage.files import write_json
@@ -57,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         outcome = import_module(f"jaxflat.theory.check_{flags.result}").run()
-    console = Console()
-    if not console.is_terminal:  # a file has space for the whole table
-        console = Console(width=140)
+    console = make_console()
     for line in outcome.remarks:
         console.print(line, highlight=False, markup=False)
     console.print(table(outcome.checks), highlight=False)

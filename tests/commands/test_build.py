@@ -243,7 +243,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(command, undisturbed, tm
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert (
-        "interrupted by SIGTERM; state saved, run the same command to resume"
+        "Interrupted by SIGTERM; state saved. Run the same command to resume."
         in capsys.readouterr().err
     )
     assert not (tmp_path / "set" / "SHA256SUMS").exists()
@@ -269,7 +269,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(command, tmp_path, monkeypat
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 75, error
-            assert "run the same command to resume" in error
+            assert "Run the same command to resume." in error
             assert "Traceback" not in error
     assert not (disturbed / "SHA256SUMS").exists()
     subprocess.run(arguments, check=True, capture_output=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,99 @@ def test_bad_config_files_are_one_line_and_exit_code_2(text, config_file, tmp_pa
     assert not workdir.exists()
 
 
+NO_EFFECT = {
+    ("--config.model.name=lstm", "--config.model.head_size=4"): (
+        "model.head_size=4 has no effect with model.name='lstm'; leave it at 8"
+    ),
+    ("--config.model.features=log_p",): (
+        "model.features='log_p' has no effect with model.name='transformer'; leave it at 'p'"
+    ),
+    ("--config.flatness.slices.extent=2.0",): (
+        "flatness.slices.extent=2.0 has no effect in a sweep; leave it at 1.0"
+    ),
+    ("--config.training.together=4",): (
+        "training.together=4 has no effect with one point; leave it at 1"
+    ),
+    ("--config.flatness.embedded_layers=3",): (
+        "flatness.embedded_layers needs flatness.embedded_width; set both"
+    ),
+}
+ONE_POINT = "def get_config(scale=None):\n    return base_config.base()"
+
+
+@pytest.mark.parametrize("arguments", NO_EFFECT, ids=lambda a: a[-1])
+def test_a_key_without_effect_is_refused(arguments, config_file, tmp_path, capsys):
+    workdir = tmp_path / "work"
+    assert main.main([config_file(ONE_POINT), f"--workdir={workdir}", *arguments]) == 2
+    assert capsys.readouterr().err == f"error: {NO_EFFECT[arguments]}\n"
+    assert not workdir.exists()
+
+
+OPTIMIZER = "phases.pretrain.optimizer"
+OWN_KEYS = [  # what a point sets itself: the choice, then a key that has no effect with it
+    {"model.name": "lstm", "model.head_size": 4},
+    {"model.name": "lookup_table", "model.width": 16, "phase_order": ()},
+    {"language.name": "dyck", "language.pcfg.length": 6},
+    {f"{OPTIMIZER}.name": "adamw", f"{OPTIMIZER}.sam.radius": 0.1},
+]
+
+
+@pytest.mark.parametrize("own", OWN_KEYS, ids=lambda own: list(own)[1])
+def test_a_points_own_key_without_effect_is_refused(own, tmp_path):
+    config = base_config.base()
+    expanded = points.expand(config, [{"seed": 1}, own], tmp_path)
+    (choice, chosen), (key, value) = list(own.items())[:2]
+    line = f"{key}={value!r} has no effect with {choice}={chosen!r}; leave it at "
+    with pytest.raises(validation.InputError, match=re.escape(line)):
+        sweep_record.check_sweep(config, expanded, tmp_path)
+
+
+def test_given_labels_leave_labelings_without_effect():
+    config = base_config.base()
+    config.language.name, config.probes.labelings = "generated", ("map",)
+    line = r"probes.labelings=\('map',\) has no effect with language.name='generated'; leave it at"
+    with pytest.raises(validation.InputError, match=line):
+        validation.check_effects(config, [({}, config)])
+
+
+def test_a_flag_may_switch_the_model_of_a_sweep(tmp_path):
+    flags = ["--config.model.name=lstm", "--dry_run", f"--workdir={tmp_path}"]
+    assert main.main([GOOD, *flags]) == 0
+
+
+def test_a_shared_key_with_an_effect_on_one_point_is_accepted(tmp_path):
+    config = base_config.base()
+    config.model.update(head_size=4, features="log_p")
+    config.flatness.slices.extent = 1  # the default, as an int
+    listed = param("model.name", ["transformer", "lstm"])
+    listed += [{"model.name": "lookup_table", "phase_order": (), "model.head_size": 8}]
+    sweep_record.check_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+
+
+def test_an_older_sweep_continues_with_keys_without_effect(tmp_path, monkeypatch):
+    config = base_config.base()
+    config.model.update(name="lstm", head_size=4)
+    expanded = points.expand(config, [{}], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "check_effects", lambda *_: None)
+        sweep_record.record_sweep(config, expanded, tmp_path)
+    sweep_record.record_sweep(config, expanded, tmp_path)
+
+
+SHIPPED = [
+    f"{path}:{scale}"
+    for path in sorted(Path("configs").glob("*.py"))
+    for scale in ("smoke", "laptop", "paper")
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_sets_only_keys_with_effect(name):
+    config, listed = loading.load(name)
+    own = [(point, validation.validate(loading.override(config, point))) for point in listed]
+    validation.check_effects(config, own)
+
+
 def test_missing_config_file_and_unknown_scale(capsys):
     assert main.main(["--config=configs/none.py"]) == 2
     assert "configs/none.py: no such config file" in capsys.readouterr().err
@@ -103,10 +197,9 @@ def test_missing_config_file_and_unknown_scale(capsys):
 
 
 def test_no_config_is_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main.main([])
-    assert exit_info.value.code == 2
-    assert "--config" in capsys.readouterr().err
+    assert main.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: the following arguments are required: --config"
 
 
 @pytest.mark.parametrize("names", ["fisher_trace", "hessian_trace,gradient_noise"])
@@ -158,7 +251,7 @@ def test_a_dry_run_numbers_points_as_they_are_chosen(tmp_path, capsys):
     assert not workdir.exists()
 
 
-def test_a_dry_run_says_which_points_are_trained_at_once(tmp_path, capsys):
+def test_a_dry_run_says_which_points_one_program_trains(tmp_path, capsys):
     together = "--config.training.together=2"
     assert main.main([GOOD, "--dry_run", together, f"--workdir={tmp_path}/none"]) == 0
     found = re.findall(r"trained in one program of 2 slots: (.*);", capsys.readouterr().out)

@@ -142,9 +142,8 @@ def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
 def test_a_sweep_without_workers_promises_no_time(states, tmp_path, capsys):
     make_sweep(tmp_path, states)
     assert status.main([str(tmp_path)]) == 0
-    assert "; no worker is running; rerun the original command" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ". No worker is running; rerun the original command to continue." in printed
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):

@@ -194,7 +194,7 @@ def test_a_team_is_trained_by_both(launch, folder, both):
     shares = [f"--config.{key}=2" for key in ("training.together", "mesh.data", "mesh.model")]
     processes = launch(workdir, (4, 4), TRAIN, *shares, seeds=2)
     assert processes.codes() == [0, 0]
-    assert "training 2 at once, in 2 lanes: seed=0" in processes.logs[0].read_text()
+    assert "training 2 in one program of 2 slots: seed=0" in processes.logs[0].read_text()
     (point,) = workdir.glob("seed=0*")
     assert_close(point, both[0] / "run", ("metrics", "evaluation"))
 

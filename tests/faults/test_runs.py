@@ -149,9 +149,7 @@ def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
     (trunk / "recovery" / "10" / "extra").write_text("")
     run(tmp_path, [{"phases.drift.steps": 8}])
     what = warnings_in(capsys.readouterr().err)[f"{trunk}/recovery/10"]
-    assert what == (
-        f"extra is not in manifest.json; the trunk is now damaged-{trunk.name}, and not used"
-    )
+    assert what == (f"extra is not in manifest.json; it is now damaged-{trunk.name}, and not used")
     assert starts == [0]
     assert {path.name for path in trunk.parent.iterdir()} == {trunk.name, f"damaged-{trunk.name}"}
     whole, again = (saved_arrays(path) for path in (undisturbed[0] / "trunks", tmp_path / "trunks"))
@@ -232,7 +230,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert main.main(command) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: [Errno 28] No space left on device: '" + str(workdir))
-    assert line.endswith("'; free some space and rerun the same command to continue")
+    assert line.endswith("'. Free some space and rerun the same command to continue.")
     left = [path.name for path in workdir.rglob("*")]
     assert not [name for name in left if name.startswith(".")]
     resize(16 << 20)

@@ -152,7 +152,7 @@ def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     awake.ends_with(3)
     before, results = written(workdir), (workdir / "results.csv").read_bytes()
     asleep.send(signal.SIGCONT)
-    assert f"{point}: taken over by another worker" in asleep.ends_with(3)
+    assert f"{point}: another worker took over" in asleep.ends_with(3)
     assert written(workdir) == before
     assert (workdir / "results.csv").read_bytes() == results
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 3)
@@ -172,7 +172,7 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
     output = start(1, lease=1.0).ends_with(3)
     assert output.count("waiting") == 1
-    assert f"waiting for {name}: with another worker, or one that died" in output
+    assert f"waiting for {name}: another worker has them, or died" in output
     assert_done_but(workdir, {name}, 1)
 
 
@@ -184,10 +184,10 @@ def test_a_signal_to_a_worker_that_waits(start, workdir):
     waiting, other = start(2), start(2)
     until(lambda: "waiting for learning_rate=0.001" in waiting.printed())
     waiting.send(signal.SIGINT)
-    assert "interrupted by SIGINT" in waiting.ends_with(75)
+    assert "Interrupted by SIGINT" in waiting.ends_with(75)
     until(lambda: "waiting for learning_rate=0.001" in other.printed())
     running.send(signal.SIGTERM)
-    assert "interrupted by SIGTERM" in running.ends_with(75)
+    assert "Interrupted by SIGTERM" in running.ends_with(75)
     other.ends_with(3)
     assert_done_but(workdir, {name for name in states(workdir) if "1e+30" in name}, 2)
 
@@ -202,9 +202,7 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
     config = f"--config={worker_module.__file__}:2"
     assert main.main([config, f"--workdir={tmp_path}", "--stages=probes"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "interrupted: locks/results.csv/3: another process has taken it over; run"
-    )
+    assert line.startswith("Stopped: locks/results.csv/3: another process has taken it over. Run")
 
 
 def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):

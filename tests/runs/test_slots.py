@@ -125,7 +125,7 @@ def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
     with Display(1) as display, ExitStack() as held:
         assert held.enter_context(theirs[expanded[2].name].try_acquire())
         workers.train_team(expanded, ours, display)
-        assert "training 2 at once, in 3 lanes: " in capsys.readouterr().out
+        assert "training 2 in one program of 3 slots: " in capsys.readouterr().out
         for point in expanded[:2]:
             shutil.rmtree(point.directory / "recovery")
             assert theirs[point.name].is_available()
@@ -152,7 +152,7 @@ def test_a_team_that_slept_through_a_takeover_writes_nothing_more(tmp_path, monk
     monkeypatch.setattr(slots, "advance", sleep_in_the_second_call)
     with Display(1) as display:
         workers.train_team(expanded, locks_of(expanded), display)
-    assert "taken over by other workers, while this one slept" in capsys.readouterr().out
+    assert "other workers took over while this one was stopped" in capsys.readouterr().out
     assert numbers == [2, 2]
     assert [len(lines) for lines in curves(tmp_path).values()] == [1, 1]
 
