@@ -12,11 +12,11 @@ from scipy.stats import chisquare
 
 from jaxflat.languages.batches import (
     EVALUATED_MASKS,
-    mask_batch,
+    make_questions,
     mask_each,
     mask_one,
+    mask_sentences,
     mask_share,
-    questions,
 )
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
@@ -161,7 +161,7 @@ def _float64():
 @pytest.mark.slow
 def test_exact_targets_equal_enumeration(name, masking):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
-    batch = mask_batch(language, jax.random.key(5), sentences, "exact", masking)
+    batch = mask_sentences(language, jax.random.key(5), sentences, "exact", masking)
     weights_BxM = np.asarray(batch.weights_BxM)
     assert batch.targets_BxMxV.dtype == batch.weights_BxM.dtype == np.float64
     assert weights_BxM.sum(axis=1).max() == (2 if masking == "share" else 1)
@@ -186,7 +186,7 @@ def test_questions_have_the_words_their_weights_and_the_exact_answers(name, mask
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     tokens_SxT, lengths_S = map(np.asarray, (sentences.tokens_BxT, sentences.lengths_B))
     (S, T), hidden = tokens_SxT.shape, language.num_words + 1
-    asked = questions(language, jax.random.key(6), sentences, masking, num_positions)
+    asked = make_questions(language, jax.random.key(6), sentences, masking, num_positions)
     R, M = (num_positions or T, 1) if masking == "one" else (EVALUATED_MASKS, 5)
     assert asked.inputs_SxRxT.shape == (S, R, T)
     assert asked.log_probs_SxRxMxV.shape == (S, R, M, language.num_words)
@@ -228,7 +228,8 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
     key = jax.random.key(7)
     exact, sampled = (
-        mask_batch(language, key, sentences, targets, masking) for targets in ("exact", "sampled")
+        mask_sentences(language, key, sentences, targets, masking)
+        for targets in ("exact", "sampled")
     )
     for field in ("inputs_BxT", "positions_BxM"):
         np.testing.assert_array_equal(getattr(exact, field), getattr(sampled, field))
@@ -243,7 +244,7 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
 
 def test_positions_asked_for_are_uniform_over_the_words():
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
-    asked = questions(language, jax.random.key(8), sentences, "one", 2000)
+    asked = make_questions(language, jax.random.key(8), sentences, "one", 2000)
     for length, positions_Rx1 in zip(sentences.lengths_B, asked.positions_SxRxM, strict=True):
         counts = np.bincount(np.asarray(positions_Rx1)[:, 0], minlength=int(length))
         assert len(counts) == length
