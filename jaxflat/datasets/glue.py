@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxflat.datasets.text import Examples, checked_text, manual_folder, read_table, without_single
+from jaxflat.datasets.text import Examples, manual_folder, read_table, require_text, unwrap_single
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _check_reachable(url: str) -> None:
 def _from_rows(name: str, rows: list[dict[str, Any]], spec: _Task) -> Examples:
     texts = [
         tuple(
-            checked_text(row[column].decode(), f"example {row['idx']}, {column!r}")
+            require_text(row[column].decode(), f"example {row['idx']}, {column!r}")
             for column in spec.text_columns
         )
         for row in rows
@@ -118,4 +118,4 @@ def _from_rows(name: str, rows: list[dict[str, Any]], spec: _Task) -> Examples:
     labels_N = np.array([row["label"] for row in rows], np.int32)
     if not texts or labels_N.min() < 0 or labels_N.max() >= len(spec.label_names):
         raise ValueError("the split is empty or has unlabelled examples")
-    return Examples(name, without_single(texts), labels_N, spec.label_names)
+    return Examples(name, unwrap_single(texts), labels_N, spec.label_names)

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxflat.datasets.text import (
     Examples,
-    checked_text,
     manual_folder,
     numbered_lines,
     read_bytes,
+    require_text,
     split_fields,
 )
 
@@ -64,7 +64,7 @@ def _texts_and_ratings(data_dir: str | Path | None) -> tuple[tuple[str, ...], np
     for number, line in numbered_lines(raw, f"{path}: {FILE}"):
         where = f"{path}: {FILE}: line {number}"
         _, rating, text = split_fields(line, 3, where)
-        texts.append(checked_text(text, where))
+        texts.append(require_text(text, where))
         try:
             ratings.append(float(rating))
         except ValueError:

@@ -38,7 +38,7 @@ def read_labelled(name: str, folder: str) -> Examples:
     )
 
 
-def flat(texts: Iterable[str | tuple[str, str]]) -> list[str]:
+def split_pairs(texts: Iterable[str | tuple[str, str]]) -> list[str]:
     """Return the sentences as one list, in which each pair becomes two sentences."""
     return [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
 

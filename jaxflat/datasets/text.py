@@ -37,7 +37,7 @@ def read_sentences(path: str | Path) -> Examples:
     Raises ValueError of one line with the file and the line.
     """
     lines = numbered_lines(read_bytes(path), path)
-    texts = tuple(checked_text(text, f"{path}: line {number}") for number, text in lines)
+    texts = tuple(require_text(text, f"{path}: line {number}") for number, text in lines)
     return Examples(name=Path(path).stem, texts=texts)
 
 
@@ -69,7 +69,7 @@ def read_table(
         fields = split_fields(line, len(header), where)
         texts.append(
             tuple(
-                checked_text(fields[place], f"{where}, column {column!r}")
+                require_text(fields[place], f"{where}, column {column!r}")
                 for place, column in zip(text_places, text_columns, strict=True)
             )
         )
@@ -84,7 +84,7 @@ def read_table(
         raise ValueError(f"{path}: line 1 names the columns, and no line follows")
     return Examples(
         name=Path(path).stem,
-        texts=without_single(texts),
+        texts=unwrap_single(texts),
         labels_N=None if label_column is None else np.array(labels, np.int32),
         label_names=tuple(label_names or label_values) if label_column is not None else (),
     )
@@ -134,14 +134,14 @@ def split_fields(line: str, num_fields: int, where: str) -> list[str]:
     return fields
 
 
-def checked_text(text: str, where: str) -> str:
+def require_text(text: str, where: str) -> str:
     """Return the text; raises ValueError if it is empty or blank."""
     if not text.strip():
         raise ValueError(f"{where}: the text is empty")
     return text
 
 
-def without_single(rows: Sequence[tuple[str, ...]]) -> tuple[Any, ...]:
+def unwrap_single(rows: Sequence[tuple[str, ...]]) -> tuple[Any, ...]:
     """Return rows of one text as texts, and rows of two unchanged."""
     return tuple(row[0] if len(row) == 1 else row for row in rows)
 

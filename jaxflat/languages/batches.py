@@ -93,23 +93,23 @@ class Source(NamedTuple):
 def source_batch(
     source: Source, key: Array, step: Array, batch_size: int, targets: str, masking: str
 ) -> MaskedBatch:
-    """Mask new sentences, or the stored ones of a step (from 0), as `mask_batch` does."""
+    """Mask new sentences, or the stored ones of a step (from 0), as `mask_sentences` does."""
     if source.stored is None:
         return masked_batch(source.language, key, batch_size, targets, masking)
     sentences = jax.tree.map(lambda x: x[step], source.stored)
-    return mask_batch(source.language, jax.random.split(key)[1], sentences, targets, masking)
+    return mask_sentences(source.language, jax.random.split(key)[1], sentences, targets, masking)
 
 
 def masked_batch(
     language: Any, key: Array, batch_size: int, targets: str, masking: str = "one"
 ) -> MaskedBatch:
-    """Sample sentences and mask them as `mask_batch` does."""
+    """Sample sentences and mask them as `mask_sentences` does."""
     sentence_key, mask_key = jax.random.split(key)
     sentences = language.sample(sentence_key, batch_size)
-    return mask_batch(language, mask_key, sentences, targets, masking)
+    return mask_sentences(language, mask_key, sentences, targets, masking)
 
 
-def mask_batch(
+def mask_sentences(
     language: Any, key: Array, sentences: Sentences, targets: str, masking: str = "one"
 ) -> MaskedBatch:
     """Mask sentences by `mask_one` (masking "one") or by `mask_share` (masking "share").
@@ -136,7 +136,7 @@ def mask_batch(
     return MaskedBatch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
 
 
-def questions(
+def make_questions(
     language: Any, key: Array, sentences: Sentences, masking: str, num_positions: int = 0
 ) -> Questions:
     """Mask every word in turn (masking "one"), or draw `mask_share` four times (masking "share").

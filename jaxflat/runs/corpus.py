@@ -181,7 +181,7 @@ def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
     settings |= {"content": kind_of(section).file_digests(section)}
-    return text_language.folder_of(section, section.name, settings)
+    return text_language.product_folder(section, section.name, settings)
 
 
 _open = functools.cache(open_dataset)

@@ -101,7 +101,7 @@ def _check_uses_of_generated(config: Config) -> None:
     num_tuning = probes.finetune.num_draws * probes.finetune.shots
     num_training = max(probes.num_draws * max(probes.shots), num_tuning)
     num_labelled = probes.num_test + probes.num_validation + num_training
-    text_language.check(config.language, num_labelled)
+    text_language.check_language(config.language, num_labelled)
 
 
 SAMPLED = Kind(
@@ -118,7 +118,7 @@ SAMPLED = Kind(
 """A language whose sentences are sampled from tables, which its seed or a file decides."""
 
 GENERATED = Kind(
-    check=text_language.check,
+    check=text_language.check_language,
     check_uses=_check_uses_of_generated,
     is_prepared=text_language.has_teacher,
     prepare=text_language.prepare_teacher,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
 from jaxflat.flatness import ratio_estimate
-from jaxflat.languages.batches import Questions, questions
+from jaxflat.languages.batches import Questions, make_questions
 from jaxflat.models.masked import MaskedModel
 from jaxflat.runs import experiment
 from jaxflat.runs.languages import make_language
@@ -55,7 +55,7 @@ def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
     if settings.num_sentences % mesh.size == 0:
         sentences = sharding.shard_examples(mesh, sentences)
     mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
-    return questions(sampler, mask_key, sentences, language.masking, settings.num_positions)
+    return make_questions(sampler, mask_key, sentences, language.masking, settings.num_positions)
 
 
 def _sentence_losses(log_probs_SxRxMxV: jax.Array, question_set: Questions) -> dict[str, jax.Array]:

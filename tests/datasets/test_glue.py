@@ -1,4 +1,4 @@
-"""GLUE from its own files, and through TFDS where a machine has it."""
+"""GLUE from its own files, and through TFDS if the machine has it prepared."""
 
 import importlib.util
 import sys
@@ -158,4 +158,4 @@ def test_tfds_gives_what_the_files_give(files, tmp_path, monkeypatch, no_network
             tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(files)
         )
         check(load_glue(task, "train", tmp_path / "tfds"), "train")
-    check(load_glue(task, "dev", tmp_path / "tfds"), "dev")  # Prepared: no network any more.
+    check(load_glue(task, "dev", tmp_path / "tfds"), "dev")  # Prepared: needs no network.

@@ -1,4 +1,4 @@
-"""The order of visits: every example once an epoch, a function of (seed, step), and random."""
+"""The order of examples: each once per epoch, a function of (seed, step), and random."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The film reviews: an imitation of their archive, and the archive itself where there is one."""
+"""The film reviews, from an imitation of their archive, and from the archive if present."""
 
 import hashlib
 import io
@@ -41,7 +41,7 @@ def imitation(lines=LINES) -> bytes:
 
 @pytest.fixture
 def put(tmp_path, monkeypatch):
-    """Write an archive to where it is expected; what is expected is LINES unless said otherwise."""
+    """Write an archive where the reader looks for it; by default the reader expects LINES."""
     folder = manual_folder(tmp_path)
     folder.mkdir(parents=True)
 
@@ -101,7 +101,7 @@ def test_absent_it_says_how_to_get_it(tmp_path):
         (nested(imitation(LINES[1:])), "is damaged or another version"),
         (nested(b""), "is damaged or another version"),
     ],
-    ids=lambda value: "archive" if isinstance(value, bytes) else value,  # these hold the time
+    ids=lambda value: "archive" if isinstance(value, bytes) else value,  # gzip has the time
 )
 def test_another_archive_is_refused(put, archive, message):
     with pytest.raises(ValueError, match=message) as error:

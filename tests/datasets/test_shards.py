@@ -1,4 +1,4 @@
-"""Data sets on disk: what TensorFlow Datasets reads of them, and what damage comes to."""
+"""Data sets on disk: reading by TensorFlow Datasets, and errors after damage."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ LENGTHS = (40, 40, 13)
 
 
 def random_columns(num_records: int, types=TYPES, seed: int = 0):
-    """Columns of every bit pattern, NaN among them."""
+    """Return columns of random bits, with NaN among them."""
     rng = np.random.default_rng(seed)
     return {
         name: np.frombuffer(rng.bytes(num_records * kind.itemsize), kind.base).reshape(
@@ -90,7 +90,7 @@ def test_records_are_what_tfds_serialises_and_decodes(kinds, data):
         row = {name: column[place] for name, column in columns.items()}
         decoded = {k: np.asarray(v) for k, v in features.deserialize_example_np(record).items()}
         assert_same(decoded, row)
-        # Their own serialiser orders a record's columns as it likes.
+        # TensorFlow Datasets' serialiser does not fix the order of columns.
         theirs = features.serialize_example(row)
         assert sorted(theirs) == sorted(record)
 
@@ -167,7 +167,7 @@ def test_a_directory_of_something_else_is_refused(dataset_directory, tmp_path):
 
 
 def garbled(content: bytes, how: str, place: float, bit: int) -> bytes | None:
-    """The content with one bit flipped, cut off, blanked, emptied, doubled, or None for deleted."""
+    """Return content with a flipped bit, cut off, blanked, emptied or doubled; None deletes it."""
     at = min(int(place * len(content)), len(content) - 1)
     match how:
         case "flipped":

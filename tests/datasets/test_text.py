@@ -1,4 +1,4 @@
-"""Text files: read as an independent reader does, or refused in one line that says where."""
+"""Text files: read as an independent reader does, or refused with one line and its place."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def read_pairs(path):
 
 
 def independent_reading(raw: bytes):
-    """Read the table with the csv module: (pairs, labels), or None where it is not a good one."""
+    """Read the table with the csv module: (pairs, labels), or None if it is invalid."""
     try:
         rows = list(
             csv.reader(

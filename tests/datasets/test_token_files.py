@@ -1,4 +1,4 @@
-"""Token ids of texts: those of the file, or those of the tokenizer, and one line for the rest."""
+"""Token ids of texts, from a file or by a tokenizer, and one line about bad input."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tokenizers that give every text words, the same ones everywhere; and which of them are kept."""
+"""Tokenizers: every text has tokens, the same ones in every process; and the kept words."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ print(hashlib.sha256((tokenizer.to_str() + str(encode(tokenizer, texts))).encode
 
 
 def test_processes_and_threads_do_not_matter():
-    """Ties between merges are many here, and each process has its own hash seeds."""
+    """Many merges tie here, and each process has another hash seed."""
     settings = [
         {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "1"},
         {"RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "2"},
@@ -151,7 +151,7 @@ def test_words_pads_and_hidden_tokens():
 
 
 def longest_first(first, second, max_length):
-    """Cut one token at a time off the longer half, off the second where they are equal."""
+    """Cut one token at a time off the longer half, or off the second if they are equal."""
     first, second = list(first), list(second)
     while len(first) + len(second) > max_length:
         (first if len(first) > len(second) else second).pop()

@@ -1,4 +1,4 @@
-"""Which words are masked, and what is then asked about them."""
+"""Masks of sentences, and the questions about the masked words."""
 
 from collections import Counter
 from functools import cache
@@ -12,11 +12,11 @@ from scipy.stats import chisquare
 
 from jaxflat.languages.batches import (
     EVALUATED_MASKS,
-    mask_batch,
+    make_questions,
     mask_each,
     mask_one,
+    mask_sentences,
     mask_share,
-    questions,
 )
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
@@ -58,7 +58,7 @@ def test_mask_each_masks_every_word_once():
 
 
 def shared(lengths_B: np.ndarray, T: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """(tokens_BxT, inputs_BxT, positions_BxM, chosen_BxM) of random sentences."""
+    """Return (tokens_BxT, inputs_BxT, positions_BxM, chosen_BxM) of random sentences."""
     inside_BxT = np.arange(T) < lengths_B[:, None]
     words_BxT = np.random.default_rng(seed).integers(0, V, inside_BxT.shape)
     tokens_BxT = np.where(inside_BxT, words_BxT, V).astype(np.int32)
@@ -67,7 +67,7 @@ def shared(lengths_B: np.ndarray, T: int, seed: int = 0) -> tuple[np.ndarray, ..
 
 
 def number_masked(lengths_B: np.ndarray) -> np.ndarray:
-    """15% to the nearest whole number, 1 to 5; of 1.5, 4.5 and so on the even neighbour."""
+    """15% rounded to a whole number, 1 to 5; 1.5, 4.5 and so on to the even neighbour."""
     return np.clip(np.rint(np.float32(0.15) * lengths_B.astype(np.float32)), 1, 5).astype(int)
 
 
@@ -81,7 +81,7 @@ def test_mask_share_hides_15_percent_of_the_words_and_nothing_else(T):
     np.testing.assert_array_equal(number_B, number_masked(lengths_B))
     assert (np.abs(number_B - np.clip(0.15 * lengths_B, 1, 5)) < 0.5 + 1e-6).all()
     assert ((positions_BxM >= 0) & (positions_BxM < lengths_B[:, None])).all()
-    # The chosen ones come first and are distinct; what fills the rest repeats the first.
+    # Chosen positions come first and are distinct; the others repeat the first one.
     np.testing.assert_array_equal(chosen_BxM, np.arange(min(T, 5)) < number_B[:, None])
     first_BxM = np.broadcast_to(positions_BxM[:, :1], positions_BxM.shape)
     np.testing.assert_array_equal(positions_BxM[~chosen_BxM], first_BxM[~chosen_BxM])
@@ -118,8 +118,8 @@ def test_the_longest_sentences_have_five_masks_and_other_keys_others():
     assert (np.asarray(other) != positions_BxM).mean() > 0.9
 
 
-# Long enough for two masked words, small enough for every derivation: 2^11 paths of states;
-# trees with two symbols at one level only.
+# Sentences are long enough for two masked words, and languages small enough to enumerate all
+# derivations: 2^11 paths of states, and trees with two symbols at one level only.
 LANGUAGES = {
     "hmm": small_hmm(11, num_states=2, num_words=3, length=11, min_length=9),
     "levelled": small_levelled(12, (1, 1, 2, 1, 1), num_words=3, length=10, min_length=9),
@@ -137,7 +137,7 @@ def ragged_sentences(name: str) -> Sentences:
 
 
 def assert_exact(name, sentences, b, inputs_T, position, p_V):
-    """p_V is what summing over all completions gives for the word at `position`."""
+    """Compare p_V with the sum over all completions for the word at `position`."""
     length = int(sentences.lengths_B[b])
     words = tuple(np.asarray(sentences.tokens_BxT)[b, :length].tolist())
     hidden = LANGUAGES[name].num_words + 1
@@ -161,13 +161,13 @@ def _float64():
 @pytest.mark.slow
 def test_exact_targets_equal_enumeration(name, masking):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
-    batch = mask_batch(language, jax.random.key(5), sentences, "exact", masking)
+    batch = mask_sentences(language, jax.random.key(5), sentences, "exact", masking)
     weights_BxM = np.asarray(batch.weights_BxM)
     assert batch.targets_BxMxV.dtype == batch.weights_BxM.dtype == np.float64
     assert weights_BxM.sum(axis=1).max() == (2 if masking == "share" else 1)
     np.testing.assert_array_equal(batch.lengths_B, sentences.lengths_B)
     for b, m in np.ndindex(weights_BxM.shape):
-        # Beside weight 0 stands the first word's conditional again.
+        # Predictions of weight 0 repeat the first word's conditional.
         position = batch.positions_BxM[b, m]
         targets_V = batch.targets_BxMxV[b, m]
         assert_exact(name, sentences, b, batch.inputs_BxT[b], position, targets_V)
@@ -186,7 +186,7 @@ def test_questions_have_the_words_their_weights_and_the_exact_answers(name, mask
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     tokens_SxT, lengths_S = map(np.asarray, (sentences.tokens_BxT, sentences.lengths_B))
     (S, T), hidden = tokens_SxT.shape, language.num_words + 1
-    asked = questions(language, jax.random.key(6), sentences, masking, num_positions)
+    asked = make_questions(language, jax.random.key(6), sentences, masking, num_positions)
     R, M = (num_positions or T, 1) if masking == "one" else (EVALUATED_MASKS, 5)
     assert asked.inputs_SxRxT.shape == (S, R, T)
     assert asked.log_probs_SxRxMxV.shape == (S, R, M, language.num_words)
@@ -228,7 +228,8 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
     key = jax.random.key(7)
     exact, sampled = (
-        mask_batch(language, key, sentences, targets, masking) for targets in ("exact", "sampled")
+        mask_sentences(language, key, sentences, targets, masking)
+        for targets in ("exact", "sampled")
     )
     for field in ("inputs_BxT", "positions_BxM"):
         np.testing.assert_array_equal(getattr(exact, field), getattr(sampled, field))
@@ -243,7 +244,7 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
 
 def test_positions_asked_for_are_uniform_over_the_words():
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
-    asked = questions(language, jax.random.key(8), sentences, "one", 2000)
+    asked = make_questions(language, jax.random.key(8), sentences, "one", 2000)
     for length, positions_Rx1 in zip(sentences.lengths_B, asked.positions_SxRxM, strict=True):
         counts = np.bincount(np.asarray(positions_Rx1)[:, 0], minlength=int(length))
         assert len(counts) == length

@@ -13,7 +13,7 @@ SIZES = [1, 2, 3, 200, 1000]
 
 
 def table_counts(table_RxM: np.ndarray, size: int) -> np.ndarray:
-    """How many of the 2^32 values of a draw's bits have each outcome, RxC, exactly."""
+    """Count exactly how many of the 2^32 values of a draw's bits have each outcome, RxC."""
     M = table_RxM.shape[1]
     m = M.bit_length() - 1
     table_RxM = table_RxM.astype(np.int64)
@@ -28,7 +28,7 @@ def table_counts(table_RxM: np.ndarray, size: int) -> np.ndarray:
 
 
 def weights_of(name: str, size: int) -> np.ndarray:
-    """Three rows."""
+    """Return three rows of weights."""
     rng = np.random.default_rng(size)
     uniform, powers = rng.random((3, size)), 10 ** rng.uniform(-30, 0, (3, size))
     zeros = np.where(rng.random((3, size)) < 0.7, 0, uniform)
@@ -64,7 +64,7 @@ def test_a_row_of_zeros_stays_within_the_outcomes():
 
 
 def test_random_weights():
-    """Each column rounds by 2^-33 at most, or by 2^-32 where it is all but full."""
+    """Each column rounds by 2^-33 at most, or by 2^-32 if it is almost full."""
     sizes = set()
     weight = st.one_of(
         st.just(0.0), st.floats(1e-30, 1), st.integers(-30, 0).map(lambda e: 10.0**e)
@@ -88,7 +88,7 @@ def test_random_weights():
 
 
 def test_every_bit_pattern_near_a_border_draws_what_the_table_says():
-    """The first and last bits of each column, and those on both sides of its share."""
+    """Draws use the first and last bits of each column, and the bits on both sides of its share."""
     weights_RxC = np.random.default_rng(0).dirichlet(np.ones(5), 3)
     table_RxM = alias_table(weights_RxC)
     for row, table_M in enumerate(table_RxM.astype(np.int64).tolist()):

@@ -28,7 +28,7 @@ def _float64():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_enumeration(name):
-    """Ragged sentences; in the last three of the six, words are masked as well."""
+    """Return six sentences of different lengths; the last three have masked words."""
     language, rng = SMALL[name], np.random.default_rng(0)
     tokens_BxT, lengths_B = ragged_batch(language, seed=len(name))
     inside_BxT = np.arange(language.max_length) < lengths_B[:, None]
@@ -94,7 +94,7 @@ def test_float32_does_not_underflow(language):
 
 @pytest.mark.slow
 def test_large_batches():
-    """What a sentence is told does not depend on how many others there are."""
+    """A sentence's conditionals do not depend on the number of sentences in the batch."""
     language = jax.tree.map(
         lambda table: table.astype(np.float32) if table.dtype == np.float64 else table,
         small_levelled(0, (3, 3, 4, 4), num_words=12, length=8),
@@ -118,7 +118,7 @@ def test_impossible_words_have_finite_logs():
     p_BxTxV = np.exp(logp_BxTxV)
     assert np.isfinite(logp_BxTxV).all()
     assert p_BxTxV[0, :, 2].max() < 1e-300
-    # An impossible neighbour leaves nothing to go by; at its own position it changes nothing.
+    # After an impossible neighbour all words are possible; at its own position it changes nothing.
     expected_V = derivations(language, 3).conditional((0, 1, 2), 2, set())
     np.testing.assert_allclose(p_BxTxV[0, 2], expected_V, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Random languages: proper distributions, and one clear line for arguments that make none."""
+"""Random languages: proper distributions, and one clear line for bad arguments."""
 
 import jax
 import numpy as np
@@ -124,7 +124,7 @@ def test_a_grammar_file_is_the_language_it_was_written_from(tmp_path):
 
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_tasks_may_come_from_json(name):
-    """Lists, as a configuration file read back has them, make an equal language."""
+    """Lists, as in a config read from a file, make an equal language."""
     as_lists = [list(t) if isinstance(t, tuple) else t for t in KEYWORDS[name]["tasks"]]
     language = LANGUAGES[name](0, **(KEYWORDS[name] | {"tasks": as_lists}))
     same = LANGUAGES[name](0, **KEYWORDS[name])

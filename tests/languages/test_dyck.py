@@ -17,7 +17,7 @@ ALL = {n: [w for w in product((0, 1), repeat=n) if 2 * sum(w) == n] for n in (4,
 
 
 def _padded(strings: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens_BxT, lengths_B), with a 1 past the ends, where it must not count."""
+    """Return (tokens_BxT, lengths_B), with a 1 past the ends, which must not count."""
     rows = [list(words) + [1] * (8 - len(words)) for words in strings]
     return np.array(rows, np.int32), np.array(list(map(len, strings)), np.int32)
 
@@ -48,7 +48,7 @@ def test_conditionals_equal_enumeration(x64):
 
 
 def test_no_completion_is_uniform():
-    """All pluses seen, and still no words for the minuses: the word itself is free again."""
+    """With more pluses seen than can be, no completion exists, so the conditional is uniform."""
     tokens_BxT, lengths_B = _padded([(1, 1, 1, 1), (1, 1, 1, 0)])
     logp_BxTxV = LANGUAGE.conditional_log_probs(tokens_BxT, lengths_B)
     np.testing.assert_allclose(np.exp(logp_BxTxV[0]), 0.5, rtol=1e-6)

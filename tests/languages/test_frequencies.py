@@ -1,7 +1,7 @@
 """Frequencies in samples against exact marginals, at the sizes of the paper.
 
-Words of one sentence depend on each other; every sentence is therefore counted once, by one of its
-words, nodes or transitions, chosen at random.
+Words of one sentence depend on each other. So every sentence counts once, by one of its words,
+nodes or transitions, drawn at random.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ Counts = dict[str, np.ndarray]
 
 
 def assert_frequencies(samples: list[Counts], probs: Counts) -> None:
-    """Of all samples together p > 0.001; and their 20 p-values are uniform, with p > 0.001."""
+    """Require p > 0.001 for all samples together, and for 20 p-values to be uniform."""
     for name, probs_C in probs.items():
         np.testing.assert_allclose(probs_C.sum(), 1, rtol=1e-6)
         counts_SxC = np.stack([counts[name] for counts in samples])
@@ -34,12 +34,12 @@ def assert_frequencies(samples: list[Counts], probs: Counts) -> None:
 
 
 def p_value(counts_C: np.ndarray, probs_C: np.ndarray) -> float:
-    """Of a chi-square test; outcomes that are expected fewer than 10 times are one."""
+    """Return p of a chi-square test that pools outcomes expected fewer than 10 times."""
     expected_C = probs_C / probs_C.sum() * counts_C.sum()
     rare_C = expected_C < 10
     groups = [(x[~rare_C], [x[rare_C].sum()]) for x in (counts_C, expected_C)]
     counts, expected = (np.concatenate(group) for group in groups)
-    if expected[-1] < 10:  # then the least of the others takes it in
+    if expected[-1] < 10:  # then pool it with the smallest of the others
         counts, expected = (np.append(x[:-2], x[-2:].sum()) for x in (counts, expected))
     return chisquare(counts, expected).pvalue
 
@@ -60,7 +60,7 @@ def grammar() -> Grammar:
 
 
 def yields() -> np.ndarray:
-    """P(A yields n words), SxN, n from 0."""
+    """Return P(A yields n words), SxN, n from 0."""
     rules_NxNxN, N = grammar().rules_NxNxN, len(grammar().nonterminals)
     yields_SxN = np.zeros((T + 1, N))
     yields_SxN[1] = grammar().emissions_NxV.sum(axis=1)
@@ -71,9 +71,9 @@ def yields() -> np.ndarray:
 
 
 def expected_nodes(roots_SxN: np.ndarray, yields_SxN: np.ndarray) -> np.ndarray:
-    """Weight of nodes A above n words, SxN, of trees whose roots have these; from the top down.
+    """Return the weights of nodes A above n words, SxN, given the roots' weights, top down.
 
-    Weights leave out what is below the node: times P(A yields n words) they are expected counts.
+    Weights exclude the subtree below the node: times P(A yields n words) they are expected counts.
     """
     rules_NxNxN, nodes_SxN = grammar().rules_NxNxN, roots_SxN.copy()
     left_SxNxN = np.einsum("abc,jc->jab", rules_NxNxN, yields_SxN)
@@ -86,7 +86,7 @@ def expected_nodes(roots_SxN: np.ndarray, yields_SxN: np.ndarray) -> np.ndarray:
 
 
 def pcfg_probs() -> Counts:
-    """Given the bounds on the length; rules are of inner nodes."""
+    """Return frequencies given the bounds on the length; inner nodes have the rules."""
     g, yields_SxN = grammar(), yields()
     roots_SxN = np.repeat(g.start_N[None], T + 1, axis=0)
     roots_SxN[:MIN_LENGTH] = 0
@@ -111,7 +111,7 @@ def pcfg_probs() -> Counts:
 
 
 def pcfg_counts(sentences, rng: np.random.Generator) -> Counts:
-    """A tree's nodes are known by their places: a node's children are the two within its place."""
+    """The places of nodes determine the tree: a node's children are the two within its place."""
     N = len(grammar().nonterminals)
     lengths_B, tokens_BxT = np.asarray(sentences.lengths_B), np.asarray(sentences.tokens_BxT)
     symbol, start, width = (
@@ -119,7 +119,7 @@ def pcfg_counts(sentences, rng: np.random.Generator) -> Counts:
         for name in ("symbol", "start", "width")
     )
     B = np.arange(len(lengths_B))
-    symbol_at = np.full((len(B), T + 1, T + 1), -1)  # by start and end; -1 where there is no node
+    symbol_at = np.full((len(B), T + 1, T + 1), -1)  # by start and end; -1 without a node
     rows, nodes = np.nonzero(width > 0)
     starts, ends = start[rows, nodes], (start + width)[rows, nodes]
     symbol_at[rows, starts, ends] = symbol[rows, nodes]

@@ -1,4 +1,4 @@
-"""The language of a tiny teacher against all its sentences, made by its plain uncached forward."""
+"""The language of a tiny teacher against all its sentences, by its plain uncached forward."""
 
 import dataclasses
 from functools import cache, partial
@@ -26,7 +26,7 @@ SOME = ("from_three", "one_length", *in_full("from_one"))
 
 @cache
 def tiny(name: str) -> Generated:
-    """float64, with weights large enough for probabilities that are far from equal."""
+    """Return float64 weights, large enough for very unequal probabilities."""
     kept, min_length, max_length = SHAPES[name]
     model = CausalTransformer(NUM_TOKENS, max_length, 8, 2, 2, 12, "gelu")
     with jax.enable_x64(True):
@@ -54,7 +54,7 @@ def single(language: Generated) -> Generated:
 
 @cache
 def all_probs(name: str) -> dict[tuple[int, ...], float]:
-    """P of every sentence, one next symbol after the other, by full forwards in float64."""
+    """Return P of every sentence, symbol by symbol, by full forwards in float64."""
     language = tiny(name)
     kept, least, most = SHAPES[name]
     with jax.enable_x64(True):
@@ -78,7 +78,7 @@ def all_probs(name: str) -> dict[tuple[int, ...], float]:
 
 
 def conditional(name: str, words: tuple[int, ...], t: int, hidden: set[int]) -> np.ndarray:
-    """p(x_t = v | words that are neither t's nor hidden), summed over all their completions."""
+    """Return p(x_t = v | the other words that are not hidden), summed over all completions."""
     V = len(SHAPES[name][0])
     choices = [range(V) if s == t or s in hidden else [w] for s, w in enumerate(words)]
     p_V = np.zeros(V)
@@ -88,7 +88,7 @@ def conditional(name: str, words: tuple[int, ...], t: int, hidden: set[int]) -> 
 
 
 def ragged(name: str, seed: int, batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens_BxT, lengths_B): uniform words, the shortest and the longest length among them."""
+    """Return (tokens_BxT, lengths_B) of uniform words, with the shortest and the longest length."""
     kept, least, most = SHAPES[name]
     rng = np.random.default_rng(seed)
     lengths_B = rng.integers(least, most + 1, batch_size).astype(np.int32)
@@ -137,7 +137,7 @@ def test_conditionals_equal_enumeration(name):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 def test_masked_conditionals_equal_enumeration(name):
-    """Masks of any words, none and all of a sentence among them; pad is marked besides."""
+    """Masks hide any words, also none and all of a sentence, and mark pads, too."""
     language = tiny(name)
     tokens_BxT, lengths_B = ragged(name, seed=2, batch_size=6)
     masked_BxT = np.random.default_rng(3).random(tokens_BxT.shape) < 0.4
@@ -163,7 +163,7 @@ def test_masked_conditionals_equal_enumeration(name):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 def test_conditionals_of_part_of_a_batch_and_of_shorter_padding_are_the_same():
-    """Seven sentences share no lanes; four columns hold no sentence that ends by itself."""
+    """Seven sentences make one lane only, and four columns are fewer than max_length."""
     language = tiny("from_three")
     tokens_BxT, lengths_B = ragged("from_three", seed=4)
     lengths_B = np.minimum(lengths_B, 4)
@@ -225,7 +225,7 @@ def test_does_not_look_at_the_word_it_predicts():
     before = np.asarray(language.conditional_log_probs(tokens_BxT, lengths_B))
     np.testing.assert_allclose(np.exp(before).sum(axis=2), 1, rtol=1e-12)
     for t in range(T):
-        for word in ((tokens_BxT[:, t] + 1) % 4, np.full(8, 5, np.int32)):  # another; the mask
+        for word in ((tokens_BxT[:, t] + 1) % 4, np.full(8, 5, np.int32)):  # another word; the mask
             changed_BxT = tokens_BxT.copy()
             changed_BxT[:, t] = word
             after = np.asarray(language.conditional_log_probs(changed_BxT, lengths_B))
@@ -236,7 +236,7 @@ def test_does_not_look_at_the_word_it_predicts():
 @pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 def test_a_sentence_of_the_longest_length_says_nothing_of_the_stop_symbol():
-    """Otherwise the last word would be predicted by what may follow it."""
+    """Otherwise the symbols that can follow the last word would predict it."""
     language = tiny("from_three")
     tokens_1xT = np.array([[0, 2, 1, 1, 0]], np.int32)
     last = language.conditional_log_probs(tokens_1xT, np.array([5], np.int32))[0, 4]
@@ -281,7 +281,7 @@ def test_too_many_completions_and_traced_masks_are_refused_in_one_line():
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.slow
 def test_every_sentence_has_its_probability(name):
-    """Whole sentences, lengths among them, in one chi-square test over all that are possible."""
+    """One chi-square test over all possible sentences, which have different lengths."""
     language, probs = single(tiny(name)), all_probs(name)
     sentences = language.sample(jax.random.key(0), 50_000)
     assert sentences.latents is None

@@ -1,4 +1,4 @@
-"""Levels of grammars, and random grammars that have them."""
+"""Levels of grammars, and random grammars with levels."""
 
 import math
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def grammar_of(pairs: dict[str, list[str]], roots: str) -> Grammar:
-    """Non-terminals of one letter each; those without pairs emit the only word."""
+    """Return a grammar of one-letter non-terminals; those without pairs emit the only word."""
     names = tuple(pairs)
     rules_NxNxN = np.zeros((len(names),) * 3)
     emissions_NxV = np.zeros((len(names), 1))
@@ -38,7 +38,7 @@ def grammar_of(pairs: dict[str, list[str]], roots: str) -> Grammar:
 
 
 def by_name(grammar: Grammar) -> dict[tuple[str, ...], float]:
-    """Probability of every possible rule, the choice of the root among them."""
+    """Return the probability of every possible rule and of every root."""
     names, found = grammar.nonterminals, {}
     for A in np.flatnonzero(grammar.start_N):
         found["", names[A]] = grammar.start_N[A]
@@ -87,7 +87,7 @@ def test_levels_are_found_again(seed):
         ({"A": ["BB"], "B": [], "C": ["DD"], "D": ["EE"], "E": []}, "AC", "ACBDE", (2, 2, 1)),
         # No pairs at all.
         ({"A": [], "B": []}, "AB", "AB", (2,)),
-        # Recursion, by itself and by way of another; a child on two levels.
+        # Direct recursion; indirect recursion; a child on two levels.
         ({"A": ["AB", "BB"], "B": []}, "A", "AB", (2,)),
         ({"A": ["BC"], "B": ["AC", "CC"], "C": []}, "A", "ABC", (3,)),
         ({"C": [], "B": ["CC"], "A": ["BC"]}, "A", "CBA", (3,)),
@@ -107,7 +107,7 @@ def test_levels_by_hand(pairs, roots, names, levels):
     )
 )
 def test_levels_exist_where_the_equations_have_a_solution(case):
-    """level(child) - level(parent) = 1 by least squares: solvable where nothing is left over."""
+    """level(child) - level(parent) = 1 by least squares: solvable if the residual is 0."""
     N, rules = case
     rules_NxNxN = np.zeros((N, N, N))
     equations = []

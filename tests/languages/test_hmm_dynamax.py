@@ -15,7 +15,7 @@ from tests.support.counts import in_full
 
 pytest.importorskip("dynamax")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of JAX, by what dynamax imports
+    warnings.simplefilter("ignore", DeprecationWarning)  # dynamax imports code that JAX deprecates
     from dynamax.hidden_markov_model import hmm_smoother
 
 T, SENTENCES = 16, 6
@@ -41,14 +41,14 @@ def language() -> Hmm:
     )
     names = ("start_K", "transitions_KxK", "emissions_KxV")
     tables = {name: np.asarray(getattr(hmm, name), np.float64) for name in names}
-    # Rounded to float32 the rows sum to 1 within 1e-7 only, which the two treat differently.
+    # Rounded to float32, rows sum to 1 within 1e-7 only, and the two treat that differently.
     tables = {name: rows / rows.sum(axis=-1, keepdims=True) for name, rows in tables.items()}
     return dataclasses.replace(hmm, **tables)
 
 
 @cache
 def batch() -> tuple[np.ndarray, np.ndarray]:
-    """(tokens_BxT, lengths_B): sampled words, the shortest and the longest length among them."""
+    """Return (tokens_BxT, lengths_B) of sampled words, with the shortest and the longest length."""
     hmm = language()
     full = dataclasses.replace(hmm, min_length=T).sample(jax.random.key(1), SENTENCES)
     lengths_B = np.linspace(hmm.min_length, T, SENTENCES).astype(np.int32)
@@ -57,9 +57,9 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed(hidden: np.ndarray) -> np.ndarray:
-    """p(state at each position | the words that are not hidden), for any leading axes of `hidden`.
+    """Return p(state at each position | the words that are not hidden).
 
-    hidden: ...xBxT; a hidden word's likelihood is 1 in every state, as is that of no word.
+    hidden: ...xBxT, with any leading axes. Hidden words and pads have likelihood 1 in every state.
     """
     hmm, (tokens_BxT, lengths_B) = language(), batch()
     words_BxT = np.arange(T) < lengths_B[:, None]
@@ -92,7 +92,7 @@ def test_state_posteriors():
 @pytest.mark.parametrize("share", [0.3, 1.0, *in_full(0.0, 0.8)], ids="masked_{}".format)
 @pytest.mark.slow
 def test_conditionals_given_any_subset_of_the_words(share):
-    """p(v) = sum_k p(state k at t | the others) P(k emits v); whether t is masked is no matter."""
+    """p(v) = sum_k p(state k at t | the others) P(k emits v), whether or not t is masked."""
     hmm, (tokens_BxT, lengths_B) = language(), batch()
     words_BxT = np.arange(T) < lengths_B[:, None]
     masked_BxT = words_BxT & (np.random.default_rng(3).random(words_BxT.shape) < share)

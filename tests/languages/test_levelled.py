@@ -29,7 +29,7 @@ def in_dtype(language: Pcfg, dtype) -> Pcfg:
 
 
 def by_hand(seed: int, levels: tuple[int, ...], roots: list[int], zeros: float = 0.0) -> Grammar:
-    """All symbols emit words, those of level 0 too; `zeros` of all probabilities are 0."""
+    """Return a grammar whose symbols all emit words; a share `zeros` of probabilities is 0."""
     rng, N, V = np.random.default_rng(seed), sum(levels), 5
     level_N = np.repeat(np.arange(len(levels)), levels)
     below_NxN = level_N[:, None] + 1 == level_N[None]
@@ -69,7 +69,7 @@ LEVELLED = {
 
 @cache
 def languages(name: str) -> tuple[Pcfg, Pcfg]:
-    """By levels, and the same one as if it had none."""
+    """Return the language with levels, and the same language without levels."""
     language = LEVELLED[name]()
     assert isinstance(language.tables, LevelTables)
     return language, dataclasses.replace(language, tables=None, levels=(language.num_symbols,))
@@ -77,7 +77,7 @@ def languages(name: str) -> tuple[Pcfg, Pcfg]:
 
 @cache
 def batch(name: str) -> Sentences:
-    """Twelve sampled sentences, then four of uniform words, which the grammar may not have."""
+    """Return twelve sampled sentences, then four of uniform words, which may be impossible."""
     language, _ = languages(name)
     with jax.enable_x64(False):
         sampled = language.sample(jax.random.key(1), 12)
@@ -91,14 +91,14 @@ def batch(name: str) -> Sentences:
     return Sentences(tokens_BxT, np.append(sampled.lengths_B, lengths_B), latents)
 
 
-# "zeros" has words at the top and roots that are some of the top, besides its zeros.
+# "zeros" also has words at the top, and roots that are only some symbols of the top.
 SOME = ("two_levels", "two_levels_and_room", "cut_to_7", "zeros")
 
 
 @pytest.mark.parametrize("name", [*SOME, *in_full(*sorted(LEVELLED.keys() - set(SOME)))])
 @pytest.mark.slow
 def test_conditionals_equal_those_of_the_dense_chart(name):
-    """All positions; given all other words, and given some of them."""
+    """At all positions, given all other words, and given some of them."""
     language, dense = languages(name)
     sentences, rng = batch(name), np.random.default_rng(2)
     V, T = language.num_words, language.max_length
@@ -116,7 +116,10 @@ def test_conditionals_equal_those_of_the_dense_chart(name):
 
 
 def _compare_place(name: str, task: str) -> int:
-    """Posteriors where the latent label is valid, so many times; official labels everywhere."""
+    """Compare posteriors where the latent label is valid, and official labels everywhere.
+
+    Returns the number of valid labels.
+    """
     sentences, (ours, dense) = batch(name), (x.tasks[task] for x in languages(name))
     _, valid_B = map(np.asarray, ours.labels(sentences))
     found_BxC, expected_BxC = (np.asarray(x.posterior(sentences)) for x in (ours, dense))
@@ -149,7 +152,7 @@ def test_labels_equal_those_of_the_dense_chart(name, names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",  # those of up to six words: each place is compiled for itself
+    "name",  # up to six words, because each place compiles separately
     [
         *("two_levels", "words_at_the_top"),
         *in_full("two_levels_and_room", "cut_to_3", "one_root_of_two"),
@@ -159,14 +162,14 @@ def test_all_labels_equal_those_of_the_dense_chart(name):
     num_valid = 0
     for task in languages(name)[0].tasks:
         num_valid += _compare_place(name, task)
-        jax.clear_caches()  # every place is a program of its own, too many to keep
+        jax.clear_caches()  # every place is another program, and they are too many to cache
     lengths_B = batch(name).lengths_B[:12]
     words, inner = lengths_B.sum(), (lengths_B - 1).sum()
-    assert num_valid == words + inner + 12  # and each root once more, as place ()
+    assert num_valid == words + inner + 12  # each root counts again as place ()
 
 
 def test_roots_below_the_top_have_the_dense_chart():
-    """Inference by levels knows roots of level 0 only; against all derivations, one by one."""
+    """Inference by levels needs roots of level 0; compared with the list of all derivations."""
     language = of_hand(by_hand(8, (2, 2), roots=[1, 2]), 3)
     assert isinstance(language.tables, YieldTables)
     assert language.levels == (2, 2)
@@ -183,7 +186,7 @@ def test_roots_below_the_top_have_the_dense_chart():
     assert set(np.unique(sentences.latents.symbol_BxM[:, 0])) == {1, 2}
 
 
-PAPER = {  # level sizes, words at most, and (sentence, position): full distributions there
+PAPER = {  # level sizes, max_length, and (sentence, position) of the compared distributions
     "16_words": ((9, 10, 10, 10, 10), 16, [(0, 0), (0, 7), (1, 15), (2, 4), (3, 2), (4, 1)]),
     "32_words": ((9, 8, 8, 8, 8, 8), 32, [(0, 0), (1, 31), (2, 17), (3, 5)]),
 }
@@ -191,7 +194,7 @@ PAPER = {  # level sizes, words at most, and (sentence, position): full distribu
 
 @cache
 def paper(name: str) -> tuple[Pcfg, np.ndarray, np.ndarray, np.ndarray]:
-    """(language in float64, tokens_BxT, lengths_B, masked_BxT): words masked in the last three."""
+    """Return (language in float64, tokens_BxT, lengths_B, masked_BxT), three of six masked."""
     level_sizes, T, _ = PAPER[name]
     grammar = random_levelled_grammar(
         0,
@@ -215,7 +218,7 @@ def paper(name: str) -> tuple[Pcfg, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def sentence_probs(language: Pcfg, leaves: list[np.ndarray]) -> np.ndarray:
-    """P of sentences, by Baker's recursion over all spans; leaves[t]: RxN, one row for all or R."""
+    """Return P of R sentences by Baker's recursion over all spans; leaves[t] has 1 or R rows."""
     N = language.num_symbols
     rules_PxN = language.rules_NxNxN.reshape(N, N * N).T
     T, cells = len(leaves), {}
@@ -237,7 +240,7 @@ def sentence_probs(language: Pcfg, leaves: list[np.ndarray]) -> np.ndarray:
 
 @cache
 def expected(name: str) -> dict[tuple[int, int], np.ndarray]:
-    """p(x_t = v | the unmasked others): P of the sentence with v at t, for every word v."""
+    """Return p(x_t = v | the unmasked others) from P of the sentence with each word v at t."""
     language, tokens_BxT, lengths_B, masked_BxT = paper(name)
     words_VxN, any_word_1xN = language.emissions_NxV.T, language.emissions_NxV.sum(axis=1)[None]
     found = {}
@@ -276,7 +279,7 @@ def test_conditionals_at_the_shape_of_the_paper(name, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_float32_conditionals_of_sampled_sentences(seed):
-    """At the concentrations of the paper's shape; far smaller ones need float64 (docs)."""
+    """At the concentrations of the paper's shape; far smaller ones need float64 (see docs)."""
     grammar = random_levelled_grammar(
         seed,
         level_sizes=(9, 10, 10, 10, 10),

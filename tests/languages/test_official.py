@@ -1,4 +1,4 @@
-"""The labels of the paper's code against those of NLTK's chart parser."""
+"""The labels of the paper's code against labels by NLTK's chart parser."""
 
 import dataclasses
 from functools import cache
@@ -46,7 +46,7 @@ def by_nltk(
 def assert_equal(
     grammar: Grammar, language: Pcfg, sentences: Sentences, place: tuple[int, ...], dtype
 ) -> None:
-    """Labels and their validity, of every sentence."""
+    """Return the label of every sentence and whether it is valid."""
     tokens_BxT, lengths_B = np.asarray(sentences.tokens_BxT), np.asarray(sentences.lengths_B)
     words = [tokens_T[:n].tolist() for tokens_T, n in zip(tokens_BxT, lengths_B, strict=True)]
     expected_B = by_nltk(grammar, tuple(map(tuple, words)), place)
@@ -55,7 +55,7 @@ def assert_equal(
         if dtype is np.float64:
             language = dataclasses.replace(language, **tables)
         task = language.tasks[name_of(place)]
-        plain = Sentences(tokens_BxT, lengths_B, latents=None)  # it sees the words alone
+        plain = Sentences(tokens_BxT, lengths_B, latents=None)  # labels need no latents
         labels_B, valid_B = map(np.asarray, task.labels(plain, "official"))
     assert labels_B.dtype == np.int32
     np.testing.assert_array_equal(np.where(valid_B, labels_B, -1), expected_B)
@@ -92,7 +92,7 @@ def test_roots_of_sampled_sentences(seed, dtype):
 @pytest.mark.parametrize("place", [(), (0, 2)], ids=name_of)
 @pytest.mark.slow
 def test_sentences_of_5_to_31_words_have_labels(place):
-    """32 words, which six levels can yield, are too many."""
+    """Six levels yield sentences of 32 words, which have no official label."""
     grammar = random_levelled_grammar(
         0,
         level_sizes=(2, 2, 2, 2, 2, 2),

@@ -79,7 +79,7 @@ RANDOM = {
 
 
 def _chi_square(counts: np.ndarray, probs: np.ndarray) -> float:
-    """p-value; cells that are expected fewer than 5 times are one cell."""
+    """Return the p-value of a test that pools cells expected fewer than 5 times."""
     expected = probs * counts.sum()
     rare = expected < 5
     if rare.any():
@@ -91,13 +91,13 @@ def _chi_square(counts: np.ndarray, probs: np.ndarray) -> float:
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.slow
 def test_every_sentence_has_its_probability(name):
-    """Whole sentences, lengths among them, in one chi-square test over all that are possible."""
+    """One chi-square test over all possible sentences, which have different lengths."""
     language, probs = TINY[name], {}
     for length in range(shortest(language), language.max_length + 1):
         exact = derivations(language, length)
         for words in product(range(language.num_words), repeat=length):
             probs[words] = exact.prob(words)
-    if name == "hmm":  # each length is a distribution of its own
+    if name == "hmm":  # each length has another distribution
         probs = {words: p / (4 - 2 + 1) for words, p in probs.items()}
     p = np.array(list(probs.values()))
     sentences = language.sample(jax.random.key(0), 100_000)
@@ -176,7 +176,7 @@ def test_cross_entropy_is_the_stated_optimum(name):
         inputs_BxT, positions_Bx1 = mask_one(
             mask_key, sentences.tokens_BxT, sentences.lengths_B, language.num_words + 1
         )
-        # The masked word is out of range at its own position, where it must not matter.
+        # The mask is out of range, but at its own position it must not matter.
         masked_BxT = inputs_BxT == language.num_words + 1
         logp_BxTxV = language.conditional_log_probs(inputs_BxT, sentences.lengths_B, masked_BxT)
         logp_BxV = jnp.take_along_axis(logp_BxTxV, positions_Bx1[..., None], axis=1)[:, 0]
@@ -232,7 +232,7 @@ def test_a_grammar_of_odd_lengths_has_no_sentence_of_two_words(tmp_path):
 
 @pytest.mark.slow
 def test_sentences_far_rarer_than_float32_can_tell_are_whole_trees():
-    """32 words have a probability of 1e-39 here, yet every draw is one given its length."""
+    """Sentences of 32 words have probability 1e-39 here, yet every draw is a whole tree."""
     language = random_recursive_pcfg(
         0,
         num_nonterminals=5,

@@ -13,7 +13,7 @@ from tests.support.enumeration import SMALL, Nodes, ragged_batch, small_derivati
 
 
 def _true_nodes(language, latents, length: int) -> Nodes:
-    """Hidden symbol by place, of one sentence."""
+    """Return the hidden symbols of one sentence by place."""
     if isinstance(language, Hmm):
         return {(t + 1,): state for t, state in enumerate(latents[:length])}
     if isinstance(language, BalancedTree):
@@ -34,7 +34,7 @@ def test_posterior_equals_enumeration(name):
     names = list(tasks)
     with jax.enable_x64(True):
         words_BxT, lengths_B = ragged_batch(language, seed=0)
-        sentences = Sentences(words_BxT, lengths_B, latents=None)  # it sees the words alone
+        sentences = Sentences(words_BxT, lengths_B, latents=None)  # posteriors need no latents
         together = posteriors(tasks, sentences)
         for key in (names[0], names[len(names) // 2], names[-1]):
             task = tasks[key]
@@ -55,7 +55,7 @@ def test_posterior_equals_enumeration(name):
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.slow
 def test_latent_labels_are_the_hidden_symbols(name):
-    """Valid exactly where the sentence has a symbol at the place: long enough, a constituent."""
+    """Labels are valid exactly if the sentence is long enough and has a symbol at the place."""
     language = RANDOM[name]
     sentences = language.sample(jax.random.key(1), 20_000)
     sentences = jax.tree.map(lambda leaf: np.asarray(leaf)[:500], sentences)
@@ -101,7 +101,7 @@ def test_map_labels_are_the_most_probable(name):
         map_B, map_valid_B = map(np.asarray, task.labels(sentences, "map"))
         np.testing.assert_array_equal(map_valid_B, valid_B)
         np.testing.assert_array_equal(map_B, np.argmax(task.posterior(sentences), axis=1))
-        # The Bayes accuracy: how often the most probable label is the true one.
+        # The Bayes accuracy is the frequency with which the most probable label is the true one.
         agree, best = (map_B == latent_B)[valid_B], task.posterior(sentences).max(axis=1)
         sem = agree.std(ddof=1) / np.sqrt(valid_B.sum())
         assert abs(agree.mean() - np.asarray(best)[valid_B].mean()) < 3 * sem

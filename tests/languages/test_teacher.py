@@ -1,4 +1,4 @@
-"""Our own teachers: as good as their texts allow, the same every time, read like any other's."""
+"""Trained teachers: near the best possible loss, reproducible, loaded like downloaded ones."""
 
 import functools
 import itertools
@@ -63,7 +63,7 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def chain_entropy() -> float:
-    """Return the least nats per token of a text cut to LENGTH tokens, its end counted as one."""
+    """Return the smallest possible nats per token of texts cut to LENGTH tokens, ends included."""
     alive_V, nats, num_tokens = START_V, entropy(START_V), 1.0
     for _ in range(LENGTH - 1):
         nats += alive_V @ entropy(NEXT_VxV1)
@@ -260,7 +260,7 @@ def test_transformers_computes_the_same_logits(tmp_path):
     assert difference < 1e-4
 
 
-# Each of the folder's three files is pushed to disk with an fsync.
+# A save calls fsync once for each of its three files.
 @pytest.mark.parametrize(
     ("function", "num_calls"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0)]
 )

@@ -1,4 +1,4 @@
-"""From texts of the user's own to a report: a teacher, its language, and labels given by people."""
+"""From the user's texts to a report: a teacher, its language, and labels given by people."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
 ROOT = Path(__file__).parents[2]
-WORDS = "abcdef"  # one letter each: a tokenizer of the bytes and these
+WORDS = "abcdef"  # one-letter words, for a tokenizer of the bytes and these
 POINTS = param("phase_order", [("pretrain",), ()])
 TRAINED = {
     **{"vocabulary": 256 + len(WORDS), "width": 16, "num_layers": 1, "head_size": 8},
@@ -40,7 +40,7 @@ TRAINED = {
 
 
 def write_texts(folder: Path) -> None:
-    """Write 200 sentences of 3 to 8 words, and as many labelled ones: 1 where an "f" is."""
+    """Write 200 sentences of 3 to 8 words, and as many labelled ones: 1 with an "f"."""
     rng = np.random.default_rng(0)
     shares = np.array([6, 5, 4, 3, 2, 4]) / 24
     draws = [rng.choice(list(WORDS), rng.integers(3, 9), p=shares) for _ in range(400)]
@@ -61,13 +61,13 @@ def text_config(folder: Path) -> ConfigDict:
     config.language.generated.trained.update(TRAINED)
     config.phases.pretrain.targets = "sampled"
     config.evaluation.num_positions, config.probes.pooling = 2, "mean"
-    config.flatness.measures = ("fisher_trace",)  # compiles the faster
+    config.flatness.measures = ("fisher_trace",)  # compiles faster than the others
     return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, Path]:
-    """(the sweep's folder, the folder of its texts and of what was made of them)."""
+    """Return (the sweep's folder, the folder of its texts, teacher and sentences)."""
     workdir, folder = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("texts")
     write_texts(folder)
     assert sweep.run(text_config(folder), POINTS, workdir) == {}
@@ -90,11 +90,11 @@ def test_results_have_the_excess_loss_and_the_given_labels(finished):
         assert float(row["optimal_loss"]) > 0
         for shots in (8, 16):
             assert 0 < float(row[f"linear_probe/has_f.given/{shots}"]) <= 1
-    # A few steps tell the frequencies of the words at least.
+    # A few steps are enough to learn the frequencies of the words.
     assert float(trained[-1]["excess_loss"]) < float(control["excess_loss"])
     assert float(trained[-1]["fisher_trace"]) > 0
     assert control["fisher_trace"] == ""
-    # Nobody knows the best accuracy on labels that people gave.
+    # The best accuracy on labels given by people is unknown.
     assert not [name for name in control if name.startswith("bayes")]
     assert {name for name in control if name.startswith("linear_probe") and "sem" not in name} == {
         "linear_probe/has_f.given/8",
@@ -137,7 +137,7 @@ def test_labelled_sentences_are_the_texts_in_the_languages_words(finished):
     np.testing.assert_array_equal(found[name].labels_N, [int(label) for label in labels])
     lengths = [min(len(text.split()), 6) for text in texts]
     np.testing.assert_array_equal(found[name].sentences.lengths_B, lengths)
-    # The words are numbered by how often the teacher's texts have them.
+    # Words are numbered by their frequency in the teacher's texts.
     counts = {word: (folder / "texts.txt").read_text().count(word) for word in WORDS}
     order = sorted(WORDS, key=lambda word: -counts[word])
     words = [[order.index(word) for word in text.split()[:6]] for text in texts]
@@ -209,7 +209,7 @@ def get_config(scale):
 
 @pytest.fixture
 def command(tmp_path, capsys):
-    """Return run(arguments): the one line that the command says where it stops at bad input."""
+    """Return run(arguments), which returns the command's one line about bad input."""
     write_texts(tmp_path)
     (tmp_path / "text.py").write_text(CONFIG_FILE)
     (tmp_path / "few.txt").write_text("a b c\n" * 19)
@@ -313,7 +313,7 @@ def test_the_config_of_generated_text_expands_at_every_scale(scale, tmp_path, mo
     monkeypatch.setattr(text_language, "read_texts", lambda *args: read(*args).texts)
     monkeypatch.setattr(text_language, "read_labelled", read)
     config, listed = loading.load(f"{ROOT}/configs/generated_text.py:{scale}")
-    if scale == "paper":  # its teacher is a folder that only the user has
+    if scale == "paper":  # its teacher is a folder of the user
         with pytest.raises(InputError, match="or give a larger teacher"):
             points.expand(config, listed, tmp_path)
         config.language.generated.teacher = str(tmp_path)

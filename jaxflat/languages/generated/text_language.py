@@ -12,7 +12,7 @@ import numpy as np
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
-from jaxflat.datasets.sources import file_digest, flat, read_labelled, read_texts
+from jaxflat.datasets.sources import file_digest, read_labelled, read_texts, split_pairs
 from jaxflat.datasets.text import manual_folder
 from jaxflat.distributed.leases import hold
 from jaxflat.languages.generated.language import Generated
@@ -33,7 +33,7 @@ class LabelledSentences(NamedTuple):
 
 
 @functools.cache
-def check(section: Config, num_labelled: int = 0) -> None:
+def check_language(section: Config, num_labelled: int = 0) -> None:
     """Raise ValueError if the language cannot be made; this reads files and trains nothing.
 
     num_labelled: the smallest number of labelled sentences of each task.
@@ -71,7 +71,7 @@ def check(section: Config, num_labelled: int = 0) -> None:
             f"language.generated.length={generated.length} exceeds the teacher's "
             f"language.generated.trained.length={trained.length}"
         )
-    num_texts = len(flat(read_texts(generated.text, section.data_dir)))
+    num_texts = len(split_pairs(read_texts(generated.text, section.data_dir)))
     if not generated.teacher and num_texts < MIN_TEXTS:
         raise ValueError(f"{generated.text}: {num_texts} sentences; a teacher needs {MIN_TEXTS}")
     for name in generated.tasks:
@@ -90,7 +90,7 @@ def data_dir(section: Config) -> Path:
     return manual_folder(section.data_dir or None).parents[1] / "jaxflat"
 
 
-def folder_of(section: Config, kind: str, settings: dict[str, Any]) -> Path:
+def product_folder(section: Config, kind: str, settings: dict[str, Any]) -> Path:
     """Return the folder of a product of these settings; other settings have another folder."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return data_dir(section) / f"{kind}-{digest[:12]}"
@@ -110,7 +110,7 @@ def teacher_folder(section: Config) -> Path:
         return Path(generated.teacher)
     trained = {"text": generated.text, "seed": section.seed, **generated.trained.to_dict()}
     trained["content"] = file_digest(generated.text)
-    return folder_of(section, "teacher", trained)
+    return product_folder(section, "teacher", trained)
 
 
 def has_teacher(section: Config) -> bool:
@@ -127,7 +127,7 @@ def prepare_teacher(section: Config, display: Display) -> None:
         if folder.exists():  # another worker trained it meanwhile
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        texts = flat(read_texts(section.generated.text, section.data_dir))
+        texts = split_pairs(read_texts(section.generated.text, section.data_dir))
         train_teacher(folder, texts, section.generated.trained, section.seed, display)
         display.line(f"teacher: {folder}")
 
