@@ -125,7 +125,7 @@ def test_three_workers_race(start, workdir, num_points, stages):
         *("FloatingPointError", "RuntimeError")
     ]
     before = written(workdir)
-    assert "waiting" not in start(num_points, stages).ends_with(3)
+    assert "Waiting" not in start(num_points, stages).ends_with(3)
     changed = {name for name, content in written(workdir).items() if before.get(name) != content}
     assert {Path(name).relative_to(workdir).parts[0] for name in changed} == failed
     assert_done_but(workdir, {name for name in failed if name.startswith(diverging)}, num_points)
@@ -168,11 +168,11 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     (name,) = until(lambda: [n for n, pid in holders(workdir).items() if pid == second.pid])
     second.send(signal.SIGKILL)
     second.process.join()
-    assert "waiting" not in second.printed()
+    assert "Waiting" not in second.printed()
     lock = workdir / "locks" / name / "2"
     lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
     output = start(1, lease=1.0).ends_with(3)
-    assert output.count("waiting") == 1
+    assert output.count("Waiting") == 1
     assert f"Waiting for {name}: another worker holds them, or died" in output
     assert_done_but(workdir, {name}, 1)
 

@@ -20,7 +20,7 @@ from jaxflat.datasets.reader import open_dataset
 from jaxflat.datasets.text import Examples
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
-from jaxflat.runs import corpus, probe_sets
+from jaxflat.runs import corpus, languages, probe_sets
 from jaxflat.sweeps import points, sweep
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import contents, modified
@@ -151,7 +151,8 @@ def test_given_labels_are_split_into_parts_without_a_sentence_in_common(finished
     ids_N = np.arange(200, dtype=np.int32)
     sentences = Sentences(jnp.asarray(ids_N)[:, None], jnp.ones(200, np.int32), None)
     found = {"ids": text_language.LabelledSentences(sentences, ids_N % 3, 3)}
-    monkeypatch.setattr(probe_sets, "labelled_sentences", lambda language: found)
+    kind = languages.GENERATED._replace(labelled_sentences=lambda section: found)
+    monkeypatch.setattr(probe_sets, "kind_of", lambda section: kind)
 
     def parts(seed: int) -> list[np.ndarray]:
         (sets,) = probe_sets.probe_sets(section, settings, seed)
