@@ -298,6 +298,6 @@ def test_what_cannot_be_trained_is_one_line(tmp_path, folder):
         train(tmp_path / "teacher", chain_texts(19))
     with pytest.raises(ValueError, match="already exists"):
         train(folder, chain_texts(40))
-    with pytest.raises(FloatingPointError, match="loss is nan by step 3"):
+    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
         train(tmp_path / "teacher", chain_texts(40), steps=3, learning_rate=float("nan"))
     assert not list(tmp_path.iterdir())

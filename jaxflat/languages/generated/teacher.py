@@ -67,7 +67,7 @@ def train_teacher(
     folder.
     """
     if folder.exists():
-        raise ValueError(f"{folder}: the folder exists already")
+        raise ValueError(f"{folder}: the folder already exists")
     if len(texts) < MIN_TEXTS:
         raise ValueError(f"a teacher needs at least {MIN_TEXTS} texts; got {len(texts)}")
     tokenizer = train_tokenizer(texts, settings.vocabulary)
