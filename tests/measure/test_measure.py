@@ -227,7 +227,9 @@ def test_one_failed_measure_leaves_the_others(files, tmp_path, capsys):
     assert set(strict_json(out)["measured"]) == {"loss"}
     progress, line = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"\[1/1\] hessian_eigenvalues \.\.\. \d+\.\d s", progress)
-    start = "failed: hessian_eigenvalues: 5000 largest and 1 smallest eigenvalues need at least 5001"
+    start = (
+        "failed: hessian_eigenvalues: 5000 largest and 1 smallest eigenvalues need at least 5001"
+    )
     assert line.startswith(start)
 
 
