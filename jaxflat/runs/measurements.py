@@ -134,7 +134,6 @@ class Measurement(NamedTuple):
                         _append(path, _lines(snapshot, measure, digest, estimates))
                         if measure != due[-1]:
                             parts.stop_if_requested()
-                _delete(unfinished)
                 log_seconds(directory, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)
         _delete(unfinished)
