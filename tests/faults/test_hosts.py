@@ -107,6 +107,7 @@ def launch(folder):
     yield launch
     for process in [process for processes in made for process in processes.started]:
         process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     asleep, point = None, ""
     while asleep is None:
         until(lambda: holders(workdir))
-        time.sleep(chance.uniform(0, 0.5 if stages == "probes" else 10))
+        time.sleep(chance.uniform(0, 0.5 if stages == "probes" else 3))  # less than a point takes
         asleep, point = stopped_with_a_point(workers, workdir)
     (awake,) = (worker for worker in workers if worker is not asleep)
     awake.ends_with(3)
