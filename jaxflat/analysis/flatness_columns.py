@@ -4,6 +4,8 @@ A larger value means a sharper loss; for the learning coefficient, a less degene
 comparison the first measured column decides, even if its result is undecided.
 """
 
+from collections.abc import Iterable
+
 SHARPNESS = {
     "hessian_trace": "Hessian trace",
     "fisher_trace": "Fisher trace",
@@ -22,3 +24,19 @@ PARAMETRISATION = (
     "is the flatter."
 )
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
+
+
+def own_measures(columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns of measures that SHARPNESS does not list, such as a user's own, by name.
+
+    Of a measure with embedded values, it is their column. Whether a larger value means a sharper
+    loss is not known.
+    """
+    columns = dict.fromkeys(columns)
+    listed = {*SHARPNESS, "loss", "optimal_loss", "excess_loss"}
+    names = (name for name in columns if f"{name}_sem" in columns and not set("/@ ") & set(name))
+    return {
+        f"{name}@embedded" if f"{name}@embedded" in columns else name: name
+        for name in names
+        if name not in listed
+    }

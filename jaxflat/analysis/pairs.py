@@ -1,5 +1,6 @@
 """Compares two cells of a sweep: differences, ratios and their directions."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from jaxflat.analysis.statistics.intervals import (
     tost_paired,
 )
 
+_PROBE = re.compile(r"[^/]+/.+\.[^./]+/\d+")  # probe/task.labeling/shots
 MARGIN = 0.002  # nats
 MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
 
@@ -106,7 +108,11 @@ def paired_values(first: Cell, second: Cell, column: str) -> tuple[list[float], 
 
 
 def is_accuracy(column: str) -> bool:
-    return column.startswith(("linear_probe/", "finetune/")) and not column.endswith("_sem")
+    """Say whether a column is an accuracy by a probe or by fine-tuning, a user's probe included."""
+    if column.startswith("finetune/"):
+        return not column.endswith("_sem")
+    others = ("linear_probe_projected/", "belief_state/", "bayes/")
+    return bool(_PROBE.fullmatch(column)) and not column.startswith(others)
 
 
 def _chosen(test: Equivalence, candidates: int) -> Equivalence:

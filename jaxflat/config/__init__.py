@@ -7,6 +7,7 @@ points of a sweep. Flags (`--config.model.width=32`) override both.
 from jaxflat.config.base import base as base
 from jaxflat.config.base import phase as phase
 from jaxflat.config.flatness import MEASURES as MEASURES
+from jaxflat.config.functions import custom as custom
 from jaxflat.config.ranges import Config as Config
 from jaxflat.config.sweeps import Sweep as Sweep
 from jaxflat.config.sweeps import chain as chain

@@ -82,6 +82,7 @@ def phase_keys() -> dict[str, Any]:
     return {
         # exact: the language's conditionals; sampled: the masked word.
         "targets": Bounded("exact", choices=("exact", "sampled")),
+        "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
         "steps": 2000,
         "batch_size": 128,
         "optimizer": optimizer(),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: a config file is Python and ends in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that the source of its classes can be found
     try:
         spec.loader.exec_module(module)
         config = module.get_config(scale or None)

@@ -26,13 +26,13 @@ class InputError(ValueError):
 class Bounded:
     """A default with its own bounds, which hold for each number of a tuple. The default is allowed.
 
-    least: the smallest whole number; floats must be above 0, or at least 0 if this is 0. below: an
-    upper bound, itself not allowed. choices: the allowed values, or items of a tuple. may_be_empty:
-    whether () is allowed.
+    least: the smallest whole number; floats must be above 0, or at least 0 if this is 0; None: no
+    lower bound. below: an upper bound, itself not allowed. choices: the allowed values, or items of
+    a tuple. may_be_empty: whether () is allowed.
     """
 
     default: Any
-    least: int = 1
+    least: int | None = 1
     below: float = math.inf
     choices: tuple[Any, ...] = ()
     may_be_empty: bool = False
@@ -80,6 +80,8 @@ def _check_value(key: str, bounded: Bounded, value: Any) -> None:
             raise InputError(f"{key}={value!r} must be below 2^32")
         if number >= bounded.below:
             raise InputError(f"{key}={value!r} must be below {bounded.below}")
+        if bounded.least is None:
+            continue
         if bounded.least == 0:
             if number < 0:
                 raise InputError(f"{key}={value!r} must not be negative")

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxflat.config.base import every_key
+from jaxflat.config.functions import sections_in, takes, with_functions
 from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
 
 MODELS_WITH = {
@@ -28,9 +29,9 @@ def complete(config: Config) -> Config:
 
 
 def _keys(config: Config) -> dict[str, Any]:
-    """Return every key that a config with these phases has."""
+    """Return every key that a config with these phases and these user's functions has."""
     phases = config.get("phases", {})
-    return every_key(phases) if _is_dict(phases) else every_key()
+    return with_functions(every_key(phases) if _is_dict(phases) else every_key(), config)
 
 
 def validate(config: Config) -> Config:
@@ -53,7 +54,7 @@ def validate(config: Config) -> Config:
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
-    if model.cls and model.name not in (*MODELS_WITH["cls"], "lookup_table"):
+    if model.cls and model.name not in (*MODELS_WITH["cls"], "lookup_table", *sections_in(model)):
         raise InputError("model.cls=True is for model.name='transformer'; set it to False")
     return config
 
@@ -129,6 +130,11 @@ def _idle_keys(config: Config) -> dict[str, str]:
     for key, models in MODELS_WITH.items():
         if config.model.name not in (*models, "lookup_table"):
             idle[f"model.{key}"] = "model.name"
+    own = config.model.get(config.model.name)
+    for key in ("width", "num_layers", "head_size", "tied_decoder", "cls") if own else ():
+        idle.pop(f"model.{key}", None)
+        if not takes(own, key):
+            idle[f"model.{key}"] = "model.name"
     if config.language.name == "generated":  # people gave its labels
         idle["probes.labelings"] = "language.name"
     return idle
@@ -140,12 +146,17 @@ def _idle_alternatives(config: Config) -> dict[str, str]:
     The config that points share may set them, so that a flag can switch between choices.
     """
     idle = {}
-    chosen = {"language": config.language}
+    chosen = {"language": config.language, "model": config.model}
     chosen |= {f"phases.{name}.optimizer": p.optimizer for name, p in config.phases.items()}
     for prefix, section in chosen.items():
         for name, value in section.items():
             if _is_dict(value) and name != section.name:
                 idle[f"{prefix}.{name}"] = f"{prefix}.name"
+    for name, phase in config.phases.items():
+        for own in sections_in(phase).keys() - {phase.objective}:
+            idle[f"phases.{name}.{own}"] = f"phases.{name}.objective"
+    for own in sections_in(config.flatness).keys() - set(config.flatness.measures):
+        idle[f"flatness.{own}"] = "flatness.measures"
     if config.model.name == "lookup_table":
         idle |= {f"model.{name}": "model.name" for name in set(config.model) - {"name", "features"}}
     return idle

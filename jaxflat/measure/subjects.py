@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, loading, validation
+from jaxflat.config import Config, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
 from jaxflat.runs import checks, experiment
@@ -90,6 +90,7 @@ def stored_config(path: Path) -> Config:
     config = base_config.base()
     try:
         stored: Config = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        _drop_functions(stored)
         config.phases = ConfigDict({name: base_config.phase() for name in stored.phases})
         with config.unlocked():
             config.update(stored)
@@ -97,3 +98,21 @@ def stored_config(path: Path) -> Config:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: not the config.json that a run writes: {reason}") from None
+
+
+def _drop_functions(config: Config) -> None:
+    """Drop the user's functions that a checkpoint does not need: files hold only their names."""
+    default, defaults = base_config.base(), base_config.phase()
+    own = functions.sections_in(config.flatness)
+    measures = tuple(name for name in config.flatness.measures if name not in own)
+    config.flatness.measures = measures or default.flatness.measures
+    choices = [(config.flatness, "", None), (config.probes, "", None)]
+    for phase in config.phases.values():
+        choices.append((phase, "objective", defaults.objective))
+        choices.append((phase.optimizer, "name", defaults.optimizer.name))
+    for section, choice, other in choices:
+        own = functions.sections_in(section)
+        if section.get(choice) in own:
+            section[choice] = other
+        for name in own:
+            del section[name]

@@ -5,9 +5,10 @@ All raise ValueError, one line that names the key.
 
 from collections.abc import Iterable
 
-from jaxflat.config import Config
+from jaxflat.config import Config, functions
 from jaxflat.flatness.terms import MIN_SAMPLES
 from jaxflat.runs import experiment, trajectory
+from jaxflat.runs.function_checks import check_functions
 from jaxflat.runs.languages import kind_of
 
 OF_GIVEN_LABELS = (
@@ -21,6 +22,7 @@ OF_GIVEN_LABELS = (
 
 def check(config: Config) -> None:
     """Raise ValueError if a valid config cannot run with its language, model and devices."""
+    check_functions(config)
     kind_of(config.language).check_uses(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
@@ -43,6 +45,11 @@ def check(config: Config) -> None:
     check_flatness(config.flatness)
     check_rounds(config.flatness)
     width = config.flatness.embedded_width
+    if width and config.model.name in functions.sections_in(config.model):
+        raise ValueError(
+            f"flatness.embedded_width={width} must be 0 for model.name={config.model.name!r}: how "
+            "a user's model embeds in a larger one is not known"
+        )
     if config.phase_order and width % config.model.width:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from jaxflat.config import Config
+from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.runs.adversary import make_objective
@@ -36,22 +36,25 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
 
 def make_model(config: Config) -> Any:
     """Return the model of a config, sized for its language."""
-    return _sized_for(config.language, _shape(config.model))
+    return sized_model(config.language, config.model)
 
 
 def make_largest_model(config: Config) -> Any:
     """Return the larger model in which a config's model is embedded: flatness.embedded_width."""
     layers = config.flatness.embedded_layers or config.model.num_layers
     larger = {"width": config.flatness.embedded_width, "num_layers": layers}
-    return _sized_for(config.language, _shape(config.model) | larger)
+    return sized_model(config.language, config.model, **larger)
 
 
-def _sized_for(language: Config, shape: dict[str, Any]) -> Any:
-    return make_masked_model(*kind_of(language).sizes(language), **shape)
-
-
-def _shape(section: Config) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key != "features"}
+def sized_model(language: Config, section: Config, **larger: int) -> Any:
+    """Return the model of a config's `model` section, sized for a language; `larger` overrides."""
+    num_words, max_length = kind_of(language).sizes(language)
+    others = {"features", *functions.sections_in(section)}
+    shape: dict[str, Any] = {k: v for k, v in section.items() if k not in others}
+    shape |= larger
+    if own := section.get(section.name):
+        return functions.call(own, num_words=num_words, max_length=max_length, **shape)
+    return make_masked_model(num_words, max_length, **shape)
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -105,7 +108,11 @@ def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[...
 @functools.cache
 def phase_optimizer(section: Config) -> Any:
     """Return the optimizer of a phase, for learning rate 1."""
-    optimizer = make_optimizer(section.name, **section[section.name])
+    chosen = section[section.name]
+    if functions.is_function(chosen):
+        optimizer = functions.call(chosen, learning_rate=1.0)
+    else:
+        optimizer = make_optimizer(section.name, **chosen)
     if not section.skip_nonfinite:
         return optimizer
     return optax.apply_if_finite(optimizer, section.skip_nonfinite)
@@ -115,7 +122,10 @@ def train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return the compiled training steps of a phase, which its anneals also use."""
-    compiled_in = {k: settings[k] for k in ("targets", "batch_size", "optimizer", "adversary")}
+    names = ("targets", "objective", "batch_size", "optimizer", "adversary")
+    compiled_in = {name: settings[name] for name in names}
+    if own := settings.get(settings.objective):
+        compiled_in[settings.objective] = own
     return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
 
 
@@ -123,7 +133,9 @@ def train_steps(
 def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
+    own = settings.get(settings.objective)
+    loss_fn = functions.call(own, apply_fn=model.apply) if own else loss_functions(model)[0]
+    objective = make_objective(model, loss_fn, settings, masking, mesh)
     # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1

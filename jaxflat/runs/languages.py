@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxflat.config import Config
+from jaxflat.config import Config, functions
 from jaxflat.console import Display
 from jaxflat.datasets.sources import file_digest
 from jaxflat.languages import LANGUAGES
@@ -52,7 +52,10 @@ def make_language(section: Config) -> Any:
 
 
 def _make_sampled(section: Config) -> Any:
-    return LANGUAGES[section.name](section.seed, **section[section.name])
+    chosen = section[section.name]
+    if functions.is_function(chosen):
+        return functions.call(chosen, seed=section.seed)
+    return LANGUAGES[section.name](section.seed, **chosen)
 
 
 def _sampled_sizes(section: Config) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxflat.config import Config
+from jaxflat.config import Config, functions
 from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
 from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, trace_estimates
@@ -49,8 +49,9 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return the settings of each configured measure; an untrained model has no measures."""
     measures = config.flatness.measures if config.phase_order else ()
     every_key = set(config.flatness) - {"measures"}
+    keys = KEYS | {name: (name,) for name in functions.sections_in(config.flatness)}
     return {
-        name: {key: config.flatness[key] for key in (*SHARED, *KEYS.get(name, every_key))}
+        name: {key: config.flatness[key] for key in (*SHARED, *keys.get(name, every_key))}
         | {"probe_seed": config.probe_seed}
         for name in measures
     }
@@ -73,25 +74,30 @@ def measure_both(
     The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such
     rule and are measured again on the embedded model.
     """
-    settings, model = config.flatness, experiment.make_model(config)
+    settings, model, mesh = (
+        config.flatness,
+        experiment.make_model(config),
+        experiment.make_mesh(config),
+    )
     problem = make_problem(config, model, params, snapshot)
-    factor = settings.embedded_width // model.width
-    large = experiment.make_largest_model(config) if factor else model
-    larger = max(factor, 1), large.num_layers - model.num_layers
-    mesh = experiment.make_mesh(config)
     if measure == "fisher_trace":
         terms = _trace_terms(mesh, problem, settings, measure, measure, parts)
         estimates = trace_estimates(measure, terms, problem).estimates
-        embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
-        embedded = estimates = _estimates(mesh, problem, settings, measure, measure, parts)
-        if large != model:
-            embedded_problem = make_problem(config, large, enlarge(params, *larger), snapshot)
-            embedded_problem = embedded_problem._replace(groupings=())
-            name = f"{measure}@embedded"
-            embedded = _estimates(mesh, embedded_problem, settings, measure, name, parts)
-    if not factor:
-        embedded = {}
+        estimates = _estimates(mesh, problem, settings, measure, measure, parts)
+    if not settings.embedded_width:
+        return estimates
+    large = experiment.make_largest_model(config)
+    larger = large.width // model.width, large.num_layers - model.num_layers
+    if measure == "fisher_trace":
+        embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
+    elif large == model:
+        embedded = estimates
+    else:
+        embedded_problem = make_problem(config, large, enlarge(params, *larger), snapshot)
+        embedded_problem = embedded_problem._replace(groupings=())
+        name = f"{measure}@embedded"
+        embedded = _estimates(mesh, embedded_problem, settings, measure, name, parts)
     # Traces of parameter groups are defined only for the raw model.
     totals = [name for name in embedded if name == measure or not measure.endswith("_trace")]
     return estimates | {f"{name}@embedded": embedded[name] for name in totals}
@@ -104,7 +110,10 @@ def _estimates(
     if measure in TRACES:
         terms = _trace_terms(mesh, problem, settings, measure, name, parts)
         return trace_estimates(measure, terms, problem).estimates
-    return parts.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
+    if measure in MEASURES:
+        return parts.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
+    own = settings[measure]  # a user's function
+    return parts.estimates(name, lambda: {measure: functions.call(own, problem=problem)})
 
 
 def _trace_terms(
@@ -136,6 +145,8 @@ def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) ->
     def sample(i: int) -> MaskedBatch:
         return sample_microbatches(config, jax.random.fold_in(data_key, i))
 
+    is_ours = config.model.name not in functions.sections_in(config.model)
+    groupings = (block_of, kind_of) if is_ours else (_top_module,)
     return Problem(
         loss_fn,
         log_probs_fn,
@@ -143,9 +154,13 @@ def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) ->
         sample,
         key,
         sentences_seen(config, snapshot),
-        groupings=(block_of, kind_of) if settings.by_block else (),
-        stacked=is_stacked,
+        groupings=groupings if settings.by_block else (),
+        stacked=is_stacked if is_ours else None,
     )
+
+
+def _top_module(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:

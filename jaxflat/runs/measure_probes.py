@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxflat.config import Config
+from jaxflat.config import Config, functions
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
@@ -42,15 +43,17 @@ MEASURES = {
 def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return the settings on which each requested measure depends, except training's."""
     chosen, trained = config.probes, config.model.name != "lookup_table"
-    requested = {
+    own = dict.fromkeys(functions.sections_in(chosen), True)
+    requested = own | {
         "linear_probe": True,
         "linear_probe_projected": chosen.projected_dimension > 0,
         "belief_state": chosen.belief_state,
         "finetune": chosen.finetune.shots > 0 and trained,
     }
+    keys_of = MEASURES | {name: ("labelings", "shots", "pooling", name) for name in own}
     return {
         name: {key: chosen[key] for key in (*SAMPLED, *keys)} | {"probe_seed": config.probe_seed}
-        for name, keys in MEASURES.items()
+        for name, keys in keys_of.items()
         if requested[name]
     }
 
@@ -107,8 +110,52 @@ def _readouts(
         assert known
         return belief_state_determinations(settings, represented()[1], known)
 
+    def own(name: str) -> Estimates:
+        return custom_probe_accuracies(config, represented()[0], sets, name)
+
     computations = {"linear_probe": linear, "linear_probe_projected": projected}
+    computations |= {name: functools.partial(own, name) for name in functions.sections_in(settings)}
     return computations | ({"belief_state": belief_state} if spans else {})
+
+
+def custom_probe_accuracies(
+    config: Config, features: tuple[jax.Array, ...], sets: ProbeSets, name: str
+) -> Estimates:
+    """Return the accuracies of a user's probe, fitted by each draw to the sentences with labels.
+
+    features: train_DxNxF, validation_NxF and test_NxF. Raises ValueError if the probe does not
+    return a label for each test sentence.
+    """
+    train_DxNxF, _, test_MxF = map(np.asarray, features)
+    _, labels_DxKxN, valid_DxKxN = sets.train
+    _, test_labels_KxM, test_valid_KxM = sets.test
+    key = experiment.purpose_key(config.probe_seed, f"probe/{name}")
+
+    def correct_M(draw: int, k: int, shots: int) -> np.ndarray:
+        valid_S = np.asarray(valid_DxKxN[draw, k, :shots])
+        predicted_M = functions.call(
+            config.probes[name],
+            key=jax.random.fold_in(key, draw),
+            features_NxF=train_DxNxF[draw, :shots][valid_S],
+            labels_N=np.asarray(labels_DxKxN[draw, k, :shots])[valid_S],
+            test_features_MxF=test_MxF,
+            num_classes=sets.num_classes,
+        )
+        if np.shape(predicted_M) != test_MxF.shape[:1]:
+            raise ValueError(
+                f"probes.{name} returns an array of shape {np.shape(predicted_M)}; it must return "
+                f"a label for each of the {len(test_MxF)} rows of test_features_MxF"
+            )
+        return np.asarray(predicted_M) == np.asarray(test_labels_KxM[k])
+
+    return {
+        f"{name}/{task}/{shots}": accuracy_estimate(
+            jnp.stack([correct_M(draw, k, shots) for draw in range(len(train_DxNxF))]),
+            test_valid_KxM[k],
+        )
+        for k, task in enumerate(sets.names)
+        for shots in config.probes.shots
+    }
 
 
 def _linear_accuracies(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat.config import Config, Sweep, loading, validation
+from jaxflat.config import Config, Sweep, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.runs import checks, slots
 from jaxflat.runs.run import Point
@@ -100,6 +100,8 @@ def _common_size(configs: list[Config]) -> tuple[int, int]:
     Models of one family embed exactly if the largest width is a multiple of every width.
     """
     models = [config.model for config in configs if config.model.name != "lookup_table"]
+    if any(functions.sections_in(model).keys() & {model.name} for model in models):
+        return 0, 0  # how a user's model embeds is not known
     width = max((model.width for model in models), default=0)
     num_layers = max((model.num_layers for model in models), default=0)
     families = {

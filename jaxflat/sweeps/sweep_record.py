@@ -1,7 +1,7 @@
 """The record of a work directory, sweep.json: the settings that decide training, and the points."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, validation
+from jaxflat.config.functions import is_function
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import hold
@@ -57,13 +58,13 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
     """Return the new content of sweep.json: its stored points, and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
     trains = _trains(validation.complete(config))
-    used = {point.config.language.name for point in points}
-    used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
+    used = {name for point in points for name in _chosen(point.config)}
     entries = {}
     if stored:
         stored["trains"] = _with_defaults(stored["trains"])
         phases = stored["trains"]["phases"].values()
-        recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
+        recorded = {*stored["trains"]["language"], *stored["trains"]["model"]}
+        recorded |= {name for phase in phases for name in (*phase, *phase["optimizer"])}
         used |= recorded
         if difference := validation.first_difference(stored["trains"], _only(trains, recorded)):
             key, old, new = difference
@@ -79,17 +80,33 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
     return {"trains": _only(trains, used), "points": list(entries.values())}
 
 
-def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Keep the language and optimizer sections in `names`; unused ones may be added or removed."""
+def _chosen(config: Config) -> set[str]:
+    """Return the names that a config chooses among sections: its language, optimizers, ..."""
+    by_phase = [(phase.optimizer.name, phase.objective) for phase in config.phases.values()]
+    return {config.language.name, config.model.name, *(n for names in by_phase for n in names)}
 
-    def sections(section: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in section.items() if k in names or not isinstance(v, dict)}
+
+def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Keep the languages, optimizers and user's functions in `names`; others may come and go."""
+
+    def kept(section: dict[str, Any], always: Callable[[Any], bool]) -> dict[str, Any]:
+        return {name: value for name, value in section.items() if name in names or always(value)}
+
+    def is_plain(value: Any) -> bool:
+        return not isinstance(value, dict)
+
+    def is_own(value: Any) -> bool:
+        return not is_function(value)
 
     phases = {
-        name: phase | {"optimizer": sections(phase["optimizer"])}
+        name: kept(phase, is_own) | {"optimizer": kept(phase["optimizer"], is_plain)}
         for name, phase in trains["phases"].items()
     }
-    return trains | {"language": sections(trains["language"]), "phases": phases}
+    sections = {
+        "language": kept(trains["language"], is_plain),
+        "model": kept(trains["model"], is_own),
+    }
+    return trains | sections | {"phases": phases}
 
 
 def _trains(config: Config) -> dict[str, Any]:

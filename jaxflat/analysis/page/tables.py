@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS
+from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS, own_measures
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
 from jaxflat.analysis.pairs import Pair, is_accuracy
@@ -67,7 +67,9 @@ def summary_table(workdir: Path) -> Table:
 
 def results_table(comparison: Comparison) -> Table:
     cells = comparison.cells + comparison.controls
-    columns = [spec for spec in COLUMNS if any(cell.interval(spec[1]) for cell in cells)]
+    own = own_measures(name for cell in cells for row in cell.rows.values() for name in row.values)
+    specs = [*COLUMNS[:-4], *((name, column, "", 1.0) for column, name in own.items())]
+    columns = [s for s in (*specs, *COLUMNS[-4:]) if any(cell.interval(s[1]) for cell in cells)]
     header = ["Model", "Parameters", "Step", "Seeds", *(spec[0] for spec in columns)]
     return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
 

@@ -1,0 +1,184 @@
+"""Calls each user's function of a config once, on small inputs, before any training.
+
+So a mistake in a function ends the command with one line, not a run after hours.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import FrozenConfigDict
+
+from jaxflat.config import Config, functions
+from jaxflat.flatness import Estimate
+from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.tasks import LABELINGS
+from jaxflat.runs import experiment
+from jaxflat.runs.languages import make_language
+from jaxflat.runs.measure_flatness import make_problem
+from jaxflat.runs.trajectory import Snapshot
+
+NUM_SENTENCES = 4  # of the small inputs
+
+
+def check_functions(config: Config) -> None:
+    """Raise ValueError that names the first user's function that is unusable, and the reason."""
+    _check(config.language.name, "language", config.language, _check_language)
+    trained = config.model.name != "lookup_table"
+    if trained:
+        sections = config.language, config.model
+        _check(config.model.name, "model", config.model, _check_model, *sections)
+    for name in config.phase_order:
+        phase, key = config.phases[name], f"phases.{name}"
+        sections = config.language, config.model
+        _check(phase.objective, key, phase, _check_objective, *sections)
+        optimizer = phase.optimizer
+        _check(optimizer.name, f"{key}.optimizer", optimizer, _check_optimizer, *sections)
+    for name in config.flatness.measures if config.phase_order else ():
+        _check(name, "flatness", config.flatness, _check_measure, config)
+    for name in functions.sections_in(config.probes):
+        _check(name, "probes", config.probes, _check_probe)
+
+
+def _check(name: str, prefix: str, section: Config, check: Callable[..., None], *context) -> None:
+    """Run a check of section[name], if that is a user's function; name it in the error."""
+    if not functions.is_function(section.get(name)):
+        return
+    try:
+        check(section, name, *context)
+    except Exception as error:  # the user's function may raise anything
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())
+        raise ValueError(f"{prefix}.{name}: {kind}{text}") from error
+
+
+@functools.cache
+def _check_language(section: Config, name: str) -> None:
+    language = make_language(section)
+    sentences = language.sample(jax.random.key(0), NUM_SENTENCES)
+    tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+    _expect("sample: tokens_BxT", tokens_BxT.shape, (NUM_SENTENCES, language.max_length))
+    _expect("sample: lengths_B", lengths_B.shape, (NUM_SENTENCES,))
+    log_probs_BxTxV = language.conditional_log_probs(tokens_BxT, lengths_B)
+    shape = (*tokens_BxT.shape, language.num_words)
+    _expect("conditional_log_probs", log_probs_BxTxV.shape, shape)
+    sums_BxT = np.exp(np.asarray(log_probs_BxTxV, np.float64)).sum(-1)
+    if not np.allclose(sums_BxT, 1, atol=1e-3):
+        raise ValueError(f"conditional_log_probs: probabilities sum to {sums_BxT.min():.4f}, not 1")
+    for task_name, task in language.tasks.items():
+        labels_B, valid_B = task.labels(sentences, LABELINGS[0])
+        _expect(f"tasks[{task_name!r}].labels", (labels_B.shape, valid_B.shape), ((4,), (4,)))
+        probs_BxC = task.posterior(sentences)
+        _expect(f"tasks[{task_name!r}].posterior", probs_BxC.shape, (4, task.num_classes))
+
+
+@functools.cache
+def _check_model(
+    section: Config, name: str, language_section: Config, model_section: Config
+) -> None:
+    model, batch = _model_and_batch(language_section, model_section)
+    params = _params(model)
+    num_words = batch.targets_BxMxV.shape[-1]
+
+    def outputs(positions_BxM: Any) -> Any:
+        words = (batch.inputs_BxT, batch.lengths_B, positions_BxM)
+        return jax.eval_shape(lambda: model.apply({"params": _zeros(params)}, *words))
+
+    for positions_BxM, shape in (
+        (batch.positions_BxM, batch.positions_BxM.shape),
+        (None, batch.inputs_BxT.shape),
+    ):
+        logits, intermediates = outputs(positions_BxM)
+        where = f"with positions_BxM {'given' if positions_BxM is not None else 'None'}"
+        _expect(f"logits_BxMxV {where}", logits.shape, (*shape, num_words))
+        features = intermediates["features_BxMxD"]
+        _expect(f"features_BxMxD {where}, its first axes", features.shape[:2], shape)
+
+
+@functools.cache
+def _check_objective(
+    phase: Config, name: str, language_section: Config, model_section: Config
+) -> None:
+    model, batch = _model_and_batch(language_section, model_section)
+    loss_fn = functions.call(phase[name], apply_fn=model.apply)
+    loss_sum, weight = jax.eval_shape(loss_fn, _params(model), batch)
+    _expect("loss_fn(params, batch): loss_sum, weight", (loss_sum.shape, weight.shape), ((), ()))
+
+
+@functools.cache
+def _check_optimizer(
+    section: Config, name: str, language_section: Config, model_section: Config
+) -> None:
+    params = _params(_model_and_batch(language_section, model_section)[0])
+    optimizer = optax.with_extra_args_support(functions.call(section[name], learning_rate=1.0))
+
+    def update(params: Any) -> Any:
+        state = optimizer.init(params)
+        with jax.numpy_dtype_promotion("standard"):
+            return state, *optimizer.update(params, state, params, grad_fn=lambda p, _: p)
+
+    state, updates, new_state = jax.eval_shape(update, params)
+    _expect("update: the updates", _shapes(updates), _shapes(params))
+    _expect("update: the new state", _shapes(new_state), _shapes(state))
+
+
+@functools.cache
+def _check_measure(section: Config, name: str, config: Config) -> None:
+    small = config.to_dict()
+    num_devices = experiment.make_mesh(config).size
+    small["flatness"] |= {"num_microbatches": 2, "microbatch_size": 2 * num_devices}
+    frozen: Config = FrozenConfigDict(small)
+    mesh = experiment.make_mesh(frozen)
+    params, model = experiment.init_params(frozen, mesh), experiment.make_model(frozen)
+    estimate = functions.call(
+        section[name], problem=make_problem(frozen, model, params, Snapshot(0))
+    )
+    if not isinstance(estimate, Estimate):
+        raise ValueError(f"returns {type(estimate).__name__}; it must return an Estimate")
+    _expect("the mean and sem", (jnp.shape(estimate.mean), jnp.shape(estimate.sem)), ((), ()))
+
+
+@functools.cache
+def _check_probe(section: Config, name: str) -> None:
+    features_NxF = np.asarray(jax.random.normal(jax.random.key(0), (12, 4)))
+    predicted_M = functions.call(
+        section[name],
+        key=jax.random.key(0),
+        features_NxF=features_NxF[:8],
+        labels_N=np.arange(8) % 3,
+        test_features_MxF=features_NxF[8:],
+        num_classes=3,
+    )
+    _expect("the labels", np.shape(predicted_M), (4,))
+
+
+def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, Any]:
+    model = experiment.sized_model(language_section, model_section)
+    language = make_language(language_section)
+    masking = language_section.masking
+    key = jax.random.key(0)
+    batch = jax.eval_shape(lambda: masked_batch(language, key, NUM_SENTENCES, "sampled", masking))
+    return model, _zeros(batch)
+
+
+def _params(model: Any) -> Any:
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
+    )["params"]
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+def _expect(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(f"{what}: shape {found}, expected {expected}")
