@@ -7,8 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from jaxflat.config import loading
+from jaxflat.flatness import Problem
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -88,24 +95,83 @@ def run(copy: Path, *flags: str) -> list[str]:
     return (copy / "run" / "results.csv").read_text().partition("\n")[0].split(",")
 
 
-def test_an_optimizer(copy):
-    apply(copy, "An optimizer")
-    run(copy, "--config.phases.pretrain.optimizer.name=ademamix", "--stages=train")
+def own_functions() -> str:
+    """Return the config file that the page's blocks make, in their order."""
+    section = section_of("Your own functions in a config file")
+    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+    return "\n\n".join(blocks[1:])  # the first one is an extract
 
 
-def test_a_measure_of_flatness(copy):
-    apply(copy, "A measure of flatness")
-    own_test = "tests/flatness/test_gradient_curvature.py"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", own_test]
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    tested = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-    assert tested.returncode == 0, tested.stdout
-    measures = "--config.flatness.measures=gradient_curvature"
-    columns = run(copy, measures, "--stages=train,flatness,report")
-    assert {"gradient_curvature", "gradient_curvature_sem", "gradient_curvature@embedded"} <= set(
+@pytest.fixture
+def own(tmp_path) -> ModuleType:
+    (tmp_path / "own_functions.py").write_text(own_functions())
+    loading.load(str(tmp_path / "own_functions.py"))
+    return sys.modules["jaxflat_user_config"]
+
+
+def test_own_functions_run_in_a_sweep(copy):
+    """Results and report have the columns of each; the same command again measures nothing."""
+    (copy / "own.py").write_text(own_functions())
+    small = {
+        **{"language.sticky_hmm.num_words": 6, "language.sticky_hmm.length": 4},
+        **{"model.width": 8, "model.num_layers": 1, "mesh.data": 1},
+        **{"phases.pretrain.steps": 6, "phases.pretrain.anneal_steps": 2},
+        **{"phases.pretrain.checkpoint_steps": "6,", "phases.pretrain.batch_size": 8},
+        **{"phases.pretrain.schedule.warmup_steps": 2, "training.steps_per_call": 3},
+        **{"evaluation.num_sentences": 16, "evaluation.batch_size": 8},
+        **{"flatness.num_microbatches": 2, "flatness.microbatch_size": 8},
+        **{"probes.shots": "16,", "probes.num_validation": 16, "probes.num_test": 32},
+    }
+    flags = ["--config=own.py", *(f"--config.{key}={value}" for key, value in small.items())]
+    columns = run(copy, *flags)
+    assert {"gradient_curvature", "gradient_curvature_sem", "model.convolution.kernel_size"} <= set(
         columns
     )
-    assert "Curvature along the gradient" in (copy / "run" / "report.html").read_text()
+    assert any(re.fullmatch(r"nearest_mean/state_2\.map/16", name) for name in columns)
+    page = (copy / "run" / "report.html").read_text()
+    assert "gradient_curvature" in page
+    assert "nearest mean" in page
+    files = {path: path.read_bytes() for path in copy.glob("run/*/*.jsonl")}
+    run(copy, *flags)
+    assert {path: path.read_bytes() for path in copy.glob("run/*/*.jsonl")} == files
+
+
+def test_the_curvature_of_a_quadratic_loss(own):
+    """L = x'Ax / 2 has gradient g = Ax and Hessian A."""
+    A = jnp.diag(jnp.array([1.0, 2.0, 5.0]))
+    x = jnp.array([1.0, -1.0, 0.5])
+
+    def loss_fn(params, batch):
+        return batch * params @ A @ params / 2, batch
+
+    ones_M = jnp.ones(4)  # four equal microbatches
+    problem = Problem(loss_fn, loss_fn, x, lambda i: ones_M, jax.random.key(0), 1)
+    g = A @ x
+    np.testing.assert_allclose(own.gradient_curvature(problem).mean, g @ A @ g / (g @ g), rtol=1e-6)
+
+
+def test_the_convolution_does_not_see_padding_and_selects_positions(own):
+    V = 5
+    tokens_BxT = np.array([[0, 1, 2, 3], [4, V + 1, 0, V]], np.int32)
+    lengths_B = np.array([4, 3], np.int32)
+    positions_BxM = np.array([[3, 0], [1, 2]], np.int32)
+    model = own.Convolution(num_words=V, width=4, num_layers=2)
+    params = model.init(jax.random.key(0), tokens_BxT, lengths_B)
+    logits_BxTxV, _ = model.apply(params, tokens_BxT, lengths_B)
+    other_BxT = tokens_BxT.copy()
+    other_BxT[1, 3] = 2  # behind the end of its sentence
+    np.testing.assert_array_equal(
+        model.apply(params, other_BxT, lengths_B)[0][1, :3], logits_BxTxV[1, :3]
+    )
+    chosen_BxMxV, _ = model.apply(params, tokens_BxT, lengths_B, positions_BxM)
+    expected_BxMxV = np.take_along_axis(logits_BxTxV, positions_BxM[:, :, None], axis=1)
+    np.testing.assert_allclose(chosen_BxMxV, expected_BxMxV, rtol=1e-5)
+
+
+def test_the_sticky_language_is_a_chain(own):
+    hmm = own.sticky_hmm(0)
+    np.testing.assert_allclose(hmm.transitions_KxK.sum(1), 1, rtol=1e-6)
+    assert jnp.diag(hmm.transitions_KxK).min() >= 0.9
 
 
 def test_a_measurement(copy):

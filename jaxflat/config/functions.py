@@ -123,10 +123,11 @@ def _declared(key: str, section: Config, kind: str) -> dict[str, Any]:
                 f"{key}: {source} needs {name!r}; its parameters may be {', '.join(GIVEN[kind])}, "
                 "and others with a number, text or tuple as default"
             )
-    return {"function": source} | {
-        name: Bounded(default, least=None, may_be_empty=True)
-        for name, default in _settings(source.function).items()
-    }
+    settings = _settings(source.function)
+    for name in settings.keys() & set(GIVEN[kind]):
+        raise InputError(f"{key}: jaxflat passes {name!r} to {source}; remove its default")
+    bounds = {"least": None, "may_be_empty": True}
+    return {"function": source} | {name: Bounded(v, **bounds) for name, v in settings.items()}
 
 
 def takes(section: Config, name: str) -> bool:
@@ -142,8 +143,7 @@ def call(section: Config, **given: Any) -> Any:
 
 
 def _settings(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the parameters that have a number, text or tuple as default and are not given."""
-    given = {name for names in GIVEN.values() for name in names}
+    """Return the parameters that have a number, text or tuple as default."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -151,7 +151,7 @@ def _settings(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: parameter.default
         for name, parameter in parameters.items()
-        if isinstance(parameter.default, (*SIMPLE, tuple)) and name not in given
+        if isinstance(parameter.default, (*SIMPLE, tuple))
     }
 
 

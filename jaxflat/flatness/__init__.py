@@ -17,6 +17,7 @@ from jaxflat.flatness.products import (
     gauss_newton_vector_product,
     hessian_quadratic_form,
     hessian_vector_product,
+    mean_gradient,
 )
 from jaxflat.flatness.sharpness import (
     average_sharpness,
@@ -75,6 +76,7 @@ __all__ = [
     "local_learning_coefficient",
     "loss_barrier",
     "loss_rises",
+    "mean_gradient",
     "mean_loss",
     "ratio_estimate",
     "sample_until",

@@ -90,6 +90,12 @@ def stored_config(path: Path) -> Config:
     config = base_config.base()
     try:
         stored: Config = ConfigDict(json.loads(path.read_text("utf-8"))["config"])
+        for section in (stored.model, stored.language):
+            if section.name in functions.sections_in(section):
+                raise ValueError(
+                    f"{section.name} is a user's function, of which files hold only the name; "
+                    "measure this run with --stages=flatness of its own config"
+                )
         _drop_functions(stored)
         config.phases = ConfigDict({name: base_config.phase() for name in stored.phases})
         with config.unlocked():
