@@ -1,8 +1,8 @@
 """Configurations: each key once, with its default, its meaning and its bounds.
 
 A config file's `get_config(scale)` starts from `base()`. Its optional `get_sweep(scale)` lists the
-points of a sweep. Flags (`--config.model.width=32`) override both. `custom(function)` makes a user's
-own function a choice of the config.
+points of a sweep. Flags (`--config.model.width=32`) override both. `custom(function)` makes a
+user's own function a choice of the config.
 """
 
 from jaxflat.config.base import base as base

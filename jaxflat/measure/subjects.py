@@ -103,7 +103,7 @@ def stored_config(path: Path) -> Config:
         return validation.validate(config)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: not the config.json that a run writes: {reason}") from None
+        raise InputError(f"{path}: unusable as a run's config.json: {reason}") from None
 
 
 def _drop_functions(config: Config) -> None:
