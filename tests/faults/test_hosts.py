@@ -45,7 +45,8 @@ def get_config(seeds):
     return config
 """
 COMMAND = f"""
-import os, sys
+import faulthandler, os, signal, sys
+faulthandler.register(signal.SIGUSR1)
 from jaxflat import main
 from jaxflat.distributed import preemption, ranks
 from jaxflat.runs import stages
@@ -87,7 +88,16 @@ class Processes:
             self.started.append(process)
 
     def codes(self) -> list[int]:
-        return [process.wait(timeout=500) for process in self.started]
+        """Return the exit codes; if a process hangs, fail with what all of them wait for."""
+        deadline = time.monotonic() + 300
+        try:
+            return [process.wait(deadline - time.monotonic()) for process in self.started]
+        except subprocess.TimeoutExpired:
+            for process in self.started:
+                process.send_signal(signal.SIGUSR1)
+            time.sleep(2)
+            said = [log.read_text()[-5000:] for log in self.logs]
+            pytest.fail("no end after 300 s:\n" + "\n--- the next process\n".join(said))
 
 
 @pytest.fixture(scope="module")
