@@ -17,10 +17,10 @@ from jaxflat.config import Config, functions
 from jaxflat.flatness import Estimate
 from jaxflat.languages.batches import masked_batch
 from jaxflat.languages.tasks import LABELINGS
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import make_problem
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.trajectory import Checkpoint
 
 NUM_SENTENCES = 4  # of the small inputs
 
@@ -129,13 +129,13 @@ def _check_optimizer(
 @functools.cache
 def _check_measure(section: Config, name: str, config: Config) -> None:
     small = config.to_dict()
-    num_devices = experiment.make_mesh(config).size
+    num_devices = builders.make_mesh(config).size
     small["flatness"] |= {"num_microbatches": 2, "microbatch_size": 2 * num_devices}
     frozen: Config = FrozenConfigDict(small)
-    mesh = experiment.make_mesh(frozen)
-    params, model = experiment.init_params(frozen, mesh), experiment.make_model(frozen)
+    mesh = builders.make_mesh(frozen)
+    params, model = builders.init_params(frozen, mesh), builders.make_model(frozen)
     estimate = functions.call(
-        section[name], problem=make_problem(frozen, model, params, Snapshot(0))
+        section[name], problem=make_problem(frozen, model, params, Checkpoint(0))
     )
     if not isinstance(estimate, Estimate):
         raise ValueError(f"returns {type(estimate).__name__}; it must return an Estimate")
@@ -157,7 +157,7 @@ def _check_probe(section: Config, name: str) -> None:
 
 
 def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, Any]:
-    model = experiment.sized_model(language_section, model_section)
+    model = builders.sized_model(language_section, model_section)
     language = make_language(language_section)
     masking = language_section.masking
     key = jax.random.key(0)

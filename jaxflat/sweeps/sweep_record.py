@@ -13,7 +13,7 @@ from jaxflat.config import Config, validation
 from jaxflat.config.functions import is_function
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import hold
+from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import stages
 from jaxflat.runs.run import TRAINING_KEYS, Point
 from jaxflat.storage.files import write_json
@@ -25,9 +25,9 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     A new sweep is also refused if one of its keys has no effect.
     """
     path = workdir / "sweep.json"
-    with _usable(workdir):
+    with _unusable_as_input_error(workdir):
         validation.check_folder("workdir", workdir)
-        _extended(path, config, points)
+        _extended_record(path, config, points)
         if not path.exists():  # an older sweep continues with the keys that it recorded
             validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
@@ -40,24 +40,24 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """
     path = workdir / "sweep.json"
     check_sweep(config, points, workdir)  # refuse before writing anything
-    with _usable(workdir):
+    with _unusable_as_input_error(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with hold(path):
-            write_json(path, _extended(path, config, points))
+        with acquire_lease(path):
+            write_json(path, _extended_record(path, config, points))
 
 
 @contextmanager
-def _usable(workdir: Path) -> Iterator[None]:
+def _unusable_as_input_error(workdir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
 
 
-def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
+def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
     """Return the new content of sweep.json: its stored points, and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
-    trains = _trains(validation.complete(config))
+    trains = _training_settings(validation.complete(config))
     used = {name for point in points for name in _chosen(point.config)}
     entries = {}
     if stored:
@@ -66,7 +66,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
         recorded = {*stored["trains"]["language"], *stored["trains"]["model"]}
         recorded |= {name for phase in phases for name in (*phase, *phase["optimizer"])}
         used |= recorded
-        if difference := validation.first_difference(stored["trains"], _only(trains, recorded)):
+        if difference := validation.first_difference(stored["trains"], _keep_sections(trains, recorded)):
             key, old, new = difference
             raise InputError(
                 f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
@@ -77,7 +77,7 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
         measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
         entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
-    return {"trains": _only(trains, used), "points": list(entries.values())}
+    return {"trains": _keep_sections(trains, used), "points": list(entries.values())}
 
 
 def _chosen(config: Config) -> set[str]:
@@ -86,7 +86,7 @@ def _chosen(config: Config) -> set[str]:
     return {config.language.name, config.model.name, *(n for names in by_phase for n in names)}
 
 
-def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _keep_sections(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Keep the languages, optimizers and user's functions in `names`; others may come and go."""
 
     def kept(section: dict[str, Any], always: Callable[[Any], bool]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return trains | sections | {"phases": phases}
 
 
-def _trains(config: Config) -> dict[str, Any]:
+def _training_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide the trained models, as JSON values."""
     chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(chosen).to_json())
@@ -130,4 +130,4 @@ def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
 
     defaults = base_config.base()
     defaults.phases = {name: base_config.phase() for name in trains["phases"]}
-    return known(_trains(defaults), trains)
+    return known(_training_settings(defaults), trains)

@@ -102,7 +102,7 @@ def test_a_small_sweep_is_measured_at_every_checkpoint(small):
 def test_every_point_is_measured_at_every_checkpoint(finished):
     lines = (finished / "results.csv").read_text().splitlines()
     header, *rows = [line.split(",") for line in lines]
-    # Two seeds of two widths with three checkpoints and a projected twin, and one lookup table.
+    # Two seeds of two widths with three checkpoints and a projection, and one lookup table.
     assert len(rows) == 2 * 2 * 4 + 1
     for name in ("excess_loss", "hessian_trace@embedded", "fisher_trace_sem", "seed", "num_params"):
         assert name in header
@@ -203,7 +203,7 @@ def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_new_seeds_train_only_themselves(copy, capsys, monkeypatch):
     spent = []
-    monkeypatch.setattr(Display, "spend", lambda self, name, seconds: spent.append(name))
+    monkeypatch.setattr(Display, "add_seconds", lambda self, name, seconds: spent.append(name))
     before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     old = {path for path in before if path.name != "timing.jsonl"}
     assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}

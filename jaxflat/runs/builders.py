@@ -19,8 +19,8 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
 from jaxflat.models.masked import MaskedModel, make_masked_model
-from jaxflat.runs.adversary import make_objective
-from jaxflat.runs.languages import kind_of
+from jaxflat.runs.phase_loss import make_loss_and_sampler
+from jaxflat.runs.languages import language_kind
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
@@ -48,7 +48,7 @@ def make_largest_model(config: Config) -> Any:
 
 def sized_model(language: Config, section: Config, **larger: int) -> Any:
     """Return the model of a config's `model` section, sized for a language; `larger` overrides."""
-    num_words, max_length = kind_of(language).sizes(language)
+    num_words, max_length = language_kind(language).sizes(language)
     others = {"features", *functions.sections_in(section)}
     shape: dict[str, Any] = {k: v for k, v in section.items() if k not in others}
     shape |= larger
@@ -135,7 +135,7 @@ def _train_steps(
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     own = settings.get(settings.objective)
     loss_fn = functions.call(own, apply_fn=model.apply) if own else loss_functions(model)[0]
-    objective = make_objective(model, loss_fn, settings, masking, mesh)
+    objective = make_loss_and_sampler(model, loss_fn, settings, masking, mesh)
     # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
