@@ -14,7 +14,7 @@ from jaxflat.config.validation import InputError
 from jaxflat.console import CommandParser, Display, command, make_console
 from jaxflat.distributed import preemption
 from jaxflat.runs.corpus import SHARD_SIZE, build_dataset
-from jaxflat.runs.languages import kind_of
+from jaxflat.runs.languages import language_kind
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     loaded, _ = loading.load(flags.config)
     loaded = loading.override(loaded, loading.parse_overrides(rest))
     config: Config = FrozenConfigDict(validation.validate(loaded))
-    kind = kind_of(config.language)
+    kind = language_kind(config.language)
     if flags.labels and not kind.has_tasks:
         raise InputError(f"--labels: sentences of language.name={config.language.name!r} have none")
     kind.check_uses(config) if flags.labels else kind.check(config.language)
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 def show_build(flags: argparse.Namespace, config: Config) -> None:
     """Build the data set behind a progress bar, then print its size."""
-    kind = kind_of(config.language)
+    kind = language_kind(config.language)
     if not kind.is_prepared(config.language):
         with Display(1) as display:
             kind.prepare(config.language, display)

@@ -144,7 +144,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the bars."""
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -158,17 +158,17 @@ class Display:
         """Show the finished units of the stage, and a note such as its current loss."""
         self._progress.update(self._stage, completed=completed, description=note)
 
-    def wait(self, text: str) -> None:
+    def print_wait(self, text: str) -> None:
         """Print what the sweep waits for, unless the line before said the same."""
         if text != self._awaited:
-            self.line(text)
+            self.print_line(text)
         self._awaited = text
 
     def finish_preparations(self) -> None:
         """Exclude the time until now, which served all points, from the estimate for one point."""
         self._prepared = self._elapsed
 
-    def spend(self, name: str, seconds: float) -> None:
+    def add_seconds(self, name: str, seconds: float) -> None:
         """Add time spent on a point that finishes later, perhaps after other points."""
         self._ahead[name] = self._ahead.get(name, 0.0) + seconds
 
@@ -189,7 +189,7 @@ class Display:
             remaining = max(each * self._left - ahead, 0.0)
             self._progress.update(self._sweep, end=self._elapsed + remaining)
             text += f" (ETA {timedelta(seconds=round(remaining))})"
-        self.line(text)
+        self.print_line(text)
 
     @property
     def _elapsed(self) -> float:

@@ -107,7 +107,7 @@ def show_report(workdir: Path) -> None:
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
-    with leases.hold(workdir / "report.html"):
+    with leases.acquire_lease(workdir / "report.html"):
         report = write_report(workdir)
     header, *rows = summary_table(workdir)
     console = make_console()

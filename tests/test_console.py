@@ -54,7 +54,7 @@ def test_time_spent_on_points_trained_together_counts_for_each(clock, capsys):
     with Display(4) as display:
         clock[0] += 40
         for name in names:
-            display.spend(name, 10)
+            display.add_seconds(name, 10)
         for name in names:
             clock[0] += 5
             display.finish_point(name, "")

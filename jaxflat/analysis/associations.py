@@ -15,7 +15,7 @@ from jaxflat.analysis.statistics.intervals import Interval
 
 FEWEST = 4  # checkpoints per seed: three have only six orders, and t intervals then err too often
 SPEARMAN, KENDALL = "Spearman", "Kendall"
-WITHIN, ACROSS = "Kendall, within settings", "Kendall, across settings"
+WITHIN, ACROSS = "Kendall, within arms", "Kendall, across arms"
 GIVEN_LOSS, GIVEN_ALL = "Spearman given excess loss", "Spearman given loss and training"
 GRANULATED = "Granulated Kendall"
 STATISTICS = (SPEARMAN, KENDALL, WITHIN, ACROSS, GIVEN_LOSS, GIVEN_ALL, GRANULATED)
@@ -27,12 +27,12 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class AccuracyAndMeasure:
-    """Results without gaps: N checkpoints (a setting at a step) for each of S seeds."""
+    """Results without gaps: N checkpoints (an arm at a step) for each of S seeds."""
 
     accuracy_SxN: np.ndarray
     measure_SxN: np.ndarray
     excess_SxN: np.ndarray
-    settings_N: np.ndarray
+    arms_N: np.ndarray
     axes: dict[str, list[str]]
 
     @property
@@ -86,15 +86,15 @@ def associate(name: str, column: str, table: AccuracyAndMeasure) -> Association:
 def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     values = table.accuracy_SxN, table.measure_SxN
     n = table.num_checkpoints
-    same_NxN = table.settings_N[:, None] == table.settings_N[None, :]
+    same_NxN = table.arms_N[:, None] == table.arms_N[None, :]
     within_NxN, across_NxN = same_NxN & ~np.eye(n, dtype=bool), ~same_NxN
     found: dict[str, Interval | str] = {
         SPEARMAN: _or_why(correlation.spearman_interval(correlation.spearman(*values), n))
     }
     for name, chosen_NxN, why in (
         (KENDALL, within_NxN | across_NxN, ""),
-        (WITHIN, within_NxN, "each setting has one checkpoint"),
-        (ACROSS, across_NxN, "there is only one setting"),
+        (WITHIN, within_NxN, "each arm has one checkpoint"),
+        (ACROSS, across_NxN, "there is only one arm"),
     ):
         num_pairs = int(chosen_NxN.sum()) // 2
         taus_S = correlation.kendall(*values, chosen_NxN)
@@ -113,7 +113,7 @@ def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str
         return found | {GIVEN_ALL: "learning rate, batch size and steps do not vary"}
     unknown = [name for name, values in others.items() if None in values]
     if unknown:
-        why = f"some settings do not set {unknown[0]} to a number"
+        why = f"some arms do not set {unknown[0]} to a number"
         return found | {GIVEN_ALL: why}
     others_NxK = np.array(list(others.values()), float).T
     others_SxNxK = np.broadcast_to(others_NxK, (*table.excess_SxN.shape, len(others)))
@@ -165,9 +165,9 @@ def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
         np.array([[rows[seed].values[name] for _, rows in kept] for seed in seeds])
         for name in needed
     )
-    settings = list(dict.fromkeys(cell.variant for cell, _ in kept))
-    settings_N = np.array([settings.index(cell.variant) for cell, _ in kept])
-    return AccuracyAndMeasure(accuracy, measure, excess, settings_N, axes)
+    arms = list(dict.fromkeys(cell.arm for cell, _ in kept))
+    arms_N = np.array([arms.index(cell.arm) for cell, _ in kept])
+    return AccuracyAndMeasure(accuracy, measure, excess, arms_N, axes)
 
 
 def _distinct(cells: list[tuple[Cell, dict[str, Row]]]) -> list[tuple[Cell, dict[str, Row]]]:

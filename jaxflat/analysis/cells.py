@@ -1,4 +1,4 @@
-"""Groups rows into cells: one variant (setting) of a sweep at one step, over its seeds."""
+"""Groups rows into cells: one arm of a sweep at one step, over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ EVERY_POINT, UNTRAINED = "trained model", "untrained"
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant of the sweep at one step, measured once per seed."""
+    """One arm of the sweep at one step, measured once per seed."""
 
-    variant: str
+    arm: str
     step: int
     rows: dict[str, Row]
 
@@ -39,35 +39,35 @@ class Cell:
 
 
 def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
-    """Return cells by variant, smallest model first, then in the sweep's order; steps ascending.
+    """Return cells by arm, smallest model first, then in the sweep's order; steps ascending.
 
-    A variant's name holds the settings that distinguish the rows of `named_as`, by default `rows`.
+    An arm's name holds the swept values that distinguish the rows of `named_as`, by default `rows`.
     """
     varying = naming_keys(named_as or rows)
     skipped = _shared_phases(named_as or rows)
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        cells.setdefault((variant_name(row, varying, skipped), row.step), {})[row.seed] = row
-    made = [Cell(variant, step, by_seed) for (variant, step), by_seed in cells.items()]
+        cells.setdefault((arm_name(row, varying, skipped), row.step), {})[row.seed] = row
+    made = [Cell(arm, step, by_seed) for (arm, step), by_seed in cells.items()]
     # The seed with most rows sets the order, so failed points of another seed do not change it.
     counts = Counter(row.seed for row in rows)
     fullest = sorted(rows, key=lambda row: -counts[row.seed])
-    order = list(dict.fromkeys(variant_name(row, varying, skipped) for row in fullest))
-    made.sort(key=lambda c: (np.nan_to_num(c.num_params), order.index(c.variant), c.step))
+    order = list(dict.fromkeys(arm_name(row, varying, skipped) for row in fullest))
+    made.sort(key=lambda c: (np.nan_to_num(c.num_params), order.index(c.arm), c.step))
     return {
-        variant: [cell for cell in made if cell.variant == variant]
-        for variant in dict.fromkeys(cell.variant for cell in made)
+        arm: [cell for cell in made if cell.arm == arm]
+        for arm in dict.fromkeys(cell.arm for cell in made)
     }
 
 
 def last_cell(cells: Sequence[Cell]) -> Cell | None:
-    """Return a variant's last checkpoint; None if only earlier ones were measured."""
+    """Return an arm's last checkpoint; None if only earlier ones were measured."""
     ends = [cell for cell in cells if all(row.last for row in cell.rows.values())]
     return ends[-1] if ends else None
 
 
-def variant_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
-    """Name a row by its settings of `keys`, without its first `num_skipped` phases."""
+def arm_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
+    """Name a row by its values of `keys`, without its first `num_skipped` phases."""
     if row.is_lookup_table:
         return f"lookup table {row.swept.get('model.features', '')}".replace("_", " ").strip()
     labels = _labels(keys)
@@ -101,9 +101,9 @@ def _labels(keys: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def trained_as(variant: str) -> str:
-    """Return the name of the trained models with an untrained variant's settings."""
-    return variant.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
+def trained_as(arm: str) -> str:
+    """Return the name of the trained models with an untrained arm's keys."""
+    return arm.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
 
 
 def _shared_phases(rows: Sequence[Row]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.associations import GIVEN_LOSS, SPEARMAN, Association, associations
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import EMBEDDED
@@ -25,7 +25,7 @@ def judge(comparison: Comparison, found: Sequence[Association] | None = None) ->
     found = associations(comparison) if found is None else found
     noise = noise_verdict(comparison)
     on_pairs = (
-        _on_algorithms(comparison.algorithms) if comparison.algorithms else _on_sizes(comparison)
+        _on_arms(comparison.arm_comparison) if comparison.arm_comparison else _on_sizes(comparison)
     )
     return on_pairs + _on_all_checkpoints(found) + ([noise] if noise else [])
 
@@ -36,12 +36,12 @@ def _on_sizes(comparison: Comparison) -> list[Verdict]:
     return [*_on_second(comparison.pairs, larger, why), _on_flatter(comparison.pairs, why)]
 
 
-def _on_algorithms(found: Algorithms) -> list[Verdict]:
-    """Judge each algorithm against the baseline, then all pairs of algorithms."""
+def _on_arms(found: ArmComparison) -> list[Verdict]:
+    """Judge each arm against the baseline, then all pairs of arms."""
     verdicts = []
     for pair in found.against:
         why = _no_pair([pair], "they share no seed")
-        verdicts += _on_second([pair], pair.second.variant, why, f" than {pair.first.variant}")
+        verdicts += _on_second([pair], pair.second.arm, why, f" than {pair.first.arm}")
     return [*verdicts, _on_flatter(found.pairs, _no_pair(found.pairs, ""))]
 
 

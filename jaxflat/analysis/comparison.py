@@ -1,4 +1,4 @@
-"""Compares the models of a sweep: sizes at the nearest excess losses, or algorithms."""
+"""Compares the models of a sweep: sizes at the nearest excess losses, or arms."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxflat.analysis import results_csv
-from jaxflat.analysis.algorithms import Algorithms, find_algorithms
+from jaxflat.analysis.arms import ArmComparison, compare_arms
 from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
 from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row
@@ -18,18 +18,18 @@ OF_TRAINING = (
     "phase_order",
     "phases.",
     "training.",
-)  # prefixes of keys that set the way of training
+)  # prefixes of keys that decide how a model of given size is trained
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The comparisons that a sweep's results allow.
 
-    `obstacle` says why sizes were not compared, "" if they were. `missing` names the ways of
-    training that are not compared because their last checkpoint was not measured.
+    `obstacle` says why sizes were not compared, "" if they were. `missing` names the arms
+    that are not compared because their last checkpoint was not measured.
     """
 
-    variants: dict[str, list[Cell]]
+    arms: dict[str, list[Cell]]
     lookup_tables: list[Cell]
     untrained: list[Cell]
     pairs: list[Pair]
@@ -39,12 +39,12 @@ class Comparison:
     obstacle: str = ""
     projected: bool = False
     trajectories: list[Trajectories] = field(default_factory=list)
-    algorithms: Algorithms | None = None
+    arm_comparison: ArmComparison | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for cells in self.variants.values() for cell in cells]
+        return [cell for cells in self.arms.values() for cell in cells]
 
     @property
     def controls(self) -> list[Cell]:
@@ -59,7 +59,7 @@ def read_comparison(workdir: Path) -> Comparison:
 def compare(rows: Sequence[Row]) -> Comparison:
     """Group the rows, match the sizes by excess loss, then compare their measurements.
 
-    If some checkpoints were projected (by an exact anneal), only those are compared: the others
+    If some checkpoints were projected, only those are compared: the others
     may retain the noise of their phase.
     """
     results_csv.add_task_means(rows)
@@ -69,25 +69,27 @@ def compare(rows: Sequence[Row]) -> Comparison:
     trained = [row for row in trained if row.projected == projected]
     tables = group_cells([row for row in rows if row.is_lookup_table])
     untrained = group_cells([row for row in rows if row.is_untrained], trained)
-    variants = group_cells(trained)
-    obstacle = _obstacle(trained, variants)
+    arms = group_cells(trained)
+    obstacle = _obstacle(trained, arms)
     primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
-    ways = all(key.startswith(OF_TRAINING) for key in naming_keys(trained))
-    algorithms = find_algorithms(variants, primary_columns) if ways else None
-    matched = algorithms.matched if algorithms else {} if obstacle else match_all(variants)
+    differ_in_training = all(key.startswith(OF_TRAINING) for key in naming_keys(trained))
+    arm_comparison = compare_arms(arms, primary_columns) if differ_in_training else None
+    matched = arm_comparison.matched if arm_comparison else {} if obstacle else match_all(arms)
     return Comparison(
-        variants=variants,
+        arms=arms,
         lookup_tables=[cells[0] for cells in tables.values()],
         untrained=[cells[0] for cells in untrained.values()],
-        pairs=[] if obstacle else _pairs(variants, primary_columns),
+        pairs=[] if obstacle else _pairs(arms, primary_columns),
         matched=matched,
         primary_columns=primary_columns,
         primary_labeling=results_csv.primary_labeling(rows),
         obstacle=obstacle,
         projected=projected,
         trajectories=trajectories,
-        algorithms=algorithms,
-        missing=[name for name, cells in variants.items() if ways and not last_cell(cells)],
+        arm_comparison=arm_comparison,
+        missing=[
+            name for name, cells in arms.items() if differ_in_training and not last_cell(cells)
+        ],
     )
 
 
@@ -106,39 +108,39 @@ def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, 
     return min(candidates, key=distance, default=None)
 
 
-def match_all(variants: dict[str, list[Cell]]) -> dict[str, Cell]:
+def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
     """Return one cell per size, nearest to a common loss chosen so that the losses differ least."""
 
     def nearest(reference: Cell) -> dict[str, Cell]:
         target = reference.mean("excess_loss")
         return {
             name: min(cells, key=lambda cell: abs(cell.mean("excess_loss") - target))
-            for name, cells in variants.items()
+            for name, cells in arms.items()
         }
 
     def spread(chosen: dict[str, Cell]) -> float:
         losses = [cell.mean("excess_loss") for cell in chosen.values()]
         return max(losses) - min(losses)
 
-    return min((nearest(cell) for cells in variants.values() for cell in cells), key=spread)
+    return min((nearest(cell) for cells in arms.values() for cell in cells), key=spread)
 
 
-def _pairs(variants: dict[str, list[Cell]], primary_columns: list[str]) -> list[Pair]:
+def _pairs(arms: dict[str, list[Cell]], primary_columns: list[str]) -> list[Pair]:
     pairs = []
-    for smaller, larger in combinations(variants.values(), 2):
+    for smaller, larger in combinations(arms.values(), 2):
         cells = match_cells(smaller, larger)
         if cells:
             pairs.append(compare_pair(*cells, primary_columns, len(smaller) * len(larger)))
     return [pair for pair in pairs if pair]
 
 
-def _obstacle(trained: Sequence[Row], variants: dict[str, list[Cell]]) -> str:
+def _obstacle(trained: Sequence[Row], arms: dict[str, list[Cell]]) -> str:
     sizes = {row.values.get("num_params") for row in trained}
     kinds = {row.swept.get("model.name", "") for row in trained}
     if not trained:
         return "no trained model has results"
     if len(sizes) < 2 or None in sizes:
         return "the results hold models of one size only"
-    if len(sizes) < len(variants) or len(kinds) > 1:
+    if len(sizes) < len(arms) or len(kinds) > 1:
         return "models differ in more than their size, so size alone is not compared"
     return ""

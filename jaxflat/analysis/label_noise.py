@@ -61,15 +61,15 @@ def _targets_key(comparison: Comparison) -> str:
 
 
 def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
-    """Return the flatness measure, and the cells of the first setting that was trained both ways.
+    """Return the flatness measure, and the cells of the first two arms that differ in `key` only.
 
     The cells are its first and last common checkpoints, the control's two before the others. All
-    have the same seeds. There are no cells if no setting has a seed at all four.
+    have the same seeds. There are no cells if no two such arms have a seed at all four.
     """
     cells = comparison.cells
     column = next((name for name in EMBEDDED if any(c.interval(name) for c in cells)), "")
 
-    def setting(cell: Cell) -> tuple[tuple[str, str], ...]:
+    def other_keys(cell: Cell) -> tuple[tuple[str, str], ...]:
         swept = next(iter(cell.rows.values())).swept
         return tuple((name, value) for name, value in swept.items() if name != key)
 
@@ -77,7 +77,7 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
         return {
             cell.step: cell
             for cell in cells
-            if setting(cell) == setting(like)
+            if other_keys(cell) == other_keys(like)
             and next(iter(cell.rows.values())).swept[key] == targets
         }
 

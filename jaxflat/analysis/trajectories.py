@@ -1,6 +1,6 @@
-"""Measures how models of one size change over several ways of training, from start to end.
+"""Measures how the models of several arms of one size change, from start to end.
 
-Each way of training (arm) is followed from its first measured checkpoint to its last, seed by
+Each arm is followed from its first measured checkpoint to its last, seed by
 seed. Two arms are compared by how much each of them changes.
 """
 
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training, at its first and last checkpoint."""
+    """One arm, at its first and last checkpoint."""
 
     name: str
     start: Cell

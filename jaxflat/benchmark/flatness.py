@@ -26,7 +26,7 @@ from jaxflat.flatness import (
     hessian_vector_product,
 )
 from jaxflat.models.blocks import is_stacked
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.measure_flatness import labelled_losses, sample_microbatches
 from jaxflat.training.step import mean_gradient
 
@@ -38,11 +38,11 @@ class Probes:
 
     def __init__(self, shape: Shape, probes_per_pass: int, seconds: float):
         config = resolved_config(shape)
-        mesh, settings = experiment.make_mesh(config), config.flatness
+        mesh, settings = builders.make_mesh(config), config.flatness
         self.loss_fn, self.log_probs_fn = labelled_losses(
-            experiment.make_model(config), settings.labels
+            builders.make_model(config), settings.labels
         )
-        self.params = sharding.replicate(mesh, experiment.init_params(config))
+        self.params = sharding.replicate(mesh, builders.init_params(config))
         self.batches = sample_microbatches(config, jax.random.key(0))
         num_shards = mesh.shape["data"] if jax.default_backend() == "cpu" else 1
         gradient_fn = jax.jit(partial(mean_gradients, self.loss_fn, num_shards))

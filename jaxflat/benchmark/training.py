@@ -4,7 +4,7 @@ from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.config import Config
-from jaxflat.runs import experiment, recovery, slots, trajectory
+from jaxflat.runs import builders, recovery, slots, trajectory
 
 
 class TrainingRuns:
@@ -13,21 +13,21 @@ class TrainingRuns:
     def __init__(self, config: Config):
         (phase,) = trajectory.phases(config)
         self._calls = {}
-        for lane in range(config.training.together):
-            state = recovery.fresh_state(config, experiment.init_params(config), phase)
-            self._calls[lane] = slots.Call(config, phase, state, 0, 0, "trunk")
+        for slot in range(config.training.together):
+            state = recovery.fresh_state(config, builders.init_params(config), phase)
+            self._calls[slot] = slots.Call(config, phase, state, 0, 0, "trunk")
 
-    def advance(self, num_steps: int) -> list[float]:
+    def train(self, num_steps: int) -> list[float]:
         """Take this many steps of all runs in one compiled call; return their mean losses."""
         calls = {i: call._replace(stop=call.stop + num_steps) for i, call in self._calls.items()}
-        outcomes = slots.advance(calls)
+        outcomes = slots.run_calls(calls)
         self._calls = {i: call._replace(state=outcomes[i].state) for i, call in calls.items()}
         return [outcome.loss for outcome in outcomes.values()]
 
 
 def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch:
     """Return a stopwatch of training steps, compiled and warm."""
-    return Stopwatch(TrainingRuns(resolved_config(shape, together)).advance, seconds)
+    return Stopwatch(TrainingRuns(resolved_config(shape, together)).train, seconds)
 
 
 def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> dict[str, Figure]:

@@ -104,7 +104,7 @@ def phase_keys() -> dict[str, Any]:
         # anneal_steps more, while the learning rate decays linearly to 0.
         "checkpoint_steps": Bounded((2000,), may_be_empty=True),
         "anneal_steps": Bounded(500, least=0),
-        # Exact anneals: copies of these checkpoints, also measured, are trained `steps` more by
+        # Projections: copies of these checkpoints, also measured, are trained `steps` more by
         # AdamW on exact targets, while the learning rate decays linearly to 0.
         "projection": {
             "checkpoint_steps": Bounded((), may_be_empty=True),

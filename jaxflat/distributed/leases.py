@@ -47,7 +47,7 @@ def assert_owned() -> None:
 
 
 @contextmanager
-def hold(target: Path, report: Callable[[str], object] = print) -> Iterator[None]:
+def acquire_lease(target: Path, report: Callable[[str], object] = print) -> Iterator[None]:
     """Wait for the lease on a file or folder, and own it within the block.
 
     `report` gets one line if the wait takes more than two polls.

@@ -11,11 +11,11 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
-from jaxflat.runs import checks, experiment
+from jaxflat.runs import builders, checks
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.measurements import load_params
-from jaxflat.runs.trajectory import Snapshot
-from jaxflat.storage import checkpoint as stored_params
+from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage import checkpoints
 
 
 class Subject(NamedTuple):
@@ -26,60 +26,60 @@ class Subject(NamedTuple):
     about: str
 
 
-def is_run(checkpoint: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Return whether a path looks like POINT/checkpoints/STEP or POINT/projected/STEP of a run."""
-    checkpoint = checkpoint.absolute()
-    return checkpoint.name.isdecimal() and checkpoint.parent.name in ("checkpoints", "projected")
+    path = path.absolute()
+    return path.name.isdecimal() and path.parent.name in ("checkpoints", "projected")
 
 
 def listed(directory: Path) -> str:
     """Return a phrase that lists the checkpoints of a run, for error lines."""
-    steps = stored_params.steps(directory / "checkpoints")
+    steps = checkpoints.steps(directory / "checkpoints")
     return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
-def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = None) -> Subject:
+def run_subject(path: Path, overrides: dict[str, Any], seed: int | None = None) -> Subject:
     """Return a run's checkpoint with its own language and settings, after overrides.
 
     A seed replaces the run's probe_seed and draws other sentences and probes. Raises InputError if
     the checkpoint does not exist or an override is wrong.
     """
-    directory, snapshot, config = _find(checkpoint)
+    directory, checkpoint, config = _find(path)
     if max(config.mesh.data, 1) * config.mesh.model > jax.device_count():
         config.mesh.update(data=-1, model=1)  # this machine is smaller than the run's
     if seed is not None:
         config.probe_seed = seed
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
-    checks.check(frozen)
-    model = experiment.make_model(frozen)
-    problem = make_problem(frozen, model, load_params(frozen, directory, snapshot), snapshot)
+    checks.check_config(frozen)
+    model = builders.make_model(frozen)
+    problem = make_problem(frozen, model, load_params(frozen, directory, checkpoint), checkpoint)
     chosen = frozen.flatness
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
-    where = f"step {snapshot.step:,}{', projected' if snapshot.projected else ''}"
+    where = f"step {checkpoint.step:,}{', projected' if checkpoint.projected else ''}"
     about = f"{directory.name}, {where}, {sizes}, labels {chosen.labels}"
     return Subject(problem, frozen, about)
 
 
-def run_model(checkpoint: Path) -> Any:
+def run_model(path: Path) -> Any:
     """Return the model of a run's checkpoint; raise InputError if it does not exist."""
-    return experiment.make_model(FrozenConfigDict(_find(checkpoint)[2]))
+    return builders.make_model(FrozenConfigDict(_find(path)[2]))
 
 
-def run_params(checkpoint: Path) -> Any:
+def run_params(path: Path) -> Any:
     """Return the parameters of a run's checkpoint; raise InputError if it does not exist."""
-    directory, snapshot, config = _find(checkpoint)
-    return load_params(FrozenConfigDict(config), directory, snapshot)
+    directory, checkpoint, config = _find(path)
+    return load_params(FrozenConfigDict(config), directory, checkpoint)
 
 
-def _find(checkpoint: Path) -> tuple[Path, Snapshot, Config]:
-    """Return the directory of a run, the snapshot that the path names, and the run's config."""
-    checkpoint = checkpoint.absolute()
-    directory = checkpoint.parents[1]
+def _find(path: Path) -> tuple[Path, Checkpoint, Config]:
+    """Return the directory of a run, the checkpoint that the path names, and the run's config."""
+    path = path.absolute()
+    directory = path.parents[1]
     config = stored_config(directory / "config.json")
-    if not checkpoint.is_dir():
-        raise InputError(f"{checkpoint}: no such checkpoint; {listed(directory)}")
-    snapshot = Snapshot(int(checkpoint.name), checkpoint.parent.name == "projected")
-    return directory, snapshot, config
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint; {listed(directory)}")
+    checkpoint = Checkpoint(int(path.name), path.parent.name == "projected")
+    return directory, checkpoint, config
 
 
 def stored_config(path: Path) -> Config:

@@ -19,7 +19,7 @@ from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.huggingface import load_model, read_model
-from jaxflat.runs import checks, experiment
+from jaxflat.runs import builders, checks
 from jaxflat.training.objectives import (
     causal_lm_loss,
     causal_log_probs,
@@ -53,7 +53,7 @@ def text_subject(
         raise InputError("flatness.labels='exact' is for a run's language; here: data, model")
     model = read_model(folder)
     texts = read_token_texts(data, folder, model.num_tokens, min(max_length, model.max_length))
-    order_key, mask_key, key = jax.random.split(experiment.purpose_key(seed, "measure"), 3)
+    order_key, mask_key, key = jax.random.split(builders.purpose_key(seed, "measure"), 3)
     if isinstance(model, Bert):
         num_predictions = len(texts.lengths_N)
         examples: Any = mask_texts(mask_key, texts, mask_token(folder, model.num_tokens))

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from jaxflat.config import Config
 from jaxflat.flatness.terms import MIN_SAMPLES
-from jaxflat.runs import experiment, trajectory
-from jaxflat.runs.languages import kind_of
+from jaxflat.runs import builders, trajectory
+from jaxflat.runs.languages import language_kind
 
-OF_GIVEN_LABELS = (
+FIXED_LABEL_MEASURES = (
     *("average_sharpness", "adaptive_average_sharpness"),
     *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
     *("gradient_noise", "local_learning_coefficient"),
@@ -19,13 +19,13 @@ OF_GIVEN_LABELS = (
 """Measures that use the gradient, or the loss away from the checkpoint: they need fixed labels."""
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raise ValueError if a valid config cannot run with its language, model and devices."""
-    kind_of(config.language).check_uses(config)
+    language_kind(config.language).check_uses(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
-    num_devices = experiment.make_mesh(config).size
-    for key, size in experiment.batch_sizes(config).items():
+    num_devices = builders.make_mesh(config).size
+    for key, size in builders.batch_sizes(config).items():
         if size % num_devices:
             raise ValueError(
                 f"{key}={size} is not divisible by the {num_devices} devices of mesh.data times "
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
                 f"{key}.projection.checkpoint_steps: {step} is not one of "
                 f"{key}.checkpoint_steps={phase.checkpoint_steps}"
             )
-    steps = [s.step for s in trajectory.snapshots(config) if not s.projected]
+    steps = [s.step for s in trajectory.measured_checkpoints(config) if not s.projected]
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
@@ -126,7 +126,7 @@ def check_labels(labels: str, measures: Iterable[str]) -> None:
     With labels that follow the model, the gradient is 0, and the labels differ between parameters.
     """
     for measure in measures:
-        if labels == "model" and measure in OF_GIVEN_LABELS:
+        if labels == "model" and measure in FIXED_LABEL_MEASURES:
             raise ValueError(
                 f"flatness.labels='model' leaves {measure} without meaning; use it only for "
                 "traces, eigenvalues and the density"

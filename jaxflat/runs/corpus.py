@@ -18,12 +18,12 @@ from jaxflat.datasets.reader import Dataset, open_dataset
 from jaxflat.datasets.record_bytes import Columns, Types, layout_of
 from jaxflat.datasets.shards import claim, finish, is_finished, shard_path, write_shard
 from jaxflat.distributed import preemption
-from jaxflat.distributed.leases import hold
+from jaxflat.distributed.leases import acquire_lease
 from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
-from jaxflat.runs import experiment
-from jaxflat.runs.languages import kind_of, make_language
+from jaxflat.runs import builders
+from jaxflat.runs.languages import language_kind, make_language
 from jaxflat.storage.files import sha256
 
 SHARD_SIZE = 65_536
@@ -38,11 +38,11 @@ def column_types(language: Any, labelings: Sequence[str], conditionals: bool) ->
     `conditionals` (T, V) in nats.
     """
     types: dict[str, np.dtype] = {}
-    types["tokens"] = np.dtype((_integer(language.num_words), (language.max_length,)))
+    types["tokens"] = np.dtype((_integer_type(language.num_words), (language.max_length,)))
     types["length"] = np.dtype(np.int32)
     for name, task in language.tasks.items():
         for labeling in labelings:
-            types[f"{name}.{labeling}"] = np.dtype(_integer(task.num_classes))
+            types[f"{name}.{labeling}"] = np.dtype(_integer_type(task.num_classes))
     if conditionals:
         shape = (language.max_length, language.num_words)
         types["conditionals"] = np.dtype((np.float32, shape))
@@ -103,7 +103,7 @@ def build_dataset(
     chosen = {"name": section.name, "seed": section.seed}
     settings = {"language": chosen | {section.name: section[section.name].to_dict()}, "seed": seed}
     settings |= {"num_sentences": num_sentences, "shard_size": shard_size, "purpose": purpose}
-    settings |= {"content": kind_of(section).file_digests(section)}
+    settings |= {"content": language_kind(section).file_digests(section)}
     settings |= {"labelings": list(labelings), "conditionals": conditionals}
     language = make_language(section)
     types = column_types(language, labelings, conditionals)
@@ -119,7 +119,7 @@ def build_dataset(
             device, placed = free.get()
             try:
                 with jax.default_device(device):
-                    key = jax.random.fold_in(experiment.purpose_key(seed, purpose), shard)
+                    key = jax.random.fold_in(builders.purpose_key(seed, purpose), shard)
                     columns = columns_of(placed, key, shard_size, labelings, conditionals)
             finally:
                 free.put((device, placed))
@@ -130,14 +130,14 @@ def build_dataset(
 
     with claim(directory, settings):
         on_shard(0, False)
-        digests = _run(make, len(lengths), len(devices))
+        digests = _make_shards(make, len(lengths), len(devices))
         finish(directory, section.name, types, lengths, digests)
     return open_dataset(directory)
 
 
 def prepare(section: Config, display: Display) -> None:
     """Make the files that a language needs, unless they exist: its teacher and stored sentences."""
-    kind_of(section).prepare(section, display)
+    language_kind(section).prepare(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):
         num_stored = 0
 
@@ -147,7 +147,7 @@ def prepare(section: Config, display: Display) -> None:
             display.advance_stage(num_stored, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with hold(folder, display.wait):
+        with acquire_lease(folder, display.print_wait):
             if is_finished(folder):  # another worker stored them meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)
@@ -180,14 +180,14 @@ def stored_sentences(
 def _stored_folder(section: Config) -> Path:
     settings = section[section.name].to_dict() | {"seed": section.seed}
     settings |= {"num_sentences": section.stored_sentences}
-    settings |= {"content": kind_of(section).file_digests(section)}
+    settings |= {"content": language_kind(section).file_digests(section)}
     return text_language.product_folder(section, section.name, settings)
 
 
 _open = functools.cache(open_dataset)
 
 
-def _run(make: Callable[[int], str], num_shards: int, num_threads: int) -> list[str]:
+def _make_shards(make: Callable[[int], str], num_shards: int, num_threads: int) -> list[str]:
     """Return make(shard) for all shards; the first error cancels the remaining shards."""
     with ThreadPoolExecutor(num_threads) as pool:
         futures = [pool.submit(make, shard) for shard in range(num_shards)]
@@ -200,5 +200,5 @@ def _run(make: Callable[[int], str], num_shards: int, num_threads: int) -> list[
     return [future.result() for future in futures]
 
 
-def _integer(largest: int) -> type[np.integer]:
+def _integer_type(largest: int) -> type[np.integer]:
     return np.int16 if largest <= np.iinfo(np.int16).max else np.int32

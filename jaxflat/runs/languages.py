@@ -17,7 +17,7 @@ from jaxflat.languages.generated import text_language
 from jaxflat.languages.generated.text_language import LabelledSentences
 
 
-class Kind(NamedTuple):
+class LanguageKind(NamedTuple):
     """The interface of a kind of language; `section` is `config.language`.
 
     check(section) and check_uses(config) raise ValueError. is_prepared(section): whether `make`
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     has_tasks: bool
 
 
-def kind_of(section: Config) -> Kind:
+def language_kind(section: Config) -> LanguageKind:
     """Return the kind of a config's language."""
     return GENERATED if section.name == "generated" else SAMPLED
 
@@ -48,7 +48,7 @@ def make_language(section: Config) -> Any:
 
     Raises ValueError that names the fault if it cannot be made.
     """
-    return kind_of(section).make(section)
+    return language_kind(section).make(section)
 
 
 def _make_sampled(section: Config) -> Any:
@@ -104,7 +104,7 @@ def _check_uses_of_generated(config: Config) -> None:
     text_language.check_language(config.language, num_labelled)
 
 
-SAMPLED = Kind(
+SAMPLED = LanguageKind(
     check=make_language,
     check_uses=_check_uses_of_sampled,
     is_prepared=lambda section: True,
@@ -117,7 +117,7 @@ SAMPLED = Kind(
 )
 """A language whose sentences are sampled from tables, which its seed or a file decides."""
 
-GENERATED = Kind(
+GENERATED = LanguageKind(
     check=text_language.check_language,
     check_uses=_check_uses_of_generated,
     is_prepared=text_language.has_teacher,

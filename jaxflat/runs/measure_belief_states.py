@@ -7,11 +7,11 @@ from jaxflat.config import Config
 from jaxflat.probes.ridge import Beliefs, belief_errors
 from jaxflat.runs.measurements import Estimates
 from jaxflat.runs.probe_estimates import determination_estimate
-from jaxflat.runs.probe_sets import Known
+from jaxflat.runs.probe_sets import ExactPosteriors
 
 
 def belief_state_determinations(
-    settings: Config, local: tuple[jax.Array, ...], known: Known
+    settings: Config, local: tuple[jax.Array, ...], exact: ExactPosteriors
 ) -> Estimates:
     """Return R^2 of each of J tasks.
 
@@ -19,12 +19,12 @@ def belief_state_determinations(
     """
     parts = [
         Beliefs(features, *part)
-        for features, part in zip(local, (known.train, known.validation, known.test), strict=True)
+        for features, part in zip(local, (exact.train, exact.validation, exact.test), strict=True)
     ]
     errors_DxJxN, spreads_DxJxN = _errors(*parts, jnp.asarray(settings.l2))
     return {
         f"belief_state/{name}": determination_estimate(errors_DxJxN[:, j], spreads_DxJxN[0, j])
-        for j, name in enumerate(known.names)
+        for j, name in enumerate(exact.names)
     }
 
 

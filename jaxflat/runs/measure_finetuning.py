@@ -12,26 +12,26 @@ from jaxflat.config import Config
 from jaxflat.distributed import sharding
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.finetune import LabelledExamples, finetuned_correct
-from jaxflat.runs import experiment
-from jaxflat.runs.measurements import Estimates, Parts
+from jaxflat.runs import builders
+from jaxflat.runs.measurements import Estimates, PartialResults
 from jaxflat.runs.probe_estimates import accuracy_estimate
-from jaxflat.runs.probe_sets import Part, ProbeSets
+from jaxflat.runs.probe_sets import LabelledSet, ProbeSets
 from jaxflat.training.optimizers import make_optimizer
 
 
 def finetuned_accuracies(
-    config: Config, model: Any, params: Any, sets: ProbeSets, parts: Parts
+    config: Config, model: Any, params: Any, sets: ProbeSets, partial_results: PartialResults
 ) -> Estimates:
     """Return the accuracy of each task and labeling; each is fine-tuned separately.
 
     Each pair of a draw and a label set is one job. If the number of jobs is a multiple of the
     number of devices, each device runs one job of a compiled call; otherwise a call has one job.
     """
-    settings, mesh = config.probes.finetune, experiment.make_mesh(config)
+    settings, mesh = config.probes.finetune, builders.make_mesh(config)
     shape = (settings.num_draws, len(sets.names))
     num_jobs = shape[0] * shape[1]
     width = mesh.size if num_jobs % mesh.size == 0 else 1
-    key = experiment.purpose_key(config.probe_seed, "finetune")
+    key = builders.purpose_key(config.probe_seed, "finetune")
 
     def correct(first: int) -> list:
         jobs = np.unravel_index(np.arange(first, first + width), shape)
@@ -51,7 +51,7 @@ def finetuned_accuracies(
 
     name = f"{sets.names[0]}/finetune_{{}}_of_{width}"
     calls = [
-        parts.value(name.format(first), functools.partial(correct, first))
+        partial_results.value(name.format(first), functools.partial(correct, first))
         for first in range(0, num_jobs, width)
     ]
     correct_DxKxN = jnp.asarray(calls).reshape(*shape, -1)
@@ -68,9 +68,9 @@ def _correct(
     settings: Config,
     num_classes: int,
     params: Any,
-    train: Part,
-    validation: Part,
-    test: Part,
+    train: LabelledSet,
+    validation: LabelledSet,
+    test: LabelledSet,
     key: jax.Array,
     rates_R: jax.Array,
     warmup_steps: jax.Array,
@@ -111,6 +111,6 @@ def _correct(
     return jax.vmap(job)(*arguments)
 
 
-def _examples(part: Part, k: jax.Array) -> LabelledExamples:
+def _examples(part: LabelledSet, k: jax.Array) -> LabelledExamples:
     sentences, labels_KxN, valid_KxN = part
     return LabelledExamples(sentences.tokens_BxT, sentences.lengths_B, labels_KxN[k], valid_KxN[k])

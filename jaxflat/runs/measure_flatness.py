@@ -16,10 +16,10 @@ from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, tr
 from jaxflat.languages.batches import MaskedBatch, masked_batch
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
-from jaxflat.runs.measurements import Estimates, Parts, load_params
-from jaxflat.runs.trajectory import Snapshot, sentences_seen
+from jaxflat.runs.measurements import Estimates, PartialResults, load_params
+from jaxflat.runs.trajectory import Checkpoint, sentences_seen
 from jaxflat.training.objectives import self_labelled_loss
 
 ROUNDS = ("num_probes", "probes_per_pass", "relative_error", "max_rounds")
@@ -57,39 +57,49 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
-    params = load_params(config, directory, snapshot)
+    params = load_params(config, directory, checkpoint)
     for name in measures:
-        yield name, measure_both(config, params, name, snapshot, parts)
+        yield name, measure_both(config, params, name, checkpoint, partial_results)
 
 
 def measure_both(
-    config: Config, params: Any, measure: str, snapshot: Snapshot, parts: Parts
+    config: Config,
+    params: Any,
+    measure: str,
+    checkpoint: Checkpoint,
+    partial_results: PartialResults,
 ) -> Estimates:
     """Return a measure's estimates, and their "@embedded" values if models have a common width.
 
     The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such
     rule and are measured again on the embedded model.
     """
-    settings, model = config.flatness, experiment.make_model(config)
-    problem = make_problem(config, model, params, snapshot)
+    settings, model = config.flatness, builders.make_model(config)
+    problem = make_problem(config, model, params, checkpoint)
     factor = settings.embedded_width // model.width
-    large = experiment.make_largest_model(config) if factor else model
+    large = builders.make_largest_model(config) if factor else model
     larger = max(factor, 1), large.num_layers - model.num_layers
-    mesh = experiment.make_mesh(config)
+    mesh = builders.make_mesh(config)
     if measure == "fisher_trace":
-        terms = _trace_terms(mesh, problem, settings, measure, measure, parts)
+        terms = _trace_terms(mesh, problem, settings, measure, measure, partial_results)
         estimates = trace_estimates(measure, terms, problem).estimates
         embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
     else:
-        embedded = estimates = _estimates(mesh, problem, settings, measure, measure, parts)
+        embedded = estimates = _estimates(
+            mesh, problem, settings, measure, measure, partial_results
+        )
         if large != model:
-            embedded_problem = make_problem(config, large, enlarge(params, *larger), snapshot)
+            embedded_problem = make_problem(config, large, enlarge(params, *larger), checkpoint)
             embedded_problem = embedded_problem._replace(groupings=())
             name = f"{measure}@embedded"
-            embedded = _estimates(mesh, embedded_problem, settings, measure, name, parts)
+            embedded = _estimates(mesh, embedded_problem, settings, measure, name, partial_results)
     if not factor:
         embedded = {}
     # Traces of parameter groups are defined only for the raw model.
@@ -98,17 +108,27 @@ def measure_both(
 
 
 def _estimates(
-    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
+    mesh: Mesh,
+    problem: Problem,
+    settings: Config,
+    measure: str,
+    name: str,
+    partial_results: PartialResults,
 ) -> Estimates:
     """Return a measure's estimates; each round of a trace is a part, any other measure is one."""
     if measure in TRACES:
-        terms = _trace_terms(mesh, problem, settings, measure, name, parts)
+        terms = _trace_terms(mesh, problem, settings, measure, name, partial_results)
         return trace_estimates(measure, terms, problem).estimates
-    return parts.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
+    return partial_results.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
 
 
 def _trace_terms(
-    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, parts: Parts
+    mesh: Mesh,
+    problem: Problem,
+    settings: Config,
+    measure: str,
+    name: str,
+    partial_results: PartialResults,
 ) -> TraceTerms:
     """Return a trace's samples; each round is a part, saved at an interruption."""
 
@@ -119,17 +139,17 @@ def _trace_terms(
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
             return ranks.all_gather(numbers, "round")[0]  # all ranks must stop at the same round
 
-        terms, weights_n, over = parts.value(f"{name}/round_{i}", lists)
+        terms, weights_n, over = partial_results.value(f"{name}/round_{i}", lists)
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))
         return TraceTerms(terms, jnp.asarray(weights_n), over)
 
     return sample_trace(draw_round, settings)
 
 
-def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) -> Problem:
+def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint) -> Problem:
     """Return the problem that measures see: the loss at `params` on sentences of the language."""
     settings = config.flatness
-    key = jax.random.fold_in(experiment.purpose_key(config.probe_seed, "flatness"), snapshot.step)
+    key = jax.random.fold_in(builders.purpose_key(config.probe_seed, "flatness"), checkpoint.step)
     data_key, key = jax.random.split(key)
     loss_fn, log_probs_fn = labelled_losses(model, settings.labels, settings.remat)
 
@@ -142,7 +162,7 @@ def make_problem(config: Config, model: Any, params: Any, snapshot: Snapshot) ->
         params,
         sample,
         key,
-        sentences_seen(config, snapshot),
+        sentences_seen(config, checkpoint),
         groupings=(block_of, kind_of) if settings.by_block else (),
         stacked=is_stacked,
     )
@@ -153,7 +173,7 @@ def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
     language = make_language(config.language)
-    mesh = experiment.make_mesh(config)
+    mesh = builders.make_mesh(config)
     target_settings = (targets, config.language.masking)
     return _microbatches(
         mesh, settings.num_microbatches, settings.microbatch_size, target_settings, language, key
@@ -180,7 +200,7 @@ def labelled_losses(model: Any, labels: str, remat: bool = False) -> tuple[Any, 
 
     With remat, matrix products recompute activations instead of storing them.
     """
-    loss_fn, log_probs_fn = experiment.loss_functions(model)
+    loss_fn, log_probs_fn = builders.loss_functions(model)
     if labels == "model":
         loss_fn = self_labelled_loss(log_probs_fn)
     return (

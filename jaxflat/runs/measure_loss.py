@@ -13,10 +13,10 @@ from jaxflat.distributed import sharding
 from jaxflat.flatness import ratio_estimate
 from jaxflat.languages.batches import Questions, make_questions
 from jaxflat.models.masked import MaskedModel
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
-from jaxflat.runs.measurements import Estimates, Parts, load_params
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.measurements import Estimates, PartialResults, load_params
+from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.training.objectives import prediction_losses
 
 
@@ -26,21 +26,25 @@ def settings(config: Config) -> dict[str, Config]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
-    yield "losses", _losses(config, directory, snapshot)
+    yield "losses", _losses(config, directory, checkpoint)
 
 
-def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
-    mesh = experiment.make_mesh(config)
+def _losses(config: Config, directory: Path, checkpoint: Checkpoint) -> Estimates:
+    mesh = builders.make_mesh(config)
     question_set = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # its predictions are exact
         log_probs_SxRxMxV = question_set.log_probs_SxRxMxV
     else:
-        params = load_params(config, directory, snapshot)
-        model, batch_size = experiment.make_model(config), config.evaluation.batch_size
-        log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, question_set)
+        params = load_params(config, directory, checkpoint)
+        model, batch_size = builders.make_model(config), config.evaluation.batch_size
+        log_probs_SxRxMxV = _log_probs(model, mesh, batch_size, params, question_set)
     losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, question_set)
     weights_S = question_set.weights_SxRxM.sum((1, 2))
     return {name: ratio_estimate(losses[name], weights_S, over="sentences") for name in losses}
@@ -50,11 +54,11 @@ def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
 def evaluation_set(language: Config, settings: Config, mesh: Mesh) -> Questions:
     """Return the predictions asked of every model of a language, with their exact answers."""
     sampler = make_language(language)
-    key = experiment.purpose_key(language.seed, "evaluation")
+    key = builders.purpose_key(language.seed, "evaluation")
     sentences = sampler.sample(key, settings.num_sentences)
     if settings.num_sentences % mesh.size == 0:
         sentences = sharding.shard_examples(mesh, sentences)
-    mask_key = experiment.purpose_key(language.seed, "evaluation/masks")
+    mask_key = builders.purpose_key(language.seed, "evaluation/masks")
     return make_questions(sampler, mask_key, sentences, language.masking, settings.num_positions)
 
 
@@ -67,7 +71,7 @@ def _sentence_losses(log_probs_SxRxMxV: jax.Array, question_set: Questions) -> d
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
-def _answers(
+def _log_probs(
     model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, question_set: Questions
 ) -> jax.Array:
     """Return the model's log-probabilities, SxRxMxV nats, in batches of `batch_size` sentences."""

@@ -14,14 +14,14 @@ from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, random_projection, span_mean
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_belief_states import belief_state_determinations
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
-from jaxflat.runs.measurements import Estimates, Parts, load_params
+from jaxflat.runs.measurements import Estimates, PartialResults, load_params
 from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.trajectory import Checkpoint
 
 SLICE = 512  # sentences whose representations are computed together
 
@@ -56,27 +56,33 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the accuracies and R^2 of each measure; linear_probe includes the Bayes accuracies."""
     if config.model.name == "lookup_table":
         source = (config.model.features, make_language(config.language))
     else:
-        source = (experiment.make_model(config), load_params(config, directory, snapshot))
+        source = (builders.make_model(config), load_params(config, directory, checkpoint))
     estimates: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
-        computations = _readouts(config, source, sets)
+        computations = _linear_computations(config, source, sets)
         if sets.finetune is not None:
             computations["finetune"] = functools.partial(
-                finetuned_accuracies, config, *source, sets, parts
+                finetuned_accuracies, config, *source, sets, partial_results
             )
         for name in measures:
             if name in computations:
-                estimates[name] |= parts.estimates(f"{sets.names[0]}/{name}", computations[name])
+                estimates[name] |= partial_results.estimates(
+                    f"{sets.names[0]}/{name}", computations[name]
+                )
     yield from estimates.items()
 
 
-def _readouts(
+def _linear_computations(
     config: Config, source: tuple[Any, Any], sets: ProbeSets
 ) -> dict[str, Callable[[], Estimates]]:
     """Return a function for each measure that fits linear maps of the representations.
@@ -84,8 +90,8 @@ def _readouts(
     The representations are computed once for all measures. They are too large to save at an
     interruption.
     """
-    settings, known = config.probes, sets.known
-    spans = known.spans if known and settings.belief_state else ()
+    settings, exact = config.probes, sets.exact
+    spans = exact.spans if exact and settings.belief_state else ()
 
     @functools.cache
     def represented() -> tuple[Any, Any]:
@@ -98,14 +104,14 @@ def _readouts(
 
     def projected() -> Estimates:
         features = represented()[0]
-        key = experiment.purpose_key(config.language.seed, "probe_projection")
+        key = builders.purpose_key(config.language.seed, "probe_projection")
         matrix_FxP = random_projection(key, features[0].shape[-1], settings.projected_dimension)
         features = tuple(x @ matrix_FxP for x in features)
         return _linear_accuracies(settings, features, sets, "linear_probe_projected")
 
     def belief_state() -> Estimates:
-        assert known
-        return belief_state_determinations(settings, represented()[1], known)
+        assert exact
+        return belief_state_determinations(settings, represented()[1], exact)
 
     computations = {"linear_probe": linear, "linear_probe_projected": projected}
     return computations | ({"belief_state": belief_state} if spans else {})

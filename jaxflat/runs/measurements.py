@@ -19,24 +19,24 @@ from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
 from jaxflat.flatness import Estimate
-from jaxflat.runs import experiment, trajectory
-from jaxflat.runs.trajectory import Snapshot
-from jaxflat.storage import checkpoint
+from jaxflat.runs import builders, trajectory
+from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage import checkpoints
 from jaxflat.storage.files import append_line, read_lines, write_json, write_lines
 
 Line = dict[str, Any]
 Estimates = dict[str, Estimate]
 
 
-class Parts:
-    """Finished parts of one checkpoint's measurement, saved when a signal interrupts it.
+class PartialResults:
+    """The finished parts of one checkpoint's measurement, saved when a signal interrupts it.
 
-    Without a path nothing is saved. Parts are reused only under the settings that made them.
+    Without a path nothing is saved. Results are reused only under the settings that made them.
     """
 
     def __init__(self, path: Path | None = None, name: str = "", settings: Any = None):
         self._path, self._name, self._settings = path, name, settings
-        stored = {} if path is None else _stored(path)
+        stored = {} if path is None else _read_partial_results(path)
         self._values = stored.get(name, {}) if stored.get("settings") == settings else {}
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -61,7 +61,7 @@ class Parts:
         }
 
     def stop_if_requested(self) -> None:
-        """Save the parts and raise Preempted if a signal has come."""
+        """Save the results and raise Preempted if a signal has come."""
         if self._path is not None:
             path, stored = self._path, {"settings": self._settings, self._name: self._values}
             preemption.stop_if_requested(lambda: write_json(path, stored))
@@ -73,15 +73,15 @@ class Measurement(NamedTuple):
     stage: the name in --stages that makes it. section: its section of the config, and the name of
     its file, <section>.jsonl.
     settings(config) -> {measure: all settings on which its numbers depend, except training's}.
-    measure(config, directory, snapshot, measures, parts) yields (measure, its estimates by column)
-    for each of `measures`. It makes long computations through `parts`.
+    measure(config, directory, checkpoint, measures, partial_results) yields (measure, its estimates
+    by column) for each of `measures`. It makes long computations through `partial_results`.
     """
 
     stage: str
     section: str
     settings: Callable[[Config], dict[str, Any]]
     measure: Callable[
-        [Config, Path, Snapshot, Sequence[str], Parts], Iterator[tuple[str, Estimates]]
+        [Config, Path, Checkpoint, Sequence[str], PartialResults], Iterator[tuple[str, Estimates]]
     ]
 
     def digests(self, config: Config) -> dict[str, str]:
@@ -101,16 +101,22 @@ class Measurement(NamedTuple):
     def is_done(self, config: Config, directory: Path) -> bool:
         """Return whether every measure of every checkpoint has lines under the present settings.
 
-        Parts of an interrupted measurement are left to `update`, which deletes them.
+        `measure_missing` deletes the partial results of an interrupted measurement.
         """
         if (directory / f"{self.section}.unfinished.json").exists():
             return False
         recorded = self.recorded(config)
-        done = _done(current_lines(directory, self.section, recorded), recorded["measures"])
-        snapshots = trajectory.snapshots(config)
-        return done >= {(snapshot, name) for snapshot in snapshots for name in recorded["measures"]}
+        done = _measured_pairs(
+            current_lines(directory, self.section, recorded), recorded["measures"]
+        )
+        measured_checkpoints = trajectory.measured_checkpoints(config)
+        return done >= {
+            (checkpoint, name)
+            for checkpoint in measured_checkpoints
+            for name in recorded["measures"]
+        }
 
-    def update(self, config: Config, directory: Path, display: Display) -> None:
+    def measure_missing(self, config: Config, directory: Path, display: Display) -> None:
         """Delete the lines of other settings, and make the missing measurements.
 
         The lines of a checkpoint's measure are written together, when all are measured. Matrix
@@ -119,24 +125,26 @@ class Measurement(NamedTuple):
         recorded = self.recorded(config)
         path, unfinished = (directory / f"{self.section}.{end}" for end in ENDINGS)
         done = _drop_outdated(directory, self.section, recorded)
-        snapshots = trajectory.snapshots(config)
-        display.start_stage(self.section, len(snapshots))
-        for number, snapshot in enumerate(snapshots, start=1):
-            due = [name for name in recorded["measures"] if (snapshot, name) not in done]
+        measured_checkpoints = trajectory.measured_checkpoints(config)
+        display.start_stage(self.section, len(measured_checkpoints))
+        for number, checkpoint in enumerate(measured_checkpoints, start=1):
+            due = [name for name in recorded["measures"] if (checkpoint, name) not in done]
             if due:
                 preemption.stop_if_requested()
                 seconds = time.perf_counter()
-                name = f"{snapshot.folder}/{snapshot.step}"
-                parts = Parts(unfinished, name, recorded["measures"])
+                name = f"{checkpoint.folder}/{checkpoint.step}"
+                partial_results = PartialResults(unfinished, name, recorded["measures"])
                 with jax.default_matmul_precision("highest"):
-                    for measure, estimates in self.measure(config, directory, snapshot, due, parts):
+                    for measure, estimates in self.measure(
+                        config, directory, checkpoint, due, partial_results
+                    ):
                         digest = recorded["measures"][measure]
-                        _append(path, _lines(snapshot, measure, digest, estimates))
+                        _append_lines(path, _make_lines(checkpoint, measure, digest, estimates))
                         if measure != due[-1]:
-                            parts.stop_if_requested()
+                            partial_results.stop_if_requested()
                 log_seconds(directory, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)
-        _delete(unfinished)
+        _delete_file(unfinished)
 
 
 ENDINGS = ("jsonl", "unfinished.json")
@@ -159,21 +167,21 @@ def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) ->
     ]
 
 
-def snapshot_of(line: Line) -> Snapshot:
+def checkpoint_of(line: Line) -> Checkpoint:
     """Return the checkpoint of a line."""
-    return Snapshot(line["step"], bool(line["projected"]))
+    return Checkpoint(line["step"], bool(line["projected"]))
 
 
-def load_params(config: Config, directory: Path, snapshot: Snapshot) -> Any:
+def load_params(config: Config, directory: Path, checkpoint: Checkpoint) -> Any:
     """Return the parameters of a measured checkpoint, placed on the mesh.
 
     For a run without phases these are the initial parameters.
     """
-    mesh = experiment.make_mesh(config)
-    template = experiment.init_params(config, mesh)
+    mesh = builders.make_mesh(config)
+    template = builders.init_params(config, mesh)
     if not config.phase_order:
         return template
-    return checkpoint.restore(directory / snapshot.folder, snapshot.step, template)
+    return checkpoints.restore(directory / checkpoint.folder, checkpoint.step, template)
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -187,9 +195,11 @@ def log_seconds(directory: Path, stage: str, seconds: float) -> None:
     append_line(directory / "timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
 
 
-def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) -> list[Line]:
+def _make_lines(
+    checkpoint: Checkpoint, measure: str, digest: str, estimates: Estimates
+) -> list[Line]:
     """Return a line for each estimate, or one line without a measure if there is no estimate."""
-    checkpoint_keys = {"step": snapshot.step, "projected": int(snapshot.projected)}
+    checkpoint_keys = {"step": checkpoint.step, "projected": int(checkpoint.projected)}
     source = {"source": measure, "settings": digest}
     return [
         {
@@ -205,10 +215,12 @@ def _lines(snapshot: Snapshot, measure: str, digest: str, estimates: Estimates) 
     ] or [checkpoint_keys | source]
 
 
-def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snapshot, str]]:
+def _measured_pairs(
+    lines: Sequence[Line], measures: Mapping[str, str]
+) -> set[tuple[Checkpoint, str]]:
     """Return the (checkpoint, measure) pairs that have lines; an old line counts for every one."""
     return {
-        (snapshot_of(line), name)
+        (checkpoint_of(line), name)
         for line in lines
         for name in ([line["source"]] if "source" in line else measures)
     }
@@ -217,7 +229,7 @@ def _done(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Snaps
 @ranks.on_rank_0
 def _drop_outdated(
     directory: Path, section: str, recorded: Mapping[str, Any]
-) -> set[tuple[Snapshot, str]]:
+) -> set[tuple[Checkpoint, str]]:
     """Delete outdated lines of a file; return the (checkpoint, measure) pairs of current lines.
 
     Lines of measures that the config does not ask for remain, in case it asks for them again.
@@ -228,22 +240,22 @@ def _drop_outdated(
     others = [line for line in lines if "source" in line and line["source"] not in measures]
     if len(current) + len(others) < len(lines):
         write_lines(path, [*others, *current])
-    return _done(current, measures)
+    return _measured_pairs(current, measures)
 
 
 @ranks.on_rank_0
-def _append(path: Path, new: list[Line]) -> None:
+def _append_lines(path: Path, new: list[Line]) -> None:
     write_lines(path, [*read_lines(path), *new])
 
 
 @ranks.on_rank_0
-def _delete(unfinished: Path) -> None:
+def _delete_file(unfinished: Path) -> None:
     leases.assert_owned()
     unfinished.unlink(missing_ok=True)
 
 
 @ranks.on_rank_0
-def _stored(path: Path) -> dict[str, Any]:
+def _read_partial_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -10,8 +10,8 @@ from rich.table import Column, Table
 
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
-from jaxflat.runs import experiment, trajectory
-from jaxflat.runs.languages import kind_of, make_language
+from jaxflat.runs import builders, trajectory
+from jaxflat.runs.languages import language_kind, make_language
 
 GIB = 2**30
 
@@ -32,8 +32,8 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
     for name, config in points:
         row = [name]
         if config.phase_order:
-            row += [f"{experiment.num_params(config):,}"]
-        if config.phase_order and kind_of(config.language).is_prepared(config.language):
+            row += [f"{builders.num_params(config):,}"]
+        if config.phase_order and language_kind(config.language).is_prepared(config.language):
             sizes = step_bytes(config)
             row += [
                 f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
@@ -49,10 +49,10 @@ def step_bytes(config: Config) -> dict[str, int]:
     residuals: values that the forward pass stores for the backward pass, before compiler
     optimizations; batch. The whole step is traced as well.
     """
-    phase, model = trajectory.phases(config)[0], experiment.make_model(config)
-    loss_fn, _ = experiment.loss_functions(model)
-    params = jax.eval_shape(lambda: experiment.init_params(config))
-    state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
+    phase, model = trajectory.phases(config)[0], builders.make_model(config)
+    loss_fn, _ = builders.loss_functions(model)
+    params = jax.eval_shape(lambda: builders.init_params(config))
+    state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     language, masking = make_language(config.language), config.language.masking
     settings = phase.settings
     sample = partial(
@@ -61,9 +61,9 @@ def step_bytes(config: Config) -> dict[str, int]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(sample, language, key)
     pullback = jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss_fn(q, b)[0], p)[1], params, batch)
-    mesh = experiment.make_mesh(config)
-    steps = experiment.train_steps(model, settings, masking, mesh)
-    schedule = experiment.schedule(settings, anneal=False)
+    mesh = builders.make_mesh(config)
+    steps = builders.train_steps(model, settings, masking, mesh)
+    schedule = builders.schedule(settings, anneal=False)
     jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
     num_bytes = {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}

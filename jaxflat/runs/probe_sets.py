@@ -10,17 +10,17 @@ from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels, posteriors
-from jaxflat.runs import experiment
-from jaxflat.runs.languages import kind_of, make_language
+from jaxflat.runs import builders
+from jaxflat.runs.languages import language_kind, make_language
 
 GIVEN = "given"  # the labeling of sentences labelled by people
 
 
-Part = tuple[Sentences, jax.Array, jax.Array]
+LabelledSet = tuple[Sentences, jax.Array, jax.Array]
 """(sentences, labels_KxN, valid_KxN)"""
 
 
-class Known(NamedTuple):
+class ExactPosteriors(NamedTuple):
     """Exact posteriors of J tasks' hidden symbols, given the sentences of a ProbeSets.
 
     Each part is (probs_JxNxC, valid_JxN), with a leading axis of draws in `train`. spans: the
@@ -37,25 +37,25 @@ class Known(NamedTuple):
 class ProbeSets(NamedTuple):
     """Labelled sentences of K (task, labeling) pairs; `train` has a leading axis of draws.
 
-    finetune: like `train`, draws for fine-tuning, or None if it is not requested. bayes, known: the
+    finetune: like `train`, draws for fine-tuning, or None if it is not requested. bayes, exact: the
     best possible accuracies and the posteriors, empty or None for labels given by people.
     """
 
     names: list[str]
     num_classes: int
-    train: Part
-    finetune: Part | None
-    validation: Part
-    test: Part
+    train: LabelledSet
+    finetune: LabelledSet | None
+    validation: LabelledSet
+    test: LabelledSet
     bayes: dict[str, Estimate]
-    known: Known | None
+    exact: ExactPosteriors | None
 
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
     """Return a ProbeSets of all tasks with hidden symbols, and one of each human-labelled task."""
     tasks = make_language(language).tasks
     sampled = [_sampled_sets(language, settings, seed)] if tasks else []
-    given = kind_of(language).labelled_sentences(language)
+    given = language_kind(language).labelled_sentences(language)
     return sampled + [_given_sets(name, language, settings, seed) for name in given]
 
 
@@ -66,29 +66,31 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     tasks, chosen = sampler.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(key: jax.Array, num_sentences: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
+    def labelled(
+        key: jax.Array, num_sentences: int
+    ) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
         sentences = sampler.sample(key, num_sentences)
-        known = posteriors(tasks, sentences)
-        labels = all_labels(tasks, sentences, settings.labelings, known).values()
+        exact = posteriors(tasks, sentences)
+        labels = all_labels(tasks, sentences, settings.labelings, exact).values()
         labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
         part = (sentences, labels_KxN, valid_KxN)
         return part, (
-            jnp.stack([_widened(probs_NxC, num_classes) for probs_NxC in known.values()]),
+            jnp.stack([_widened(probs_NxC, num_classes) for probs_NxC in exact.values()]),
             jnp.stack([task.labels(sentences)[1] for task in tasks.values()]),
         )
 
-    def draws(num_draws: int, shots: int) -> tuple[Part, tuple[jax.Array, jax.Array]]:
-        keys = jax.random.split(experiment.purpose_key(seed, "probe"), num_draws)
+    def draws(num_draws: int, shots: int) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
+        keys = jax.random.split(builders.purpose_key(seed, "probe"), num_draws)
         return jax.tree.map(lambda *x: jnp.stack(x), *[labelled(key, shots) for key in keys])
 
-    train, known_train = draws(settings.num_draws, max(settings.shots))
-    validation, known_validation = labelled(
-        experiment.purpose_key(seed, "probe_validation"), settings.num_validation
+    train, exact_train = draws(settings.num_draws, max(settings.shots))
+    validation, exact_validation = labelled(
+        builders.purpose_key(seed, "probe_validation"), settings.num_validation
     )
-    test, known_test = labelled(experiment.purpose_key(language.seed, "test"), settings.num_test)
+    test, exact_test = labelled(builders.purpose_key(language.seed, "test"), settings.num_test)
     spans = tuple(task.span for task in tasks.values())
     pairs = [(name, labeling) for name in tasks for labeling in settings.labelings]
-    posterior_of = dict(zip(tasks, known_test[0], strict=True))
+    posterior_of = dict(zip(tasks, exact_test[0], strict=True))
     return ProbeSets(
         names=[f"{name}.{labeling}" for name, labeling in pairs],
         num_classes=num_classes,
@@ -100,7 +102,7 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
             f"{name}.{labeling}": bayes_accuracy(labeling, posterior_of[name], valid_N)
             for (name, labeling), valid_N in zip(pairs, test[2], strict=True)
         },
-        known=Known(list(tasks), spans, known_train, known_validation, known_test),
+        exact=ExactPosteriors(list(tasks), spans, exact_train, exact_validation, exact_test),
     )
 
 
@@ -124,21 +126,21 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
 
     Draws of training sentences are disjoint within a seed; draws of different seeds may overlap.
     """
-    labelled = kind_of(language).labelled_sentences(language)[name]
+    labelled = language_kind(language).labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(
-        experiment.purpose_key(language.seed, "test"), len(labelled.labels_N)
+        builders.purpose_key(language.seed, "test"), len(labelled.labels_N)
     )
-    validation_key = experiment.purpose_key(seed, "probe_validation")
+    validation_key = builders.purpose_key(seed, "probe_validation")
     rest_N = jax.random.permutation(validation_key, order_N[num_test:])
-    pool_N = jax.random.permutation(experiment.purpose_key(seed, "probe"), rest_N[num_validation:])
+    pool_N = jax.random.permutation(builders.purpose_key(seed, "probe"), rest_N[num_validation:])
 
-    def rows(ids_N: jax.Array) -> Part:
+    def rows(ids_N: jax.Array) -> LabelledSet:
         labels_1xN = jnp.asarray(labelled.labels_N)[ids_N][None]
         sentences = jax.tree.map(lambda x: x[ids_N], labelled.sentences)
         return sentences, labels_1xN, jnp.ones_like(labels_1xN, dtype=bool)
 
-    def draws(num_draws: int, shots: int) -> Part:
+    def draws(num_draws: int, shots: int) -> LabelledSet:
         parts = [rows(pool_N[d * shots : (d + 1) * shots]) for d in range(num_draws)]
         return jax.tree.map(lambda *x: jnp.stack(x), *parts)
 
@@ -151,5 +153,5 @@ def _given_sets(name: str, language: Config, settings: Config, seed: int) -> Pro
         validation=rows(rest_N[:num_validation]),
         test=rows(order_N[:num_test]),
         bayes={},
-        known=None,
+        exact=None,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxflat.config import Config
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -24,7 +24,7 @@ def provenance(config: Config) -> dict[str, Any]:
         commit = ""
     return {
         "config": json.loads(config.to_json()),
-        "num_params": experiment.num_params(config),
+        "num_params": builders.num_params(config),
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "git_commit": commit.strip() or None,

@@ -37,7 +37,7 @@ class Point:
     config: Config
     directory: Path
     team: str
-    lane: int
+    slot: int
 
 
 def measurements_of(names: Sequence[str]) -> list[Measurement]:
@@ -66,19 +66,19 @@ def run_point(point: Point, names: Sequence[str], display: Display) -> None:
     if "train" in names and point.config.phase_order:
         train_points([point], display, fail)
     for measurement in measurements_of(names):
-        measurement.update(point.config, point.directory, display)
+        measurement.measure_missing(point.config, point.directory, display)
 
 
 def train_points(
     points: Sequence[Point], display: Display, fail: Callable[[Point, Exception], object]
 ) -> None:
     """Train points of one team in one program; call `fail` for each that cannot be trained."""
-    by_slot, seconds = {point.lane: point for point in points}, time.perf_counter()
-    trainings = {p.lane: train(p.config, p.directory, display) for p in points}
-    slots.drive(trainings, lambda slot, error: fail(by_slot.pop(slot), error))
+    by_slot, seconds = {point.slot: point for point in points}, time.perf_counter()
+    trainings = {p.slot: train(p.config, p.directory, display) for p in points}
+    slots.train_together(trainings, lambda slot, error: fail(by_slot.pop(slot), error))
     for point in by_slot.values():
         share = (time.perf_counter() - seconds) / len(points)
-        display.spend(point.name, share)
+        display.add_seconds(point.name, share)
         log_seconds(point.directory, "train", share)
 
 

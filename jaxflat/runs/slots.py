@@ -19,34 +19,34 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
-from jaxflat.runs import corpus, experiment
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
-"""The calls of a run from one step of a phase: its anneal, the exact anneal, the next steps."""
+"""The calls of a run from one step of a phase: its anneal, its projection, the next steps."""
 
 
 class Call(NamedTuple):
     """A compiled call that a run requests: the steps of a phase from state.step to `stop`.
 
-    trunk: the step of the phase from which the call starts or branches off. kind: one of KINDS.
-    save: saves the state, or None if it is already saved.
+    trunk_step: the step of the trunk from which the call starts or branches off. kind: one of
+    KINDS. save: saves the state, or None if it is already saved.
     """
 
     config: Config
     phase: Phase
     state: TrainState
     stop: int
-    trunk: int
+    trunk_step: int
     kind: str
     save: Callable[[], object] | None = None
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def position(self) -> tuple[int, int, int]:
         """The position of the call in a run: calls are made in this order."""
-        return self.trunk, KINDS.index(self.kind), self.stop
+        return self.trunk_step, KINDS.index(self.kind), self.stop
 
 
 class Outcome(NamedTuple):
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 Training = Generator[Call, Outcome, None]
 
 
-def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
+def assign_slots(configs: Iterable[Config]) -> list[tuple[str, int]]:
     """Return the (team, slot) of each run. Teams are filled in the order of `configs`."""
     counts, team_slots = Counter[str](), []
     for config in configs:
@@ -75,8 +75,10 @@ def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
     return team_slots
 
 
-def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
-    """Drive trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
+def train_together(
+    trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]
+) -> None:
+    """Run trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were
     interrupted at different steps come to share calls again. Raises Preempted after a signal, once
@@ -95,22 +97,22 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
             except Exception as error:
                 fail(slot, error)
         preemption.stop_if_requested(lambda: [call.save() for call in calls.values() if call.save])
-        first = min((call.place for call in calls.values()), default=None)
-        due = {slot: calls.pop(slot) for slot in sorted(calls) if calls[slot].place == first}
+        first = min((call.position for call in calls.values()), default=None)
+        due = {slot: calls.pop(slot) for slot in sorted(calls) if calls[slot].position == first}
         try:
-            outcomes = advance(due) if due else {}
+            outcomes = run_calls(due) if due else {}
         except Exception as error:  # for example, out of memory
             for slot in due:
                 fail(slot, error)
 
 
-def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:
+def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     """Make the same call of several runs, given by slot, and return their outcomes."""
-    config, phase, _, stop, trunk, kind, _ = next(iter(calls.values()))
-    mesh, num_slots = experiment.make_mesh(config), config.training.together
-    model, masking = experiment.make_model(config), config.language.masking
-    steps = experiment.train_steps(model, phase.settings, masking, mesh)
-    first = trunk if kind == "anneal" else phase.start
+    config, phase, _, stop, trunk_step, kind, _ = next(iter(calls.values()))
+    mesh, num_slots = builders.make_mesh(config), config.training.together
+    model, masking = builders.make_model(config), config.language.masking
+    steps = builders.train_steps(model, phase.settings, masking, mesh)
+    first = trunk_step if kind == "anneal" else phase.start
     arguments = {slot: _arguments(call) for slot, call in calls.items()}
     language = make_language(config.language)
     if num_slots == 1:
@@ -132,13 +134,13 @@ def _arguments(call: Call) -> tuple[Any, ...]:
     config, phase = call.config, call.phase
     return (
         call.state,
-        _stored(config, phase, int(call.state.step)),
-        experiment.purpose_key(config.data_seed, f"train/{phase.name}"),
-        experiment.schedule(phase.settings, anneal=call.kind == "anneal"),
+        _stored_sentences(config, phase, int(call.state.step)),
+        builders.purpose_key(config.data_seed, f"train/{phase.name}"),
+        builders.schedule(phase.settings, anneal=call.kind == "anneal"),
     )
 
 
-def _stored(config: Config, phase: Phase, step: int) -> Any:
+def _stored_sentences(config: Config, phase: Phase, step: int) -> Any:
     """Return the stored sentences for the call that starts at `step`, or None if none are stored.
 
     Every call gets as many as the longest call needs, so that one shape is compiled once.
@@ -147,7 +149,7 @@ def _stored(config: Config, phase: Phase, step: int) -> Any:
         return None
     sizes = (step, config.training.steps_per_call, phase.settings.batch_size)
     stored = corpus.stored_sentences(config.language, config.data_seed, *sizes)
-    mesh = experiment.make_mesh(config)
+    mesh = builders.make_mesh(config)
     return sharding.shard_examples(mesh, stored, axis=1, over=sharding.RUN_AXES)
 
 
@@ -168,19 +170,19 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     def together(
         states: Sequence[TrainState], *rest: Sequence[Any], language: Any, first: int, stop: int
     ) -> tuple[list[TrainState], jax.Array]:
-        differs = tuple(_stacked(values) for values in (states, *rest))
+        differs = tuple(_stack(values) for values in (states, *rest))
         stacked, losses_L = over_slots(differs, language, first, stop)
-        parts = _parts(stacked, len(states))
-        shardings = sharding.param_shardings(mesh, parts)
-        return jax.lax.with_sharding_constraint(parts, shardings), losses_L
+        states = _unstack(stacked, len(states))
+        shardings = sharding.param_shardings(mesh, states)
+        return jax.lax.with_sharding_constraint(states, shardings), losses_L
 
     return jax.jit(together, donate_argnums=0)
 
 
-def _stacked(trees: Sequence[Any]) -> Any:
+def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _parts(stacked: Any, number: int) -> list[Any]:
+def _unstack(stacked: Any, number: int) -> list[Any]:
     leaves, structure = jax.tree.flatten(stacked)
     return [structure.unflatten([leaf[i] for leaf in leaves]) for i in range(number)]

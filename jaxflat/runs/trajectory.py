@@ -24,12 +24,12 @@ class Phase(NamedTuple):
 
     @property
     def projected_branches(self) -> tuple[int, ...]:
-        """The branches whose checkpoints also get an exact anneal."""
+        """The branches whose checkpoints also get a projection."""
         return tuple(self.start + step for step in self.settings.projection.checkpoint_steps)
 
 
-class Snapshot(NamedTuple):
-    """A measured checkpoint: its step, and whether it is the result of an exact anneal."""
+class Checkpoint(NamedTuple):
+    """A measured checkpoint: its step, and whether it is the result of a projection."""
 
     step: int
     projected: bool = False
@@ -51,7 +51,7 @@ def phases(config: Config) -> list[Phase]:
 
 
 def projection(phase: Phase, step: int) -> Phase:
-    """Return the exact anneal of a phase's checkpoint, as a phase that starts at its step.
+    """Return the projection of a phase's checkpoint, as a phase that starts at its step.
 
     AdamW starts from a new state and trains on exact targets. The learning rate decays to 0 over
     all steps. This returns the parameters to the bottom of the valley along which the phase moved.
@@ -65,15 +65,15 @@ def projection(phase: Phase, step: int) -> Phase:
     return Phase(name, FrozenConfigDict(settings), step, step + chosen.steps)
 
 
-def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapshot]:
+def measured_checkpoints(config: Config, branched_before: float = math.inf) -> list[Checkpoint]:
     """Return the measured checkpoints that branch off before a given step.
 
     A run without phases has one measured checkpoint, at step 0.
     """
     if not config.phase_order:
-        return [Snapshot(0)]
+        return [Checkpoint(0)]
     return [
-        Snapshot(branch + phase.settings.anneal_steps, projected)
+        Checkpoint(branch + phase.settings.anneal_steps, projected)
         for phase in phases(config)
         for branch in phase.branches
         if branch < branched_before
@@ -81,15 +81,15 @@ def snapshots(config: Config, branched_before: float = math.inf) -> list[Snapsho
     ]
 
 
-def sentences_seen(config: Config, snapshot: Snapshot) -> int:
-    """Return the number of sentences that trained a checkpoint, including both kinds of anneal."""
+def sentences_seen(config: Config, checkpoint: Checkpoint) -> int:
+    """Return the number of sentences that trained a checkpoint, anneal and projection included."""
     seen = 0
     for phase in phases(config):
         for branch in phase.branches:
-            if branch + phase.settings.anneal_steps == snapshot.step:
-                seen += (snapshot.step - phase.start) * phase.settings.batch_size
+            if branch + phase.settings.anneal_steps == checkpoint.step:
+                seen += (checkpoint.step - phase.start) * phase.settings.batch_size
                 chosen = phase.settings.projection
-                return seen + snapshot.projected * chosen.steps * chosen.batch_size
+                return seen + checkpoint.projected * chosen.steps * chosen.batch_size
         seen += phase.settings.steps * phase.settings.batch_size
     return 0
 

@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; the file written there replaces `path` if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with _naming(path):
+        with _name_file_in_errors(path):
             yield temporary
             fsync(temporary)
             leases.assert_owned()
@@ -60,7 +60,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 def append(path: Path, content: bytes) -> None:
     """Append to a file and flush it to disk; if that fails, the file keeps its old length."""
     leases.assert_owned()
-    with _naming(path), path.open("ab", buffering=0) as file:
+    with _name_file_in_errors(path), path.open("ab", buffering=0) as file:
         num_bytes = file.tell()
         try:
             while content:
@@ -96,7 +96,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _name_file_in_errors(path: Path) -> Iterator[None]:
     """Name the file in an OSError that comes from writing it."""
     try:
         yield

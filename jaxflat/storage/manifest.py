@@ -22,7 +22,7 @@ def describe_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
 
     Each rank writes the files under its own folder, process_<rank>; rank 0 writes all others too.
     """
-    names = sorted(name for name in _list_files(folder) if _writer(name) == rank)
+    names = sorted(name for name in _list_files(folder) if _writing_rank(name) == rank)
     files = {name: _describe(folder / name) for name in names}
     for name in files:
         fsync(folder / name)
@@ -87,7 +87,7 @@ def _list_files(folder: Path) -> set[str]:
     return {path.as_posix() for path in paths} - {NAME}
 
 
-def _writer(name: str) -> int:
+def _writing_rank(name: str) -> int:
     """Return the rank that wrote a file, from its path."""
     found = re.search(r"\bprocess_(\d+)(/|$)", name)
     return int(found[1]) if found else 0

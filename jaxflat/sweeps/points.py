@@ -37,13 +37,13 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
             point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
         frozen.append(FrozenConfigDict(point_config))
         try:
-            checks.check(frozen[-1])
+            checks.check_config(frozen[-1])
         except ValueError as error:
             raise InputError(str(error)) from error
     return [
         Point(name, set_keys, point_config, workdir / name, *team_slot)
         for (name, (set_keys, _)), point_config, team_slot in zip(
-            resolved.items(), frozen, slots.places(frozen), strict=True
+            resolved.items(), frozen, slots.assign_slots(frozen), strict=True
         )
     ]
 

@@ -9,21 +9,21 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import hold
+from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import trajectory
-from jaxflat.runs.measurements import current_lines, snapshot_of
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.measurements import checkpoint_of, current_lines
+from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.files import read_lines, write_whole
 
 
 @ranks.on_rank_0
-def gather(workdir: Path) -> None:
+def write_results(workdir: Path) -> None:
     """Rebuild results.csv from the lines that every point measured under its present settings.
 
     One worker does this at a time; otherwise an older table could overwrite a newer one.
     """
     path = workdir / "results.csv"
-    with hold(path):
+    with acquire_lease(path):
         write_whole(path, _table(workdir))
 
 
@@ -47,11 +47,11 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     """Return a point's rows of results.csv, one for each measured checkpoint."""
     stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
-    measured: dict[Snapshot, dict[str, float]] = {}
-    ends = {s.projected: s for s in trajectory.snapshots(config)}.values()
+    measured: dict[Checkpoint, dict[str, float]] = {}
+    ends = {s.projected: s for s in trajectory.measured_checkpoints(config)}.values()
     for section, recorded in point["measured"].items():
         for line in current_lines(directory, section, recorded):
-            values = measured.setdefault(snapshot_of(line), {})
+            values = measured.setdefault(checkpoint_of(line), {})
             if "measure" in line:
                 values[line["measure"]] = line["mean"]
                 values[f"{line['measure']}_sem"] = line["sem"]
@@ -60,14 +60,14 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
             "point": point["name"],
             **{key: point["overrides"].get(key, "") for key in swept},
             "seed": config.seed,
-            "step": snapshot.step,
-            "projected": int(snapshot.projected),
-            "last": int(snapshot in ends),
+            "step": checkpoint.step,
+            "projected": int(checkpoint.projected),
+            "last": int(checkpoint in ends),
             "num_params": stored["num_params"],
-            "sentences_seen": trajectory.sentences_seen(config, snapshot),
+            "sentences_seen": trajectory.sentences_seen(config, checkpoint),
             **values,
         }
-        for snapshot, values in sorted(measured.items())
+        for checkpoint, values in sorted(measured.items())
     ]
 
 

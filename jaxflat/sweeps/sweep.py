@@ -1,4 +1,4 @@
-"""Run a sweep: expand its points, check them, run or resume them, and gather the results.
+"""Run a sweep: expand its points, check them, run or resume them, and write the results.
 
 A point is identified by its overrides, not by its index: the same overrides give the same folder.
 """
@@ -19,7 +19,7 @@ from jaxflat.runs.stages import STAGES
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.sweeps import workers
 from jaxflat.sweeps.points import expand, select
-from jaxflat.sweeps.results import gather, summary
+from jaxflat.sweeps.results import summary, write_results
 from jaxflat.sweeps.sweep_record import record_sweep
 
 
@@ -53,8 +53,8 @@ def run(
         for section in dict.fromkeys(undone):
             _prepare(section, display)
         display.finish_preparations()
-        failures = _share(chosen, stages, display)
-    gather(workdir)
+        failures = _run_or_wait(chosen, stages, display)
+    write_results(workdir)
     return failures
 
 
@@ -79,7 +79,7 @@ def _prepare(language: Config, display: Display) -> None:
         raise InputError(str(error)) from error
 
 
-def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
+def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point or wait until another worker has; return the reasons of failed points."""
     point_leases = {point.name: leases.Lease(point.directory) for point in points}
     outcomes: dict[str, workers.Done | workers.Failed] = {}
@@ -98,9 +98,9 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
             text = f"failed, {outcome.reason}" if failed else summary(point.directory)
             display.finish_point(point.name, text)
         if len(outcomes) == num_ended:
-            display.wait(
-                f"Waiting for {workers.names(left)}: another worker holds them, or died; they are "
-                f"taken over after {leases.EXPIRY:g} seconds without a heartbeat"
+            display.print_wait(
+                f"Waiting for {workers.list_names(left)}: another worker holds them, or died; they "
+                f"are taken over after {leases.EXPIRY:g} seconds without a heartbeat"
             )
             time.sleep(leases.POLL)
     return {

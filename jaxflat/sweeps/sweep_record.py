@@ -12,7 +12,7 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
 from jaxflat.distributed import ranks
-from jaxflat.distributed.leases import hold
+from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import stages
 from jaxflat.runs.run import TRAINING_KEYS, Point
 from jaxflat.storage.files import write_json
@@ -24,9 +24,9 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     A new sweep is also refused if one of its keys has no effect.
     """
     path = workdir / "sweep.json"
-    with _usable(workdir):
+    with _unusable_as_input_error(workdir):
         validation.check_folder("workdir", workdir)
-        _extended(path, config, points)
+        _extended_record(path, config, points)
         if not path.exists():  # an older sweep continues with the keys that it recorded
             validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
@@ -39,24 +39,24 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """
     path = workdir / "sweep.json"
     check_sweep(config, points, workdir)  # refuse before writing anything
-    with _usable(workdir):
+    with _unusable_as_input_error(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with hold(path):
-            write_json(path, _extended(path, config, points))
+        with acquire_lease(path):
+            write_json(path, _extended_record(path, config, points))
 
 
 @contextmanager
-def _usable(workdir: Path) -> Iterator[None]:
+def _unusable_as_input_error(workdir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--workdir={workdir} cannot be used: {error}") from error
 
 
-def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
+def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
     """Return the new content of sweep.json: its stored points, and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
-    trains = _trains(validation.complete(config))
+    trains = _training_settings(validation.complete(config))
     used = {point.config.language.name for point in points}
     used |= {phase.optimizer.name for point in points for phase in point.config.phases.values()}
     entries = {}
@@ -65,7 +65,9 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
         phases = stored["trains"]["phases"].values()
         recorded = {*stored["trains"]["language"], *(n for p in phases for n in p["optimizer"])}
         used |= recorded
-        if difference := validation.first_difference(stored["trains"], _only(trains, recorded)):
+        if difference := validation.first_difference(
+            stored["trains"], _keep_sections(trains, recorded)
+        ):
             key, old, new = difference
             raise InputError(
                 f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
@@ -76,10 +78,10 @@ def _extended(path: Path, config: Config, points: list[Point]) -> dict[str, Any]
         measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
         entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
-    return {"trains": _only(trains, used), "points": list(entries.values())}
+    return {"trains": _keep_sections(trains, used), "points": list(entries.values())}
 
 
-def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _keep_sections(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Keep the language and optimizer sections in `names`; unused ones may be added or removed."""
 
     def sections(section: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _only(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return trains | {"language": sections(trains["language"]), "phases": phases}
 
 
-def _trains(config: Config) -> dict[str, Any]:
+def _training_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide the trained models, as JSON values."""
     chosen = {key: config[key] for key in ("seed", *TRAINING_KEYS)}
     trains = json.loads(FrozenConfigDict(chosen).to_json())
@@ -113,4 +115,4 @@ def _with_defaults(trains: dict[str, Any]) -> dict[str, Any]:
 
     defaults = base_config.base()
     defaults.phases = {name: base_config.phase() for name in trains["phases"]}
-    return known(_trains(defaults), trains)
+    return known(_training_settings(defaults), trains)

@@ -17,7 +17,7 @@ from jaxflat.runs.provenance import provenance
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.run import Point, is_done, run_point, train_points, write_status
 from jaxflat.storage.files import DISK_FULL, write_json, write_whole
-from jaxflat.sweeps.results import gather
+from jaxflat.sweeps.results import write_results
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,22 @@ def train_team(
 
         def fail(point: Point, error: Exception) -> None:
             running.remove(point)
-            display.line(f"{point.name}: failed, {_fail(point, error)}")
+            display.print_line(f"{point.name}: failed, {_record_failure(point, error)}")
 
         try:
             for point in acquired:
                 _record_start(point)
             if acquired:
                 slots = f"program of {acquired[0].config.training.together} slots"
-                display.line(f"training {len(acquired)} points in one {slots}: {names(acquired)}")
+                display.print_line(
+                    f"training {len(acquired)} points in one {slots}: {list_names(acquired)}"
+                )
             train_points(acquired, display, fail)
             for point in running:
                 write_status(point.directory, "partial")
         except leases.LeaseLost:
-            display.line(
-                f"{names(acquired)}: taken over by other workers while this one was suspended"
+            display.print_line(
+                f"{list_names(acquired)}: taken over by other workers while this one was suspended"
             )
         except (Preempted, OSError):
             with suppress(OSError):  # a full disk has no space for a status either
@@ -98,9 +100,11 @@ def run_if_free(
                 return not_run
             outcome = _run_one(point, stages, display)
         except leases.LeaseLost:
-            display.line(f"{point.name}: taken over by another worker while this one was suspended")
+            display.print_line(
+                f"{point.name}: taken over by another worker while this one was suspended"
+            )
             return HeldElsewhere()
-    gather(point.directory.parent)
+    write_results(point.directory.parent)
     return outcome
 
 
@@ -123,7 +127,7 @@ def _acquire(
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
     """Run a point whose lease this worker holds."""
     if not display.console.is_terminal:  # there is no progress bar
-        display.line(f"{point.name}: started")
+        display.print_line(f"{point.name}: started")
     _record_start(point)
     try:
         run_point(point, stages, display)
@@ -133,7 +137,7 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Fa
     except leases.LeaseLost:
         raise
     except Exception as error:
-        return Failed(_fail(point, error))
+        return Failed(_record_failure(point, error))
     ranks.on_rank_0(leases.assert_owned)()
     (point.directory / "error.txt").unlink(missing_ok=True)
     write_status(point.directory, "done" if is_done(point) else "partial")
@@ -147,7 +151,7 @@ def _record_start(point: Point) -> None:
     write_json(point.directory / "config.json", provenance(point.config))
 
 
-def _fail(point: Point, error: Exception) -> str:
+def _record_failure(point: Point, error: Exception) -> str:
     """Record the reason why a point failed, and return the reason.
 
     Raises the error instead if the disk is full, or if not all ranks failed.
@@ -171,7 +175,7 @@ def _make_folder(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def names(points: list[Point]) -> str:
+def list_names(points: list[Point]) -> str:
     """Return the names of the first three points, and the number of the others, for a message."""
     more = f" and {len(points) - 3} more" if len(points) > 3 else ""
     return ", ".join(point.name for point in points[:3]) + more

@@ -14,7 +14,7 @@ from optax.contrib import MuonDimensionNumbers, muon, normalize, sam
 UNDECAYED = ("scale", "bias", "decoder_bias")
 
 
-def decayed(params: Any) -> Any:
+def decay_mask(params: Any) -> Any:
     """Return a tree of booleans: weight decay acts on matrices, never on biases and norm gains.
 
     Names decide, not shapes: leaves stacked for a layer scan have an additional axis.
@@ -22,7 +22,7 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
 
 
-def orthogonalized(params: Any) -> Any:
+def muon_axes(params: Any) -> Any:
     """Return the matrix axes of each leaf that Muon orthogonalizes, None for all other leaves.
 
     Muon's matrices map activations to activations, so they are the kernels. Some kernels stack
@@ -51,13 +51,13 @@ def _muon(momentum: float, b1: float, b2: float, weight_decay: float) -> Any:
         weight_decay=weight_decay,
         adam_b1=b1,
         adam_b2=b2,
-        muon_weight_dimension_numbers=orthogonalized,
+        muon_weight_dimension_numbers=muon_axes,
         consistent_rms=0.2,
     )
 
 
 def _adamw(**settings: Any) -> optax.GradientTransformation:
-    return optax.adamw(1.0, mask=decayed, **settings)
+    return optax.adamw(1.0, mask=decay_mask, **settings)
 
 
 def _sam(radius: float, **settings: float) -> optax.GradientTransformation:
@@ -72,7 +72,7 @@ def _sam(radius: float, **settings: float) -> optax.GradientTransformation:
 BUILT_IN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _adamw,
     "sgd": partial(optax.sgd, 1.0),
-    "lion": lambda **settings: optax.lion(1.0, mask=decayed, **settings),
+    "lion": lambda **settings: optax.lion(1.0, mask=decay_mask, **settings),
     "muon": _muon,
     "sam": _sam,
 }
@@ -88,7 +88,7 @@ def make_optimizer(name: str, **settings: float) -> optax.GradientTransformation
         return BUILT_IN[name](**settings)
     function = getattr(optax, name)
     masks = {"mask", "weight_decay_mask"} & set(inspect.signature(function).parameters)
-    return function(1.0, **dict.fromkeys(masks, decayed), **settings)
+    return function(1.0, **dict.fromkeys(masks, decay_mask), **settings)
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""Correlations of a sweep: by seed, within and across settings, or the reason for none."""
+"""Correlations of a sweep: by seed, within and across arms, or the reason for none."""
 
 import numpy as np
 import pytest
@@ -82,8 +82,8 @@ def test_only_seeds_with_every_checkpoint_count(tmp_path):
     ("effects", "statistics", "reason"),
     [
         ({"widths": (16,)}, STATISTICS, "3 checkpoints per seed are fewer than 4"),
-        ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "only one setting"),
-        ({"widths": (8, 16, 24, 32), "steps": (9,)}, (WITHIN,), "each setting has one checkpoint"),
+        ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "only one arm"),
+        ({"widths": (8, 16, 24, 32), "steps": (9,)}, (WITHIN,), "each arm has one checkpoint"),
     ],
 )
 def test_a_number_that_is_missing_has_a_reason(sweep, effects, statistics, reason):

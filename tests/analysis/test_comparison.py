@@ -10,12 +10,12 @@ from jaxflat.analysis.results_csv import Row, read_results
 from jaxflat.analysis.statistics.intervals import paired_t_interval, tost_paired
 
 
-def cell(step, losses, variant="", **values):
+def cell(step, losses, arm="", **values):
     rows = {
         seed: Row("", {}, seed, step, True, {"excess_loss": loss, **values})
         for seed, loss in losses.items()
     }
-    return Cell(variant, step, rows)
+    return Cell(arm, step, rows)
 
 
 def chosen(comparison):
@@ -37,12 +37,12 @@ def test_only_shared_seeds_are_compared():
 
 
 def test_all_sizes_are_matched_where_their_losses_are_closest_together():
-    variants = {
+    arms = {
         "a": [cell(1, {"0": 0.9}), cell(2, {"0": 0.5})],
         "b": [cell(3, {"0": 0.8}), cell(4, {"0": 0.51})],
         "c": [cell(5, {"0": 0.52}), cell(6, {"0": 0.1})],
     }
-    assert [cell.step for cell in match_all(variants).values()] == [2, 4, 5]
+    assert [cell.step for cell in match_all(arms).values()] == [2, 4, 5]
 
 
 def test_accuracies_and_traces_play_no_part_in_the_choice(sweep):
@@ -79,10 +79,10 @@ def test_equivalence_allows_for_the_choice_among_nine_pairs(sweep):
 
 def test_projected_checkpoints_are_compared_with_each_other_only(sweep):
     rows = read_results(sweep() / "results.csv")
-    trunk = [
+    unprojected = [
         replace(row, projected=False, step=row.step + 1) for row in rows if not row.is_lookup_table
     ]
-    assert {cell.step for cell in compare(rows + trunk).cells} == {1000, 2000, 4000}
+    assert {cell.step for cell in compare(rows + unprojected).cells} == {1000, 2000, 4000}
 
 
 def test_sizes_that_also_differ_in_something_else_are_not_compared(sweep):
@@ -95,7 +95,7 @@ def test_sizes_that_also_differ_in_something_else_are_not_compared(sweep):
     comparison = compare(both)
     assert "size alone is not compared" in comparison.obstacle
     assert comparison.pairs == []
-    assert len(comparison.variants) == 6
+    assert len(comparison.arms) == 6
 
 
 def test_a_sweep_of_one_size_is_not_compared_by_size(sweep):

@@ -99,7 +99,7 @@ def test_the_figures_are_also_files(reported):
 
 def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
     folder, _, visible = reported
-    for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within settings"]]:
+    for row in [*verdicts_table(judge(read_comparison(folder))), ["Kendall, within arms"]]:
         for text in row:
             assert text in visible
     for text in (

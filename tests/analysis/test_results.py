@@ -46,7 +46,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         read_text(tmp_path, "a,b\n1,2\n")
 
 
-def test_variants_are_what_varies_besides_seeds_from_small_to_large(tmp_path):
+def test_arms_are_what_varies_besides_seeds_from_small_to_large(tmp_path):
     header = "point,model.width,model.layers,seed,step,num_params,loss\n"
     lines = ["a,64,2,0,5,900,1", "b,8,2,0,5,100,2", "c,8,2,1,5,100,4", "d,8,2,0,9,100,3"]
     cells = group_cells(read_text(tmp_path, header + "\n".join(lines)))
@@ -64,7 +64,7 @@ def test_the_primary_is_the_map_labeling_at_most_shots_and_needs_every_task(tmp_
     assert MAP_ACCURACY not in rows[1].values
 
 
-def test_a_key_that_only_follows_another_does_not_name_the_variant(sweep):
+def test_a_key_that_only_follows_another_does_not_name_the_arm(sweep):
     rows = read_results(sweep() / "results.csv")
     for row in rows:
         if not row.is_lookup_table:

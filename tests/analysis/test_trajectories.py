@@ -127,7 +127,7 @@ def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path)
 @pytest.mark.slow
 def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     comparison = read_comparison(write_arms(tmp_path, ratios=(1.0, 0.25)))
-    (pair,) = comparison.algorithms.pairs
+    (pair,) = comparison.arm_comparison.pairs
     assert (pair.first.step, pair.second.step) == (12_000, 12_000)
     found = {one.claim: one.answer for one in judge(comparison)}
     for word in ("flatter", "more accurate"):
@@ -135,7 +135,7 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
         assert found[claim] == SUPPORTED
     # Each arm's end against its start; comparing the two ends too would count them twice.
     assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
-    assert "Ways of training, at their last checkpoints" in write_report(tmp_path).read_text()
+    assert "Arms, at their last checkpoints" in write_report(tmp_path).read_text()
 
 
 def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):

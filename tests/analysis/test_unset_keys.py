@@ -130,21 +130,21 @@ def test_whatever_an_arm_lacks_leaves_a_page(tmp_path, rendered, skip):
 def test_an_unset_key_is_no_part_of_a_name(tmp_path):
     comparison = read_comparison(write_arms(tmp_path, [*RATES, *SAM, {}, TABLE]))
     rates, rhos = ["learning_rate 0.001", "learning_rate 0.003"], ["rho 0.05", "rho 0.1"]
-    assert list(comparison.variants) == [*rates, *rhos, "trained model"]
-    assert [cell.variant for cell in comparison.controls] == ["lookup table p"]
+    assert list(comparison.arms) == [*rates, *rhos, "trained model"]
+    assert [cell.arm for cell in comparison.controls] == ["lookup table p"]
     assert {row.swept[RHO] for row in read_results(tmp_path / "results.csv")} == {"", "0.05", "0.1"}
 
 
 def test_an_arm_is_named_by_what_it_alone_sets(tmp_path):
     """The rate distinguishes both arms, but the second does not set it."""
     comparison = read_comparison(write_arms(tmp_path, [*RATES, *SAM[:1]]))
-    assert list(comparison.variants) == ["learning_rate 0.001", "learning_rate 0.003", "rho 0.05"]
+    assert list(comparison.arms) == ["learning_rate 0.001", "learning_rate 0.003", "rho 0.05"]
 
 
 def test_an_arm_that_alone_sets_a_language_is_no_way_of_training(tmp_path):
     arms = [*RATES, {"language.name": "dyck"}]
-    assert read_comparison(write_arms(tmp_path, RATES)).algorithms
-    assert read_comparison(write_arms(tmp_path, arms)).algorithms is None
+    assert read_comparison(write_arms(tmp_path, RATES)).arm_comparison
+    assert read_comparison(write_arms(tmp_path, arms)).arm_comparison is None
 
 
 def test_keys_of_one_last_part_name_two_settings(tmp_path):
@@ -152,7 +152,7 @@ def test_keys_of_one_last_part_name_two_settings(tmp_path):
     arms = [{f"phases.{phase}.schedule.learning_rate": 1e-3} for phase in ("warm", "cool")]
     comparison = read_comparison(write_arms(tmp_path, [*arms, *SAM[:1]]))
     names = [f"{phase}.schedule.learning_rate 0.001" for phase in ("warm", "cool")]
-    assert list(comparison.variants) == [*names, "rho 0.05"]
+    assert list(comparison.arms) == [*names, "rho 0.05"]
 
 
 def test_a_rate_that_some_arms_do_not_set_is_not_taken_out(tmp_path):

@@ -20,7 +20,7 @@ from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.flatness import TraceTerms, ratio_estimate
 from jaxflat.languages import LANGUAGES
 from jaxflat.languages.batches import masked_batch
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from tests.support.tiny_checkpoints import BERT, save, tensors_of
 
@@ -65,9 +65,9 @@ OF_TORCH = {"gradient_ms": 1.0, "product_ms": 6.0, "sample_ms": 30.0, "samples":
 
 def loss_and_arguments(shape: Shape):
     config = resolved_config(shape)
-    loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+    loss_fn, _ = builders.loss_functions(builders.make_model(config))
     language = make_language(config.language)
-    params = jax.eval_shape(lambda: experiment.init_params(config))
+    params = jax.eval_shape(lambda: builders.init_params(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(lambda k: masked_batch(language, k, shape.batch, "sampled"), key)
     return loss_fn, params, batch
@@ -261,7 +261,7 @@ def test_each_call_takes_the_requested_steps():
 
     runs = TrainingRuns(resolved_config(Shape(8, 1, 4, 11, 4, 8), together=2))
     for num_steps in (1, 3):
-        losses = runs.advance(num_steps)
+        losses = runs.train(num_steps)
         assert len(losses) == 2
         assert np.isfinite(losses).all()
     assert [int(call.state.step) for call in runs._calls.values()] == [4, 4]

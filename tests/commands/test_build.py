@@ -23,7 +23,7 @@ from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.datasets.shards import DatasetError
 from jaxflat.distributed import preemption
-from jaxflat.runs import corpus, experiment
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.corpus import build_dataset, columns_of
 from jaxflat.runs.languages import make_language
 
@@ -62,7 +62,7 @@ def digests(directory: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed):
     language = make_language(section)
-    key = jax.random.fold_in(experiment.purpose_key(5, "corpus"), 4)
+    key = jax.random.fold_in(builders.purpose_key(5, "corpus"), 4)
     expected = columns_of(language, key, 16, labelings=("map", "latent"), conditionals=True)
     sentences = language.sample(key, 16)
     np.testing.assert_array_equal(expected["tokens"], sentences.tokens_BxT)

@@ -23,7 +23,7 @@ def test_arms_differ_in_their_targets_alone_and_end_projected(scale, tmp_path):
         changed["phases"]["continue"]["targets"] = "exact"
         assert changed == exact.config.to_dict()
     warm, on = trajectory.phases(expanded[0].config)
-    found = trajectory.snapshots(expanded[0].config)
+    found = trajectory.measured_checkpoints(expanded[0].config)
     assert [s.step for s in found if s.projected] == [warm.stop, on.stop]
     assert (found[0].step, found[-1].step) == (warm.stop, on.stop)
 

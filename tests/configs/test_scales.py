@@ -18,11 +18,11 @@ from jaxflat.flatness import MEASURES, hessian_trace_terms
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.blocks import is_stacked
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
-from jaxflat.runs import experiment, memory, trajectory
+from jaxflat.runs import builders, memory, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.run import Point
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config
 
@@ -56,12 +56,12 @@ def test_every_paper_point_has_a_row_of_memory_and_no_array():
 def test_adamw_holds_three_floats_a_parameter_up_to_the_papers_largest_model():
     by_width = {p.config.model.width: p.config for p in paper_points() if p.config.phase_order}
     for config in by_width.values():
-        num_params = experiment.num_params(config)
+        num_params = builders.num_params(config)
         sizes = memory.step_bytes(config)
         counters = 2 * 4  # int32: the optimizer's count of updates and the run's step
         assert sizes["state"] == 3 * 4 * num_params + counters
         assert sizes["gradient"] == 4 * num_params
-    assert experiment.num_params(by_width[max(by_width)]) > 7e8
+    assert builders.num_params(by_width[max(by_width)]) > 7e8
 
 
 @pytest.mark.parametrize(("width", "num_layers", "num_params"), [(768, 1, 1e7), (1584, 3, 1.35e8)])
@@ -72,35 +72,35 @@ def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num
     config.model.update({"name": "lstm", "width": width, "num_layers": num_layers})
     config.phases.pretrain.batch_size = 4096
     config = FrozenConfigDict(config)
-    assert experiment.num_params(config) == pytest.approx(num_params, rel=0.1)
+    assert builders.num_params(config) == pytest.approx(num_params, rel=0.1)
     sizes = memory.step_bytes(config)
-    assert sizes["state"] == 3 * 4 * experiment.num_params(config) + 2 * 4
+    assert sizes["state"] == 3 * 4 * builders.num_params(config) + 2 * 4
     console = Console(width=200)
     with console.capture() as capture:
         console.print(memory.table([("point", config)]))
-    assert f"{experiment.num_params(config):,}" in capture.get()
+    assert f"{builders.num_params(config):,}" in capture.get()
 
 
 def training_step(name: str = "transformer"):
     config = resolved(name=name)
     phase = trajectory.phases(config)[0]
-    steps = experiment.train_steps(
-        experiment.make_model(config), phase.settings, "one", experiment.make_mesh(config)
+    steps = builders.train_steps(
+        builders.make_model(config), phase.settings, "one", builders.make_mesh(config)
     )
-    state = experiment.init_state(experiment.init_params(config), phase)
-    schedule = experiment.schedule(phase.settings, anneal=False)
+    state = builders.init_state(builders.init_params(config), phase)
+    schedule = builders.schedule(phase.settings, anneal=False)
     language = make_language(config.language)
     return steps, (state, Source(language), jax.random.key(0), schedule, 0, 2)
 
 
 def hessian_vector_products(name: str = "transformer"):
     config = resolved(name=name)
-    loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+    loss_fn, _ = builders.loss_functions(builders.make_model(config))
     language = make_language(config.language)
     batch = partial(masked_batch, language, batch_size=8, targets="exact")
     batches = jax.vmap(batch)(jax.random.split(jax.random.key(0), 2))
     terms = partial(hessian_trace_terms, loss_fn, num_probes=2, stacked=is_stacked)
-    return jax.jit(terms), (experiment.init_params(config), batches, jax.random.key(1))
+    return jax.jit(terms), (builders.init_params(config), batches, jax.random.key(1))
 
 
 def probe_fit():
@@ -133,10 +133,10 @@ def test_the_stage_measures_the_same_on_one_device_and_on_eight(measure):
     estimates = []
     for num_devices in (1, 8):
         config = resolved(num_devices)
-        mesh = experiment.make_mesh(config)
-        params = sharding.replicate(mesh, experiment.init_params(config))
-        model = experiment.make_model(config)
-        problem = make_problem(config, model, params, Snapshot(5))._replace(groupings=())
+        mesh = builders.make_mesh(config)
+        params = sharding.replicate(mesh, builders.init_params(config))
+        model = builders.make_model(config)
+        problem = make_problem(config, model, params, Checkpoint(5))._replace(groupings=())
         assert len(mesh.devices.flatten()) == num_devices
         estimates.append(MEASURES[measure](problem, config.flatness).estimates[measure])
     one, eight = estimates

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.sweeps import points
 from tests.support.compiled_step import compiled_step, exchanged
 from tests.support.sweeps import tiny_config
@@ -17,7 +17,7 @@ def step():
     config.model.update({"width": 16, "num_layers": 3})  # two in a scan
     config.mesh.data = 4
     [point] = points.expand(config, [{}], Path())
-    return experiment.num_params(point.config), compiled_step(point.config)
+    return builders.num_params(point.config), compiled_step(point.config)
 
 
 @pytest.mark.slow

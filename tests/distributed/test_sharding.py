@@ -12,10 +12,10 @@ from ml_collections import FrozenConfigDict
 from jaxflat.distributed import sharding
 from jaxflat.flatness import hessian_trace_terms
 from jaxflat.languages.batches import Source
-from jaxflat.runs import experiment, trajectory
+from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import sample_microbatches
-from jaxflat.storage import checkpoint
+from jaxflat.storage import checkpoints
 from tests.support.sweeps import tiny_config
 
 MESHES = ((1, 1), (2, 4))
@@ -32,11 +32,11 @@ def resolved(num_data: int, num_model: int) -> FrozenConfigDict:
 
 def trained(config: FrozenConfigDict):
     """Return (the state after five calls, the mean loss of each)."""
-    mesh, phase = experiment.make_mesh(config), trajectory.phases(config)[0]
-    state = experiment.init_state(experiment.init_params(config, mesh), phase)
+    mesh, phase = builders.make_mesh(config), trajectory.phases(config)[0]
+    state = builders.init_state(builders.init_params(config, mesh), phase)
     state = sharding.shard_params(mesh, state)
-    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
-    schedule = experiment.schedule(phase.settings, anneal=False)
+    steps = builders.train_steps(builders.make_model(config), phase.settings, "one", mesh)
+    schedule = builders.schedule(phase.settings, anneal=False)
     source, losses = Source(make_language(config.language)), []
     for stop in range(2, 12, 2):
         state, loss = steps(state, source, jax.random.key(1), schedule, 0, stop)
@@ -60,7 +60,7 @@ def test_traces_are_those_of_whole_parameters(runs):
     traces = []
     for config, state, _ in runs:
         batches = sample_microbatches(config, jax.random.key(2))
-        loss_fn, _ = experiment.loss_functions(experiment.make_model(config))
+        loss_fn, _ = builders.loss_functions(builders.make_model(config))
         terms = jax.jit(hessian_trace_terms, static_argnums=0, static_argnames="num_probes")
         made = terms(loss_fn, state.params, batches, jax.random.key(3), num_probes=2)
         traces.append(sum(leaf.sum() for leaf in jax.tree.leaves(made.terms)))
@@ -69,7 +69,7 @@ def test_traces_are_those_of_whole_parameters(runs):
 
 def test_each_device_keeps_its_part_through_training(runs):
     config, state, _ = runs[1]
-    mesh = experiment.make_mesh(config)
+    mesh = builders.make_mesh(config)
     for leaf in jax.tree.leaves(state.params):
         part = leaf.addressable_shards[0].data
         divides = any(size % 4 == 0 for size in leaf.shape)
@@ -93,9 +93,9 @@ def test_the_largest_dimension_that_divides_is_cut():
 def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
     trees = [state.params for _, state, _ in runs]
     for number, tree in enumerate(trees):
-        checkpoint.save(tmp_path, number, tree)
+        checkpoints.save(tmp_path, number, tree)
         for template in trees:
-            restored = checkpoint.restore(tmp_path, number, template)
+            restored = checkpoints.restore(tmp_path, number, template)
             jax.tree.map(np.testing.assert_array_equal, restored, tree)
             alike = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, template)
             assert all(jax.tree.leaves(alike))

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jaxflat.distributed import leases, preemption
 from jaxflat.distributed.leases import Lease, LeaseLost
-from jaxflat.storage import checkpoint
+from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
 from jaxflat.storage.files import append_line, write_json
 from tests.support.threads import call_concurrently
@@ -93,8 +93,8 @@ def test_an_owner_that_lost_its_lease_writes_nothing(target, silent, tmp_path):
     other = Lease(target)
     assert other.is_available()
     with other.try_acquire():
-        checkpoint.save(target / "checkpoints", 3, {"x": jnp.ones(3)})
-        checkpoint.save(target / "checkpoints", 5, {"x": jnp.ones(3)})
+        checkpoints.save(target / "checkpoints", 3, {"x": jnp.ones(3)})
+        checkpoints.save(target / "checkpoints", 5, {"x": jnp.ones(3)})
         append_line(target / "metrics.jsonl", {"step": 1})
         write_json(target / "status.json", {"state": "running"})
         leases._rename(tmp_path / "locks/point/1", tmp_path / "locks/point/2")
@@ -103,10 +103,10 @@ def test_an_owner_that_lost_its_lease_writes_nothing(target, silent, tmp_path):
             lambda: append_line(target / "metrics.jsonl", {"step": 2}),
             lambda: write_json(target / "status.json", {"state": "done"}),
             lambda: Curve(target, 0),
-            lambda: checkpoint.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
-            lambda: checkpoint.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
-            lambda: checkpoint.delete(target / "checkpoints", 3),
-            lambda: checkpoint.mark_damaged(target / "checkpoints" / "3"),
+            lambda: checkpoints.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
+            lambda: checkpoints.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
+            lambda: checkpoints.delete(target / "checkpoints", 3),
+            lambda: checkpoints.mark_damaged(target / "checkpoints" / "3"),
         ):
             with pytest.raises(LeaseLost, match="locks/point/1: another process"):
                 write()
@@ -206,7 +206,7 @@ def test_hold_waits_for_its_turn(target, monkeypatch):
     inside, waits, order = [], itertools.count(), []
 
     def work(number):
-        with leases.hold(target, lambda _: next(waits)):
+        with leases.acquire_lease(target, lambda _: next(waits)):
             inside.append(number)
             time.sleep(0.05)
             assert inside == [number]
@@ -223,7 +223,7 @@ def test_a_signal_ends_the_wait(target, monkeypatch):
     assert holder.is_available()
 
     monkeypatch.setattr(preemption, "_received", [15])
-    with holder.try_acquire(), pytest.raises(preemption.Preempted), leases.hold(target):
+    with holder.try_acquire(), pytest.raises(preemption.Preempted), leases.acquire_lease(target):
         pass
 
 

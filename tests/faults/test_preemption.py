@@ -60,23 +60,25 @@ def point(tmp_path):
 def test_an_interrupted_measurement_resumes_after_its_last_part(point):
     made, signals = [], [signal.SIGTERM]
 
-    def measure(config, directory, snapshot, measures, parts):
+    def measure(config, directory, checkpoint, measures, partial_results):
         def part(name):
-            made.append((snapshot, name))
+            made.append((checkpoint, name))
             preemption._received.extend(signals)
             return 0.1 * len(name)
 
         for name in measures:
-            values = [parts.value(f"{name}/{i}", partial(part, f"{name}/{i}")) for i in "012"]
+            values = [
+                partial_results.value(f"{name}/{i}", partial(part, f"{name}/{i}")) for i in "012"
+            ]
             estimate = Estimate(jnp.float32(sum(values)), jnp.float32(jnp.nan), 3, "seeds")
-            yield name, parts.estimates(name, partial(dict, {name: estimate}))
+            yield name, partial_results.estimates(name, partial(dict, {name: estimate}))
 
     def settings(config):
         return {"first": 1, "second": [2]}
 
     measurement = Measurement("flatness", "flatness", settings, measure)
     path = point.directory / "flatness.jsonl"
-    update = partial(measurement.update, point.config, point.directory, Display(1))
+    update = partial(measurement.measure_missing, point.config, point.directory, Display(1))
     with pytest.raises(preemption.Preempted):
         update()
     assert not path.exists()
@@ -94,15 +96,15 @@ def test_an_interrupted_measurement_resumes_after_its_last_part(point):
 
 
 def test_parts_measured_under_other_settings_are_dropped(point):
-    def measure(config, directory, snapshot, measures, parts):
-        value = jnp.float32(parts.value("one", lambda: 1.0))
+    def measure(config, directory, checkpoint, measures, partial_results):
+        value = jnp.float32(partial_results.value("one", lambda: 1.0))
         yield "accuracy", {"accuracy": Estimate(value, value, 2, "seeds")}
 
     measurement = Measurement("probes", "probes", lambda config: {"accuracy": 1}, measure)
     for digest, expected in (("another", 1.0), (measurement.digests(point.config), 2.0)):
         stored = {"settings": digest, "checkpoints/6": {"one": 2.0}}
         write_json(point.directory / "probes.unfinished.json", stored)
-        measurement.update(point.config, point.directory, Display(1))
+        measurement.measure_missing(point.config, point.directory, Display(1))
         first = json.loads((point.directory / "probes.jsonl").read_text().splitlines()[0])
         assert (first["step"], first["mean"]) == (6, expected)
         (point.directory / "probes.jsonl").unlink()
@@ -111,11 +113,11 @@ def test_parts_measured_under_other_settings_are_dropped(point):
 @pytest.fixture
 def no_training(monkeypatch):
     def advance(calls):
-        ((lane, call),) = calls.items()
+        ((slot, call),) = calls.items()
         state = dataclasses.replace(call.state, step=jnp.asarray(call.stop, jnp.int32))
-        return {lane: slots.Outcome(state, 1 / call.stop)}
+        return {slot: slots.Outcome(state, 1 / call.stop)}
 
-    monkeypatch.setattr(slots, "advance", advance)
+    monkeypatch.setattr(slots, "run_calls", advance)
 
 
 def train(point):
@@ -134,7 +136,7 @@ CURVE = [2, 3, 5, 6, 5, 7, 8]
 def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     point, no_training, monkeypatch
 ):
-    calls = signal_in(monkeypatch, [(slots, "advance")])
+    calls = signal_in(monkeypatch, [(slots, "run_calls")])
     assert until_done(partial(train, point)) == len(calls) == len(CURVE)
     assert steps_of(point) == CURVE
     assert recovery.is_trained(point.config, point.directory)
@@ -147,7 +149,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
     point, no_training, monkeypatch, capsys, lost
 ):
     with monkeypatch.context() as patch:
-        signal_in(patch, [(slots, "advance")], every=3)  # in the anneal
+        signal_in(patch, [(slots, "run_calls")], every=3)  # in the anneal
         with pytest.raises(preemption.Preempted):
             train(point)
     assert steps_of(point) == CURVE[:3]
@@ -156,7 +158,7 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
         curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:2]))
     else:
         (point.directory / "aside/checkpoints/6/_METADATA").write_bytes(b"")
-    calls = signal_in(monkeypatch, [(slots, "advance")], every=0)
+    calls = signal_in(monkeypatch, [(slots, "run_calls")], every=0)
     preemption._received.clear()
     train(point)
     assert len(calls) == len(CURVE) - 2
@@ -231,9 +233,9 @@ def test_a_request_that_comes_twice_is_one():
 PLACES = {
     "jaxflat.sweeps.sweep": 1,
     "jaxflat.training.step:train_step": 1,
-    "jaxflat.runs.slots:advance": 11,
-    "jaxflat.storage.checkpoint:save": 5,
-    "jaxflat.runs.measure_loss:_answers": 3,
+    "jaxflat.runs.slots:run_calls": 11,
+    "jaxflat.storage.checkpoints:save": 5,
+    "jaxflat.runs.measure_loss:_log_probs": 3,
     "jaxflat.runs.measure_flatness:sample_microbatches": 12,
     "jaxflat.runs.measure_probes:_featurize": 3,
     "jaxflat.runs.measure_belief_states:_errors": 3,

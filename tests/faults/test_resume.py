@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat.runs import experiment, slots, trajectory
-from jaxflat.storage import checkpoint
+from jaxflat.runs import builders, slots, trajectory
+from jaxflat.storage import checkpoints
 from tests.support.counts import FULL
 
 OPTIMIZERS = [
@@ -45,17 +45,17 @@ def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
     finals = []
     for stops in ((12,), (5, 6, 12)):
         states = {}
-        for lane in range(together):
-            seeded = FrozenConfigDict({**config.to_dict(), "init_seed": lane})
-            states[lane] = experiment.init_state(experiment.init_params(seeded), phase)
+        for slot in range(together):
+            seeded = FrozenConfigDict({**config.to_dict(), "init_seed": slot})
+            states[slot] = builders.init_state(builders.init_params(seeded), phase)
         for stop in stops:
             calls = {
-                lane: slots.Call(config, phase, state, stop, 0, "trunk")
-                for lane, state in states.items()
+                slot: slots.Call(config, phase, state, stop, 0, "trunk")
+                for slot, state in states.items()
             }
-            for lane, outcome in slots.advance(calls).items():
-                folder = tmp_path / f"{len(stops)}_{lane}"
-                checkpoint.save(folder, stop, outcome.state)
-                states[lane] = checkpoint.restore(folder, stop, outcome.state)
+            for slot, outcome in slots.run_calls(calls).items():
+                folder = tmp_path / f"{len(stops)}_{slot}"
+                checkpoints.save(folder, stop, outcome.state)
+                states[slot] = checkpoints.restore(folder, stop, outcome.state)
         finals.append(states)
     jax.tree.map(np.testing.assert_array_equal, *finals)

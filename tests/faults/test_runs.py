@@ -15,7 +15,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import preemption
 from jaxflat.measure import __main__ as measure
 from jaxflat.runs import recovery
-from jaxflat.storage import checkpoint
+from jaxflat.storage import checkpoints
 from jaxflat.sweeps import sweep
 from tests.support.damage import KINDS, files_of
 from tests.support.images import TRAIN, config, run, take_images, warnings_in
@@ -85,7 +85,7 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     image = chance.choice(unfinished)
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
     recovery = workdir / "run" / "recovery"
-    *before, newest = checkpoint.steps(recovery)
+    *before, newest = checkpoints.steps(recovery)
     others = [recovery / str(step) for step in before]
     others += [*workdir.glob("run/checkpoints/*"), *workdir.glob("run/projected/*")]
     hit = [recovery / str(newest), *chance.sample(others, chance.randrange(len(others) // 2 + 1))]
@@ -96,7 +96,7 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     for step, what in said.items():
         assert names[step] in what
         assert what.endswith(f"; renamed to damaged-{Path(step).name}; {REMADE}")
-    assert starts[0] in {*before, 0, 10}  # 10: the trunk
+    assert starts[0] in {*before, 0, 10}  # 10: the shared prefix
     assert_as_expected(workdir, expected)
 
 
@@ -145,16 +145,19 @@ def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch,
 
 def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
     shutil.copytree(undisturbed[0] / "trunks", tmp_path / "trunks")
-    (trunk,) = (tmp_path / "trunks").iterdir()
-    (trunk / "recovery" / "10" / "extra").write_text("")
+    (prefix,) = (tmp_path / "trunks").iterdir()
+    (prefix / "recovery" / "10" / "extra").write_text("")
     run(tmp_path, [{"phases.drift.steps": 8}])
-    what = warnings_in(capsys.readouterr().err)[f"{trunk}/recovery/10"]
+    what = warnings_in(capsys.readouterr().err)[f"{prefix}/recovery/10"]
     assert what == (
         "extra is not in manifest.json; this shared prefix is renamed "
-        f"damaged-{trunk.name} and not used"
+        f"damaged-{prefix.name} and not used"
     )
     assert starts == [0]
-    assert {path.name for path in trunk.parent.iterdir()} == {trunk.name, f"damaged-{trunk.name}"}
+    assert {path.name for path in prefix.parent.iterdir()} == {
+        prefix.name,
+        f"damaged-{prefix.name}",
+    }
     whole, again = (saved_arrays(path) for path in (undisturbed[0] / "trunks", tmp_path / "trunks"))
     again = {name: arrays for name, arrays in again.items() if "damaged" not in name}
     jax.tree.map(np.testing.assert_array_equal, whole, again)
@@ -178,7 +181,7 @@ def test_measuring_alone_trains_nothing(copied, capsys):
     reason = sweep.run(config(), [{}], copied, stages=("flatness",))["run"]
     assert "checkpoints/7: d/" in reason
     assert reason.endswith("is missing")
-    assert checkpoint.steps(copied / "run" / "checkpoints") == [7, 14, 16]
+    assert checkpoints.steps(copied / "run" / "checkpoints") == [7, 14, 16]
     assert "damaged" not in capsys.readouterr().err
 
 
@@ -186,11 +189,11 @@ def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, t
     """In an old folder, too."""
     image = next(path for path in undisturbed[1] if (path / "run/recovery/14").exists())
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
-    assert checkpoint.steps(workdir / "run" / "recovery") == [10, 14]
+    assert checkpoints.steps(workdir / "run" / "recovery") == [10, 14]
     keeps = config()
     keeps.training.keep = 1
     assert sweep.run(keeps, [{}], workdir, stages=TRAIN) == {}
-    assert checkpoint.steps(workdir / "run" / "recovery") == [16]
+    assert checkpoints.steps(workdir / "run" / "recovery") == [16]
     assert contents(workdir) == expected[0]
 
 

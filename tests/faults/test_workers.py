@@ -28,7 +28,7 @@ from tests.support.worker import PATIENCE, Settings, Worker, holders
 from tests.sweeps.test_sweep import contents
 
 BOOT = "/proc/sys/kernel/random/boot_id"
-SNAPSHOTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
+CHECKPOINTS = [(7, 0), (14, 0), (16, 0), (16, 1)]  # step, projected
 FEW = pytest.param(5, "probes", id="few")
 SIX = pytest.param(6, "train,probes", id="six", marks=pytest.mark.slow)
 TWENTY = pytest.param(20, "train,probes", id="twenty", marks=pytest.mark.slow)
@@ -93,11 +93,11 @@ def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
     assert len(states(workdir)) == num_points
     for name in states(workdir).keys() - failed:
         lines = read_lines(workdir / name / "probes.jsonl")
-        assert [(line["step"], line["projected"]) for line in lines] == SNAPSHOTS
+        assert [(line["step"], line["projected"]) for line in lines] == CHECKPOINTS
     with (workdir / "results.csv").open() as file:
         rows = csv.DictReader(file)
         measured = Counter(row["point"] for row in rows if row["accuracy"])
-    assert measured == dict.fromkeys(states(workdir).keys() - failed, len(SNAPSHOTS))
+    assert measured == dict.fromkeys(states(workdir).keys() - failed, len(CHECKPOINTS))
     assert {path.suffix for path in workdir.glob("locks/*/*")} == {".free"}
     assert not list(workdir.glob("*=*/**/.*"))
 
@@ -169,8 +169,8 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
     second.send(signal.SIGKILL)
     second.process.join()
     assert "Waiting" not in second.printed()
-    lock = workdir / "locks" / name / "2"
-    lock.write_text(lock.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
+    lease = workdir / "locks" / name / "2"
+    lease.write_text(lease.read_text().replace(Path(BOOT).read_text().strip(), "another boot"))
     output = start(1, lease=1.0).ends_with(3)
     assert output.count("Waiting") == 1
     assert f"Waiting for {name}: another worker holds them, or died" in output
@@ -198,8 +198,8 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
         raise leases.LeaseLost("locks/results.csv/3: another process has taken it over")
 
     monkeypatch.setattr(checks, "check", lambda _: None)
-    monkeypatch.setattr(sweep, "gather", lose)
-    monkeypatch.setattr(sweep, "_share", lambda *_: {})
+    monkeypatch.setattr(sweep, "write_results", lose)
+    monkeypatch.setattr(sweep, "_run_or_wait", lambda *_: {})
     config = f"--config={worker_module.__file__}:2"
     assert main.main([config, f"--workdir={tmp_path}", "--stages=probes"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
@@ -231,7 +231,7 @@ def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch
     monkeypatch.setattr(shared_prefixes, "_copy", copy)
     first, _ = phases(config)
     call_concurrently(
-        [lambda name=name: shared_prefixes.keep(config, tmp_path / name, first) for name in "ab"]
+        [lambda name=name: shared_prefixes.save(config, tmp_path / name, first) for name in "ab"]
     )
     (kept,) = (tmp_path / "trunks").iterdir()
     assert [path.name for path in kept.iterdir()] == ["metrics.jsonl"]

@@ -163,7 +163,7 @@ def test_masked_conditionals_equal_enumeration(name):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 def test_conditionals_of_part_of_a_batch_and_of_shorter_padding_are_the_same():
-    """Seven sentences make one lane only, and four columns are fewer than max_length."""
+    """Seven sentences make one group only, and four columns are fewer than max_length."""
     language = tiny("from_three")
     tokens_BxT, lengths_B = ragged("from_three", seed=4)
     lengths_B = np.minimum(lengths_B, 4)

@@ -152,7 +152,7 @@ def test_given_labels_are_split_into_parts_without_a_sentence_in_common(finished
     sentences = Sentences(jnp.asarray(ids_N)[:, None], jnp.ones(200, np.int32), None)
     found = {"ids": text_language.LabelledSentences(sentences, ids_N % 3, 3)}
     kind = languages.GENERATED._replace(labelled_sentences=lambda section: found)
-    monkeypatch.setattr(probe_sets, "kind_of", lambda section: kind)
+    monkeypatch.setattr(probe_sets, "language_kind", lambda section: kind)
 
     def parts(seed: int) -> list[np.ndarray]:
         (sets,) = probe_sets.probe_sets(section, settings, seed)

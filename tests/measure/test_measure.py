@@ -19,7 +19,7 @@ from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
 from jaxflat.measure import texts as measured_texts
 from jaxflat.measure.output import as_json, remarks
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.sweeps import points
 from tests.models.test_bert import published_logits as bert_logits
 from tests.models.test_huggingface import Published
@@ -257,7 +257,7 @@ def test_masks_hide_one_ordinary_token_uniformly():
     tokens_NxT = np.tile(np.array(text, np.int32), (num_texts, 1))
     ordinary_NxT = np.tile([False, True, True, True, True, False, False], (num_texts, 1))
     texts = TokenTexts(tokens_NxT, np.full(num_texts, 6, np.int32), ordinary_NxT)
-    hidden = measured_texts.mask_texts(experiment.purpose_key(0, "test"), texts, MASK)
+    hidden = measured_texts.mask_texts(builders.purpose_key(0, "test"), texts, MASK)
     changed_NxT = hidden.inputs_BxT != tokens_NxT
     positions_N = hidden.positions_Bx1[:, 0]
     np.testing.assert_array_equal(changed_NxT.argmax(1), positions_N)

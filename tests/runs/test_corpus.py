@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.languages.batches import Source, source_batch
-from jaxflat.runs import corpus, experiment
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.sweeps import sweep
 from tests.support.sweeps import tiny_config
@@ -103,7 +103,7 @@ def test_batches_are_masked_stored_sentences(section, masking, number):
 
 def test_stored_sentences_are_new_samples_of_the_language(section, all_rows):
     evaluated = make_language(section).sample(
-        experiment.purpose_key(section.seed, "evaluation"), NUM_STORED
+        builders.purpose_key(section.seed, "evaluation"), NUM_STORED
     )
     assert all_rows != rows_of(evaluated)
     language, lengths = section.hmm, {row[-1] for row in all_rows}

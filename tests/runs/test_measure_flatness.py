@@ -8,10 +8,10 @@ import pytest
 from jaxflat.config import MEASURES
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Estimate, Measured, mean_loss
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.runs import measure_flatness as stage
-from jaxflat.runs.measurements import Parts
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.measurements import PartialResults
+from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.sweeps import points
 from tests.support.counts import FULL
 from tests.support.sweeps import tiny_config
@@ -45,7 +45,7 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
     return stage.measure_both(
-        point.config, experiment.init_params(point.config), measure, Snapshot(14), Parts()
+        point.config, builders.init_params(point.config), measure, Checkpoint(14), PartialResults()
     )
 
 

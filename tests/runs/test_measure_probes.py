@@ -11,13 +11,13 @@ from jaxflat.config import base, validation
 from jaxflat.distributed import sharding
 from jaxflat.flatness import Estimate
 from jaxflat.languages import LANGUAGES
-from jaxflat.runs import checks, experiment, measure_finetuning
+from jaxflat.runs import builders, checks, measure_finetuning
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
 from jaxflat.runs.measure_probes import measure
 from jaxflat.runs.measure_probes import settings as settings_of
-from jaxflat.runs.measurements import Parts
+from jaxflat.runs.measurements import PartialResults
 from jaxflat.runs.probe_sets import probe_sets
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs.trajectory import Checkpoint
 from tests.support.sweeps import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -39,9 +39,9 @@ def tuned(num_devices: int, pooling: str = "mean") -> dict[str, Estimate]:
     config = ConfigDict(untrained(num_devices, cls=pooling == "cls"))
     config.probes.finetune.pooling = pooling
     config = FrozenConfigDict(config)
-    params = sharding.replicate(experiment.make_mesh(config), experiment.init_params(config))
+    params = sharding.replicate(builders.make_mesh(config), builders.init_params(config))
     (sets,) = probe_sets(config.language, config.probes, 0)
-    return finetuned_accuracies(config, experiment.make_model(config), params, sets, Parts())
+    return finetuned_accuracies(config, builders.make_model(config), params, sets, PartialResults())
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,13 @@ def test_eight_devices_fine_tune_as_one_does(on_one_device):
 def test_devices_that_fine_tune_say_nothing_to_each_other():
     """A job's steps are all on one device."""
     config = untrained(8)
-    mesh = experiment.make_mesh(config)
-    params = sharding.replicate(mesh, experiment.init_params(config))
+    mesh = builders.make_mesh(config)
+    params = sharding.replicate(mesh, builders.init_params(config))
     (sets,) = probe_sets(config.language, config.probes, 0)
     settings = config.probes.finetune
     parts = (sets.finetune, sets.validation, sets.test)
     compiled = measure_finetuning._correct.lower(
-        experiment.make_model(config), mesh, settings, sets.num_classes, params, *parts,
+        builders.make_model(config), mesh, settings, sets.num_classes, params, *parts,
         jax.random.key(0), np.asarray([1e-3], np.float32), 1,
         np.repeat(np.arange(4), 2), np.tile(np.arange(2), 4),
     ).compile()  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
     config = untrained(name="lookup_table")
     measures = list(settings_of(config))
     assert measures == ["linear_probe", "belief_state"]
-    found = dict(measure(config, Path("unused"), Snapshot(0), measures, Parts()))
+    found = dict(measure(config, Path("unused"), Checkpoint(0), measures, PartialResults()))
     assert list(found["belief_state"]) == ["belief_state/state_2"]
 
 
@@ -143,4 +143,4 @@ def test_bad_settings_are_refused_in_a_line_that_names_them(changed, message):
     with config.unlocked():
         config.probes.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=message):
-        checks.check(FrozenConfigDict(validation.validate(config)))
+        checks.check_config(FrozenConfigDict(validation.validate(config)))

@@ -12,9 +12,9 @@ import pytest
 
 from jaxflat.config import MEASURES
 from jaxflat.flatness import Estimate, Measured, TraceTerms
-from jaxflat.runs import experiment, measure_flatness, measure_probes, stages
-from jaxflat.runs.measurements import Parts
-from jaxflat.runs.trajectory import Snapshot
+from jaxflat.runs import builders, measure_flatness, measure_probes, stages
+from jaxflat.runs.measurements import PartialResults
+from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.files import read_lines, write_json, write_lines
 from jaxflat.sweeps import points, sweep
 from tests.runs.test_measure_flatness import CHEAP
@@ -72,8 +72,8 @@ def test_a_measure_of_flatness_reads_only_the_keys_that_its_lines_depend_on(tmp_
     config.flatness.measures = (measure,)
     (point,) = points.expand(config, [{}], tmp_path)
     watched = WithReads(point.config, "flatness")
-    params = experiment.init_params(point.config)
-    found = measure_flatness.measure_both(watched, params, measure, Snapshot(6), Parts())
+    params = builders.init_params(point.config)
+    found = measure_flatness.measure_both(watched, params, measure, Checkpoint(6), PartialResults())
     jax.block_until_ready([estimate.mean for estimate in found.values()])
     declared = measure_flatness.settings(point.config)[measure].keys() - {"probe_seed"}
     # Groups are only of traces: others are the same with them and without.
@@ -184,7 +184,7 @@ def test_a_work_directory_of_version_0_1_opens(copy, finished, monkeypatch):
     before = {section: lines_of(copy, section) for section in ("evaluation", "flatness", "probes")}
     with monkeypatch.context() as patch:
         for measurement in stages.MEASUREMENTS:
-            patch.setattr(type(measurement), "update", pytest.fail)
+            patch.setattr(type(measurement), "measure_missing", pytest.fail)
         assert sweep.run(small_config(), [{}], copy) == {}
     assert before == {section: lines_of(copy, section) for section in before}
     assert (copy / "results.csv").read_text() == (finished / "results.csv").read_text()

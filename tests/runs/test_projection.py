@@ -13,10 +13,10 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import param, product
 from jaxflat.config.validation import InputError
 from jaxflat.languages.batches import Source
-from jaxflat.runs import experiment, slots, trajectory
+from jaxflat.runs import builders, slots, trajectory
 from jaxflat.runs.languages import make_language
-from jaxflat.runs.trajectory import Snapshot
-from jaxflat.storage import checkpoint
+from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage import checkpoints
 from jaxflat.sweeps import points, sweep
 from jaxflat.training.optimizers import Schedule
 from tests.support.sweeps import tiny_config
@@ -50,19 +50,19 @@ def test_a_twin_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arms):
     point = points.expand(arms_config(), ARMS, arms)[0]
     config = point.config
     drift = trajectory.phases(config)[1]
-    template = experiment.init_params(config)
+    template = builders.init_params(config)
     start, twin = (
-        jax.device_get(checkpoint.restore(point.directory / folder, 16, template))
+        jax.device_get(checkpoints.restore(point.directory / folder, 16, template))
         for folder in ("checkpoints", "projected")
     )
     # By hand: what the pretrain phase does with AdamW, from a fresh state, one step a call.
     settings = config.phases.pretrain
     assert (settings.targets, settings.optimizer.name) == ("exact", "adamw")
-    mesh = experiment.make_mesh(config)
-    steps = experiment.train_steps(experiment.make_model(config), settings, "one", mesh)
+    mesh = builders.make_mesh(config)
+    steps = builders.train_steps(builders.make_model(config), settings, "one", mesh)
     params = jax.tree.map(jnp.asarray, start)
-    state = experiment.init_state(params, drift._replace(start=16, settings=settings))
-    key = experiment.purpose_key(0, "train/drift/projection")
+    state = builders.init_state(params, drift._replace(start=16, settings=settings))
+    key = builders.purpose_key(0, "train/drift/projection")
     source = Source(make_language(config.language))
     learning_rate = drift.settings.projection.learning_rate
     for stop in (17, 18, 19):
@@ -77,8 +77,8 @@ def test_results_hold_a_checkpoint_and_its_twin_side_by_side(arms):
     rows = [row for row in rows_of(arms) if row["phases.drift.targets"] == "sampled"]
     columns = ("step", "projected", "last", "sentences_seen")
     where = [tuple(row[column] for column in columns) for row in rows]
-    trunk = [("7", "0", "0", "56"), ("14", "0", "0", "112"), ("16", "0", "1", "128")]
-    assert where == [*trunk, ("16", "1", "1", str(128 + 3 * 8))]
+    unprojected = [("7", "0", "0", "56"), ("14", "0", "0", "112"), ("16", "0", "1", "128")]
+    assert where == [*unprojected, ("16", "1", "1", str(128 + 3 * 8))]
     raw, twin = rows[-2:]
     for column in ("excess_loss", "fisher_trace"):
         assert float(raw[column]) != float(twin[column])
@@ -87,18 +87,18 @@ def test_results_hold_a_checkpoint_and_its_twin_side_by_side(arms):
 
 def phases_of_calls(monkeypatch) -> list[str]:
     """Return a list that gets the phase of each call of training from now on."""
-    trained, advance = [], slots.advance
+    trained, advance = [], slots.run_calls
 
     def count(calls):
         trained.extend(call.phase.name for call in calls.values())
         return advance(calls)
 
-    monkeypatch.setattr(slots, "advance", count)
+    monkeypatch.setattr(slots, "run_calls", count)
     return trained
 
 
 def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeypatch):
-    """Each arm alone in its folder, with nobody to take a trunk from."""
+    """Each arm alone in its folder, without a shared prefix to copy."""
     assert len(list((arms / "trunks").iterdir())) == 1
     for place, point in enumerate(points.expand(arms_config(), ARMS, tmp_path)):
         assert sweep.run(arms_config(), ARMS, tmp_path, selection=str(place)) == {}
@@ -110,7 +110,7 @@ def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeyp
     again = tmp_path / "again"
     shutil.copytree(arms / "trunks", again / "trunks")
     assert sweep.run(arms_config(), more, again, stages=("train",)) == {}
-    # The anneal that leaves at the end of the shared phase is not in the trunk.
+    # The anneal that leaves at the end of the shared phase is not in the shared prefix.
     assert trained[:2] == ["pretrain", "pretrain"]
     assert set(trained[2:]) == {"drift", "drift/projection"}
 
@@ -178,4 +178,4 @@ def test_a_projection_must_split_over_the_devices_too(tmp_path):
 
 def test_snapshots_without_phases_are_one():
     config = FrozenConfigDict(json.loads(json.dumps({"phase_order": []})))
-    assert trajectory.snapshots(config) == [Snapshot(0)]
+    assert trajectory.measured_checkpoints(config) == [Checkpoint(0)]

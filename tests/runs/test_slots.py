@@ -14,8 +14,8 @@ import pytest
 from jaxflat.config import chain, param, product
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption
-from jaxflat.runs import experiment, shared_prefixes, slots, trajectory
-from jaxflat.storage import checkpoint
+from jaxflat.runs import builders, shared_prefixes, slots, trajectory
+from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
 from jaxflat.sweeps import points, sweep, workers
 from tests.support.signals import signal_in, until_done
@@ -25,7 +25,7 @@ from tests.sweeps.test_sweep import assert_same, contents, saved_arrays
 pytestmark = pytest.mark.slow
 
 RATE = "phases.drift.schedule.learning_rate"
-LANES = 3
+SLOTS = 3
 
 
 def config_of(together: int):
@@ -40,7 +40,7 @@ def config_of(together: int):
 SWEEP = [{"seed": 0}, {"seed": 1, RATE: 3e-2}]
 
 
-def run(workdir: Path, together: int = LANES, sweep_points=SWEEP, **how) -> Path:
+def run(workdir: Path, together: int = SLOTS, sweep_points=SWEEP, **how) -> Path:
     how = {"stages": ("train",)} | how
     assert sweep.run(config_of(together), sweep_points, workdir, **how) == {}
     return workdir
@@ -85,11 +85,11 @@ def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
 
 
 def test_lanes_are_shared_out_over_devices(alone, tmp_path):
-    """Two lanes on devices of their own; their batches, and their parameters, on two each."""
+    """Two slots on devices of their own; their batches, and their parameters, on two each."""
     config = config_of(2)
     config.mesh.update({"data": 2, "model": 2})
     expanded = points.expand(config, SWEEP, tmp_path)
-    mesh = experiment.make_mesh(expanded[0].config)
+    mesh = builders.make_mesh(expanded[0].config)
     assert dict(mesh.shape) == {"sweep": 2, "data": 2, "model": 2}
     assert sweep.run(config, SWEEP, tmp_path / "parted", stages=("train",)) == {}
     assert_close(tmp_path / "parted", alone)
@@ -103,10 +103,10 @@ def test_points_trained_one_by_one_are_those_of_the_team_to_the_bit(team, tmp_pa
 
 def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     with_bad = chain(SWEEP, [{"seed": 2, RATE: 1e30}])
-    failures = sweep.run(config_of(LANES), with_bad, tmp_path, stages=("train",))
+    failures = sweep.run(config_of(SLOTS), with_bad, tmp_path, stages=("train",))
     (reason,) = failures.values()
     assert "not finite in phase drift, by step 12; last checkpoint before: 10" in reason
-    bad = points.expand(config_of(LANES), with_bad, tmp_path)[2]
+    bad = points.expand(config_of(SLOTS), with_bad, tmp_path)[2]
     assert json.loads((bad.directory / "status.json").read_text())["state"] == "failed"
     assert "FloatingPointError" in (bad.directory / "error.txt").read_text()
     for path, content in contents(team).items():
@@ -115,13 +115,13 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
 
 
-def locks_of(expanded) -> dict[str, leases.Lease]:
+def leases_of(expanded) -> dict[str, leases.Lease]:
     return {point.name: leases.Lease(point.directory) for point in expanded}
 
 
 def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
-    expanded = points.expand(config_of(LANES), chain(SWEEP, [{"seed": 2}]), tmp_path)
-    ours, theirs = locks_of(expanded), locks_of(expanded)
+    expanded = points.expand(config_of(SLOTS), chain(SWEEP, [{"seed": 2}]), tmp_path)
+    ours, theirs = leases_of(expanded), leases_of(expanded)
     with Display(1) as display, ExitStack() as held:
         assert held.enter_context(theirs[expanded[2].name].try_acquire())
         workers.train_team(expanded, ours, display)
@@ -138,8 +138,8 @@ def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
 
 
 def test_a_team_that_slept_through_a_takeover_writes_nothing_more(tmp_path, monkeypatch, capsys):
-    expanded = points.expand(config_of(LANES), SWEEP, tmp_path)
-    advance, numbers = slots.advance, []
+    expanded = points.expand(config_of(SLOTS), SWEEP, tmp_path)
+    advance, numbers = slots.run_calls, []
 
     def sleep_in_the_second_call(calls):
         outcomes = advance(calls)
@@ -149,9 +149,9 @@ def test_a_team_that_slept_through_a_takeover_writes_nothing_more(tmp_path, monk
             held.rename(held.with_name(str(int(held.name) + 1)))  # as another's takeover does
         return outcomes
 
-    monkeypatch.setattr(slots, "advance", sleep_in_the_second_call)
+    monkeypatch.setattr(slots, "run_calls", sleep_in_the_second_call)
     with Display(1) as display:
-        workers.train_team(expanded, locks_of(expanded), display)
+        workers.train_team(expanded, leases_of(expanded), display)
     assert "taken over by other workers while this one was suspended" in capsys.readouterr().out
     assert numbers == [2, 2]
     assert [len(lines) for lines in curves(tmp_path).values()] == [1, 1]
@@ -166,19 +166,19 @@ def test_a_signal_in_a_call_is_seen_when_the_call_ends(tmp_path, monkeypatch):
             return 1.0
 
     monkeypatch.setattr(preemption, "_received", [])
-    monkeypatch.setattr(slots.experiment, "train_steps", lambda *_: lambda s, *_: (s, Loss()))
+    monkeypatch.setattr(slots.builders, "train_steps", lambda *_: lambda s, *_: (s, Loss()))
     (point,) = points.expand(config_of(1), [{}], tmp_path)
     (phase, _) = trajectory.phases(point.config)
     saved = []
 
     def training():
-        state = experiment.init_state(experiment.init_params(point.config), phase)
+        state = builders.init_state(builders.init_params(point.config), phase)
         call = slots.Call(point.config, phase, state, 2, 0, "trunk")
         yield call
         yield call._replace(save=lambda: saved.append(True))
 
     with pytest.raises(preemption.Preempted):
-        slots.drive({0: training()}, pytest.fail)
+        slots.train_together({0: training()}, pytest.fail)
     assert saved == [True]
 
 
@@ -199,7 +199,12 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
 
         return wrapper
 
-    places = [(slots, "advance"), (checkpoint, "save"), (Curve, "add"), (shared_prefixes, "keep")]
+    places = [
+        (slots, "run_calls"),
+        (checkpoints, "save"),
+        (Curve, "add"),
+        (shared_prefixes, "save"),
+    ]
     for module, name in places:
         monkeypatch.setattr(module, name, or_die(getattr(module, name)))
     while True:
@@ -207,7 +212,7 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
             run(tmp_path)
         except Killed:
             deaths += 1
-            steps = [checkpoint.steps(p / "recovery") for p in tmp_path.glob("*seed=*")]
+            steps = [checkpoints.steps(p / "recovery") for p in tmp_path.glob("*seed=*")]
             uneven += steps[0] != steps[-1]
             continue
         break
@@ -220,7 +225,7 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
 
 
 def test_stopped_in_every_call_it_makes_each_once(team, tmp_path, monkeypatch):
-    calls = signal_in(monkeypatch, [(slots, "advance")])
+    calls = signal_in(monkeypatch, [(slots, "run_calls")])
     stops = until_done(lambda: run(tmp_path))
     lines = next(iter(curves(team).values()))
     assert stops == len(calls) == len(lines)
@@ -231,12 +236,12 @@ def test_stopped_in_every_call_it_makes_each_once(team, tmp_path, monkeypatch):
 def test_what_differs_in_more_than_seeds_and_schedules_is_another_team():
     def places(sweep_points, together=2):
         expanded = points.expand(config_of(together), sweep_points, Path("unused"))
-        return [(point.team, point.lane) for point in expanded]
+        return [(point.team, point.slot) for point in expanded]
 
     seeds = param("seed", range(3))
     widths = product(param("model.width", [8, 16]), seeds)
     found = places(widths)
-    assert [lane for _, lane in found] == [0, 1, 0] * 2
+    assert [slot for _, slot in found] == [0, 1, 0] * 2
     assert len({team for team, _ in found}) == 4
     assert places(param("seed", range(5)))[:3] == places(seeds)
     assert len({team for team, _ in places(product(param(RATE, [1e-3, 1e-2]), seeds), 6)}) == 1
@@ -251,7 +256,7 @@ def test_what_differs_in_more_than_seeds_and_schedules_is_another_team():
 
 
 def test_stored_sentences_are_those_of_each_point(tmp_path):
-    """A call of a team gets for each lane what the point gets alone."""
+    """A call of a team gets for each slot what the point gets alone."""
 
     def losses(together):
         config = config_of(together)
@@ -259,15 +264,15 @@ def test_stored_sentences_are_those_of_each_point(tmp_path):
         expanded = points.expand(config, SWEEP, tmp_path)
         (phase, _) = trajectory.phases(expanded[0].config)
         calls = {}
-        for lane, point in enumerate(expanded):
-            params = experiment.init_params(point.config)
-            state = experiment.init_state(params, phase)
-            calls[lane] = slots.Call(point.config, phase, state, 2, 0, "trunk")
+        for slot, point in enumerate(expanded):
+            params = builders.init_params(point.config)
+            state = builders.init_state(params, phase)
+            calls[slot] = slots.Call(point.config, phase, state, 2, 0, "trunk")
         with Display(1) as display:
             slots.corpus.prepare(expanded[0].config.language, display)
         if together == 2:
-            return [outcome.loss for outcome in slots.advance(calls).values()]
-        return [slots.advance({0: call})[0].loss for call in calls.values()]
+            return [outcome.loss for outcome in slots.run_calls(calls).values()]
+        return [slots.run_calls({0: call})[0].loss for call in calls.values()]
 
     together, alone = losses(2), losses(1)
     np.testing.assert_allclose(together, alone, rtol=1e-5)

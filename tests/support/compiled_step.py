@@ -27,21 +27,21 @@ def compiled_step(config: Any) -> Any:
 
     from jaxflat.distributed import sharding
     from jaxflat.languages.batches import Source
-    from jaxflat.runs import experiment, trajectory
+    from jaxflat.runs import builders, trajectory
     from jaxflat.runs.languages import make_language
 
-    phase, model = trajectory.phases(config)[0], experiment.make_model(config)
-    mesh = experiment.make_mesh(config)
-    params = jax.eval_shape(lambda: experiment.init_params(config))
-    state = jax.eval_shape(partial(experiment.init_state, phase=phase), params)
+    phase, model = trajectory.phases(config)[0], builders.make_model(config)
+    mesh = builders.make_mesh(config)
+    params = jax.eval_shape(lambda: builders.init_params(config))
+    state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         *(state, sharding.param_shardings(mesh, state)),
     )
     source = Source(make_language(config.language))
-    schedule = experiment.schedule(phase.settings, anneal=False)
+    schedule = builders.schedule(phase.settings, anneal=False)
     arguments = sharding.replicate(mesh, (source, jax.random.key(0), schedule))
-    steps = experiment.train_steps(model, phase.settings, config.language.masking, mesh)
+    steps = builders.train_steps(model, phase.settings, config.language.masking, mesh)
     return steps.lower(state, *arguments, phase.start, phase.stop).compile()
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
 
     from jaxflat.config import loading
-    from jaxflat.runs import experiment
+    from jaxflat.runs import builders
     from jaxflat.sweeps import points
 
     overrides = loading.parse_overrides(rest)
@@ -72,7 +72,7 @@ def main() -> None:
     config = points.expand(config, listed, Path())[flags.point].config
     compiled = compiled_step(config)
     memory = compiled.memory_analysis()
-    print(f"{experiment.num_params(config):,} parameters, {flags.devices} devices; MiB on one:")
+    print(f"{builders.num_params(config):,} parameters, {flags.devices} devices; MiB on one:")
     figures = {"arguments": memory.argument_size_in_bytes, "besides": memory.temp_size_in_bytes}
     for name, size in (figures | exchanged(compiled)).items():
         print(f"{name:15}{size / MIB:12,.1f}")

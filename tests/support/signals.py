@@ -7,7 +7,7 @@ from jaxflat.flatness import measures
 from jaxflat.runs import measure_finetuning, measure_loss, measure_probes, slots
 
 COMPILED = (
-    (slots, "advance"),
+    (slots, "run_calls"),
     (measure_loss, "_losses"),
     (measures, "hessian_trace_terms"),
     (measures, "fisher_trace_terms"),

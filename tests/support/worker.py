@@ -48,7 +48,7 @@ def get_sweep(num_points=None):
 def work(workdir: Path, log: Path, settings: Settings) -> None:
     """Run the command, and exit with its code; what it prints goes to `log`."""
 
-    def measure(config, directory, snapshot, measures, parts):
+    def measure(config, directory, checkpoint, measures, partial_results):
         time.sleep(settings.measuring)
         rate = config.phases.drift.schedule.learning_rate
         if rate == DIVERGES:
@@ -64,7 +64,7 @@ def work(workdir: Path, log: Path, settings: Settings) -> None:
     probes = Measurement("probes", "probes", lambda config: {"accuracy": None}, measure)
     stages.MEASUREMENTS = (*stages.MEASUREMENTS[:2], probes)
     if settings.stages == "probes":
-        checks.check = lambda _: None  # seconds of compiling
+        checks.check_config = lambda _: None  # seconds of compiling
     leases.EXPIRY, leases.HEARTBEAT, leases.POLL = settings.lease, settings.lease / 10, 0.2
     config = f"--config={__file__}:{settings.num_points}"
     sys.exit(main.main([config, f"--stages={settings.stages}", f"--workdir={workdir}"]))

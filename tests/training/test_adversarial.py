@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
-from jaxflat.runs import adversary, experiment, trajectory
+from jaxflat.runs import builders, phase_loss, trajectory
 from jaxflat.runs.languages import make_language
 
 KEY = jax.random.key(3)
@@ -29,20 +29,20 @@ def resolved(strength: float, **overrides) -> FrozenConfigDict:
 
 
 def objective(config, num_devices=1):
-    model, mesh = experiment.make_model(config), experiment.sharding.make_mesh(num_devices)
-    loss_fn, _ = experiment.loss_functions(model)
+    model, mesh = builders.make_model(config), builders.sharding.make_mesh(num_devices)
+    loss_fn, _ = builders.loss_functions(model)
     (phase,) = trajectory.phases(config)
-    return adversary.make_objective(model, loss_fn, phase.settings, "one", mesh)
+    return phase_loss.make_loss_and_sampler(model, loss_fn, phase.settings, "one", mesh)
 
 
 def train(config, num_steps: int, num_devices=1):
     """Return the parameters after some steps, and the mean loss of the steps."""
-    mesh = experiment.sharding.make_mesh(num_devices)
+    mesh = builders.sharding.make_mesh(num_devices)
     (phase,) = trajectory.phases(config)
-    steps = experiment.train_steps(experiment.make_model(config), phase.settings, "one", mesh)
-    state = experiment.init_state(experiment.init_params(config), phase)
-    state = experiment.sharding.replicate(mesh, state)
-    schedule = experiment.schedule(phase.settings, anneal=False)
+    steps = builders.train_steps(builders.make_model(config), phase.settings, "one", mesh)
+    state = builders.init_state(builders.init_params(config), phase)
+    state = builders.sharding.replicate(mesh, state)
+    schedule = builders.schedule(phase.settings, anneal=False)
     source = Source(make_language(config.language))
     state, loss = steps(state, source, KEY, schedule, 0, num_steps)
     return state.params, float(loss)
@@ -53,10 +53,10 @@ def parts(config, params):
     source = Source(make_language(config.language))
     loss_fn, sample_batch = objective(config)
     batch = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
-    model = experiment.make_model(config)
-    plain, weight = experiment.loss_functions(model)[0](params, batch.masked)
+    model = builders.make_model(config)
+    plain, weight = builders.loss_functions(model)[0](params, batch.masked)
     settings = config.phases.pretrain.adversary
-    downstream = adversary._downstream_loss(
+    downstream = phase_loss._downstream_loss(
         model.apply, settings.l2, params, batch.fit, batch.held_out
     )
     return float(plain / weight), float(downstream), float(loss_fn(params, batch)[0] / weight)
@@ -65,10 +65,10 @@ def parts(config, params):
 @pytest.mark.slow
 def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     config = resolved(0.3)
-    plain, downstream, both = parts(config, experiment.init_params(config))
+    plain, downstream, both = parts(config, builders.init_params(config))
     np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
     loss_fn, sample_batch = objective(resolved(0.0))
-    assert loss_fn is experiment.loss_functions(experiment.make_model(config))[0]
+    assert loss_fn is builders.loss_functions(builders.make_model(config))[0]
     source = Source(make_language(config.language))
     masked = jax.jit(objective(config)[1])(source, KEY, jnp.asarray(0)).masked
     same = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
@@ -87,7 +87,7 @@ def test_the_gradient_includes_the_response_of_the_head():
     """Against finite differences of the objective, which refit the head."""
     config = resolved(1.0)
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), experiment.init_params(config))
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
         loss_fn, sample_batch = objective(config)
         source = Source(make_language(config.language))
         batch = jax.tree.map(

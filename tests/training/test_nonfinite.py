@@ -8,7 +8,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
-from jaxflat.runs import experiment
+from jaxflat.runs import builders
 from jaxflat.training.optimizers import Schedule
 from jaxflat.training.step import TrainState, make_train_steps
 
@@ -32,7 +32,7 @@ def train(optimizer, bad_steps, stop, skips=True):
 def skipping(number):
     section = base_config.phase().optimizer
     section.update({"name": "sgd", "skip_nonfinite": number})
-    return experiment.phase_optimizer(FrozenConfigDict(section))
+    return builders.phase_optimizer(FrozenConfigDict(section))
 
 
 @pytest.mark.parametrize(("bad", "reached"), [([5], 7), ([9], 10), ([0], 2), ([], 10)])
@@ -48,7 +48,7 @@ def test_non_finite_optimizer_state_is_detected_at_the_end_of_the_call(name):
     """The sign of infinity is 1, and Adam divides by it, so the parameters stay finite."""
     section = base_config.phase().optimizer
     section.name = name
-    optimizer = experiment.phase_optimizer(FrozenConfigDict(section))
+    optimizer = builders.phase_optimizer(FrozenConfigDict(section))
     steps = make_train_steps(
         lambda params, slope: ((params["w"] * slope).sum(), jnp.ones(())),
         lambda slopes, _, place: slopes[place],

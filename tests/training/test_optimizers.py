@@ -11,15 +11,15 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.config.optimizers import OF_OPTAX
-from jaxflat.runs import experiment
-from jaxflat.training.optimizers import Schedule, decayed, make_optimizer, orthogonalized
+from jaxflat.runs import builders
+from jaxflat.training.optimizers import Schedule, decay_mask, make_optimizer, muon_axes
 from jaxflat.training.step import TrainState, train_step
 
 
 def initial_params():
     config = base_config.base()
     config.init_seed, config.model.width = 0, 8
-    return experiment.init_params(FrozenConfigDict(config))
+    return builders.init_params(FrozenConfigDict(config))
 
 
 def test_schedule_warms_up_stays_constant_and_decays_to_0():
@@ -35,8 +35,8 @@ def test_schedule_warms_up_stays_constant_and_decays_to_0():
 MASKED = ("adamw", "lion", "adamaxw", "adan", "nadamw")
 REFERENCES = {
     **{name: getattr(optax, name) for name in ("sgd", "lion", "adamw", *OF_OPTAX)},
-    **{name: partial(getattr(optax, name), mask=decayed) for name in MASKED},
-    "adadelta": partial(optax.adadelta, weight_decay_mask=decayed),
+    **{name: partial(getattr(optax, name), mask=decay_mask) for name in MASKED},
+    "adadelta": partial(optax.adadelta, weight_decay_mask=decay_mask),
 }
 
 
@@ -147,8 +147,8 @@ def test_muons_matrices_of_an_lstm_are_its_gates_and_joins():
     config = base_config.base()
     config.init_seed = 0
     config.model.update({"name": "lstm", "width": 8})
-    params = experiment.init_params(FrozenConfigDict(config))
-    axes = orthogonalized(params)
+    params = builders.init_params(FrozenConfigDict(config))
+    axes = muon_axes(params)
     assert axes["stack"] == axes["last"]
     assert axes["last"]["forward"] == axes["last"]["backward"]
     # Each kernel is D x 4 x E or E x 4 x E: a matrix a gate; 2 x E x D: a matrix a direction.
@@ -158,12 +158,12 @@ def test_muons_matrices_of_an_lstm_are_its_gates_and_joins():
         assert tuple(direction[name]) == (-3, -1)
     assert tuple(axes["last"]["join"]["kernel"]) == (-2, -1)
     assert direction["bias"] is axes["token_embedding"] is axes["last"]["norm"]["scale"] is None
-    assert not decayed(params)["last"]["forward"]["bias"]
+    assert not decay_mask(params)["last"]["forward"]["bias"]
 
 
 def test_weight_decay_spares_norms_and_biases_of_stacked_layers_too():
     params = initial_params()
-    mask = decayed(params)
+    mask = decay_mask(params)
     stack, last = mask["stack"], mask["last"]
     assert stack == last
     assert stack["mlp_in"] == {"kernel": True, "bias": False}

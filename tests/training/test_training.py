@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source, masked_batch
-from jaxflat.runs import experiment, trajectory
+from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
 
@@ -26,13 +26,13 @@ def resolved(**overrides) -> FrozenConfigDict:
 
 
 def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarray:
-    mesh = experiment.sharding.make_mesh(num_devices)
+    mesh = builders.sharding.make_mesh(num_devices)
     (phase,) = trajectory.phases(config)
-    model = experiment.make_model(config)
-    steps = experiment.train_steps(model, phase.settings, "one", mesh)
-    schedule = experiment.schedule(phase.settings, anneal=False)
-    state = experiment.init_state(experiment.init_params(config), phase)
-    state = experiment.sharding.replicate(mesh, state)
+    model = builders.make_model(config)
+    steps = builders.train_steps(model, phase.settings, "one", mesh)
+    schedule = builders.schedule(phase.settings, anneal=False)
+    state = builders.init_state(builders.init_params(config), phase)
+    state = builders.sharding.replicate(mesh, state)
     language = make_language(config.language)
     losses = []
     for stop in range(1, num_steps + 1):
@@ -67,13 +67,13 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     config.language.hmm.update({"num_states": 4, "num_words": 8, "length": 6, "tasks": (3,)})
     config.phases.pretrain.schedule.update({"learning_rate": 1e-2, "decay_steps": 200})
     config = FrozenConfigDict(config)
-    (phase,), model = trajectory.phases(config), experiment.make_model(config)
+    (phase,), model = trajectory.phases(config), builders.make_model(config)
     language = make_language(config.language)
     batch = masked_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
-    steps = experiment.train_steps(model, phase.settings, "one", experiment.sharding.make_mesh(1))
-    schedule = experiment.schedule(phase.settings, anneal=False)
-    state = experiment.init_state(experiment.init_params(config), phase)
+    steps = builders.train_steps(model, phase.settings, "one", builders.sharding.make_mesh(1))
+    schedule = builders.schedule(phase.settings, anneal=False)
+    state = builders.init_state(builders.init_params(config), phase)
     optimum = jax.scipy.special.entr(batch.targets_BxMxV).sum() / 1024
     assert loss_fn(state.params, batch)[0] / 1024 - optimum > 0.5
     state, _ = steps(state, Source(language), jax.random.key(1), schedule, 0, 600)
@@ -85,8 +85,8 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
 def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     config = resolved()
     language, model = (make(config) for make in (lambda c: make_language(c.language),
-                                                 experiment.make_model))  # fmt: skip
-    params = experiment.init_params(config)
+                                                 builders.make_model))  # fmt: skip
+    params = builders.init_params(config)
     batch = masked_batch(language, jax.random.key(0), 1, "exact")
     gradient_of = jax.jit(jax.grad(lambda p, b: masked_lm_loss(model.apply)(p, b)[0]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
-from jaxflat.analysis.page.algorithm_words import algorithms_section
+from jaxflat.analysis.page.arm_words import arms_section
 from jaxflat.analysis.page.evidence import Evidence
 from jaxflat.analysis.page.settings import Provenance, read_provenance
 from jaxflat.analysis.page.trajectory_words import trajectory_section
@@ -86,8 +86,8 @@ def _figures(comparison: Comparison) -> list[str]:
 
 
 def _pairs(comparison: Comparison) -> list[str]:
-    if comparison.algorithms:
-        return algorithms_section(comparison.algorithms, comparison.controls)
+    if comparison.arm_comparison:
+        return arms_section(comparison.arm_comparison, comparison.controls)
     if not comparison.pairs:
         return []
     count = sum(len(pair.secondary) for pair in comparison.pairs)
@@ -124,7 +124,7 @@ def _results(comparison: Comparison) -> list[str]:
     cells = comparison.cells + comparison.controls
     if not cells:
         return [html.heading("Results"), html.paragraph("No point has results yet.")]
-    kind = "after an exact anneal (projected)" if comparison.projected else "as trained"
+    kind = "after a projection" if comparison.projected else "as trained"
     return [
         html.heading("Results"),
         html.paragraph(

@@ -105,8 +105,8 @@ def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style:
 
 
 def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
-    """Draw accuracy against `column` along each variant's checkpoints; ring the matched ones."""
-    for place, (name, cells) in enumerate(comparison.variants.items()):
+    """Draw accuracy against `column` along each arm's checkpoints; ring the matched ones."""
+    for place, (name, cells) in enumerate(comparison.arms.items()):
         known = [
             cell for cell in cells if cell.interval(column) and cell.interval(PRIMARY_ACCURACY)
         ]
@@ -146,7 +146,7 @@ def _lookup_levels(ax: Axes, comparison: Comparison) -> None:
     for cell, color in zip(comparison.lookup_tables, ("black", GREY), strict=False):
         if cell.interval(PRIMARY_ACCURACY):
             level = 100 * cell.mean(PRIMARY_ACCURACY)
-            ax.axhline(level, color=color, linestyle=":", label=cell.variant)
+            ax.axhline(level, color=color, linestyle=":", label=cell.arm)
 
 
 def style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> None:
@@ -159,7 +159,7 @@ def style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> Non
 
 
 def _size_axis(ax: Axes, comparison: Comparison) -> None:
-    sizes = [cells[0].num_params for cells in comparison.variants.values()]
+    sizes = [cells[0].num_params for cells in comparison.arms.values()]
     ax.set_xscale("log")
     ax.set_xticks(sizes, [wording.params(size) for size in sizes])
     ax.set_xticks([], minor=True)

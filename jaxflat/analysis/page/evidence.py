@@ -18,13 +18,13 @@ ABOUT = (
     "(of Fisher's z for Spearman). "
     "Negative: flatter models, or those nearer to the optimum, are more accurate. Positive: "
     "sharper models, or those further from it, are more accurate. The interval says what other "
-    "seeds would give for these settings, not what other settings would give."
+    "seeds would give for these arms, not what other arms would give."
 )
 SIMPSON = (
-    "Simpson's paradox: correlations can differ in sign within settings and across them, if size, "
-    "algorithm or loss affects both measures. Kendall's correlation over all pairs of checkpoints "
-    "is a mean, weighted by numbers of pairs, of two parts: pairs within one setting (the same run "
-    "at two steps), and pairs across two settings. Read both parts. 'Given' removes from the ranks "
+    "Simpson's paradox: correlations can differ in sign within arms and across them, if size, "
+    "optimizer or loss affects both measures. Kendall's correlation over all pairs of checkpoints "
+    "is a mean, weighted by numbers of pairs, of two parts: pairs within one arm (the same run "
+    "at two steps), and pairs across two arms. Read both parts. 'Given' removes from the ranks "
     "what is linear in the ranks of the covariates: excess loss, then also learning rate, batch "
     "size and steps if they vary. Seeds in which nothing remains are left out."
 )

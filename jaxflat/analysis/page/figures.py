@@ -50,15 +50,15 @@ TRAJECTORIES = Plate(
 )
 
 
-ALGORITHMS = Plate(
-    "algorithms",
-    "Each way of training. Rings: the baseline, and those with the same excess loss (equivalent "
+ARMS = Plate(
+    "arms",
+    "Each arm. Rings: the baseline, and those with the same excess loss (equivalent "
     "at the main margin). Bars: 95% t intervals over seeds.",
     TRAJECTORIES.panels,
 )
 BY_STEP = Plate(
     "steps",
-    "The same checkpoints by the step at which each was measured, one line per setting. Bars: 95% "
+    "The same checkpoints by the step at which each was measured, one line per arm. Bars: 95% "
     "t intervals over seeds.",
     (
         ("Excess loss", line_panels.excess_against_step),
@@ -68,7 +68,7 @@ BY_STEP = Plate(
 )
 BY_LABELS = Plate(
     "labels",
-    "Probe accuracy by the number of labelled sentences, mean over tasks: each setting's last "
+    "Probe accuracy by the number of labelled sentences, mean over tasks: each arm's last "
     "checkpoint, and the untrained controls. Losses may differ. Bars: 95% t intervals over seeds.",
     (("Label budget", line_panels.accuracy_against_labels),),
 )
@@ -76,10 +76,10 @@ BY_LABELS = Plate(
 
 def plates(comparison: Comparison) -> list[Plate]:
     """Return the figures for which this sweep has numbers."""
-    chosen = [BY_SIZE] if comparison.matched and not comparison.algorithms else []
+    chosen = [BY_SIZE] if comparison.matched and not comparison.arm_comparison else []
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
-        chosen.append(ALGORITHMS if comparison.algorithms else TRAJECTORIES)
-    if any(len(cells) > 1 for cells in comparison.variants.values()):
+        chosen.append(ARMS if comparison.arm_comparison else TRAJECTORIES)
+    if any(len(cells) > 1 for cells in comparison.arms.values()):
         chosen.append(BY_STEP)
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     return [*chosen, BY_LABELS] if len(budgets(rows)) > 1 else chosen

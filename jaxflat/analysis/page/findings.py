@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.cells import Cell, trained_as
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import PARAMETRISATION
@@ -20,10 +20,10 @@ def summary_sentences(workdir: Path) -> list[str]:
 
 
 def describe(comparison: Comparison) -> list[str]:
-    """Describe ways of training along their trajectories, then at their ends; or sizes."""
+    """Describe arms along their trajectories, then at their ends; or sizes."""
     sentences = trajectory_sentences(comparison.trajectories)
-    if comparison.algorithms:
-        sentences += algorithm_sentences(comparison.algorithms) + lookup_sentences(comparison)
+    if comparison.arm_comparison:
+        sentences += arm_sentences(comparison.arm_comparison) + lookup_sentences(comparison)
     else:
         sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
     if left_out := ", ".join(comparison.missing):
@@ -31,12 +31,12 @@ def describe(comparison: Comparison) -> list[str]:
     return sentences + untrained_sentences(comparison)
 
 
-def algorithm_sentences(found: Algorithms) -> list[str]:
-    """Describe each algorithm against the baseline."""
-    baseline, pairs = found.baseline.variant, found.against
-    compared = f"{wording.plural(len(pairs), 'way')} of training compared with {baseline}"
+def arm_sentences(found: ArmComparison) -> list[str]:
+    """Describe each arm against the baseline."""
+    baseline, pairs = found.baseline.arm, found.against
+    compared = f"{wording.plural(len(pairs), 'arm')} compared with {baseline}"
     sentences = [headline(pairs, compared, "the other model")]
-    sentences += [pair_sentence(pair, baseline, pair.second.variant) for pair in pairs]
+    sentences += [pair_sentence(pair, baseline, pair.second.arm) for pair in pairs]
     return sentences
 
 
@@ -66,7 +66,7 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
 
     def listed(cells: list[Cell]) -> str:
         return ", ".join(
-            f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}% ({cell.variant})"
+            f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}% ({cell.arm})"
             for cell in cells
         )
 
@@ -81,10 +81,10 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
 def untrained_sentences(comparison: Comparison) -> list[str]:
     """Say what training adds to a model's representations, one sentence per size."""
     sentences = []
-    baseline = [comparison.algorithms.baseline] if comparison.algorithms else []
+    baseline = [comparison.arm_comparison.baseline] if comparison.arm_comparison else []
     for control in comparison.untrained:
         same_size = [cell for cell in baseline if cell.num_params == control.num_params]
-        cells = comparison.variants.get(trained_as(control.variant), same_size)
+        cells = comparison.arms.get(trained_as(control.arm), same_size)
         difference = paired_difference(control, cells[-1], PRIMARY_ACCURACY) if cells else None
         if difference:
             reached = (

@@ -18,8 +18,8 @@ from jaxflat.analysis.verdicts import RULES
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
     "Each point is a pair of models of equal excess loss (equivalent within "
-    f"±{MARGIN} nats): a larger against a smaller model, a way of training against an earlier one "
-    "of the sweep, or the end of a trajectory against its start. The second model is flatter left "
+    f"±{MARGIN} nats): a larger against a smaller model, an arm against an earlier one of the "
+    "sweep, or the end of a trajectory against its start. The second model is flatter left "
     "of 1 and more accurate above 0. In the upper left and lower right quarters the flatter model "
     "is the more accurate one; in the other two quarters it is the less accurate one. Sharpness is "
     f"the first measure that the sweep has, as on its own page. {PARAMETRISATION} Bars: 95% t "
@@ -95,12 +95,12 @@ def summary_sentence(sweeps: Sweeps) -> str:
 
 
 def matched_pairs(comparison: Comparison) -> list[Pair]:
-    """Return a sweep's matched pairs: of sizes, of algorithms, or of a trajectory's two ends."""
+    """Return a sweep's matched pairs: of sizes, of arms, or of a trajectory's two ends."""
     pairs: list[Pair | None] = [*comparison.pairs]
     arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
     pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
-    if comparison.algorithms and not arms:  # comparing the arms' ends too would count them twice
-        pairs += comparison.algorithms.pairs
+    if comparison.arm_comparison and not arms:  # the arms' ends would be counted twice
+        pairs += comparison.arm_comparison.pairs
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
@@ -150,6 +150,6 @@ def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]
 
 
 def _pair_words(pair: Pair) -> str:
-    if pair.first.variant == pair.second.variant:
-        return pair.second.variant
-    return f"{pair.second.variant} / {pair.first.variant}"
+    if pair.first.arm == pair.second.arm:
+        return pair.second.arm
+    return f"{pair.second.arm} / {pair.first.arm}"

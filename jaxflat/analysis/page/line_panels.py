@@ -1,4 +1,4 @@
-"""Panels with one line per setting: against the step, and against the number of labels."""
+"""Panels with one line per arm: against the step, and against the number of labels."""
 
 from collections.abc import Sequence
 
@@ -28,14 +28,14 @@ def accuracy_against_step(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_labels(ax: Axes, comparison: Comparison) -> None:
-    """Draw label-budget curves of each setting's last checkpoint and of the untrained controls."""
+    """Draw label-budget curves of each arm's last checkpoint and of the untrained controls."""
     style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Labelled sentences")
-    last = [cells[-1] for cells in comparison.variants.values()]
+    last = [cells[-1] for cells in comparison.arms.values()]
     rows = [row for cell in last for row in cell.rows.values()]
     columns = {shots: budget_column(shots) for shots in budgets(rows)}
     for place, cell in enumerate([*last, *comparison.controls]):
         known = [(shots, cell.interval(name)) for shots, name in columns.items()]
-        _line(ax, place, cell.variant, [(x, found) for x, found in known if found], 100)
+        _line(ax, place, cell.arm, [(x, found) for x, found in known if found], 100)
     ax.set_xscale("log")
     ax.set_xticks(list(columns), [f"{shots:,}" for shots in columns])
     ax.set_xticks([], minor=True)
@@ -43,7 +43,7 @@ def accuracy_against_labels(ax: Axes, comparison: Comparison) -> None:
 
 
 def _over_steps(ax: Axes, comparison: Comparison, column: str, scale: float = 1.0) -> None:
-    for place, (name, cells) in enumerate(comparison.variants.items()):
+    for place, (name, cells) in enumerate(comparison.arms.items()):
         known = [(cell.step, found) for cell in cells if (found := cell.interval(column))]
         _line(ax, place, name, known, scale)
 

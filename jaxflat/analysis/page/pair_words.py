@@ -77,7 +77,7 @@ def relation_words(pair: Pair) -> str:
 
 
 def place_words(cell: Cell) -> str:
-    return f"{cell.variant} (step {cell.step:,})"
+    return f"{cell.arm} (step {cell.step:,})"
 
 
 def _accuracy_words(pair: Pair, second: str) -> str:

@@ -56,7 +56,7 @@ def summary_table(workdir: Path) -> Table:
     }
     rows = [
         [
-            cell.variant.replace("lookup table", "lookup"),
+            cell.arm.replace("lookup table", "lookup"),
             *_about(cell)[2:3],
             *_numbers(cell, list(measured.values())),
         ]
@@ -74,7 +74,7 @@ def results_table(comparison: Comparison) -> Table:
 
 def pairs_table(pairs: list[Pair], second: str) -> Table:
     """Return one column per pair, which fits a phone; `second` names the pair's second model."""
-    rows: Table = [["", *(f"{pair.first.variant} → {pair.second.variant}" for pair in pairs)]]
+    rows: Table = [["", *(f"{pair.first.arm} → {pair.second.arm}" for pair in pairs)]]
 
     def add(name: str, texts: list[str]) -> None:
         rows.append([name, *texts])
@@ -111,7 +111,7 @@ def secondary_table(pairs: list[Pair]) -> Table:
     """Return second minus first, in points, for every task, labeling and number of shots."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair.secondary))
     header = ["Second minus first, points"]
-    header += [f"{pair.first.variant} → {pair.second.variant}" for pair in pairs]
+    header += [f"{pair.first.arm} → {pair.second.arm}" for pair in pairs]
     return [header] + [
         [_endpoint(name), *(wording.points(pair.secondary.get(name)) for pair in pairs)]
         for name in names
@@ -126,7 +126,7 @@ def endpoints_table(comparison: Comparison) -> Table:
     header = [
         "Accuracy (%)",
         "Bayes ceiling",
-        *(f"{cell.variant}, {cell.step:,}" for cell in cells),
+        *(f"{cell.arm}, {cell.step:,}" for cell in cells),
     ]
     return [header] + [
         [_endpoint(name), _ceiling(cells, name)]
@@ -138,7 +138,7 @@ def endpoints_table(comparison: Comparison) -> Table:
 def _about(cell: Cell) -> list[str]:
     size = wording.MISSING if np.isnan(cell.num_params) else wording.params(cell.num_params)
     step = f"{cell.step:,}" if cell.step else wording.MISSING
-    return [cell.variant, size, step, str(len(cell.rows))]
+    return [cell.arm, size, step, str(len(cell.rows))]
 
 
 def _numbers(cell: Cell, columns: list[tuple[str, str, str, float]]) -> list[str]:

@@ -30,8 +30,8 @@ def trajectory_section(found: Sequence[Trajectories]) -> list[str]:
         html.paragraph(
             "Mean ± half-width of the 95% t interval over seeds. Ratios are ratios of geometric "
             "means, with intervals of the mean log ratio, paired by seed. Projected: before it was "
-            "measured, the checkpoint got an exact anneal (a short training by AdamW on exact "
-            "targets, the learning rate decaying to 0). In rows with two arms, the ratio is the "
+            "measured, the checkpoint got a projection (a short anneal by AdamW on exact targets, "
+            "the learning rate decaying to 0). In rows with two arms, the ratio is the "
             "first arm's over the second's, and differences are the first arm's minus the "
             "second's.",
             "note",

@@ -26,7 +26,7 @@ from jaxflat.languages.categorical import draw
 from jaxflat.languages.sentences import Sentences, is_word
 
 CHUNK = 2**21  # most logits in memory together
-_LANES = 8  # groups of sentences, so that a mesh can split them over its devices
+_GROUPS = 8  # groups of sentences, so that a mesh can split them over its devices
 _SIZES = 16  # most numbers of words to read for a candidate that a program is compiled for
 
 
@@ -199,11 +199,11 @@ def _candidate_scores(
 ) -> Array:
     """Return scores_BxMxV of all words at each of the positions, given all other words.
 
-    The B * M questions are split into lanes. Each lane is sorted by the number of words to read for
-    a candidate, so that questions answered together need about as many.
+    The B * M questions are split into groups. Each group is sorted by the number of words to read
+    for a candidate, so that questions answered together need about as many.
     """
     (B, M), U = positions_BxM.shape, symbols_BxU.shape[1]
-    C = gcd(B, _LANES)  # lanes, each of B / C sentences and Q = B / C * M questions
+    C = gcd(B, _GROUPS)  # groups, each of B / C sentences and Q = B / C * M questions
     last_B = jnp.minimum(lengths_B, language.max_length - 1)
     num_read_BxM = jnp.maximum(last_B[:, None] - positions_BxM, 0)
     num_read_CxQ, positions_CxQ = (x.reshape(C, -1) for x in (num_read_BxM, positions_BxM))
@@ -211,12 +211,12 @@ def _candidate_scores(
     order_CxQ = jnp.argsort(num_read_CxQ, axis=1)
 
     def answer(questions_C: Array) -> Array:
-        def of_lane(x_CxQ: Array) -> Array:
+        def of_group(x_CxQ: Array) -> Array:
             return jnp.take_along_axis(x_CxQ, questions_C[:, None], axis=1)[:, 0]
 
         sentences_Cx1x1 = (questions_C // M)[:, None, None]
         symbols_CxU = jnp.take_along_axis(symbols_CxGxU, sentences_Cx1x1, axis=1)[:, 0]
-        return _scores(language, symbols_CxU, of_lane(positions_CxQ), of_lane(num_read_CxQ))
+        return _scores(language, symbols_CxU, of_group(positions_CxQ), of_group(num_read_CxQ))
 
     scores_CxQxV = jax.lax.map(answer, order_CxQ.T).swapaxes(0, 1)
     back_CxQ = jnp.argsort(order_CxQ, axis=1)
@@ -248,8 +248,8 @@ def _scores(
 
         def some(words_K: Array) -> Array:
             of_words = jax.vmap(one, in_axes=(0, None, None, None, None))
-            of_lanes = jax.vmap(of_words, in_axes=(None, 1, 0, 0, 0))
-            return of_lanes(words_K, cache_of_one, symbols_CxU, positions_C, num_read_C)
+            of_groups = jax.vmap(of_words, in_axes=(None, 1, 0, 0, 0))
+            return of_groups(words_K, cache_of_one, symbols_CxU, positions_C, num_read_C)
 
         C, V = prior_CxV.shape
         num_chunks = -(-V * C * size * len(language.ids_R) // CHUNK)

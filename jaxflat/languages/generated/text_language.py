@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
 from jaxflat.datasets.sources import file_digest, read_labelled, read_texts, split_pairs
 from jaxflat.datasets.text import manual_folder
-from jaxflat.distributed.leases import hold
+from jaxflat.distributed.leases import acquire_lease
 from jaxflat.languages.generated.language import Generated
 from jaxflat.languages.generated.teacher import MIN_TEXTS, train_teacher
 from jaxflat.languages.sentences import Sentences
@@ -123,13 +123,13 @@ def prepare_teacher(section: Config, display: Display) -> None:
     folder = teacher_folder(section)
     if folder.exists():
         return
-    with hold(folder, display.wait):
+    with acquire_lease(folder, display.print_wait):
         if folder.exists():  # another worker trained it meanwhile
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         texts = split_pairs(read_texts(section.generated.text, section.data_dir))
         train_teacher(folder, texts, section.generated.trained, section.seed, display)
-        display.line(f"teacher: {folder}")
+        display.print_line(f"teacher: {folder}")
 
 
 def make_generated(section: Config) -> Generated:

@@ -1,4 +1,4 @@
-"""The loss and the batches of a phase, with or without an adversary added to pre-training."""
+"""The loss of a phase and its batches, with or without an adversary added to pre-training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ Labelled = tuple[Sentences, jax.Array]  # (sentences, targets_NxKxC), as in prob
 SampleBatch = Callable[[Source, jax.Array, jax.Array], Any]  # (source, step's key, place in call)
 
 
-def make_objective(
+def make_loss_and_sampler(
     model: Any, loss_fn: LossFn, settings: Config, masking: str, mesh: Mesh
 ) -> tuple[LossFn, SampleBatch]:
     """Return (loss_fn, sample_batch) of a phase; batches are sharded over the mesh."""

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxflat.storage import checkpoint, manifest
+from jaxflat.storage import checkpoints, manifest
 from jaxflat.storage.manifest import DamagedError
 from tests.support.damage import KINDS, files_of, flip
 
@@ -29,11 +29,11 @@ def tree(step):
 
 def assert_whole(directory, steps):
     """Assert that exactly these steps exist and hold what was saved."""
-    assert checkpoint.steps(directory) == list(steps)
-    assert checkpoint.mark_damaged_steps(directory) == []
+    assert checkpoints.steps(directory) == list(steps)
+    assert checkpoints.mark_damaged_steps(directory) == []
     for step in steps:
         jax.tree.map(
-            np.testing.assert_array_equal, checkpoint.restore(directory, step, tree(0)), tree(step)
+            np.testing.assert_array_equal, checkpoints.restore(directory, step, tree(0)), tree(step)
         )
 
 
@@ -41,7 +41,7 @@ def assert_whole(directory, steps):
 def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("saved")
     for step in (1, 2):
-        checkpoint.save(directory, step, tree(step))
+        checkpoints.save(directory, step, tree(step))
     return directory
 
 
@@ -64,8 +64,8 @@ def test_damage_to_any_file_is_found_and_named(saved, tmp_path, kind):
         directory = Path(shutil.copytree(saved, tmp_path / str(number)))
         name = kind(directory / file.relative_to(saved), chance)
         with pytest.raises(DamagedError, match=re.escape(f"{directory}/2: ") + f".*{name}"):
-            checkpoint.restore(directory, 2, tree(0))
-        (line,) = checkpoint.mark_damaged_steps(directory)
+            checkpoints.restore(directory, 2, tree(0))
+        (line,) = checkpoints.mark_damaged_steps(directory)
         assert name in line
         assert line.endswith("; renamed to damaged-2")
         assert (directory / "damaged-2").is_dir()
@@ -79,7 +79,7 @@ def test_any_bit_that_flips_is_found(copied, chance):
         before = file.read_bytes()
         name = flip(file, chance)
         with pytest.raises(DamagedError, match=name):
-            checkpoint.verify(copied, 2)
+            checkpoints.verify(copied, 2)
         file.write_bytes(before)
     assert_whole(copied, [1, 2])
 
@@ -87,9 +87,9 @@ def test_any_bit_that_flips_is_found(copied, chance):
 def test_a_newly_damaged_step_replaces_an_older_one(copied):
     for _ in range(2):
         (copied / "2" / "_METADATA").unlink()
-        assert len(checkpoint.mark_damaged_steps(copied)) == 1
+        assert len(checkpoints.mark_damaged_steps(copied)) == 1
         assert_whole(copied, [1])
-        checkpoint.save(copied, 2, tree(2))
+        checkpoints.save(copied, 2, tree(2))
     assert_whole(copied, [1, 2])
 
 
@@ -99,7 +99,7 @@ def test_a_bad_sector_is_damage(copied, monkeypatch):
 
     monkeypatch.setattr(manifest, "_describe", fail)
     with pytest.raises(DamagedError, match="_CHECKPOINT_METADATA cannot be read: Input/output"):
-        checkpoint.verify(copied, 2)
+        checkpoints.verify(copied, 2)
 
 
 class Killed(BaseException):
@@ -140,15 +140,15 @@ def test_a_death_at_any_moment_of_a_save_leaves_whole_steps(copied, monkeypatch,
         with monkeypatch.context() as patched:
             die_at(patched, *MOMENTS[moment], number)
             try:
-                checkpoint.save(copied, 3, tree(3))
+                checkpoints.save(copied, 3, tree(3))
                 break
             except Killed:
                 pass
-        found = checkpoint.steps(copied)
+        found = checkpoints.steps(copied)
         assert found in ([1, 2], [1, 2, 3])
         assert_whole(copied, found)
         if found == [1, 2, 3]:
-            checkpoint.delete(copied, 3)
+            checkpoints.delete(copied, 3)
     assert number > 1  # it died before and after
     assert_whole(copied, [1, 2, 3])
     assert {path.name for path in copied.iterdir()} == {"1", "2", "3"}
@@ -160,30 +160,30 @@ def test_a_save_that_fails_cleans_up_and_says_where(copied, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=f"No space left on device: '{copied}/3'"):
-        checkpoint.save(copied, 3, tree(3))
+        checkpoints.save(copied, 3, tree(3))
     assert {path.name for path in copied.iterdir()} == {"1", "2"}
     assert_whole(copied, [1, 2])
 
 
 def save_for_ever(directory):
-    for step in itertools.count(max(checkpoint.steps(directory), default=0) + 1):
-        checkpoint.save(directory, step, tree(step))
-        for old in checkpoint.steps(directory)[:-2]:
-            checkpoint.delete(directory, old)
+    for step in itertools.count(max(checkpoints.steps(directory), default=0) + 1):
+        checkpoints.save(directory, step, tree(step))
+        for old in checkpoints.steps(directory)[:-2]:
+            checkpoints.delete(directory, old)
 
 
 @pytest.mark.slow
 def test_killed_while_it_saves(saved, tmp_path, chance):
     """Kill a process that saves, at a random moment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jaxflat.storage.checkpoint"])
+    context.set_forkserver_preload(["jaxflat.storage.checkpoints"])
     process = context.Process(target=save_for_ever, args=(tmp_path,))
     process.start()
-    while len(checkpoint.steps(tmp_path)) < 2:
+    while len(checkpoints.steps(tmp_path)) < 2:
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 0.5))
     process.kill()
     process.join()
-    found = checkpoint.steps(tmp_path)
+    found = checkpoints.steps(tmp_path)
     assert len(found) in (2, 3)
     assert_whole(tmp_path, found)

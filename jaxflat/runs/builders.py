@@ -19,8 +19,8 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
 from jaxflat.models.masked import MaskedModel, make_masked_model
-from jaxflat.runs.adversary import make_objective
-from jaxflat.runs.languages import kind_of
+from jaxflat.runs.languages import language_kind
+from jaxflat.runs.phase_loss import make_loss_and_sampler
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
@@ -47,7 +47,7 @@ def make_largest_model(config: Config) -> Any:
 
 
 def _sized_for(language: Config, shape: dict[str, Any]) -> Any:
-    return make_masked_model(*kind_of(language).sizes(language), **shape)
+    return make_masked_model(*language_kind(language).sizes(language), **shape)
 
 
 def _shape(section: Config) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def train_steps(
 def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    objective = make_objective(model, loss_functions(model)[0], settings, masking, mesh)
+    objective = make_loss_and_sampler(model, loss_functions(model)[0], settings, masking, mesh)
     # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1

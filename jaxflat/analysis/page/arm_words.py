@@ -1,8 +1,8 @@
-"""The table of algorithms, as in the paper: each way of training and its results."""
+"""The table of arms, as the paper's table of algorithms: each arm and its results."""
 
 from collections.abc import Sequence
 
-from jaxflat.analysis.algorithms import Algorithms
+from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import EMBEDDED
 from jaxflat.analysis.page import html, tables, wording
@@ -13,21 +13,21 @@ from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 Table = list[list[str]]
 
 
-def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]:
-    """Return the part of the page about algorithms."""
+def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
+    """Return the part of the page about arms."""
     return [
-        html.heading("Ways of training, at their last checkpoints"),
+        html.heading("Arms, at their last checkpoints"),
         html.paragraph(
             "Mean ± half-width of the 95% t interval over seeds. The baseline is the sweep's first "
-            f"way of training, {found.baseline.variant}; the others are compared with it, paired "
-            f"by seed. Same loss: two one-sided tests at ±{MARGIN} nats. A way of training whose "
+            f"arm, {found.baseline.arm}; the others are compared with it, paired by seed. "
+            f"Same loss: two one-sided tests at ±{MARGIN} nats. An arm whose "
             "loss is not shown to be the same is listed, but no verdict compares it with the "
-            "baseline: its differences may come from the loss. All ways share a seed's start; "
+            "baseline: its differences may come from the loss. All arms share a seed's start; "
             "their sentences after it may differ. Intervals are not corrected for the number of "
-            "ways. Sharpness is the embedded measure, in one parametrisation, which is a choice.",
+            "arms. Sharpness is the embedded measure, in one parametrisation, which is a choice.",
             "note",
         ),
-        html.table(algorithms_table(found, controls)),
+        html.table(arms_table(found, controls)),
         html.details(
             "All pairs",
             html.table(tables.pairs_table(found.pairs, "Second")),
@@ -35,8 +35,8 @@ def algorithms_section(found: Algorithms, controls: Sequence[Cell]) -> list[str]
     ]
 
 
-def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
-    """Return rows for the baseline, each algorithm against it, and the untrained controls."""
+def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
+    """Return rows for the baseline, each other arm against it, and the untrained controls."""
     column = next((name for pair in found.against for name in pair.flatness), "")
     measure = EMBEDDED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
@@ -55,7 +55,7 @@ def algorithms_table(found: Algorithms, controls: Sequence[Cell]) -> Table:
         ]
         rows.append(
             [
-                *(cell.variant, f"{cell.step:,}" if cell.step else wording.MISSING),
+                *(cell.arm, f"{cell.step:,}" if cell.step else wording.MISSING),
                 *(numbers[0], _same(pair), numbers[1]),
                 wording.ratio(pair.flatness.get(column) if pair else None),
                 *(numbers[2], wording.points(pair and pair.accuracy)),

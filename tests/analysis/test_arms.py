@@ -1,4 +1,4 @@
-"""Algorithms of one size: an effect, none and its reverse; unequal losses get no verdict."""
+"""Arms of one size: an effect, none and its reverse; unequal losses get no verdict."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from jaxflat.analysis import claims
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import joint
-from jaxflat.analysis.page.algorithm_words import algorithms_table
+from jaxflat.analysis.page.arm_words import arms_table
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import summary_sentences
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
@@ -22,10 +22,10 @@ ORDERS = {
 }
 
 
-def write_algorithms(
+def write_arms_results(
     folder, accuracy=0.0, log_trace=0.0, excess=0.0, seeds=5, trace=40.0, unfinished=0
 ):
-    """Write three algorithms: `accuracy` and `log_trace` change the second, `excess` the third.
+    """Write three arms: `accuracy` and `log_trace` change the second, `excess` the third.
 
     `excess` is in nats. In the first `unfinished` seeds the third has only an earlier checkpoint.
     """
@@ -77,8 +77,8 @@ def answers(folder):
         ({}, UNDECIDED, UNDECIDED),
     ],
 )
-def test_an_algorithm_is_judged_against_the_first_of_the_sweep(tmp_path, effect, accurate, flatter):
-    found = answers(write_algorithms(tmp_path, **effect))
+def test_an_arm_is_judged_against_the_first_of_the_sweep(tmp_path, effect, accurate, flatter):
+    found = answers(write_arms_results(tmp_path, **effect))
     assert found["At matched excess loss adamw is more accurate than sgd"] == accurate
     assert found["At matched excess loss adamw is flatter than sgd"] == flatter
 
@@ -91,54 +91,54 @@ def test_an_algorithm_is_judged_against_the_first_of_the_sweep(tmp_path, effect,
         ({"log_trace": -0.5}, UNDECIDED),
     ],
 )
-def test_flatter_is_more_accurate_over_the_pairs_of_algorithms(tmp_path, effect, answer):
-    assert answers(write_algorithms(tmp_path, **effect))[TOGETHER] == answer
+def test_flatter_is_more_accurate_over_the_pairs_of_arms(tmp_path, effect, answer):
+    assert answers(write_arms_results(tmp_path, **effect))[TOGETHER] == answer
 
 
 def test_an_unequal_loss_is_shown_and_kept_out_of_the_verdicts(tmp_path):
-    folder = write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5, excess=0.01)
+    folder = write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5, excess=0.01)
     found = answers(folder)
     assert found["At matched excess loss adversary → off is more accurate than sgd"] == NONE
     assert found["At matched excess loss adamw is more accurate than sgd"] == SUPPORTED
     pairs = joint.matched_pairs(read_comparison(folder))
-    assert [pair.second.variant for pair in pairs] == ["adamw"]
+    assert [pair.second.arm for pair in pairs] == ["adamw"]
     page = write_report(folder).read_text()
     assert "not shown, p" in page
     assert "0.0140" in page
 
 
 def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_path):
-    comparison = read_comparison(write_algorithms(tmp_path))
-    assert list(comparison.variants) == list(ORDERS)
-    assert [cell.variant for cell in comparison.controls] == ["untrained", "lookup table p"]
+    comparison = read_comparison(write_arms_results(tmp_path))
+    assert list(comparison.arms) == list(ORDERS)
+    assert [cell.arm for cell in comparison.controls] == ["untrained", "lookup table p"]
 
 
-def test_words_set_each_algorithm_against_the_first(tmp_path):
-    text = " ".join(summary_sentences(write_algorithms(tmp_path, accuracy=0.05, log_trace=-0.5)))
-    assert "Of 2 ways of training compared with sgd, 2 are matched" in text
+def test_words_set_each_arm_against_the_first(tmp_path):
+    text = " ".join(summary_sentences(write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5)))
+    assert "Of 2 arms compared with sgd, 2 are matched" in text
     assert "Adamw's accuracy is higher" in text
     assert "sgd (step 100) against the same model at initialisation" in text.lower()
     assert "nan" not in text
 
 
 def test_one_seed_is_no_verdict(tmp_path):
-    folder = write_algorithms(tmp_path, accuracy=0.05, seeds=1)
+    folder = write_arms_results(tmp_path, accuracy=0.05, seeds=1)
     assert {answers(folder)[claim] for claim in answers(folder)} == {NONE}
     assert "more than one seed" in summary_sentences(folder)[0]
 
 
 @pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
 def test_sharpness_is_shown_to_the_digits_that_its_interval_asks_for(tmp_path, trace, shown):
-    comparison = read_comparison(write_algorithms(tmp_path, trace=trace))
-    assert algorithms_table(comparison.algorithms, [])[1][4] == shown
+    comparison = read_comparison(write_arms_results(tmp_path, trace=trace))
+    assert arms_table(comparison.arm_comparison, [])[1][4] == shown
 
 
 def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     third = "adversary → off"
-    some = read_comparison(write_algorithms(tmp_path, unfinished=2))
-    pair = next(pair for pair in some.algorithms.against if pair.second.variant == third)
+    some = read_comparison(write_arms_results(tmp_path, unfinished=2))
+    pair = next(pair for pair in some.arm_comparison.against if pair.second.arm == third)
     assert (pair.second.step, pair.excess.count, some.missing) == (100, 3, [])
-    folder = write_algorithms(tmp_path, unfinished=5)
+    folder = write_arms_results(tmp_path, unfinished=5)
     assert read_comparison(folder).missing == [third]
     assert not [claim for claim in answers(folder) if third in claim]
     assert f"Left out, because the last checkpoint was not measured: {third}." in summary_sentences(
@@ -152,7 +152,7 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     monkeypatch.setattr(claims, "noise_verdict", judged.append)
     (tmp_path / name).mkdir()
     folders = [
-        write_algorithms(tmp_path / name, accuracy=0.05, log_trace=-0.5),
+        write_arms_results(tmp_path / name, accuracy=0.05, log_trace=-0.5),
         sweep(accuracy=1.5, log_trace=0.3),
     ]
     output, file = tmp_path / "page", tmp_path / "new" / "v.json"
@@ -177,17 +177,17 @@ def test_a_folder_without_results_is_unusable(tmp_path, capsys):
 
 
 def test_the_first_way_of_training_stays_the_first_where_a_point_of_it_failed(tmp_path):
-    path = write_algorithms(tmp_path) / "results.csv"
+    path = write_arms_results(tmp_path) / "results.csv"
     header, first, *others = path.read_text().splitlines()
     assert "sgd" in first
     path.write_text("\n".join([header, *others]) + "\n")
-    found = read_comparison(tmp_path).algorithms
+    found = read_comparison(tmp_path).arm_comparison
     assert found is not None
-    assert found.baseline.variant == "sgd"
+    assert found.baseline.arm == "sgd"
     assert {pair.excess.count for pair in found.against} == {4}
 
 
 def test_other_settings_than_of_training_are_no_ways_of_training(tmp_path):
-    path = write_algorithms(tmp_path) / "results.csv"
+    path = write_arms_results(tmp_path) / "results.csv"
     path.write_text(path.read_text().replace("phase_order", "language.seed", 1))
-    assert read_comparison(tmp_path).algorithms is None
+    assert read_comparison(tmp_path).arm_comparison is None
