@@ -160,11 +160,24 @@ def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) ->
         line
         for line in lines
         if (
-            digests.get(line["source"]) == line["settings"]
-            if "source" in line
+            digests.get(line["measure"]) == line["settings"]
+            if _names_settings(line)
             else old == whole_file
         )
     ]
+
+
+def _names_settings(line: Line) -> bool:
+    """Return whether a line names its settings; up to version 0.1.0, lines did not."""
+    return "settings" in line
+
+
+def column_of(line: Line) -> str | None:
+    """Return the column of a line in results.csv, or None if the line has no estimate.
+
+    Up to version 0.1.0, the key "measure" held the column, and lines did not name their measure.
+    """
+    return line.get("column") if _names_settings(line) else line["measure"]
 
 
 def checkpoint_of(line: Line) -> Checkpoint:
@@ -198,21 +211,24 @@ def log_seconds(directory: Path, stage: str, seconds: float) -> None:
 def _make_lines(
     checkpoint: Checkpoint, measure: str, digest: str, estimates: Estimates
 ) -> list[Line]:
-    """Return a line for each estimate, or one line without a measure if there is no estimate."""
-    checkpoint_keys = {"step": checkpoint.step, "projected": int(checkpoint.projected)}
-    source = {"source": measure, "settings": digest}
+    """Return a line for each estimate, or one line without a column if there is no estimate."""
+    made = {
+        "step": checkpoint.step,
+        "projected": int(checkpoint.projected),
+        "measure": measure,
+        "settings": digest,
+    }
     return [
-        {
-            **checkpoint_keys,
-            "measure": column,
+        made
+        | {
+            "column": column,
             "mean": float(estimate.mean),
             "sem": float(estimate.sem),
             "num_samples": estimate.num_samples,
             "over": estimate.over,
-            **source,
         }
         for column, estimate in estimates.items()
-    ] or [checkpoint_keys | source]
+    ] or [made]
 
 
 def _measured_pairs(
@@ -222,7 +238,7 @@ def _measured_pairs(
     return {
         (checkpoint_of(line), name)
         for line in lines
-        for name in ([line["source"]] if "source" in line else measures)
+        for name in ([line["measure"]] if _names_settings(line) else measures)
     }
 
 
@@ -237,7 +253,7 @@ def _drop_outdated(
     path = directory / f"{section}.jsonl"
     lines, measures = list(read_lines(path)), recorded["measures"]
     current = current_lines(directory, section, recorded)
-    others = [line for line in lines if "source" in line and line["source"] not in measures]
+    others = [line for line in lines if _names_settings(line) and line["measure"] not in measures]
     if len(current) + len(others) < len(lines):
         write_lines(path, [*others, *current])
     return _measured_pairs(current, measures)

@@ -138,7 +138,7 @@ def numbers_of(point: Path) -> dict[str, dict[tuple, float]]:
     for file in sorted(point.glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         kept = [line for line in lines if "seconds" not in line]
-        names = ("phase", "measure", "step", "branch", "projected")
+        names = ("phase", "measure", "column", "step", "branch", "projected")
         found[file.stem] = {
             tuple(line.get(name) for name in names): line.get("loss", line.get("mean"))
             for line in kept
@@ -171,8 +171,8 @@ def assert_same_training(workdir: Path, other: Path) -> None:
     for name in ("metrics.jsonl", "evaluation.jsonl"):
         assert (workdir / "run" / name).read_bytes() == (other / "run" / name).read_bytes()
     for path in sorted((other / "run").glob("*/[0-9]*")):
-        twin = workdir / path.relative_to(other)
-        jax.tree.map(np.testing.assert_array_equal, arrays_of(path), arrays_of(twin))
+        same = workdir / path.relative_to(other)
+        jax.tree.map(np.testing.assert_array_equal, arrays_of(path), arrays_of(same))
 
 
 def assert_goes_on(launch, workdir: Path, other: Path) -> None:

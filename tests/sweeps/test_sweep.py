@@ -102,7 +102,7 @@ def test_a_small_sweep_is_measured_at_every_checkpoint(small):
 def test_every_point_is_measured_at_every_checkpoint(finished):
     lines = (finished / "results.csv").read_text().splitlines()
     header, *rows = [line.split(",") for line in lines]
-    # Two seeds of two widths with three checkpoints and a projected twin, and one lookup table.
+    # Two seeds of two widths with three checkpoints and a projection, and one lookup table.
     assert len(rows) == 2 * 2 * 4 + 1
     for name in ("excess_loss", "hessian_trace@embedded", "fisher_trace_sem", "seed", "num_params"):
         assert name in header
@@ -135,13 +135,13 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(
     measured = json.loads(file.read_text())["measured"]
     lines = [json.loads(line) for line in (point / "flatness.jsonl").read_text().splitlines()]
     lines = [r for r in lines if (r["step"], r["projected"]) == (step, int(folder == "projected"))]
-    lines = [r for r in lines if not r["measure"].endswith("@embedded")]
-    assert {line["measure"] for line in lines} == measured.keys() - {"loss"}
+    lines = [r for r in lines if not r["column"].endswith("@embedded")]
+    assert {line["column"] for line in lines} == measured.keys() - {"loss"}
     assert "fisher_trace/layer_last.mlp" in measured
     for line in lines:
-        found = measured[line["measure"]]
+        found = measured[line["column"]]
         for name in ("mean", "sem", "num_samples", "over"):
-            assert found[name] == line[name], line["measure"]
+            assert found[name] == line[name], line["column"]
 
 
 def test_the_command_measures_again_with_another_seed(small, tmp_path):
