@@ -13,7 +13,7 @@ on exact targets; accuracy +0.2 (-0.1 to +0.5) and +0.0 (-0.1 to +0.2) points.
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product
 
-# Steps of the warm start, of its final decay, of continued training and of an exact anneal.
+# Steps of the warm start, of its final decay, of continued training and of a projection.
 STEPS = {
     "smoke": (60, 20, 60, 20),
     "laptop": (4000, 1500, 8000, 1500),

@@ -135,7 +135,7 @@ def build_dataset(
     return open_dataset(directory)
 
 
-def prepare(section: Config, display: Display) -> None:
+def prepare_language(section: Config, display: Display) -> None:
     """Make the files that a language needs, unless they exist: its teacher and stored sentences."""
     language_kind(section).prepare(section, display)
     if section.stored_sentences and not is_finished(folder := _stored_folder(section)):

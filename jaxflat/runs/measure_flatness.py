@@ -66,10 +66,10 @@ def measure(
     """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
     params = load_params(config, directory, checkpoint)
     for name in measures:
-        yield name, measure_both(config, params, name, checkpoint, partial_results)
+        yield name, measure_raw_and_embedded(config, params, name, checkpoint, partial_results)
 
 
-def measure_both(
+def measure_raw_and_embedded(
     config: Config,
     params: Any,
     measure: str,

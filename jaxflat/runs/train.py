@@ -88,7 +88,7 @@ def _anneal(
     yield from _train_branch(directory, start, curve, stops, Checkpoint(end))
     if branch in phase.projected_branches:
         params = checkpoints.restore(directory / Checkpoint(end).folder, end, origin.params)
-        projection = trajectory.projection(phase, end)
+        projection = trajectory.projection_phase(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")
         stops, annealed = trajectory.call_ends(config, projection), Checkpoint(end, projected=True)

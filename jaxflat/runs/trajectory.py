@@ -50,7 +50,7 @@ def phases(config: Config) -> list[Phase]:
     return run_phases
 
 
-def projection(phase: Phase, step: int) -> Phase:
+def projection_phase(phase: Phase, step: int) -> Phase:
     """Return the projection of a phase's checkpoint, as a phase that starts at its step.
 
     AdamW starts from a new state and trains on exact targets. The learning rate decays to 0 over

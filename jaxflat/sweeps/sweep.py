@@ -72,7 +72,7 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
 @ranks.on_rank_0
 def _prepare(language: Config, display: Display) -> None:
     try:
-        corpus.prepare(language, display)
+        corpus.prepare_language(language, display)
     except (ValueError, FloatingPointError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise

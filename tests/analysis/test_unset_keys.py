@@ -160,7 +160,7 @@ def test_a_rate_that_some_arms_do_not_set_is_not_taken_out(tmp_path):
     loss_and_step = associations(read_comparison(write_arms(tmp_path, SAM, steps=steps)))[0]
     assert GIVEN_ALL in loss_and_step.found
     one = associations(read_comparison(write_arms(tmp_path, [*RATES, *SAM])))[0]
-    assert one.missing == {GIVEN_ALL: f"some settings do not set {RATE} to a number"}
+    assert one.missing == {GIVEN_ALL: f"some arms do not set {RATE} to a number"}
     assert {*one.found, GIVEN_ALL} == {*STATISTICS}
 
 

@@ -143,7 +143,7 @@ def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch,
     assert_as_expected(copied, expected)
 
 
-def test_a_damaged_trunk_is_not_used(undisturbed, tmp_path, capsys, starts):
+def test_a_damaged_shared_prefix_is_not_used(undisturbed, tmp_path, capsys, starts):
     shutil.copytree(undisturbed[0] / "trunks", tmp_path / "trunks")
     (prefix,) = (tmp_path / "trunks").iterdir()
     (prefix / "recovery" / "10" / "extra").write_text("")

@@ -220,7 +220,7 @@ def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monk
     assert sorted(entry["overrides"]["seed"] for entry in recorded) == list(range(3))
 
 
-def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch):
+def test_one_of_several_leaves_the_shared_prefix_that_they_trained(tmp_path, monkeypatch):
     config = FrozenConfigDict(tiny_config())
     both_copied = threading.Barrier(2)
 
@@ -251,7 +251,7 @@ def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, m
 
     monkeypatch.setattr(corpus, "build_dataset", build)
     monkeypatch.setattr(Display, "wait", lambda self, text: waited.append(text))
-    call_concurrently([lambda: corpus.prepare(section, Display(1))] * 3)
+    call_concurrently([lambda: corpus.prepare_language(section, Display(1))] * 3)
     assert waited
     assert all(
         text.startswith("Waiting for another worker that holds the lease on") for text in waited

@@ -41,7 +41,7 @@ def section(tmp_path_factory):
     config.language.data_dir = str(tmp_path_factory.mktemp("data"))
     section = FrozenConfigDict(config).language
     with Display(1) as display:
-        corpus.prepare(section, display)
+        corpus.prepare_language(section, display)
     return section
 
 
@@ -121,7 +121,7 @@ def test_another_language_has_another_folder(section, all_rows, key, value):
         config = ConfigDict(section.to_dict())
         config.update_from_flattened_dict(changes)
         with Display(1) as display:
-            corpus.prepare(FrozenConfigDict(config), display)
+            corpus.prepare_language(FrozenConfigDict(config), display)
         return folders(section)
 
     before = folders(section)
@@ -145,7 +145,7 @@ def test_another_grammar_in_the_same_file_has_another_folder(tmp_path):
     for count, p in ((1, 0.9), (2, 0.1)):
         path.write_text(f"S A A 0.5\nS a 0.5\nA a {p}\nA b {1 - p}\n")
         with Display(1) as display:
-            corpus.prepare(section, display)
+            corpus.prepare_language(section, display)
         assert len(folders(section)) == count
 
 
@@ -163,7 +163,7 @@ def assert_same(workdir: Path, other: Path) -> None:
     assert contents(workdir) == contents(other)
     arrays, others = saved_arrays(workdir), saved_arrays(other)
     assert arrays.keys() == others.keys()
-    assert len(arrays) == 3 + 1 + 2  # measured checkpoints, a twin, and two to go on from
+    assert len(arrays) == 3 + 1 + 2  # checkpoints, a projection, two recovery checkpoints
     jax.tree.map(np.testing.assert_array_equal, arrays, others)
 
 
@@ -173,7 +173,7 @@ def test_from_stored_sentences_with_two_words_masked_to_results(finished, monkey
     assert len(open_dataset(folder)) == NUM_STORED
     with (workdir / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 + 1  # a projected twin
+    assert len(rows) == 3 + 1  # a projection
     for row in rows:
         assert float(row["excess_loss"]) > 0
         assert float(row["hessian_trace"]) != 0

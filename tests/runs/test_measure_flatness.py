@@ -44,7 +44,7 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
-    return stage.measure_both(
+    return stage.measure_raw_and_embedded(
         point.config, builders.init_params(point.config), measure, Checkpoint(14), PartialResults()
     )
 

@@ -1,4 +1,4 @@
-"""Projected twins of checkpoints, and phases that the points of a sweep share."""
+"""Projections of checkpoints, and shared prefixes of the points of a sweep."""
 
 import csv
 import json
@@ -46,12 +46,12 @@ def rows_of(workdir):
         return list(csv.DictReader(file))
 
 
-def test_a_twin_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arms):
+def test_a_projection_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arms):
     point = points.expand(arms_config(), ARMS, arms)[0]
     config = point.config
     drift = trajectory.phases(config)[1]
     template = builders.init_params(config)
-    start, twin = (
+    start, projected = (
         jax.device_get(checkpoints.restore(point.directory / folder, 16, template))
         for folder in ("checkpoints", "projected")
     )
@@ -68,21 +68,21 @@ def test_a_twin_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arms):
     for stop in (17, 18, 19):
         schedule = Schedule(learning_rate, 0, 3, 3)
         state, _ = steps(state, source, key, schedule, 16, stop)
-    jax.tree.map(np.testing.assert_array_equal, state.params, twin)
-    differ = jax.tree.map(lambda a, b: bool((a != b).any()), start, twin)
+    jax.tree.map(np.testing.assert_array_equal, state.params, projected)
+    differ = jax.tree.map(lambda a, b: bool((a != b).any()), start, projected)
     assert all(jax.tree.leaves(differ))
 
 
-def test_results_hold_a_checkpoint_and_its_twin_side_by_side(arms):
+def test_results_hold_a_checkpoint_and_its_projection_side_by_side(arms):
     rows = [row for row in rows_of(arms) if row["phases.drift.targets"] == "sampled"]
     columns = ("step", "projected", "last", "sentences_seen")
     where = [tuple(row[column] for column in columns) for row in rows]
     unprojected = [("7", "0", "0", "56"), ("14", "0", "0", "112"), ("16", "0", "1", "128")]
     assert where == [*unprojected, ("16", "1", "1", str(128 + 3 * 8))]
-    raw, twin = rows[-2:]
+    raw, projected = rows[-2:]
     for column in ("excess_loss", "fisher_trace"):
-        assert float(raw[column]) != float(twin[column])
-    assert raw["bayes/state_2.map"] == twin["bayes/state_2.map"] == "1.0"
+        assert float(raw[column]) != float(projected[column])
+    assert raw["bayes/state_2.map"] == projected["bayes/state_2.map"] == "1.0"
 
 
 def phases_of_calls(monkeypatch) -> list[str]:
@@ -138,7 +138,7 @@ def test_points_that_begin_differently_share_nothing(arms, tmp_path):
     assert len(list((tmp_path / "trunks").iterdir())) == 2
 
 
-def test_new_twins_in_an_old_folder_are_refused(arms):
+def test_new_projections_in_an_old_folder_are_refused(arms):
     before = contents(arms)
     config = arms_config()
     config.phases.drift.projection.checkpoint_steps = ()
@@ -176,6 +176,6 @@ def test_a_projection_must_split_over_the_devices_too(tmp_path):
         points.expand(config, ARMS, tmp_path)
 
 
-def test_snapshots_without_phases_are_one():
+def test_a_run_without_phases_has_one_checkpoint():
     config = FrozenConfigDict(json.loads(json.dumps({"phase_order": []})))
     assert trajectory.measured_checkpoints(config) == [Checkpoint(0)]

@@ -81,10 +81,10 @@ def assert_close(workdir: Path, other: Path) -> None:
 def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
     assert_close(team, alone)
     counts = [len(arrays) for arrays in saved_arrays(team).values()]
-    assert len(counts) == 2 * (3 + 1 + 2)  # checkpoints, a twin, and two to recover from
+    assert len(counts) == 2 * (3 + 1 + 2)  # checkpoints, a projection, two recovery checkpoints
 
 
-def test_lanes_are_shared_out_over_devices(alone, tmp_path):
+def test_slots_are_shared_out_over_devices(alone, tmp_path):
     """Two slots on devices of their own; their batches, and their parameters, on two each."""
     config = config_of(2)
     config.mesh.update({"data": 2, "model": 2})
@@ -269,7 +269,7 @@ def test_stored_sentences_are_those_of_each_point(tmp_path):
             state = builders.init_state(params, phase)
             calls[slot] = slots.Call(point.config, phase, state, 2, 0, "trunk")
         with Display(1) as display:
-            slots.corpus.prepare(expanded[0].config.language, display)
+            slots.corpus.prepare_language(expanded[0].config.language, display)
         if together == 2:
             return [outcome.loss for outcome in slots.run_calls(calls).values()]
         return [slots.run_calls({0: call})[0].loss for call in calls.values()]

@@ -7,7 +7,7 @@ from jaxflat.config import Sweep, chain, param, product
 
 
 def tiny_config() -> ConfigDict:
-    """Two phases, three measured checkpoints, a projected twin, all as small as it goes."""
+    """Two phases, three measured checkpoints, a projection, all as small as it goes."""
     config = base_config.base()
     config.language.hmm.update({"num_states": 3, "num_words": 6, "length": 4, "min_length": 2})
     config.language.hmm.tasks = (2,)
