@@ -1,7 +1,7 @@
-"""Make the objects of a run from its resolved config: model, mesh, keys, compiled functions.
+"""Make what a resolved config describes: the model, the mesh, random keys, the compiled steps.
 
-Compiled functions are cached by the part of the frozen config on which they depend
-(`functools.cache`). So points with the same model shape share compiled code.
+`functools.cache` keeps the model's functions and the compiled steps. Its key is the part of the
+config on which they depend, so points with the same model shape share compiled code.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """What a training step holds and sends, from its compiled code; nothing runs.
 
-    python tests/compiled_step.py --config=FILE.py:SCALE [--point=0] [--devices=8]
+    python tests/support/compiled_step.py --config=FILE.py:SCALE [--point=0] [--devices=8]
 
 The devices are made up, of the CPU. Figures are in MiB: those that a device has for the arguments
 (state, language), those that the step needs besides, and the sizes of what devices exchange.
