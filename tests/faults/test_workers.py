@@ -197,7 +197,7 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
     def lose(*_, **__):
         raise leases.LeaseLost("locks/results.csv/3: another process has taken it over")
 
-    monkeypatch.setattr(checks, "check", lambda _: None)
+    monkeypatch.setattr(checks, "check_config", lambda _: None)
     monkeypatch.setattr(sweep, "write_results", lose)
     monkeypatch.setattr(sweep, "_run_or_wait", lambda *_: {})
     config = f"--config={worker_module.__file__}:2"
@@ -209,7 +209,7 @@ def test_one_that_loses_more_than_a_point_stops_with_a_line(tmp_path, monkeypatc
 def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "POLL", 0.01)
     config = tiny_config()
-    monkeypatch.setattr(checks, "check", lambda _: None)
+    monkeypatch.setattr(checks, "check_config", lambda _: None)
     parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
 
     def record(part):
@@ -228,7 +228,7 @@ def test_one_of_several_leaves_the_shared_prefix_that_they_trained(tmp_path, mon
         (target / "metrics.jsonl").write_text("the same in both")
         both_copied.wait(30)
 
-    monkeypatch.setattr(shared_prefixes, "_copy", copy)
+    monkeypatch.setattr(shared_prefixes, "_copy_run", copy)
     first, _ = phases(config)
     call_concurrently(
         [lambda name=name: shared_prefixes.save(config, tmp_path / name, first) for name in "ab"]
@@ -250,7 +250,7 @@ def test_what_a_language_stores_is_made_by_one_while_the_others_wait(tmp_path, m
         inside.pop()
 
     monkeypatch.setattr(corpus, "build_dataset", build)
-    monkeypatch.setattr(Display, "wait", lambda self, text: waited.append(text))
+    monkeypatch.setattr(Display, "print_wait", lambda self, text: waited.append(text))
     call_concurrently([lambda: corpus.prepare_language(section, Display(1))] * 3)
     assert waited
     assert all(

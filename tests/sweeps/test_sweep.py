@@ -203,7 +203,7 @@ def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_new_seeds_train_only_themselves(copy, capsys, monkeypatch):
     spent = []
-    monkeypatch.setattr(Display, "spend", lambda self, name, seconds: spent.append(name))
+    monkeypatch.setattr(Display, "add_seconds", lambda self, name, seconds: spent.append(name))
     before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     old = {path for path in before if path.name != "timing.jsonl"}
     assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}
