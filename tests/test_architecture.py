@@ -1,6 +1,7 @@
 """The rooms of the package and the arrows between them, read from the code's own imports."""
 
 import ast
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,11 @@ GENERATED = PACKAGE / "languages" / "generated"
 TOP_LEVEL = {
     *("README.md", "LICENSE", "setup.cfg", "pyproject.toml", "Makefile"),
     *("jaxflat", "configs", "launch", "tests", "docs"),
+}
+# Words that docs/architecture.md's glossary replaces: one noun a thing.
+RETIRED = {
+    **{"lane": "slot", "snapshot": "checkpoint", "variant": "arm", "algorithm": "arm"},
+    **{"twin": "projection", "experiment": "builders"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -130,6 +136,34 @@ def test_class_names_are_unique():
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert not [name for name, count in names.items() if count > 1]
+
+
+def identifiers(path: Path) -> set[str]:
+    """Return the names that a file defines or uses, its own name included."""
+    names = {path.stem}
+    for node in nodes_of(path):
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(name := getattr(node, field, None), str):
+                names.add(name)
+    return names
+
+
+def test_no_name_has_a_retired_word():
+    found = [
+        f"{path.relative_to(ROOT)}: {name}: say {RETIRED[word.removesuffix('s')]}"
+        for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+        for name in sorted(identifiers(path))
+        for word in re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
+        if word.removesuffix("s") in RETIRED
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_page_on_architecture_has_the_layers():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.M)
+    assert [tuple(re.findall(r"`(\w+)`", rooms)) for _, rooms in rows] == list(LAYERS)
+    assert [int(number) for number, _ in rows] == list(range(1, len(LAYERS) + 1))
 
 
 def test_functions_stay_short():

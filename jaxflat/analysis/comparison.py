@@ -87,7 +87,9 @@ def compare(rows: Sequence[Row]) -> Comparison:
         projected=projected,
         trajectories=trajectories,
         arm_comparison=arm_comparison,
-        missing=[name for name, cells in arms.items() if differ_in_training and not last_cell(cells)],
+        missing=[
+            name for name, cells in arms.items() if differ_in_training and not last_cell(cells)
+        ],
     )
 
 

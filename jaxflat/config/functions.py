@@ -36,12 +36,12 @@ GIVEN = {
 SIMPLE = (bool, int, float, str)
 
 
-class Source(str):
+class UserFunction(str):
     """A function as a config value. Its text, the name and a digest, is all that files hold."""
 
     function: Callable[..., Any]
 
-    def __new__(cls, function: Callable[..., Any]) -> "Source":
+    def __new__(cls, function: Callable[..., Any]) -> "UserFunction":
         """Raise InputError if the function has no name, or its source cannot be read."""
         if not inspect.isroutine(function) and not inspect.isclass(function):
             raise InputError(f"custom: {function!r} must be a function or a class")
@@ -59,7 +59,7 @@ def custom(function: Callable[..., Any], **settings: Any) -> Config:
     settings: values that replace the defaults of the function's parameters. Raises InputError if
     the function has no such setting, or if its source cannot be read.
     """
-    source = Source(function)
+    source = UserFunction(function)
     defaults = _settings(function)
     for name in settings:
         if name not in defaults:
@@ -111,7 +111,7 @@ def with_functions(keys: dict[str, Any], config: Config) -> dict[str, Any]:
 def _declared(key: str, section: Config, kind: str) -> dict[str, Any]:
     """Return the keys of a function's section, with their bounds: any finite number."""
     source = section["function"]
-    if not isinstance(source, Source):
+    if not isinstance(source, UserFunction):
         raise InputError(
             f"{key}.function={source!r}: files hold only its name; run the config that defines it"
         )

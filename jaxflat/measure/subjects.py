@@ -11,7 +11,7 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
-from jaxflat.runs import checks, builders
+from jaxflat.runs import builders, checks
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Checkpoint

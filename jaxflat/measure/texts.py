@@ -19,7 +19,7 @@ from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.huggingface import load_model, read_model
-from jaxflat.runs import checks, builders
+from jaxflat.runs import builders, checks
 from jaxflat.training.objectives import (
     causal_lm_loss,
     causal_log_probs,

@@ -1,7 +1,7 @@
-"""Make the objects of a run from its resolved config: model, mesh, keys, compiled functions.
+"""Make what a resolved config describes: the model, the mesh, random keys, the compiled steps.
 
-Compiled functions are cached by the part of the frozen config on which they depend
-(`functools.cache`). So points with the same model shape share compiled code.
+`functools.cache` keeps the model's functions and the compiled steps. Its key is the part of the
+config on which they depend, so points with the same model shape share compiled code.
 """
 
 import functools
@@ -19,8 +19,8 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
 from jaxflat.models.masked import MaskedModel, make_masked_model
-from jaxflat.runs.phase_loss import make_loss_and_sampler
 from jaxflat.runs.languages import language_kind
+from jaxflat.runs.phase_loss import make_loss_and_sampler
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer

@@ -58,7 +58,11 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, checkpoint: Checkpoint, measures: Sequence[str], partial_results: PartialResults
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
     params = load_params(config, directory, checkpoint)
@@ -67,7 +71,11 @@ def measure(
 
 
 def measure_raw_and_embedded(
-    config: Config, params: Any, measure: str, checkpoint: Checkpoint, partial_results: PartialResults
+    config: Config,
+    params: Any,
+    measure: str,
+    checkpoint: Checkpoint,
+    partial_results: PartialResults,
 ) -> Estimates:
     """Return a measure's estimates, and their "@embedded" values if models have a common width.
 
@@ -104,20 +112,32 @@ def measure_raw_and_embedded(
 
 
 def _estimates(
-    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, partial_results: PartialResults
+    mesh: Mesh,
+    problem: Problem,
+    settings: Config,
+    measure: str,
+    name: str,
+    partial_results: PartialResults,
 ) -> Estimates:
     """Return a measure's estimates; each round of a trace is a part, any other measure is one."""
     if measure in TRACES:
         terms = _trace_terms(mesh, problem, settings, measure, name, partial_results)
         return trace_estimates(measure, terms, problem).estimates
     if measure in MEASURES:
-        return partial_results.estimates(name, lambda: MEASURES[measure](problem, settings).estimates)
+        return partial_results.estimates(
+            name, lambda: MEASURES[measure](problem, settings).estimates
+        )
     own = settings[measure]  # a user's function
     return partial_results.estimates(name, lambda: {measure: functions.call(own, problem=problem)})
 
 
 def _trace_terms(
-    mesh: Mesh, problem: Problem, settings: Config, measure: str, name: str, partial_results: PartialResults
+    mesh: Mesh,
+    problem: Problem,
+    settings: Config,
+    measure: str,
+    name: str,
+    partial_results: PartialResults,
 ) -> TraceTerms:
     """Return a trace's samples; each round is a part, saved at an interruption."""
 

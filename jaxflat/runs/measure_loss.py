@@ -26,7 +26,11 @@ def settings(config: Config) -> dict[str, Config]:
 
 
 def measure(
-    config: Config, directory: Path, checkpoint: Checkpoint, measures: Sequence[str], partial_results: PartialResults
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
     yield "losses", _losses(config, directory, checkpoint)

@@ -59,7 +59,11 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, checkpoint: Checkpoint, measures: Sequence[str], partial_results: PartialResults
+    config: Config,
+    directory: Path,
+    checkpoint: Checkpoint,
+    measures: Sequence[str],
+    partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the accuracies and R^2 of each measure; linear_probe includes the Bayes accuracies."""
     if config.model.name == "lookup_table":
@@ -75,7 +79,9 @@ def measure(
             )
         for name in measures:
             if name in computations:
-                estimates[name] |= partial_results.estimates(f"{sets.names[0]}/{name}", computations[name])
+                estimates[name] |= partial_results.estimates(
+                    f"{sets.names[0]}/{name}", computations[name]
+                )
     yield from estimates.items()
 
 

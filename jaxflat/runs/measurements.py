@@ -106,9 +106,15 @@ class Measurement(NamedTuple):
         if (directory / f"{self.section}.unfinished.json").exists():
             return False
         recorded = self.recorded(config)
-        done = _measured_pairs(current_lines(directory, self.section, recorded), recorded["measures"])
+        done = _measured_pairs(
+            current_lines(directory, self.section, recorded), recorded["measures"]
+        )
         measured_checkpoints = trajectory.measured_checkpoints(config)
-        return done >= {(checkpoint, name) for checkpoint in measured_checkpoints for name in recorded["measures"]}
+        return done >= {
+            (checkpoint, name)
+            for checkpoint in measured_checkpoints
+            for name in recorded["measures"]
+        }
 
     def measure_missing(self, config: Config, directory: Path, display: Display) -> None:
         """Delete the lines of other settings, and make the missing measurements.
@@ -129,7 +135,9 @@ class Measurement(NamedTuple):
                 name = f"{checkpoint.folder}/{checkpoint.step}"
                 partial_results = PartialResults(unfinished, name, recorded["measures"])
                 with jax.default_matmul_precision("highest"):
-                    for measure, estimates in self.measure(config, directory, checkpoint, due, partial_results):
+                    for measure, estimates in self.measure(
+                        config, directory, checkpoint, due, partial_results
+                    ):
                         digest = recorded["measures"][measure]
                         _append_lines(path, _make_lines(checkpoint, measure, digest, estimates))
                         if measure != due[-1]:
@@ -152,11 +160,24 @@ def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) ->
         line
         for line in lines
         if (
-            digests.get(line["source"]) == line["settings"]
-            if "source" in line
+            digests.get(line["measure"]) == line["settings"]
+            if _names_settings(line)
             else old == whole_file
         )
     ]
+
+
+def _names_settings(line: Line) -> bool:
+    """Return whether a line names its settings; up to version 0.1.0, lines did not."""
+    return "settings" in line
+
+
+def column_of(line: Line) -> str | None:
+    """Return the column of a line in results.csv, or None if the line has no estimate.
+
+    Up to version 0.1.0, the key "measure" held the column, and lines did not name their measure.
+    """
+    return line.get("column") if _names_settings(line) else line["measure"]
 
 
 def checkpoint_of(line: Line) -> Checkpoint:
@@ -187,30 +208,37 @@ def log_seconds(directory: Path, stage: str, seconds: float) -> None:
     append_line(directory / "timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
 
 
-def _make_lines(checkpoint: Checkpoint, measure: str, digest: str, estimates: Estimates) -> list[Line]:
-    """Return a line for each estimate, or one line without a measure if there is no estimate."""
-    checkpoint_keys = {"step": checkpoint.step, "projected": int(checkpoint.projected)}
-    source = {"source": measure, "settings": digest}
+def _make_lines(
+    checkpoint: Checkpoint, measure: str, digest: str, estimates: Estimates
+) -> list[Line]:
+    """Return a line for each estimate, or one line without a column if there is no estimate."""
+    made = {
+        "step": checkpoint.step,
+        "projected": int(checkpoint.projected),
+        "measure": measure,
+        "settings": digest,
+    }
     return [
-        {
-            **checkpoint_keys,
-            "measure": column,
+        made
+        | {
+            "column": column,
             "mean": float(estimate.mean),
             "sem": float(estimate.sem),
             "num_samples": estimate.num_samples,
             "over": estimate.over,
-            **source,
         }
         for column, estimate in estimates.items()
-    ] or [checkpoint_keys | source]
+    ] or [made]
 
 
-def _measured_pairs(lines: Sequence[Line], measures: Mapping[str, str]) -> set[tuple[Checkpoint, str]]:
+def _measured_pairs(
+    lines: Sequence[Line], measures: Mapping[str, str]
+) -> set[tuple[Checkpoint, str]]:
     """Return the (checkpoint, measure) pairs that have lines; an old line counts for every one."""
     return {
         (checkpoint_of(line), name)
         for line in lines
-        for name in ([line["source"]] if "source" in line else measures)
+        for name in ([line["measure"]] if _names_settings(line) else measures)
     }
 
 
@@ -225,7 +253,7 @@ def _drop_outdated(
     path = directory / f"{section}.jsonl"
     lines, measures = list(read_lines(path)), recorded["measures"]
     current = current_lines(directory, section, recorded)
-    others = [line for line in lines if "source" in line and line["source"] not in measures]
+    others = [line for line in lines if _names_settings(line) and line["measure"] not in measures]
     if len(current) + len(others) < len(lines):
         write_lines(path, [*others, *current])
     return _measured_pairs(current, measures)

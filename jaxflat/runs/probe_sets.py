@@ -66,7 +66,9 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     tasks, chosen = sampler.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(key: jax.Array, num_sentences: int) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
+    def labelled(
+        key: jax.Array, num_sentences: int
+    ) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
         sentences = sampler.sample(key, num_sentences)
         exact = posteriors(tasks, sentences)
         labels = all_labels(tasks, sentences, settings.labelings, exact).values()

@@ -9,7 +9,7 @@ import numpy as np
 from jaxflat.config import Config
 from jaxflat.distributed import ranks, sharding
 from jaxflat.runs import builders, shared_prefixes, trajectory
-from jaxflat.runs.trajectory import Phase, Checkpoint
+from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
 from jaxflat.training.step import TrainState

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
-from jaxflat.runs import corpus, builders
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.step import TrainState
@@ -75,7 +75,9 @@ def assign_slots(configs: Iterable[Config]) -> list[tuple[str, int]]:
     return team_slots
 
 
-def train_together(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
+def train_together(
+    trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]
+) -> None:
     """Run trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were

@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import leases, ranks
 from jaxflat.runs import recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
-from jaxflat.runs.trajectory import Phase, Checkpoint
+from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
 from jaxflat.training.step import TrainState
@@ -104,7 +104,9 @@ def _train_branch(
     the curve's next lines is skipped: all of it, or the part before an interruption.
     """
     aside = directory / "aside" / checkpoint.folder
-    if checkpoint.step in checkpoints.steps(directory / checkpoint.folder) and curve.skip(len(stops)):
+    if checkpoint.step in checkpoints.steps(directory / checkpoint.folder) and curve.skip(
+        len(stops)
+    ):
         return _delete_interrupted(aside / str(checkpoint.step))
     call = start
     if checkpoint.step in checkpoints.steps(aside):

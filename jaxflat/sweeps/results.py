@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import trajectory
-from jaxflat.runs.measurements import current_lines, checkpoint_of
+from jaxflat.runs.measurements import checkpoint_of, column_of, current_lines
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.files import read_lines, write_whole
 
@@ -52,9 +52,9 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     for section, recorded in point["measured"].items():
         for line in current_lines(directory, section, recorded):
             values = measured.setdefault(checkpoint_of(line), {})
-            if "measure" in line:
-                values[line["measure"]] = line["mean"]
-                values[f"{line['measure']}_sem"] = line["sem"]
+            if column := column_of(line):
+                values[column] = line["mean"]
+                values[f"{column}_sem"] = line["sem"]
     return [
         {
             "point": point["name"],
@@ -74,7 +74,7 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
 def summary(directory: Path) -> str:
     """Return a point's last excess loss and Hessian trace as a line of text."""
     parts = []
-    for name, measure in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
-        lines = [r for r in read_lines(directory / f"{name}.jsonl") if r.get("measure") == measure]
-        parts += [f"{measure} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
+    for name, column in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
+        lines = [r for r in read_lines(directory / f"{name}.jsonl") if column_of(r) == column]
+        parts += [f"{column} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
     return ", ".join(parts) or "done"

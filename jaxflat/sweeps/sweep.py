@@ -19,7 +19,7 @@ from jaxflat.runs.stages import STAGES
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.sweeps import workers
 from jaxflat.sweeps.points import expand, select
-from jaxflat.sweeps.results import write_results, summary
+from jaxflat.sweeps.results import summary, write_results
 from jaxflat.sweeps.sweep_record import record_sweep
 
 

@@ -66,7 +66,9 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
         recorded = {*stored["trains"]["language"], *stored["trains"]["model"]}
         recorded |= {name for phase in phases for name in (*phase, *phase["optimizer"])}
         used |= recorded
-        if difference := validation.first_difference(stored["trains"], _keep_sections(trains, recorded)):
+        if difference := validation.first_difference(
+            stored["trains"], _keep_sections(trains, recorded)
+        ):
             key, old, new = difference
             raise InputError(
                 f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "

@@ -68,7 +68,9 @@ def train_team(
                 _record_start(point)
             if acquired:
                 slots = f"program of {acquired[0].config.training.together} slots"
-                display.print_line(f"training {len(acquired)} points in one {slots}: {list_names(acquired)}")
+                display.print_line(
+                    f"training {len(acquired)} points in one {slots}: {list_names(acquired)}"
+                )
             train_points(acquired, display, fail)
             for point in running:
                 write_status(point.directory, "partial")
@@ -98,7 +100,9 @@ def run_if_free(
                 return not_run
             outcome = _run_one(point, stages, display)
         except leases.LeaseLost:
-            display.print_line(f"{point.name}: taken over by another worker while this one was suspended")
+            display.print_line(
+                f"{point.name}: taken over by another worker while this one was suspended"
+            )
             return HeldElsewhere()
     write_results(point.directory.parent)
     return outcome

@@ -23,7 +23,7 @@ from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.datasets.shards import DatasetError
 from jaxflat.distributed import preemption
-from jaxflat.runs import corpus, builders
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.corpus import build_dataset, columns_of
 from jaxflat.runs.languages import make_language
 

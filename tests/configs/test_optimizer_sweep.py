@@ -20,7 +20,10 @@ def test_ways_on_share_their_start_and_leave_one_annealed_checkpoint(scale, tmp_
     warm = {p.config.phases.warm for p in expanded}
     assert len(warm) == 1
     for point in expanded:
-        phases, found = trajectory.phases(point.config), trajectory.measured_checkpoints(point.config)
+        phases, found = (
+            trajectory.phases(point.config),
+            trajectory.measured_checkpoints(point.config),
+        )
         assert phases[0].name == "warm"
         last = phases[-1]
         assert found[-1].step == last.stop + last.settings.anneal_steps

@@ -149,7 +149,7 @@ def numbers_of(point: Path) -> dict[str, dict[tuple, float]]:
     for file in sorted(point.glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         kept = [line for line in lines if "seconds" not in line]
-        names = ("phase", "measure", "step", "branch", "projected")
+        names = ("phase", "measure", "column", "step", "branch", "projected")
         found[file.stem] = {
             tuple(line.get(name) for name in names): line.get("loss", line.get("mean"))
             for line in kept

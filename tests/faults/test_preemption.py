@@ -67,7 +67,9 @@ def test_an_interrupted_measurement_resumes_after_its_last_part(point):
             return 0.1 * len(name)
 
         for name in measures:
-            values = [partial_results.value(f"{name}/{i}", partial(part, f"{name}/{i}")) for i in "012"]
+            values = [
+                partial_results.value(f"{name}/{i}", partial(part, f"{name}/{i}")) for i in "012"
+            ]
             estimate = Estimate(jnp.float32(sum(values)), jnp.float32(jnp.nan), 3, "seeds")
             yield name, partial_results.estimates(name, partial(dict, {name: estimate}))
 

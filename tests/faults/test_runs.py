@@ -154,7 +154,10 @@ def test_a_damaged_shared_prefix_is_not_used(undisturbed, tmp_path, capsys, star
         f"damaged-{prefix.name} and not used"
     )
     assert starts == [0]
-    assert {path.name for path in prefix.parent.iterdir()} == {prefix.name, f"damaged-{prefix.name}"}
+    assert {path.name for path in prefix.parent.iterdir()} == {
+        prefix.name,
+        f"damaged-{prefix.name}",
+    }
     whole, again = (saved_arrays(path) for path in (undisturbed[0] / "trunks", tmp_path / "trunks"))
     again = {name: arrays for name, arrays in again.items() if "damaged" not in name}
     jax.tree.map(np.testing.assert_array_equal, whole, again)

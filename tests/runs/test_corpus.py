@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.datasets.order import example_ids
 from jaxflat.datasets.reader import open_dataset
 from jaxflat.languages.batches import Source, source_batch
-from jaxflat.runs import corpus, builders
+from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.sweeps import sweep
 from tests.support.sweeps import tiny_config

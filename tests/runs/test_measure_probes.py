@@ -11,7 +11,7 @@ from jaxflat.config import base, validation
 from jaxflat.distributed import sharding
 from jaxflat.flatness import Estimate
 from jaxflat.languages import LANGUAGES
-from jaxflat.runs import checks, builders, measure_finetuning
+from jaxflat.runs import builders, checks, measure_finetuning
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
 from jaxflat.runs.measure_probes import measure
 from jaxflat.runs.measure_probes import settings as settings_of

@@ -73,7 +73,9 @@ def test_a_measure_of_flatness_reads_only_the_keys_that_its_lines_depend_on(tmp_
     (point,) = points.expand(config, [{}], tmp_path)
     watched = WithReads(point.config, "flatness")
     params = builders.init_params(point.config)
-    found = measure_flatness.measure_raw_and_embedded(watched, params, measure, Checkpoint(6), PartialResults())
+    found = measure_flatness.measure_raw_and_embedded(
+        watched, params, measure, Checkpoint(6), PartialResults()
+    )
     jax.block_until_ready([estimate.mean for estimate in found.values()])
     declared = measure_flatness.settings(point.config)[measure].keys() - {"probe_seed"}
     # Groups are only of traces: others are the same with them and without.
@@ -131,7 +133,7 @@ def test_another_measure_recomputes_no_trace(copy, measured):
     assert measured == ["hessian_eigenvalues"]
     after = lines_of(copy, "flatness")
     assert after[: len(before)] == before
-    assert {line["source"] for line in after[len(before) :]} == {"hessian_eigenvalues"}
+    assert {line["measure"] for line in after[len(before) :]} == {"hessian_eigenvalues"}
     header = (copy / "results.csv").read_text().partition("\n")[0].split(",")
     assert {"hessian_trace", "hessian_eigenvalues"} <= set(header)
 
@@ -145,10 +147,10 @@ def test_a_key_of_one_measure_leaves_the_others(copy, measured):
     config.flatness.num_probes = 2
     assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
     assert measured == ["hessian_trace"]
-    kept = [line for line in before if line["source"] == "gradient_noise"]
+    kept = [line for line in before if line["measure"] == "gradient_noise"]
     after = lines_of(copy, "flatness")
     assert after[: len(kept)] == kept
-    assert {line["source"] for line in after[len(kept) :]} == {"hessian_trace"}
+    assert {line["measure"] for line in after[len(kept) :]} == {"hessian_trace"}
 
 
 def test_measures_that_are_not_asked_for_leave_the_results(copy, measured):
@@ -169,8 +171,9 @@ def written_by_version_0_1(workdir: Path) -> Path:
         status = json.loads((workdir / point["name"] / "status.json").read_text())
         for section, recorded in point["measured"].items():
             path = workdir / point["name"] / f"{section}.jsonl"
-            keys = ("step", "projected", "measure", "mean", "sem", "num_samples", "over")
-            write_lines(path, [{key: line[key] for key in keys} for line in read_lines(path)])
+            keys = ("step", "projected", "column", "mean", "sem", "num_samples", "over")
+            lines = [{key: line[key] for key in keys} for line in read_lines(path)]
+            write_lines(path, [{"measure": line.pop("column"), **line} for line in lines])
             del recorded["measures"]
         write_json(
             workdir / point["name"] / "status.json", status | {"measured": point["measured"]}

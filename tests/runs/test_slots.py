@@ -199,7 +199,12 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
 
         return wrapper
 
-    places = [(slots, "run_calls"), (checkpoints, "save"), (Curve, "add"), (shared_prefixes, "save")]
+    places = [
+        (slots, "run_calls"),
+        (checkpoints, "save"),
+        (Curve, "add"),
+        (shared_prefixes, "save"),
+    ]
     for module, name in places:
         monkeypatch.setattr(module, name, or_die(getattr(module, name)))
     while True:

@@ -135,13 +135,13 @@ def test_the_command_measures_a_checkpoint_as_its_run_did(
     measured = json.loads(file.read_text())["measured"]
     lines = [json.loads(line) for line in (point / "flatness.jsonl").read_text().splitlines()]
     lines = [r for r in lines if (r["step"], r["projected"]) == (step, int(folder == "projected"))]
-    lines = [r for r in lines if not r["measure"].endswith("@embedded")]
-    assert {line["measure"] for line in lines} == measured.keys() - {"loss"}
+    lines = [r for r in lines if not r["column"].endswith("@embedded")]
+    assert {line["column"] for line in lines} == measured.keys() - {"loss"}
     assert "fisher_trace/layer_last.mlp" in measured
     for line in lines:
-        found = measured[line["measure"]]
+        found = measured[line["column"]]
         for name in ("mean", "sem", "num_samples", "over"):
-            assert found[name] == line[name], line["measure"]
+            assert found[name] == line[name], line["column"]
 
 
 def test_the_command_measures_again_with_another_seed(small, tmp_path):

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
-from jaxflat.runs import phase_loss, builders, trajectory
+from jaxflat.runs import builders, phase_loss, trajectory
 from jaxflat.runs.languages import make_language
 
 KEY = jax.random.key(3)
