@@ -72,13 +72,17 @@ def custom(function: Callable[..., Any], **settings: Any) -> Config:
 
 def is_function(section: Any) -> bool:
     """Say whether a value of a config is the section of a user's function."""
-    is_section = isinstance(section, (ConfigDict, Mapping))
-    return is_section and isinstance(section.get("function"), str)
+    return _is_section(section) and isinstance(section.get("function"), str)
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, (ConfigDict, Mapping))
 
 
 def sections_in(section: Config) -> dict[str, Config]:
     """Return the sections of user's functions within a section, by name."""
-    return {name: value for name, value in section.items() if is_function(value)}
+    items = section.items() if _is_section(section) else ()
+    return {name: value for name, value in items if is_function(value)}
 
 
 def with_functions(keys: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -93,9 +97,10 @@ def with_functions(keys: dict[str, Any], config: Config) -> dict[str, Any]:
         *((f"phases.{name}.optimizer", "optimizer", "name") for name in keys["phases"]),
     ]
     for prefix, kind, choice in places:
-        section, known = config, keys
+        section: Any = config
+        known: Any = keys
         for name in prefix.split("."):
-            section, known = section.get(name, {}), known[name]
+            section, known = (section.get(name) if _is_section(section) else None), known[name]
         chosen = known.get(choice)
         choices = chosen.choices if isinstance(chosen, Bounded) else ()
         for name, own in sections_in(section).items():
