@@ -15,7 +15,7 @@ from jaxflat.runs import checks, experiment
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Snapshot
-from jaxflat.storage import checkpoint as stored_params
+from jaxflat.storage.leased_folder import Folder
 
 
 class Subject(NamedTuple):
@@ -34,7 +34,7 @@ def is_run(checkpoint: Path) -> bool:
 
 def listed(directory: Path) -> str:
     """Return a phrase that lists the checkpoints of a run, for error lines."""
-    steps = stored_params.steps(directory / "checkpoints")
+    steps = Folder(directory / "checkpoints").steps()
     return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
@@ -52,7 +52,8 @@ def run_subject(checkpoint: Path, overrides: dict[str, Any], seed: int | None = 
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check(frozen)
     model = experiment.make_model(frozen)
-    problem = make_problem(frozen, model, load_params(frozen, directory, snapshot), snapshot)
+    params = load_params(frozen, Folder(directory), snapshot)
+    problem = make_problem(frozen, model, params, snapshot)
     chosen = frozen.flatness
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
     where = f"step {snapshot.step:,}{', projected' if snapshot.projected else ''}"
@@ -68,7 +69,7 @@ def run_model(checkpoint: Path) -> Any:
 def run_params(checkpoint: Path) -> Any:
     """Return the parameters of a run's checkpoint; raise InputError if it does not exist."""
     directory, snapshot, config = _find(checkpoint)
-    return load_params(FrozenConfigDict(config), directory, snapshot)
+    return load_params(FrozenConfigDict(config), Folder(directory), snapshot)
 
 
 def _find(checkpoint: Path) -> tuple[Path, Snapshot, Config]:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxflat.runs import experiment
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot, sentences_seen
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.objectives import self_labelled_loss
 
 ROUNDS = ("num_probes", "probes_per_pass", "relative_error", "max_rounds")
@@ -57,10 +57,10 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config, folder: Folder, snapshot: Snapshot, measures: Sequence[str], parts: Parts
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
-    params = load_params(config, directory, snapshot)
+    params = load_params(config, folder, snapshot)
     for name in measures:
         yield name, measure_both(config, params, name, snapshot, parts)
 

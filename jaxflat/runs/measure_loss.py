@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxflat.runs import experiment
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.objectives import prediction_losses
 
 
@@ -26,19 +26,19 @@ def settings(config: Config) -> dict[str, Config]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config, folder: Folder, snapshot: Snapshot, measures: Sequence[str], parts: Parts
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
-    yield "losses", _losses(config, directory, snapshot)
+    yield "losses", _losses(config, folder, snapshot)
 
 
-def _losses(config: Config, directory: Path, snapshot: Snapshot) -> Estimates:
+def _losses(config: Config, folder: Folder, snapshot: Snapshot) -> Estimates:
     mesh = experiment.make_mesh(config)
     question_set = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # its predictions are exact
         log_probs_SxRxMxV = question_set.log_probs_SxRxMxV
     else:
-        params = load_params(config, directory, snapshot)
+        params = load_params(config, folder, snapshot)
         model, batch_size = experiment.make_model(config), config.evaluation.batch_size
         log_probs_SxRxMxV = _answers(model, mesh, batch_size, params, question_set)
     losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, question_set)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from jaxflat.runs.measurements import Estimates, Parts, load_params
 from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Snapshot
+from jaxflat.storage.leased_folder import Folder
 
 SLICE = 512  # sentences whose representations are computed together
 
@@ -56,13 +56,13 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    config: Config, directory: Path, snapshot: Snapshot, measures: Sequence[str], parts: Parts
+    config: Config, folder: Folder, snapshot: Snapshot, measures: Sequence[str], parts: Parts
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the accuracies and R^2 of each measure; linear_probe includes the Bayes accuracies."""
     if config.model.name == "lookup_table":
         source = (config.model.features, make_language(config.language))
     else:
-        source = (experiment.make_model(config), load_params(config, directory, snapshot))
+        source = (experiment.make_model(config), load_params(config, folder, snapshot))
     estimates: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
         computations = _readouts(config, source, sets)

@@ -10,15 +10,13 @@ import json
 import shutil
 import sys
 import uuid
-from pathlib import Path
 
 import jax
 
 from jaxflat.config import Config
-from jaxflat.distributed import leases, ranks
 from jaxflat.runs import experiment, trajectory
 from jaxflat.runs.trajectory import Phase
-from jaxflat.storage import checkpoint
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.storage.manifest import DamagedError
 
 FOLDERS = ("checkpoints", "projected", "recovery")
@@ -27,17 +25,19 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
-@ranks.on_rank_0
-def keep(config: Config, directory: Path, phase: Phase) -> None:
-    """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last."""
-    target = _folder(config, directory, phase)
+def keep(config: Config, folder: Folder, phase: Phase) -> None:
+    """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last.
+
+    Call it on rank 0 only.
+    """
+    target = _prefix(config, folder, phase).path
     if phase.name == config.phase_order[-1] or target.exists():
         return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        _copy(directory, temporary)
-        leases.assert_owned()
+        _copy(folder, Folder(temporary, folder.lease))
+        folder.assert_owned()
         temporary.rename(target)
     except OSError:
         if not target.exists():  # otherwise another process stored it first
@@ -46,23 +46,22 @@ def keep(config: Config, directory: Path, phase: Phase) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@ranks.on_rank_0
-def start_from(config: Config, directory: Path) -> None:
+def start_from(config: Config, folder: Folder) -> None:
     """Copy the longest stored shared prefix to a run that has no recovery checkpoint yet.
 
     It may include the run's own last phase, if another point has more phases. A damaged shared
-    prefix is renamed and not used.
+    prefix is renamed and not used. Call it on rank 0 only.
     """
-    if checkpoint.steps(directory / "recovery"):
+    if (folder / "recovery").steps():
         return
     for phase in reversed(trajectory.phases(config)):
-        folder = _folder(config, directory, phase)
-        if folder.exists() and _is_intact(folder):
-            _copy(folder, directory)
+        prefix = _prefix(config, folder, phase)
+        if prefix.path.exists() and _is_intact(prefix):
+            _copy(prefix, folder)
             return
 
 
-def _folder(config: Config, directory: Path, phase: Phase) -> Path:
+def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     """Return the folder of a shared prefix, named by a hash of all that decides its bits."""
     decides = {key: json.loads(json.dumps(config[key], default=_plain)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
@@ -72,31 +71,32 @@ def _folder(config: Config, directory: Path, phase: Phase) -> Path:
     decides["phases"] = [(name, config.phases[name]) for name in names]
     decides["mesh"] = [*experiment.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_plain)
-    return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Folder(folder.path.parent / "trunks" / name, folder.lease)
 
 
-def _is_intact(folder: Path) -> bool:
+def _is_intact(prefix: Folder) -> bool:
     """Verify all checkpoints of a shared prefix. If one is damaged, rename the prefix and warn."""
     try:
         for name in FOLDERS:
-            for step in checkpoint.steps(folder / name):
-                checkpoint.verify(folder / name, step)
+            for step in (prefix / name).steps():
+                (prefix / name).verify(step)
     except DamagedError as error:
-        renamed = checkpoint.mark_damaged(folder)
-        message = f"warning: {error}; this shared prefix is renamed {renamed.name} and not used"
+        renamed = prefix.mark_damaged()
+        message = f"warning: {error}; this shared prefix is renamed {renamed} and not used"
         print(message, file=sys.stderr)
         return False
     return True
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Folder, target: Folder) -> None:
     """Copy checkpoints and curve, each completely or not at all; recovery checkpoints come last."""
     for name in FOLDERS:
-        for step in checkpoint.steps(source / name):
-            checkpoint.copy(source / name, target / name, step)
-        if name == "projected" and (source / "metrics.jsonl").exists():
-            leases.assert_owned()
-            shutil.copy2(source / "metrics.jsonl", target)
+        for step in (source / name).steps():
+            (target / name).copy(source.path / name, step)
+        if name == "projected" and (source.path / "metrics.jsonl").exists():
+            target.assert_owned()
+            shutil.copy2(source.path / "metrics.jsonl", target.path)
 
 
 def _plain(section: Config) -> dict:

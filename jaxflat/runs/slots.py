@@ -75,12 +75,17 @@ def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
     return team_slots
 
 
-def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]) -> None:
+def drive(
+    trainings: Mapping[int, Training],
+    fail: Callable[[int, Exception], object],
+    assert_owned: Callable[[], object],
+) -> None:
     """Drive trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were
     interrupted at different steps come to share calls again. Raises Preempted after a signal, once
-    every unsaved state is saved. Raises LeaseLost if another worker has taken over a point.
+    every unsaved state is saved. After each call, `assert_owned` raises LeaseLost if another worker
+    has taken over a point; then nothing more is written, of no point.
     """
     calls: dict[int, Call] = {}
     outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator
@@ -102,6 +107,7 @@ def drive(trainings: Mapping[int, Training], fail: Callable[[int, Exception], ob
         except Exception as error:  # for example, out of memory
             for slot in due:
                 fail(slot, error)
+        assert_owned()
 
 
 def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:

@@ -1,26 +1,22 @@
 """Train through the phases; save checkpoints to measure and checkpoints to resume from."""
 
 import math
-import shutil
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import jax
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.distributed import leases, ranks
 from jaxflat.runs import recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Phase, Snapshot
-from jaxflat.storage import checkpoint
 from jaxflat.storage.curve import Curve
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.step import TrainState
 
 
-def train(config: Config, directory: Path, display: Display) -> Training:
+def train(config: Config, folder: Folder, display: Display) -> Training:
     """Train through the phases, and save a measured checkpoint at the end of each anneal.
 
     Yields each compiled call and receives its outcome, see `slots.drive`. All existing checkpoints
@@ -31,14 +27,14 @@ def train(config: Config, directory: Path, display: Display) -> Training:
 
     Raises FloatingPointError if a call's outcome is not finite.
     """
-    recovery.set_aside_damaged(directory)
-    if recovery.is_trained(config, directory):
+    recovery.set_aside_damaged(folder)
+    if recovery.is_trained(config, folder):
         return
-    recovery.go_back(config, directory)
-    shared_prefixes.start_from(config, directory)
+    recovery.go_back(config, folder)
+    folder.on_rank_0(shared_prefixes.start_from, config, folder)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
-    state, curve = recovery.resume(config, directory, phases)
+    state, curve = recovery.resume(config, folder, phases)
     save = None
     for phase in phases:
         if state.step == phase.start:
@@ -47,25 +43,25 @@ def train(config: Config, directory: Path, display: Display) -> Training:
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
                 call = Call(config, phase, state, stop, int(state.step), "trunk", save)
-                state, loss = yield from _checked_outcome(call, directory)
+                state, loss = yield from _checked_outcome(call, folder)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
-                save = partial(recovery.save, config, directory, state, curve)
+                save = partial(recovery.save, config, folder, state, curve)
                 if due or stop in phase.branches or stop == phase.stop:
                     save = save()
                 if stop == phase.stop:
-                    shared_prefixes.keep(config, directory, phase)
+                    folder.on_rank_0(shared_prefixes.keep, config, folder, phase)
             if stop >= step and stop in phase.branches:
-                yield from _anneal(config, directory, phase, state, curve)
+                yield from _anneal(config, folder, phase, state, curve)
 
 
-def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
+def _checked_outcome(call: Call, folder: Folder) -> Generator[Call, Outcome, Outcome]:
     """Return the outcome of a call. Raises FloatingPointError if it is not finite."""
     outcome = yield call
     if not math.isfinite(outcome.loss):
         anneal = f", anneal from step {call.trunk}" if call.kind == "anneal" else ""
-        last = max(checkpoint.steps(directory / "recovery"), default="none")
+        last = max((folder / "recovery").steps(), default="none")
         raise FloatingPointError(
             f"loss, parameters or the optimizer's state are not finite in phase {call.phase.name}"
             f"{anneal}, by step {int(outcome.state.step)}; last checkpoint before: {last}"
@@ -74,7 +70,7 @@ def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Ou
 
 
 def _anneal(
-    config: Config, directory: Path, phase: Phase, origin: TrainState, curve: Curve
+    config: Config, folder: Folder, phase: Phase, origin: TrainState, curve: Curve
 ) -> Training:
     """Branch off a phase, decay the learning rate to 0, and save the result for measuring.
 
@@ -85,47 +81,38 @@ def _anneal(
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), origin)
     start = Call(config, phase, state, branch, branch, "anneal")
-    yield from _train_branch(directory, start, curve, stops, Snapshot(end))
+    yield from _train_branch(folder, start, curve, stops, Snapshot(end))
     if branch in phase.projected_branches:
-        params = checkpoint.restore(directory / Snapshot(end).folder, end, origin.params)
+        params = (folder / Snapshot(end).folder).restore(end, origin.params)
         projection = trajectory.projection(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")
         stops, annealed = trajectory.call_ends(config, projection), Snapshot(end, projected=True)
-        yield from _train_branch(directory, start, curve, stops, annealed)
+        yield from _train_branch(folder, start, curve, stops, annealed)
 
 
 def _train_branch(
-    directory: Path, start: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
+    folder: Folder, start: Call, curve: Curve, stops: Sequence[int], snapshot: Snapshot
 ) -> Training:
     """Train an anneal through `stops`, and save its parameters as `snapshot`.
 
     `start`: an empty call that holds the starting state. Work that an earlier process recorded in
     the curve's next lines is skipped: all of it, or the part before an interruption.
     """
-    aside = directory / "aside" / snapshot.folder
-    if snapshot.step in checkpoint.steps(directory / snapshot.folder) and curve.skip(len(stops)):
-        return _delete_interrupted(aside / str(snapshot.step))
+    measured, aside = folder / snapshot.folder, folder / "aside" / snapshot.folder
+    interrupted = f"aside/{snapshot.folder}/{snapshot.step}"  # deleted when the anneal is complete
+    if snapshot.step in measured.steps() and curve.skip(len(stops)):
+        return folder.delete(interrupted)
     call = start
-    if snapshot.step in checkpoint.steps(aside):
-        saved = checkpoint.restore(aside, snapshot.step, start.state)
+    if snapshot.step in aside.steps():
+        saved = aside.restore(snapshot.step, start.state)
         if curve.skip(stops.index(int(saved.step)) + 1):
             call = start._replace(state=saved)
     for stop in stops:
         if stop > call.state.step:
-            state, loss = yield from _checked_outcome(call._replace(stop=stop), directory)
+            state, loss = yield from _checked_outcome(call._replace(stop=stop), folder)
             curve.add(call.phase.name, stop, loss, start.stop)
-            save = partial(checkpoint.save, aside, snapshot.step, state)
+            save = partial(aside.save, snapshot.step, state)
             call = call._replace(state=state, save=save)
-    checkpoint.save(directory / snapshot.folder, snapshot.step, call.state.params)
-    _delete_interrupted(aside / str(snapshot.step))
-
-
-@ranks.on_rank_0
-def _delete_interrupted(folder: Path) -> None:
-    """Delete the state that an interruption saved of an anneal; the anneal is now complete."""
-    leases.assert_owned()
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # another anneal has its state there
-        folder.parent.rmdir()
-        folder.parent.parent.rmdir()
+    measured.save(snapshot.step, call.state.params)
+    folder.delete(interrupted)

@@ -11,7 +11,6 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.config import Config, validation
 from jaxflat.config.validation import InputError
-from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import hold
 from jaxflat.runs import stages
 from jaxflat.runs.run import TRAINING_KEYS, Point
@@ -31,7 +30,6 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
             validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
-@ranks.on_rank_0
 def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     """Write or extend sweep.json: the training settings, and the points with their measurements.
 
@@ -41,8 +39,8 @@ def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
     check_sweep(config, points, workdir)  # refuse before writing anything
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with hold(path):
-            write_json(path, _extended(path, config, points))
+        with hold(path) as lease:
+            write_json(path, _extended(path, config, points), lease.assert_owned)
 
 
 @contextmanager

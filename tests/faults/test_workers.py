@@ -22,6 +22,7 @@ from jaxflat.storage.files import read_lines
 from jaxflat.sweeps import points, sweep, sweep_record
 from tests.support import worker as worker_module
 from tests.support.counts import in_full
+from tests.support.folders import owned
 from tests.support.sweeps import tiny_config
 from tests.support.threads import call_concurrently
 from tests.support.worker import PATIENCE, Settings, Worker, holders
@@ -225,14 +226,17 @@ def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch
     both_copied = threading.Barrier(2)
 
     def copy(source, target):
-        (target / "metrics.jsonl").write_text("the same in both")
+        target.write_text("metrics.jsonl", "the same in both")
         both_copied.wait(30)
 
     monkeypatch.setattr(shared_prefixes, "_copy", copy)
     first, _ = phases(config)
-    call_concurrently(
-        [lambda name=name: shared_prefixes.keep(config, tmp_path / name, first) for name in "ab"]
-    )
+
+    def keep(name):
+        with owned(tmp_path / name) as folder:
+            shared_prefixes.keep(config, folder, first)
+
+    call_concurrently([lambda name=name: keep(name) for name in "ab"])
     (kept,) = (tmp_path / "trunks").iterdir()
     assert [path.name for path in kept.iterdir()] == ["metrics.jsonl"]
 
