@@ -110,9 +110,10 @@ def acquire(point: Point, names: Sequence[str], leases_held: ExitStack) -> Point
 
 def record_start(point: Point) -> None:
     """Make a point's folder; write its config.json, and the state "running" in status.json."""
+    content = provenance(point.config)
     point.folder.make()
+    point.folder.write_json("config.json", content)
     write_status(point, "running")
-    point.folder.write_json("config.json", provenance(point.config))
 
 
 def provenance(config: Config) -> dict[str, Any]:
@@ -172,18 +173,11 @@ def run_point(point: Point, names: Sequence[str], display: Display) -> None:
 def train_points(
     points: Sequence[Point], display: Display, fail: Callable[[Point, Exception], object]
 ) -> None:
-    """Train points of one team in one program; call `fail` for each that cannot be trained.
-
-    Raises Preempted after a signal, and LeaseLost if another worker has taken over a point.
-    """
+    """Train points of one team in one program; call `fail` for each that cannot be trained."""
     by_slot, seconds = {point.lane: point for point in points}, time.perf_counter()
     trainings = {p.lane: train(p.config, p.folder, display) for p in points}
-
-    def assert_owned() -> None:
-        for point in points:
-            point.folder.assert_owned()
-
-    slots.drive(trainings, lambda slot, error: fail(by_slot.pop(slot), error), assert_owned)
+    folders = [point.folder for point in points]
+    slots.drive(trainings, lambda slot, error: fail(by_slot.pop(slot), error), folders)
     for point in by_slot.values():
         share = (time.perf_counter() - seconds) / len(points)
         display.spend(point.name, share)

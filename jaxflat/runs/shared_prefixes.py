@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import uuid
+from pathlib import Path
 
 import jax
 
@@ -26,12 +27,14 @@ KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
 def keep(config: Config, folder: Folder, phase: Phase) -> None:
-    """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last.
+    """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last."""
+    if phase.name != config.phase_order[-1]:
+        folder.on_rank_0(_store, folder, _prefix(config, folder, phase).path)
 
-    Call it on rank 0 only.
-    """
-    target = _prefix(config, folder, phase).path
-    if phase.name == config.phase_order[-1] or target.exists():
+
+def _store(folder: Folder, target: Path) -> None:
+    """Copy the run to a shared prefix, unless it exists."""
+    if target.exists():
         return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
@@ -50,14 +53,14 @@ def start_from(config: Config, folder: Folder) -> None:
     """Copy the longest stored shared prefix to a run that has no recovery checkpoint yet.
 
     It may include the run's own last phase, if another point has more phases. A damaged shared
-    prefix is renamed and not used. Call it on rank 0 only.
+    prefix is renamed and not used.
     """
     if (folder / "recovery").steps():
         return
     for phase in reversed(trajectory.phases(config)):
         prefix = _prefix(config, folder, phase)
-        if prefix.path.exists() and _is_intact(prefix):
-            _copy(prefix, folder)
+        if folder.on_rank_0(_is_intact, prefix):
+            folder.on_rank_0(_copy, prefix, folder)
             return
 
 
@@ -76,7 +79,7 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
 
 
 def _is_intact(prefix: Folder) -> bool:
-    """Verify all checkpoints of a shared prefix. If one is damaged, rename the prefix and warn."""
+    """Say whether a shared prefix exists, without damage; rename a damaged one and warn."""
     try:
         for name in FOLDERS:
             for step in (prefix / name).steps():
@@ -86,7 +89,7 @@ def _is_intact(prefix: Folder) -> bool:
         message = f"warning: {error}; this shared prefix is renamed {renamed} and not used"
         print(message, file=sys.stderr)
         return False
-    return True
+    return prefix.path.exists()
 
 
 def _copy(source: Folder, target: Folder) -> None:

@@ -22,6 +22,7 @@ from jaxflat.languages.batches import Source
 from jaxflat.runs import corpus, experiment
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
@@ -78,14 +79,14 @@ def places(configs: Iterable[Config]) -> list[tuple[str, int]]:
 def drive(
     trainings: Mapping[int, Training],
     fail: Callable[[int, Exception], object],
-    assert_owned: Callable[[], object],
+    folders: Sequence[Folder],
 ) -> None:
     """Drive trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were
     interrupted at different steps come to share calls again. Raises Preempted after a signal, once
-    every unsaved state is saved. After each call, `assert_owned` raises LeaseLost if another worker
-    has taken over a point; then nothing more is written, of no point.
+    every unsaved state is saved. Raises LeaseLost if another worker has taken
+    over one of the runs' folders; then nothing more is written to any of them.
     """
     calls: dict[int, Call] = {}
     outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator
@@ -107,7 +108,8 @@ def drive(
         except Exception as error:  # for example, out of memory
             for slot in due:
                 fail(slot, error)
-        assert_owned()
+        for folder in folders:
+            folder.assert_owned()
 
 
 def advance(calls: Mapping[int, Call]) -> dict[int, Outcome]:

@@ -31,7 +31,7 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     if recovery.is_trained(config, folder):
         return
     recovery.go_back(config, folder)
-    folder.on_rank_0(shared_prefixes.start_from, config, folder)
+    shared_prefixes.start_from(config, folder)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = recovery.resume(config, folder, phases)
@@ -51,7 +51,7 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
                 if due or stop in phase.branches or stop == phase.stop:
                     save = save()
                 if stop == phase.stop:
-                    folder.on_rank_0(shared_prefixes.keep, config, folder, phase)
+                    shared_prefixes.keep(config, folder, phase)
             if stop >= step and stop in phase.branches:
                 yield from _anneal(config, folder, phase, state, curve)
 

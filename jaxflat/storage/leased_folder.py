@@ -150,12 +150,13 @@ class Folder:
         Each rank writes and hashes the arrays on its devices. Raises OSError that names the folder
         if the disk is full.
         """
-        with self._publishing(step) as unfinished:
-            self._check_free_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        with self._publishing(step, num_bytes) as unfinished:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(unfinished.absolute(), tree)
             parts = ranks.all_gather(manifest.describe_files(unfinished, ranks.rank()), "manifest")
-            self._write_manifest(unfinished, parts)
+            entries = {name: file for part in parts for name, file in part.items()}
+            self.on_rank_0(manifest.write, unfinished, entries, self.lease.assert_owned)
 
     def restore(self, step: int, template: Any) -> Any:
         """Return the tree of a step, with the structure and placement of `template`.
@@ -221,11 +222,14 @@ class Folder:
         return damaged.name
 
     @contextmanager
-    def _publishing(self, step: int) -> Iterator[Path]:
-        """Yield a hidden path to write to; it becomes the folder <step> if the block succeeds."""
+    def _publishing(self, step: int, num_bytes: int = 0) -> Iterator[Path]:
+        """Yield a hidden path to write to; it becomes the folder <step> if the block succeeds.
+
+        Raises OSError if the disk has no space for `num_bytes`.
+        """
         target = self.path / str(step)
         try:
-            with self._hidden_folder() as hidden:
+            with self._hidden_folder(num_bytes) as hidden:
                 yield hidden / "new"
                 self._replace_step(hidden / "new", target, hidden / "old")
         except Exception as error:  # orbax raises several types, whose messages quote the system's
@@ -235,9 +239,9 @@ class Folder:
             raise
 
     @contextmanager
-    def _hidden_folder(self) -> Iterator[Path]:
+    def _hidden_folder(self, num_bytes: int = 0) -> Iterator[Path]:
         """Yield an empty hidden folder in this one; delete it and older ones afterwards."""
-        hidden = self._make_hidden_folder()
+        hidden = self._make_hidden_folder(num_bytes)
         try:
             yield hidden
         except Exception:
@@ -248,23 +252,15 @@ class Folder:
                 shutil.rmtree(hidden, ignore_errors=True)
 
     @ranks.on_rank_0
-    def _make_hidden_folder(self) -> Path:
+    def _make_hidden_folder(self, num_bytes: int) -> Path:
         self.lease.assert_owned()
         self.path.mkdir(parents=True, exist_ok=True)
         for old in self.path.glob(".unfinished*"):
             shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=".unfinished", dir=self.path))
-
-    @ranks.on_rank_0
-    def _check_free_space(self, num_bytes: int) -> None:
-        """Raise OSError before orbax fills the disk: some of its threads would still be writing."""
+        # If orbax filled the disk, some of its threads would still be writing after its error.
         if shutil.disk_usage(self.path).free < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    @ranks.on_rank_0
-    def _write_manifest(self, folder: Path, parts: list[dict[str, Any]]) -> None:
-        entries = {name: file for part in parts for name, file in part.items()}
-        manifest.write(folder, entries, self.lease.assert_owned)
+        return Path(tempfile.mkdtemp(prefix=".unfinished", dir=self.path))
 
     @ranks.on_rank_0
     def _replace_step(self, new: Path, target: Path, old: Path) -> None:

@@ -16,14 +16,18 @@ from jaxflat.storage.files import write_whole
 from jaxflat.storage.leased_folder import Folder
 
 
-def gather(workdir: Path) -> None:
+def gather(folder: Folder) -> None:
     """Rebuild results.csv from the lines that every point measured under its present settings.
 
     One worker does this at a time; otherwise an older table could overwrite a newer one.
     """
-    path = workdir / "results.csv"
-    with hold(path) as lease:
-        write_whole(path, _table(workdir), lease.assert_owned)
+    path = folder.path / "results.csv"
+
+    def write() -> None:
+        with hold(path) as lease:
+            write_whole(path, _table(folder.path), lease.assert_owned)
+
+    folder.on_rank_0(write)
 
 
 def _table(workdir: Path) -> str:

@@ -47,15 +47,15 @@ def run(
     expanded = expand(config, points, folder.path)
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
-    folder.on_rank_0(record_sweep, config, expanded, folder.path)
+    record_sweep(config, expanded, folder)
     done = {point.name for point in chosen if is_done(point, stages)}
     with Display(len(chosen), done) as display:
         undone = (point.config.language for point in chosen if point.name not in done)
         for section in dict.fromkeys(undone):
-            folder.on_rank_0(_prepare, section, display)
+            _prepare(section, folder, display)
         display.finish_preparations()
         failures = _share(chosen, stages, display)
-    folder.on_rank_0(gather, folder.path)
+    gather(folder)
     return failures
 
 
@@ -70,9 +70,9 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
         )
 
 
-def _prepare(language: Config, display: Display) -> None:
+def _prepare(language: Config, folder: Folder, display: Display) -> None:
     try:
-        corpus.prepare(language, display)
+        folder.on_rank_0(corpus.prepare, language, display)
     except (ValueError, FloatingPointError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise

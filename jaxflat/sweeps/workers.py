@@ -24,6 +24,7 @@ from jaxflat.runs.run import (
     train_points,
     write_status,
 )
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps.results import gather
 
 
@@ -81,7 +82,7 @@ def run_if_free(point: Point, stages: Sequence[str], display: Display) -> PointO
         except LeaseLost:
             display.line(f"{point.name}: taken over by another worker while this one was suspended")
             return HeldElsewhere()
-    point.folder.on_rank_0(gather, point.folder.path.parent)
+    gather(Folder(point.folder.path.parent))
     return outcome
 
 

@@ -19,6 +19,7 @@ from jaxflat.distributed import leases
 from jaxflat.runs import checks, corpus, shared_prefixes
 from jaxflat.runs.trajectory import phases
 from jaxflat.storage.files import read_lines
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep, sweep_record
 from tests.support import worker as worker_module
 from tests.support.counts import in_full
@@ -214,7 +215,7 @@ def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monk
     parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
 
     def record(part):
-        sweep_record.record_sweep(config, part, tmp_path)
+        sweep_record.record_sweep(config, part, Folder(tmp_path))
 
     call_concurrently([lambda part=part: record(part) for part in [*parts, *parts]])
     recorded = json.loads((tmp_path / "sweep.json").read_text())["points"]

@@ -175,7 +175,7 @@ def test_a_signal_in_a_call_is_seen_when_the_call_ends(tmp_path, monkeypatch):
         yield call._replace(save=lambda: saved.append(True))
 
     with pytest.raises(preemption.Preempted):
-        slots.drive({0: training()}, pytest.fail, lambda: None)
+        slots.drive({0: training()}, pytest.fail, [])
     assert saved == [True]
 
 
