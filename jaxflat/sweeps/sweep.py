@@ -52,7 +52,7 @@ def run(
     with Display(len(chosen), done) as display:
         undone = (point.config.language for point in chosen if point.name not in done)
         for section in dict.fromkeys(undone):
-            _prepare(section, folder, display)
+            folder.on_rank_0(_prepare, section, display)
         display.finish_preparations()
         failures = _share(chosen, stages, display)
     gather(folder)
@@ -70,9 +70,9 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
         )
 
 
-def _prepare(language: Config, folder: Folder, display: Display) -> None:
+def _prepare(language: Config, display: Display) -> None:
     try:
-        folder.on_rank_0(corpus.prepare, language, display)
+        corpus.prepare(language, display)
     except (ValueError, FloatingPointError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
@@ -96,7 +96,11 @@ def _share(points: list[Point], stages: Sequence[str], display: Display) -> dict
                 continue
             outcomes[point.name] = outcome
             failed = isinstance(outcome, Failed)
-            text = f"failed, {outcome.reason}" if failed else summary(point.folder)
+            text = (
+                f"failed, {outcome.reason}"
+                if failed
+                else point.folder.on_rank_0(summary, point.folder)
+            )
             display.finish_point(point.name, text)
         if len(outcomes) == num_ended:
             display.wait(
