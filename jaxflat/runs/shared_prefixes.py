@@ -39,7 +39,7 @@ def _store(folder: Folder, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        _copy(folder, Folder(temporary, folder.lease))
+        _copy_run(folder, Folder(temporary, folder.lease))
         folder.assert_owned()
         temporary.rename(target)
     except OSError:
@@ -60,7 +60,7 @@ def start_from(config: Config, folder: Folder) -> None:
     for phase in reversed(trajectory.phases(config)):
         prefix = _prefix(config, folder, phase)
         if folder.on_rank_0(_is_intact, prefix):
-            folder.on_rank_0(_copy, prefix, folder)
+            folder.on_rank_0(_copy_run, prefix, folder)
             return
 
 
@@ -92,7 +92,7 @@ def _is_intact(prefix: Folder) -> bool:
     return prefix.path.exists()
 
 
-def _copy(source: Folder, target: Folder) -> None:
+def _copy_run(source: Folder, target: Folder) -> None:
     """Copy checkpoints and curve, each completely or not at all; recovery checkpoints come last."""
     for name in FOLDERS:
         for step in (source / name).steps():

@@ -230,7 +230,7 @@ def test_one_of_several_leaves_the_trunk_that_they_trained(tmp_path, monkeypatch
         target.write_text("metrics.jsonl", "the same in both")
         both_copied.wait(30)
 
-    monkeypatch.setattr(shared_prefixes, "_copy", copy)
+    monkeypatch.setattr(shared_prefixes, "_copy_run", copy)
     first, _ = phases(config)
 
     def keep(name):
