@@ -16,7 +16,7 @@ from jaxflat.analysis.statistics.intervals import (
     tost_paired,
 )
 
-_PROBE = re.compile(r"[^/]+/.+\.[^./]+/\d+")  # probe/task.labeling/shots
+_PROBE = re.compile(r"[^/]+/.+\.(map|latent|official|given)/\d+")  # probe/task.labeling/shots
 MARGIN = 0.002  # nats
 MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
 

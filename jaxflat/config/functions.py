@@ -10,7 +10,6 @@ its other parameters with a default. It is identified by its name and a digest o
 import ast
 import hashlib
 import inspect
-import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,6 +35,14 @@ GIVEN = {
 SIMPLE = (bool, int, float, str)
 
 
+RESERVED = (
+    *("point", "seed", "step", "projected", "last", "num_params", "sentences_seen"),
+    *("loss", "optimal_loss", "excess_loss", "bayes"),
+    *("linear_probe", "linear_probe_projected", "belief_state", "finetune"),
+)
+"""Names that measures and probes may not have: columns of results.csv begin with them."""
+
+
 class UserFunction(str):
     """A function as a config value. Its text, the name and a digest, is all that files hold."""
 
@@ -43,14 +50,20 @@ class UserFunction(str):
 
     def __new__(cls, function: Callable[..., Any]) -> "UserFunction":
         """Raise InputError if the function has no name, or its source cannot be read."""
-        if not inspect.isroutine(function) and not inspect.isclass(function):
+        unwrapped = inspect.unwrap(function)
+        if not (inspect.isroutine(unwrapped) or inspect.isclass(unwrapped)):
             raise InputError(f"custom: {function!r} must be a function or a class")
-        name = function.__qualname__.rpartition(".")[2]
+        name = unwrapped.__qualname__.rpartition(".")[2]
         if name == "<lambda>":
             raise InputError("custom: a lambda has no name; write the function with def")
-        source = super().__new__(cls, f"{name} {_digest(function)}")
-        source.function = function
-        return source
+        digest = hashlib.sha256(_source(unwrapped).encode()).hexdigest()[:12]
+        named = super().__new__(cls, f"{name} {digest}")
+        named.function = function
+        return named
+
+    def __deepcopy__(self, _: Any) -> "UserFunction":
+        """Return itself; the function does not change."""
+        return self
 
 
 def custom(function: Callable[..., Any], **settings: Any) -> Config:
@@ -59,15 +72,16 @@ def custom(function: Callable[..., Any], **settings: Any) -> Config:
     settings: values that replace the defaults of the function's parameters. Raises InputError if
     the function has no such setting, or if its source cannot be read.
     """
-    source = UserFunction(function)
-    defaults = _settings(function)
+    named, defaults = UserFunction(function), _settings(function)
+    if "function" in defaults:
+        raise InputError(f"custom: {function.__qualname__} has a setting 'function'; rename it")
     for name in settings:
         if name not in defaults:
             raise InputError(
                 f"custom: {function.__qualname__} has no setting {name!r}; its settings, the "
                 f"parameters with a default, are: {', '.join(defaults) or 'none'}"
             )
-    return ConfigDict({"function": source, **defaults, **settings})
+    return ConfigDict({"function": named, **defaults, **settings})
 
 
 def is_function(section: Any) -> bool:
@@ -104,7 +118,8 @@ def with_functions(keys: dict[str, Any], config: Config) -> dict[str, Any]:
         chosen = known.get(choice)
         choices = chosen.choices if isinstance(chosen, Bounded) else ()
         for name, own in sections_in(section).items():
-            if name in (*known, *choices):
+            is_column = kind in ("measure", "probe") and (name in RESERVED or name.endswith("_sem"))
+            if name in (*known, *choices) or is_column or not name.isidentifier():
                 raise InputError(f"{prefix}.{name} is a name of jaxflat's own; choose another")
             known[name] = _declared(f"{prefix}.{name}", own, kind)
             choices = (*choices, name)
@@ -160,42 +175,87 @@ def _settings(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _digest(function: Callable[..., Any]) -> str:
-    """Return a digest of a function's source, and of all that it uses of the same file.
+def _source(function: Any) -> str:
+    """Return the source of a function or class, and of all that it uses of the same file.
 
-    These are functions, classes, numbers and texts. Imported ones count by their name only.
+    These are statements of the file's top level: functions, classes, assignments and imports. Of a
+    function within another one, they are also the values that it uses of the outer one. Raises
+    InputError if the source cannot be read, or if such a value has no source.
     """
-    sources: dict[str, str] = {}
-    _collect_sources(inspect.unwrap(function), sources)
-    text = "\n".join(sources[name] for name in sorted(sources))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _collect_sources(function: Any, sources: dict[str, str]) -> None:
     name = function.__qualname__
-    if name in sources:
-        return
     try:
-        sources[name] = textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
+        lines = "".join(inspect.findsource(function)[0])
+        statements = _statements_by_name(lines)
+        own = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError, SyntaxError):
         raise InputError(
             f"custom: the source of {name} cannot be read; define it with def or class in a file"
         ) from None
-    namespace = dict(vars(sys.modules[function.__module__]))
-    if inspect.isfunction(function):
-        namespace |= inspect.getclosurevars(function).nonlocals
-    words = {node.id for node in ast.walk(ast.parse(sources[name])) if isinstance(node, ast.Name)}
-    for word in sorted(words & namespace.keys()):
-        value = namespace[word]
-        if getattr(value, "__module__", None) == function.__module__:
-            value = inspect.unwrap(value)
-            if inspect.isfunction(value) or inspect.isclass(value):
-                _collect_sources(value, sources)
-        elif _is_simple(value):
-            sources[f"{name}:{word}"] = repr(value)
+    if "<locals>" not in name:
+        own = statements.get(name.partition(".")[0], own)  # of a method: the whole class
+    sources, pending = {own}, [own]
+    while pending:
+        used = {
+            node.id for node in ast.walk(ast.parse(pending.pop())) if isinstance(node, ast.Name)
+        }
+        new = {statements[word] for word in used & statements.keys()} - sources
+        sources |= new
+        pending += new
+    outer = _outer_values(function) if "<locals>" in name else {}
+    values = [f"{word} = {_value_source(name, word, value)}" for word, value in outer.items()]
+    return "\n".join(sorted([*sources, *values]))
+
+
+def _statements_by_name(text: str) -> dict[str, str]:
+    """Return the top-level statements of a file by each name that they bind."""
+    lines, statements = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        source = "\n".join(lines[first - 1 : node.end_lineno])
+        for name in _bound_names(node):
+            statements[name] = f"{statements[name]}\n{source}" if name in statements else source
+    return statements
+
+
+def _bound_names(node: ast.stmt) -> set[str]:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    names = {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.Import, ast.ImportFrom)):
+            names |= {a.asname or a.name.partition(".")[0] for a in inner.names}
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)):
+            names.add(inner.name)
+    return names
+
+
+def _outer_values(function: Any) -> dict[str, Any]:
+    """Return what a function, or a class by its methods, uses of the function around it."""
+    members = vars(function).values() if inspect.isclass(function) else [function]
+    methods = [inspect.unwrap(member) for member in members if inspect.isfunction(member)]
+    return {
+        word: value
+        for method in methods
+        for word, value in inspect.getclosurevars(method).nonlocals.items()
+        if word != "__class__"
+    }
+
+
+def _value_source(function: str, word: str, value: Any) -> str:
+    """Return a text that identifies a value which a function uses of the function around it."""
+    if inspect.isfunction(value) or inspect.isclass(value):
+        return _source(inspect.unwrap(value))
+    if not _is_simple(value):
+        raise InputError(
+            f"custom: {function} uses {word!r} of the function around it, a "
+            f"{type(value).__name__}; make it a setting, or define both at the file's top level"
+        )
+    return repr(value)
 
 
 def _is_simple(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_simple, value))
-    return isinstance(value, SIMPLE)
+    return value is None or isinstance(value, SIMPLE)

@@ -113,7 +113,8 @@ def _drop_functions(config: Config) -> None:
     own = functions.sections_in(config.flatness)
     measures = tuple(name for name in config.flatness.measures if name not in own)
     config.flatness.measures = measures or default.flatness.measures
-    choices = [(config.flatness, "", None), (config.probes, "", None)]
+    others = config.flatness, config.probes, config.model, config.language
+    choices = [(section, "", None) for section in others]
     for phase in config.phases.values():
         choices.append((phase, "objective", defaults.objective))
         choices.append((phase.optimizer, "name", defaults.optimizer.name))

@@ -105,6 +105,12 @@ def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[...
     return masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
 
+def phase_loss_fn(model: Any, settings: Config) -> Callable[..., Any]:
+    """Return the loss that a phase minimizes, without its adversary."""
+    own = settings.get(settings.objective)
+    return functions.call(own, apply_fn=model.apply) if own else loss_functions(model)[0]
+
+
 @functools.cache
 def phase_optimizer(section: Config) -> Any:
     """Return the optimizer of a phase, for learning rate 1."""
@@ -133,8 +139,7 @@ def train_steps(
 def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    own = settings.get(settings.objective)
-    loss_fn = functions.call(own, apply_fn=model.apply) if own else loss_functions(model)[0]
+    loss_fn = phase_loss_fn(model, settings)
     objective = make_loss_and_sampler(model, loss_fn, settings, masking, mesh)
     # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
     by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0

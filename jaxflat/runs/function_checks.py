@@ -15,10 +15,10 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, functions
 from jaxflat.flatness import Estimate
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import MaskedBatch
 from jaxflat.languages.tasks import LABELINGS
 from jaxflat.runs import builders
-from jaxflat.runs.languages import make_language
+from jaxflat.runs.languages import language_kind, make_language
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.trajectory import Checkpoint
 
@@ -28,10 +28,8 @@ NUM_SENTENCES = 4  # of the small inputs
 def check_functions(config: Config) -> None:
     """Raise ValueError that names the first user's function that is unusable, and the reason."""
     _check(config.language.name, "language", config.language, _check_language)
-    trained = config.model.name != "lookup_table"
-    if trained:
-        sections = config.language, config.model
-        _check(config.model.name, "model", config.model, _check_model, *sections)
+    if config.model.name != "lookup_table":
+        _check(config.model.name, "model", config.model, _check_model, config.language)
     for name in config.phase_order:
         phase, key = config.phases[name], f"phases.{name}"
         sections = config.language, config.model
@@ -77,10 +75,8 @@ def _check_language(section: Config, name: str) -> None:
 
 
 @functools.cache
-def _check_model(
-    section: Config, name: str, language_section: Config, model_section: Config
-) -> None:
-    model, batch = _model_and_batch(language_section, model_section)
+def _check_model(section: Config, name: str, language_section: Config) -> None:
+    model, batch = _model_and_batch(language_section, section)
     params = _params(model)
     num_words = batch.targets_BxMxV.shape[-1]
 
@@ -126,17 +122,27 @@ def _check_optimizer(
     _expect("update: the new state", _shapes(new_state), _shapes(state))
 
 
-@functools.cache
 def _check_measure(section: Config, name: str, config: Config) -> None:
+    if language_kind(config.language).is_prepared(config.language):
+        _measure_untrained(_smallest(config), name)
+
+
+def _smallest(config: Config) -> Config:
+    """Return the config with few sentences, a small model, and without what differs by point."""
     small = config.to_dict()
-    num_devices = builders.make_mesh(config).size
-    small["flatness"] |= {"num_microbatches": 2, "microbatch_size": 2 * num_devices}
-    frozen: Config = FrozenConfigDict(small)
-    mesh = builders.make_mesh(frozen)
-    params, model = builders.init_params(frozen, mesh), builders.make_model(frozen)
-    estimate = functions.call(
-        section[name], problem=make_problem(frozen, model, params, Checkpoint(0))
-    )
+    small |= {"phase_order": (), "phases": {}, "probes": {}, "evaluation": {"batch_size": 1024}}
+    small |= dict.fromkeys(("seed", "data_seed", "init_seed", "probe_seed"), 0)
+    if config.model.name not in functions.sections_in(config.model):
+        small["model"] |= {"num_layers": 1, "width": config.model.head_size}
+    small["flatness"] |= {"microbatch_size": 2 * builders.make_mesh(config).size}
+    return FrozenConfigDict(small)
+
+
+@functools.cache
+def _measure_untrained(config: Config, name: str) -> None:
+    params = builders.init_params(config, builders.make_mesh(config))
+    problem = make_problem(config, builders.make_model(config), params, Checkpoint(0))
+    estimate = functions.call(config.flatness[name], problem=problem)
     if not isinstance(estimate, Estimate):
         raise ValueError(f"returns {type(estimate).__name__}; it must return an Estimate")
     _expect("the mean and sem", (jnp.shape(estimate.mean), jnp.shape(estimate.sem)), ((), ()))
@@ -144,25 +150,31 @@ def _check_measure(section: Config, name: str, config: Config) -> None:
 
 @functools.cache
 def _check_probe(section: Config, name: str) -> None:
-    features_NxF = np.asarray(jax.random.normal(jax.random.key(0), (12, 4)))
+    shots = min(section.shots)
+    features_NxF = np.asarray(jax.random.normal(jax.random.key(0), (shots + 4, 8)))
     predicted_M = functions.call(
         section[name],
         key=jax.random.key(0),
-        features_NxF=features_NxF[:8],
-        labels_N=np.arange(8) % 3,
-        test_features_MxF=features_NxF[8:],
+        features_NxF=features_NxF[:shots],
+        labels_N=np.arange(shots) % 3,
+        test_features_MxF=features_NxF[shots:],
         num_classes=3,
     )
     _expect("the labels", np.shape(predicted_M), (4,))
 
 
-def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, Any]:
-    model = builders.sized_model(language_section, model_section)
-    language = make_language(language_section)
-    masking = language_section.masking
-    key = jax.random.key(0)
-    batch = jax.eval_shape(lambda: masked_batch(language, key, NUM_SENTENCES, "sampled", masking))
-    return model, _zeros(batch)
+def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, MaskedBatch]:
+    """Return a model, and a batch of zeros with two masked words a sentence."""
+    num_words, max_length = language_kind(language_section).sizes(language_section)
+    integers = functools.partial(jnp.zeros, dtype=jnp.int32)
+    batch = MaskedBatch(
+        inputs_BxT=integers((NUM_SENTENCES, max_length)),
+        lengths_B=integers(NUM_SENTENCES) + max_length,
+        positions_BxM=integers((NUM_SENTENCES, 2)),
+        targets_BxMxV=jnp.zeros((NUM_SENTENCES, 2, num_words)),
+        weights_BxM=jnp.zeros((NUM_SENTENCES, 2)),
+    )
+    return builders.sized_model(language_section, model_section), batch
 
 
 def _params(model: Any) -> Any:
@@ -181,4 +193,4 @@ def _shapes(tree: Any) -> Any:
 
 def _expect(what: str, found: Any, expected: Any) -> None:
     if found != expected:
-        raise ValueError(f"{what}: shape {found}, expected {expected}")
+        raise ValueError(f"{what}: {found} where {expected} is expected")

@@ -50,11 +50,11 @@ def step_bytes(config: Config) -> dict[str, int]:
     optimizations; batch. The whole step is traced as well.
     """
     phase, model = trajectory.phases(config)[0], builders.make_model(config)
-    loss_fn, _ = builders.loss_functions(model)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     language, masking = make_language(config.language), config.language.masking
     settings = phase.settings
+    loss_fn = builders.phase_loss_fn(model, settings)
     sample = partial(
         masked_batch, batch_size=settings.batch_size, targets=settings.targets, masking=masking
     )

@@ -71,7 +71,10 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     if config.training.together == 1:  # the default; older shared prefixes lack the key
         del decides["training"]["together"]
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
-    decides["phases"] = [(name, config.phases[name]) for name in names]
+    decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
+    for _, settings in decides["phases"]:
+        if settings["objective"] == "masked_lm":  # the default; older shared prefixes lack the key
+            del settings["objective"]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_to_dict)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
 """The record of a work directory, sweep.json: the settings that decide training, and the points."""
 
+import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,21 +61,22 @@ def _unusable_as_input_error(workdir: Path) -> Iterator[None]:
 def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[str, Any]:
     """Return the new content of sweep.json: its stored points, and these."""
     stored = json.loads(path.read_text()) if path.exists() else None
-    trains = _training_settings(validation.complete(config))
-    used = {name for point in points for name in _chosen(point.config)}
-    entries = {}
+    settings = _training_settings(validation.complete(config))
+    used = {key for point in points for key in _chosen_sections(point.config)}
+    entries, forgotten = {}, {}
     if stored:
-        stored["trains"] = _with_defaults(stored["trains"])
-        phases = stored["trains"]["phases"].values()
-        recorded = {*stored["trains"]["language"], *stored["trains"]["model"]}
-        recorded |= {name for phase in phases for name in (*phase, *phase["optimizer"])}
-        used |= recorded
+        old = _with_defaults(stored["trains"])
+        recorded, present = _optional_sections(old), _optional_sections(settings)
+        # A config may drop the function of earlier points, unless a point still chooses it.
+        forgotten = {key: value for key, value in recorded.items() if key not in {*present, *used}}
+        used |= recorded.keys() - forgotten.keys()
+        shared = used & recorded.keys()
         if difference := validation.first_difference(
-            stored["trains"], _keep_sections(trains, recorded)
+            _with_sections(old, shared), _with_sections(settings, shared)
         ):
-            key, old, new = difference
+            key, before, now = difference
             raise InputError(
-                f"{path.parent} holds a sweep with {key}={old}, this one has {key}={new}; "
+                f"{path.parent} holds a sweep with {key}={before}, this one has {key}={now}; "
                 "choose another --workdir"
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
@@ -82,36 +84,43 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
         measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
         entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
         entries[point.name] = entry
-    return {"trains": _keep_sections(trains, used), "points": list(entries.values())}
+    trains = _with_sections(settings, used)
+    for key, value in forgotten.items():
+        parent, _, name = key.rpartition(".")
+        validation.value_at(trains, parent)[name] = value
+    return {"trains": trains, "points": list(entries.values())}
 
 
-def _chosen(config: Config) -> set[str]:
-    """Return the names that a config chooses among sections: its language, optimizers, ..."""
-    by_phase = [(phase.optimizer.name, phase.objective) for phase in config.phases.values()]
-    return {config.language.name, config.model.name, *(n for names in by_phase for n in names)}
+def _chosen_sections(config: Config) -> list[str]:
+    """Return the keys of the sections that a point chooses: its language, model, optimizers, ..."""
+    phases = config.phases.items()
+    return [
+        f"language.{config.language.name}",
+        f"model.{config.model.name}",
+        *(f"phases.{name}.{phase.objective}" for name, phase in phases),
+        *(f"phases.{name}.optimizer.{phase.optimizer.name}" for name, phase in phases),
+    ]
 
 
-def _keep_sections(trains: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Keep the languages, optimizers and user's functions in `names`; others may come and go."""
-
-    def kept(section: dict[str, Any], always: Callable[[Any], bool]) -> dict[str, Any]:
-        return {name: value for name, value in section.items() if name in names or always(value)}
-
-    def is_plain(value: Any) -> bool:
-        return not isinstance(value, dict)
-
-    def is_own(value: Any) -> bool:
-        return not is_function(value)
-
-    phases = {
-        name: kept(phase, is_own) | {"optimizer": kept(phase["optimizer"], is_plain)}
-        for name, phase in trains["phases"].items()
+def _optional_sections(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections that matter only if chosen, by key: languages, optimizers, functions."""
+    phases = [f"phases.{name}" for name in settings["phases"]]
+    return {
+        f"{parent}.{name}": value
+        for parent in ("language", "model", *phases, *(f"{phase}.optimizer" for phase in phases))
+        for name, value in validation.value_at(settings, parent).items()
+        if is_function(value)
+        or (isinstance(value, dict) and parent.endswith(("language", ".optimizer")))
     }
-    sections = {
-        "language": kept(trains["language"], is_plain),
-        "model": kept(trains["model"], is_own),
-    }
-    return trains | sections | {"phases": phases}
+
+
+def _with_sections(settings: dict[str, Any], keys: Set[str]) -> dict[str, Any]:
+    """Return the settings with only those optional sections whose keys are given."""
+    chosen = copy.deepcopy(settings)
+    for key in _optional_sections(settings).keys() - keys:
+        parent, _, name = key.rpartition(".")
+        del validation.value_at(chosen, parent)[name]
+    return chosen
 
 
 def _training_settings(config: Config) -> dict[str, Any]:

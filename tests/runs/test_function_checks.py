@@ -154,7 +154,7 @@ def test_one_that_works_passes(section, function, chosen_by):
         (PHASE, not_summed, "objective", r"phases\.pretrain\.own: loss_fn\(params, batch\)"),
         ("flatness", number, "measures", r"flatness\.own: returns float; .* an Estimate"),
         ("flatness", broken, "measures", r"flatness\.own: AttributeError: .*no_such_name"),
-        ("probes", one_label, "", r"probes\.own: the labels: shape \(\), expected \(4,\)"),
+        ("probes", one_label, "", r"probes\.own: the labels: \(\) where \(4,\) is expected"),
     ],
 )
 def test_one_that_does_not_is_named(section, function, chosen_by, message):
