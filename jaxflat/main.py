@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     # Imported late: parsing the arguments needs no JAX.
     from jaxflat.distributed import compilation_cache
     from jaxflat.runs.stages import STAGES
+    from jaxflat.storage.leased_folder import Folder
     from jaxflat.sweeps import points, sweep, sweep_record
 
     validation.check_choices("--multihost", [flags.multihost], ranks.MODES)
@@ -75,7 +76,7 @@ def main(arguments: list[str]) -> int:
     console = make_console()
     console.print(f"compiled programs: {cache}", highlight=False, markup=False)
     if "report" in stages:
-        ranks.on_rank_0(show_report)(workdir)
+        Folder(workdir).on_rank_0(show_report, workdir)
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0

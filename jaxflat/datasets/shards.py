@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxflat.datasets.record_bytes import Columns, RecordLayout, Types, features_of
-from jaxflat.storage.files import fsync, replacing, sha256, write_whole
+from jaxflat.storage.files import Check, fsync, replacing, sha256, write_whole
 
 SETTINGS, SUMS = "jaxflat.json", "SHA256SUMS"
 METADATA = (SETTINGS, "features.json", "dataset_info.json")
@@ -41,7 +41,9 @@ def shard_path(directory: Path, name: str, shard: int, num_shards: int) -> Path:
 
 
 @contextmanager
-def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def claim(
+    directory: Path, settings: Mapping[str, Any], assert_owned: Check = lambda: None
+) -> Iterator[None]:
     """Own a directory within the block, to start or resume a data set with these settings.
 
     The lock is the kernel's, on the settings file. A lease would need a folder beside the directory
@@ -59,7 +61,7 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
                 raise DatasetError(
                     f"{directory / others[0]} is in the way; choose another directory"
                 )
-            write_whole(path, text)
+            write_whole(path, text, assert_owned)
             fsync(directory)
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,11 +74,13 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         raise DatasetError(f"{directory} cannot be used: {error.strerror}") from error
 
 
-def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
+def write_shard(
+    path: Path, layout: RecordLayout, columns: Columns, assert_owned: Check = lambda: None
+) -> None:
     """Write a shard atomically: the file has all its records or does not exist."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    with replacing(path) as temporary:
+    with replacing(path, assert_owned) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         for start in range(0, len(next(iter(columns.values()))), RECORDS_PER_WRITE):
             rows = slice(start, start + RECORDS_PER_WRITE)
@@ -86,7 +90,12 @@ def write_shard(path: Path, layout: RecordLayout, columns: Columns) -> None:
 
 
 def finish(
-    directory: Path, name: str, types: Types, lengths: Sequence[int], digests: Sequence[str]
+    directory: Path,
+    name: str,
+    types: Types,
+    lengths: Sequence[int],
+    digests: Sequence[str],
+    assert_owned: Check = lambda: None,
 ) -> None:
     """Write the metadata of a data set whose shards are complete; this finishes the data set.
 
@@ -122,9 +131,9 @@ def finish(
     with tempfile.TemporaryDirectory() as scratch:
         info.write_to_directory(scratch)
         for file in METADATA[1:]:
-            write_whole(directory / file, (Path(scratch) / file).read_bytes())
+            write_whole(directory / file, (Path(scratch) / file).read_bytes(), assert_owned)
     metadata = [f"{sha256(directory / file)}  {file}\n" for file in METADATA]
-    write_whole(directory / SUMS, "".join(metadata + sums))
+    write_whole(directory / SUMS, "".join(metadata + sums), assert_owned)
     fsync(directory)
 
 

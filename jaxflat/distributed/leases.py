@@ -34,21 +34,9 @@ class LeaseLost(Exception):
     """Another process has taken over a lease of this process."""
 
 
-def assert_owned() -> None:
-    """Raise LeaseLost if another process has taken over a lease of this process.
-
-    Call it right before every write that a lease guards. A process that is suspended between the
-    two for longer than EXPIRY still finishes that one write. Such writes must therefore be atomic,
-    and valid whichever owner makes them.
-    """
-    for owned in _owned:
-        if owned.is_lost():
-            raise LeaseLost(f"{owned.path}: another process has taken over this lease")
-
-
 @contextmanager
-def acquire_lease(target: Path, report: Callable[[str], object] = print) -> Iterator[None]:
-    """Wait for the lease on a file or folder, and own it within the block.
+def acquire_lease(target: Path, report: Callable[[str], object] = print) -> Iterator["Lease"]:
+    """Wait for the lease on a file or folder, and own it within the block; yield it.
 
     `report` gets one line if the wait takes more than two polls.
 
@@ -59,7 +47,7 @@ def acquire_lease(target: Path, report: Callable[[str], object] = print) -> Iter
         if lease.is_available():
             with lease.try_acquire() as acquired:
                 if acquired:
-                    yield
+                    yield lease
                     return
         if attempt == 2:
             report(f"Waiting for another worker that holds the lease on {target}")
@@ -71,26 +59,38 @@ class Lease:
     """The lease on a file or folder, as this process sees it."""
 
     def __init__(self, target: Path):
-        """Read the lease for the first time; create it, without an owner, if there is none."""
+        """Name the lease; `is_available` reads it, and creates it if there is none."""
         self._folder = target.parent / "locks" / target.name
         self._seen, self._since = ("0.free", b""), time.monotonic()
-        if not self._folder.is_dir():
-            _create(self._folder)
-        self.is_available()
-        self._first = self._seen[0]
+        self._first: str | None = None
+        self._owned: _OwnedFile | None = None
 
     def is_available(self) -> bool:
         """Read the lease; say whether it has no owner, a dead one, or one silent for EXPIRY."""
+        if self._first is None and not self._folder.is_dir():
+            _create(self._folder)
         now = time.monotonic()  # before the read: a suspension in between is not silence
-        if (seen := _read(self._folder)) is None:
-            return False
-        if seen != self._seen:
+        if (seen := _read(self._folder)) is not None and seen != self._seen:
             self._seen, self._since = seen, now
-        return _is_free(*seen) or now - self._since > EXPIRY
+        if self._first is None:
+            self._first = self._seen[0]
+        return seen is not None and (_is_free(*seen) or now - self._since > EXPIRY)
 
     def was_acquired(self) -> bool:
         """Say whether any process acquired the lease between the first and the latest read."""
-        return _token(self._seen[0]) > _token(self._first)
+        return _token(self._seen[0]) > _token(self._first or self._seen[0])
+
+    def assert_owned(self) -> None:
+        """Raise LeaseLost unless this process owns the lease.
+
+        Call it right before every write that the lease guards. A process that is suspended between
+        the two for longer than EXPIRY still finishes that one write. Such writes must therefore be
+        atomic, and valid whichever owner makes them.
+        """
+        if self._owned is None:
+            raise LeaseLost(f"{self._folder}: this process does not hold this lease")
+        if self._owned.is_lost():
+            raise LeaseLost(f"{self._owned.path}: another process has taken over this lease")
 
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
@@ -104,12 +104,12 @@ class Lease:
         ended = threading.Event()
         thread = threading.Thread(target=owned.write_heartbeats, args=(ended,), daemon=True)
         thread.start()
-        _owned.append(owned)
+        self._owned = owned
         try:
             owned.write_heartbeat(0)
             yield True
         finally:
-            _owned.remove(owned)
+            self._owned = None
             ended.set()
             thread.join()
             _rename(owned.path, owned.path.with_suffix(".free"))
@@ -149,9 +149,6 @@ class _OwnedFile:
             with suppress(OSError):  # the next one may succeed
                 if not self.is_lost():
                     self.write_heartbeat(number)
-
-
-_owned: list[_OwnedFile] = []
 
 
 def find_owner(target: Path, now: float) -> str | None:

@@ -1,7 +1,8 @@
 """Requests to stop, by SIGTERM or SIGINT: obeyed immediately, or between compiled calls.
 
 Code that has work to save runs under `defer_signals` and calls `stop_if_requested` between compiled
-calls. Everywhere else a signal stops the process immediately.
+calls. Everywhere else a signal stops the process immediately. The received signals are global: the
+system sends a signal to the process, and Python gives its handler no other place to put it.
 """
 
 import os

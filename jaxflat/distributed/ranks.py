@@ -1,9 +1,11 @@
 """The processes of one run, numbered by rank: how they start, agree, and end together.
 
 Each process uses the devices of its host, and all do the same work in the same order. Only rank 0
-reads and writes files: the others get what it reads, and the errors that its writes raise. The
-processes exchange values through JAX's coordination service. A message over the devices would not
-do: if one process sends it alone, the others take it for a part of their next computation.
+reads and writes files: the others get what it reads, and the errors that its writes raise. The rank
+is global, because a process has one rank, in one run, until it exits.
+
+The processes exchange values through JAX's coordination service. A message over the devices would
+not do: if one process sends it alone, the others take it for a part of their next computation.
 """
 
 import functools

@@ -15,7 +15,7 @@ from jaxflat.runs import builders, checks
 from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Checkpoint
-from jaxflat.storage import checkpoints
+from jaxflat.storage.leased_folder import Folder
 
 
 class Subject(NamedTuple):
@@ -34,7 +34,7 @@ def is_run(path: Path) -> bool:
 
 def listed(directory: Path) -> str:
     """Return a phrase that lists the checkpoints of a run, for error lines."""
-    steps = checkpoints.steps(directory / "checkpoints")
+    steps = Folder(directory / "checkpoints").steps()
     return f"its checkpoints/STEP are {', '.join(map(str, steps)) or 'none'}"
 
 
@@ -52,7 +52,8 @@ def run_subject(path: Path, overrides: dict[str, Any], seed: int | None = None) 
     frozen: Config = FrozenConfigDict(validation.validate(loading.override(config, overrides)))
     checks.check_config(frozen)
     model = builders.make_model(frozen)
-    problem = make_problem(frozen, model, load_params(frozen, directory, checkpoint), checkpoint)
+    params = load_params(frozen, Folder(directory), checkpoint)
+    problem = make_problem(frozen, model, params, checkpoint)
     chosen = frozen.flatness
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
     where = f"step {checkpoint.step:,}{', projected' if checkpoint.projected else ''}"
@@ -68,7 +69,7 @@ def run_model(path: Path) -> Any:
 def run_params(path: Path) -> Any:
     """Return the parameters of a run's checkpoint; raise InputError if it does not exist."""
     directory, checkpoint, config = _find(path)
-    return load_params(FrozenConfigDict(config), directory, checkpoint)
+    return load_params(FrozenConfigDict(config), Folder(directory), checkpoint)
 
 
 def _find(path: Path) -> tuple[Path, Checkpoint, Config]:

@@ -24,7 +24,7 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.runs import builders
 from jaxflat.runs.languages import language_kind, make_language
-from jaxflat.storage.files import sha256
+from jaxflat.storage.files import Check, sha256
 
 SHARD_SIZE = 65_536
 SLICE = 1024  # sentences whose labels and conditionals are computed in one call
@@ -85,6 +85,7 @@ def build_dataset(
     purpose: str = "corpus",
     labelings: Sequence[str] = (),
     conditionals: bool = False,
+    assert_owned: Check = lambda: None,
     on_shard: Callable[[int, bool], None] = lambda size, missing: None,
 ) -> Dataset:
     """Write sentences of a language, given by its config section, to a directory of shards.
@@ -95,7 +96,8 @@ def build_dataset(
     shards. on_shard is called as on_shard(0, False) at the start, then with each shard's number of
     sentences and whether the shard was missing.
 
-    Raises DatasetError if the directory holds anything else, Preempted after a signal.
+    Raises DatasetError if the directory holds anything else, Preempted after a signal, and
+    what `assert_owned` raises if the directory now belongs to another worker.
     """
     shard_size = min(shard_size, num_sentences)
     lengths = [shard_size] * (num_sentences // shard_size)
@@ -124,14 +126,14 @@ def build_dataset(
             finally:
                 free.put((device, placed))
             shard_columns = {name: column[: lengths[shard]] for name, column in columns.items()}
-            write_shard(path, layout, shard_columns)
+            write_shard(path, layout, shard_columns, assert_owned)
         on_shard(lengths[shard], missing)
         return sha256(path)
 
-    with claim(directory, settings):
+    with claim(directory, settings, assert_owned):
         on_shard(0, False)
         digests = _make_shards(make, len(lengths), len(devices))
-        finish(directory, section.name, types, lengths, digests)
+        finish(directory, section.name, types, lengths, digests, assert_owned)
     return open_dataset(directory)
 
 
@@ -147,7 +149,7 @@ def prepare_language(section: Config, display: Display) -> None:
             display.advance_stage(num_stored, "store sentences")
 
         shard_size = min(SHARD_SIZE, -(-section.stored_sentences // 16))
-        with acquire_lease(folder, display.print_wait):
+        with acquire_lease(folder, display.print_wait) as lease:
             if is_finished(folder):  # another worker stored them meanwhile
                 return
             display.start_stage("store sentences", section.stored_sentences)
@@ -158,6 +160,7 @@ def prepare_language(section: Config, display: Display) -> None:
                 seed=section.seed,
                 shard_size=shard_size,
                 purpose="stored",
+                assert_owned=lease.assert_owned,
                 on_shard=on_shard,
             )
 

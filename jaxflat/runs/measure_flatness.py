@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, PartialResults, load_params
 from jaxflat.runs.trajectory import Checkpoint, sentences_seen
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.objectives import self_labelled_loss
 
 ROUNDS = ("num_probes", "probes_per_pass", "relative_error", "max_rounds")
@@ -59,13 +59,13 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 def measure(
     config: Config,
-    directory: Path,
+    folder: Folder,
     checkpoint: Checkpoint,
     measures: Sequence[str],
     partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
-    params = load_params(config, directory, checkpoint)
+    params = load_params(config, folder, checkpoint)
     for name in measures:
         yield name, measure_raw_and_embedded(config, params, name, checkpoint, partial_results)
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, PartialResults, load_params
 from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.objectives import prediction_losses
 
 
@@ -27,22 +27,22 @@ def settings(config: Config) -> dict[str, Config]:
 
 def measure(
     config: Config,
-    directory: Path,
+    folder: Folder,
     checkpoint: Checkpoint,
     measures: Sequence[str],
     partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield loss, optimal_loss and excess_loss in nats on the language's evaluation set."""
-    yield "losses", _losses(config, directory, checkpoint)
+    yield "losses", _losses(config, folder, checkpoint)
 
 
-def _losses(config: Config, directory: Path, checkpoint: Checkpoint) -> Estimates:
+def _losses(config: Config, folder: Folder, checkpoint: Checkpoint) -> Estimates:
     mesh = builders.make_mesh(config)
     question_set = evaluation_set(config.language, config.evaluation, mesh)
     if config.model.name == "lookup_table":  # its predictions are exact
         log_probs_SxRxMxV = question_set.log_probs_SxRxMxV
     else:
-        params = load_params(config, directory, checkpoint)
+        params = load_params(config, folder, checkpoint)
         model, batch_size = builders.make_model(config), config.evaluation.batch_size
         log_probs_SxRxMxV = _log_probs(model, mesh, batch_size, params, question_set)
     losses = jax.jit(_sentence_losses)(log_probs_SxRxMxV, question_set)

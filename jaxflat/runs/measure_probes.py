@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from jaxflat.runs.measurements import Estimates, PartialResults, load_params
 from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage.leased_folder import Folder
 
 SLICE = 512  # sentences whose representations are computed together
 
@@ -60,7 +60,7 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
 
 def measure(
     config: Config,
-    directory: Path,
+    folder: Folder,
     checkpoint: Checkpoint,
     measures: Sequence[str],
     partial_results: PartialResults,
@@ -69,7 +69,7 @@ def measure(
     if config.model.name == "lookup_table":
         source = (config.model.features, make_language(config.language))
     else:
-        source = (builders.make_model(config), load_params(config, directory, checkpoint))
+        source = (builders.make_model(config), load_params(config, folder, checkpoint))
     estimates: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
         computations = _linear_computations(config, source, sets)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +16,11 @@ import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.trajectory import Checkpoint
-from jaxflat.storage import checkpoints
-from jaxflat.storage.files import append_line, read_lines, write_json, write_lines
+from jaxflat.storage.leased_folder import Folder
 
 Line = dict[str, Any]
 Estimates = dict[str, Estimate]
@@ -31,12 +29,14 @@ Estimates = dict[str, Estimate]
 class PartialResults:
     """The finished parts of one checkpoint's measurement, saved when a signal interrupts it.
 
-    Without a path nothing is saved. Results are reused only under the settings that made them.
+    Without a folder nothing is saved. Results are reused only under the settings that made them.
     """
 
-    def __init__(self, path: Path | None = None, name: str = "", settings: Any = None):
-        self._path, self._name, self._settings = path, name, settings
-        stored = {} if path is None else _read_partial_results(path)
+    def __init__(
+        self, folder: Folder | None = None, file: str = "", name: str = "", settings: Any = None
+    ):
+        self._folder, self._file, self._name, self._settings = folder, file, name, settings
+        stored = folder.read_json(file) if folder else {}
         self._values = stored.get(name, {}) if stored.get("settings") == settings else {}
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -62,9 +62,9 @@ class PartialResults:
 
     def stop_if_requested(self) -> None:
         """Save the results and raise Preempted if a signal has come."""
-        if self._path is not None:
-            path, stored = self._path, {"settings": self._settings, self._name: self._values}
-            preemption.stop_if_requested(lambda: write_json(path, stored))
+        if folder := self._folder:
+            stored = {"settings": self._settings, self._name: self._values}
+            preemption.stop_if_requested(lambda: folder.write_json(self._file, stored))
 
 
 class Measurement(NamedTuple):
@@ -73,15 +73,15 @@ class Measurement(NamedTuple):
     stage: the name in --stages that makes it. section: its section of the config, and the name of
     its file, <section>.jsonl.
     settings(config) -> {measure: all settings on which its numbers depend, except training's}.
-    measure(config, directory, checkpoint, measures, partial_results) yields (measure, its estimates
-    by column) for each of `measures`. It makes long computations through `partial_results`.
+    measure(config, folder, checkpoint, measures, partial_results) yields (measure, its estimates by
+    column) for each of `measures`. It makes long computations through `partial_results`.
     """
 
     stage: str
     section: str
     settings: Callable[[Config], dict[str, Any]]
     measure: Callable[
-        [Config, Path, Checkpoint, Sequence[str], PartialResults], Iterator[tuple[str, Estimates]]
+        [Config, Folder, Checkpoint, Sequence[str], PartialResults], Iterator[tuple[str, Estimates]]
     ]
 
     def digests(self, config: Config) -> dict[str, str]:
@@ -98,17 +98,15 @@ class Measurement(NamedTuple):
         seeds = {} if self.section == "evaluation" else {"probe_seed": config.probe_seed}
         return {"measures": self.digests(config), "section": section.hexdigest()[:16], **seeds}
 
-    def is_done(self, config: Config, directory: Path) -> bool:
+    def is_done(self, config: Config, folder: Folder) -> bool:
         """Return whether every measure of every checkpoint has lines under the present settings.
 
         `measure_missing` deletes the partial results of an interrupted measurement.
         """
-        if (directory / f"{self.section}.unfinished.json").exists():
+        if (folder.path / f"{self.section}.unfinished.json").exists():
             return False
         recorded = self.recorded(config)
-        done = _measured_pairs(
-            current_lines(directory, self.section, recorded), recorded["measures"]
-        )
+        done = _measured_pairs(current_lines(folder, self.section, recorded), recorded["measures"])
         measured_checkpoints = trajectory.measured_checkpoints(config)
         return done >= {
             (checkpoint, name)
@@ -116,15 +114,15 @@ class Measurement(NamedTuple):
             for name in recorded["measures"]
         }
 
-    def measure_missing(self, config: Config, directory: Path, display: Display) -> None:
+    def measure_missing(self, config: Config, folder: Folder, display: Display) -> None:
         """Delete the lines of other settings, and make the missing measurements.
 
         The lines of a checkpoint's measure are written together, when all are measured. Matrix
         products run at full float32 precision, even if an accelerator's default is lower.
         """
         recorded = self.recorded(config)
-        path, unfinished = (directory / f"{self.section}.{end}" for end in ENDINGS)
-        done = _drop_outdated(directory, self.section, recorded)
+        file, unfinished = f"{self.section}.jsonl", f"{self.section}.unfinished.json"
+        done = folder.on_rank_0(_drop_outdated, folder, self.section, recorded)
         measured_checkpoints = trajectory.measured_checkpoints(config)
         display.start_stage(self.section, len(measured_checkpoints))
         for number, checkpoint in enumerate(measured_checkpoints, start=1):
@@ -133,32 +131,28 @@ class Measurement(NamedTuple):
                 preemption.stop_if_requested()
                 seconds = time.perf_counter()
                 name = f"{checkpoint.folder}/{checkpoint.step}"
-                partial_results = PartialResults(unfinished, name, recorded["measures"])
+                partial_results = PartialResults(folder, unfinished, name, recorded["measures"])
                 with jax.default_matmul_precision("highest"):
                     for measure, estimates in self.measure(
-                        config, directory, checkpoint, due, partial_results
+                        config, folder, checkpoint, due, partial_results
                     ):
                         digest = recorded["measures"][measure]
-                        _append_lines(path, _make_lines(checkpoint, measure, digest, estimates))
+                        folder.add_lines(file, _make_lines(checkpoint, measure, digest, estimates))
                         if measure != due[-1]:
                             partial_results.stop_if_requested()
-                log_seconds(directory, self.section, time.perf_counter() - seconds)
+                log_seconds(folder, self.section, time.perf_counter() - seconds)
             display.advance_stage(number, self.section)
-        _delete_file(unfinished)
+        folder.delete(unfinished)
 
 
-ENDINGS = ("jsonl", "unfinished.json")
-
-
-def current_lines(directory: Path, section: str, recorded: Mapping[str, Any]) -> list[Line]:
+def current_lines(folder: Folder, section: str, recorded: Mapping[str, Any]) -> list[Line]:
     """Return the lines of <section>.jsonl that were measured under the `recorded` settings."""
-    lines = list(read_lines(directory / f"{section}.jsonl"))
     digests = recorded.get("measures", {})
     whole_file = {key: value for key, value in recorded.items() if key != "measures"}
-    old = read_status(directory).get("measured", {}).get(section)
+    old = folder.read_json("status.json").get("measured", {}).get(section)
     return [
         line
-        for line in lines
+        for line in folder.read_lines(f"{section}.jsonl")
         if (
             digests.get(line["measure"]) == line["settings"]
             if _names_settings(line)
@@ -185,7 +179,7 @@ def checkpoint_of(line: Line) -> Checkpoint:
     return Checkpoint(line["step"], bool(line["projected"]))
 
 
-def load_params(config: Config, directory: Path, checkpoint: Checkpoint) -> Any:
+def load_params(config: Config, folder: Folder, checkpoint: Checkpoint) -> Any:
     """Return the parameters of a measured checkpoint, placed on the mesh.
 
     For a run without phases these are the initial parameters.
@@ -194,18 +188,12 @@ def load_params(config: Config, directory: Path, checkpoint: Checkpoint) -> Any:
     template = builders.init_params(config, mesh)
     if not config.phase_order:
         return template
-    return checkpoints.restore(directory / checkpoint.folder, checkpoint.step, template)
+    return (folder / checkpoint.folder).restore(checkpoint.step, template)
 
 
-def read_status(directory: Path) -> dict[str, Any]:
-    """Return a point's status: its state, and the reason if it failed."""
-    path = directory / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def log_seconds(directory: Path, stage: str, seconds: float) -> None:
+def log_seconds(folder: Folder, stage: str, seconds: float) -> None:
     """Add a line to timing.jsonl."""
-    append_line(directory / "timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
+    folder.append_line("timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
 
 
 def _make_lines(
@@ -242,37 +230,19 @@ def _measured_pairs(
     }
 
 
-@ranks.on_rank_0
 def _drop_outdated(
-    directory: Path, section: str, recorded: Mapping[str, Any]
+    folder: Folder, section: str, recorded: Mapping[str, Any]
 ) -> set[tuple[Checkpoint, str]]:
     """Delete outdated lines of a file; return the (checkpoint, measure) pairs of current lines.
 
     Lines of measures that the config does not ask for remain, in case it asks for them again.
     """
-    path = directory / f"{section}.jsonl"
-    lines, measures = list(read_lines(path)), recorded["measures"]
-    current = current_lines(directory, section, recorded)
+    file, measures = f"{section}.jsonl", recorded["measures"]
+    lines, current = folder.read_lines(file), current_lines(folder, section, recorded)
     others = [line for line in lines if _names_settings(line) and line["measure"] not in measures]
     if len(current) + len(others) < len(lines):
-        write_lines(path, [*others, *current])
+        folder.write_lines(file, [*others, *current])
     return _measured_pairs(current, measures)
-
-
-@ranks.on_rank_0
-def _append_lines(path: Path, new: list[Line]) -> None:
-    write_lines(path, [*read_lines(path), *new])
-
-
-@ranks.on_rank_0
-def _delete_file(unfinished: Path) -> None:
-    leases.assert_owned()
-    unfinished.unlink(missing_ok=True)
-
-
-@ranks.on_rank_0
-def _read_partial_results(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _digest(settings: Any) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 import jax
 
 from jaxflat.config import Config
-from jaxflat.distributed import leases, ranks
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.trajectory import Phase
-from jaxflat.storage import checkpoints
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.storage.manifest import DamagedError
 
 FOLDERS = ("checkpoints", "projected", "recovery")
@@ -27,17 +26,21 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 
-@ranks.on_rank_0
-def save(config: Config, directory: Path, phase: Phase) -> None:
+def save(config: Config, folder: Folder, phase: Phase) -> None:
     """Copy the run, saved at the end of `phase`, for other points, unless the phase is the last."""
-    target = _prefix_folder(config, directory, phase)
-    if phase.name == config.phase_order[-1] or target.exists():
+    if phase.name != config.phase_order[-1]:
+        folder.on_rank_0(_store, folder, _prefix(config, folder, phase).path)
+
+
+def _store(folder: Folder, target: Path) -> None:
+    """Copy the run to a shared prefix, unless it exists."""
+    if target.exists():
         return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        _copy_run(directory, temporary)
-        leases.assert_owned()
+        _copy_run(folder, Folder(temporary, folder.lease))
+        folder.assert_owned()
         temporary.rename(target)
     except OSError:
         if not target.exists():  # otherwise another process stored it first
@@ -46,23 +49,22 @@ def save(config: Config, directory: Path, phase: Phase) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@ranks.on_rank_0
-def load_longest(config: Config, directory: Path) -> None:
+def load_longest(config: Config, folder: Folder) -> None:
     """Copy the longest stored shared prefix to a run that has no recovery checkpoint yet.
 
     It may include the run's own last phase, if another point has more phases. A damaged shared
     prefix is renamed and not used.
     """
-    if checkpoints.steps(directory / "recovery"):
+    if (folder / "recovery").steps():
         return
     for phase in reversed(trajectory.phases(config)):
-        folder = _prefix_folder(config, directory, phase)
-        if folder.exists() and _is_intact(folder):
-            _copy_run(folder, directory)
+        prefix = _prefix(config, folder, phase)
+        if folder.on_rank_0(_is_intact, prefix):
+            folder.on_rank_0(_copy_run, prefix, folder)
             return
 
 
-def _prefix_folder(config: Config, directory: Path, phase: Phase) -> Path:
+def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     """Return the folder of a shared prefix, named by a hash of all that decides its bits."""
     decides = {key: json.loads(json.dumps(config[key], default=_to_dict)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
@@ -72,31 +74,32 @@ def _prefix_folder(config: Config, directory: Path, phase: Phase) -> Path:
     decides["phases"] = [(name, config.phases[name]) for name in names]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_to_dict)
-    return directory.parent / "trunks" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Folder(folder.path.parent / "trunks" / name, folder.lease)
 
 
-def _is_intact(folder: Path) -> bool:
-    """Verify all checkpoints of a shared prefix. If one is damaged, rename the prefix and warn."""
+def _is_intact(prefix: Folder) -> bool:
+    """Say whether a shared prefix exists, without damage; rename a damaged one and warn."""
     try:
         for name in FOLDERS:
-            for step in checkpoints.steps(folder / name):
-                checkpoints.verify(folder / name, step)
+            for step in (prefix / name).steps():
+                (prefix / name).verify(step)
     except DamagedError as error:
-        renamed = checkpoints.mark_damaged(folder)
-        message = f"warning: {error}; this shared prefix is renamed {renamed.name} and not used"
+        renamed = prefix.mark_damaged()
+        message = f"warning: {error}; this shared prefix is renamed {renamed} and not used"
         print(message, file=sys.stderr)
         return False
-    return True
+    return prefix.path.exists()
 
 
-def _copy_run(source: Path, target: Path) -> None:
+def _copy_run(source: Folder, target: Folder) -> None:
     """Copy checkpoints and curve, each completely or not at all; recovery checkpoints come last."""
     for name in FOLDERS:
-        for step in checkpoints.steps(source / name):
-            checkpoints.copy(source / name, target / name, step)
-        if name == "projected" and (source / "metrics.jsonl").exists():
-            leases.assert_owned()
-            shutil.copy2(source / "metrics.jsonl", target)
+        for step in (source / name).steps():
+            (target / name).copy(source.path / name, step)
+        if name == "projected" and (source.path / "metrics.jsonl").exists():
+            target.assert_owned()
+            shutil.copy2(source.path / "metrics.jsonl", target.path)
 
 
 def _to_dict(section: Config) -> dict:

@@ -22,6 +22,7 @@ from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Phase
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.step import TrainState
 
 KINDS = ("anneal", "projection", "trunk")
@@ -76,13 +77,16 @@ def assign_slots(configs: Iterable[Config]) -> list[tuple[str, int]]:
 
 
 def train_together(
-    trainings: Mapping[int, Training], fail: Callable[[int, Exception], object]
+    trainings: Mapping[int, Training],
+    fail: Callable[[int, Exception], object],
+    folders: Sequence[Folder],
 ) -> None:
     """Run trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were
     interrupted at different steps come to share calls again. Raises Preempted after a signal, once
-    every unsaved state is saved. Raises LeaseLost if another worker has taken over a point.
+    every unsaved state is saved. Raises LeaseLost if another worker has taken
+    over one of the runs' folders; then nothing more is written to any of them.
     """
     calls: dict[int, Call] = {}
     outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator
@@ -104,6 +108,8 @@ def train_together(
         except Exception as error:  # for example, out of memory
             for slot in due:
                 fail(slot, error)
+        for folder in folders:
+            folder.assert_owned()
 
 
 def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:

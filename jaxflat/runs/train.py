@@ -1,26 +1,22 @@
 """Train through the phases; save checkpoints to measure and checkpoints to resume from."""
 
 import math
-import shutil
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import jax
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.distributed import leases, ranks
 from jaxflat.runs import recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Checkpoint, Phase
-from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.step import TrainState
 
 
-def train(config: Config, directory: Path, display: Display) -> Training:
+def train(config: Config, folder: Folder, display: Display) -> Training:
     """Train through the phases, and save a measured checkpoint at the end of each anneal.
 
     Yields each compiled call and receives its outcome, see `slots.train_together`. All existing
@@ -31,14 +27,14 @@ def train(config: Config, directory: Path, display: Display) -> Training:
 
     Raises FloatingPointError if a call's outcome is not finite.
     """
-    recovery.mark_damaged_checkpoints(directory)
-    if recovery.is_trained(config, directory):
+    recovery.mark_damaged_checkpoints(folder)
+    if recovery.is_trained(config, folder):
         return
-    recovery.delete_after_missing(config, directory)
-    shared_prefixes.load_longest(config, directory)
+    recovery.delete_after_missing(config, folder)
+    shared_prefixes.load_longest(config, folder)
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
-    state, curve = recovery.resume(config, directory, phases)
+    state, curve = recovery.resume(config, folder, phases)
     save = None
     for phase in phases:
         if state.step == phase.start:
@@ -47,25 +43,25 @@ def train(config: Config, directory: Path, display: Display) -> Training:
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
                 call = Call(config, phase, state, stop, int(state.step), "trunk", save)
-                state, loss = yield from _checked_outcome(call, directory)
+                state, loss = yield from _checked_outcome(call, folder)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
-                save = partial(recovery.save, config, directory, state, curve)
+                save = partial(recovery.save, config, folder, state, curve)
                 if due or stop in phase.branches or stop == phase.stop:
                     save = save()
                 if stop == phase.stop:
-                    shared_prefixes.save(config, directory, phase)
+                    shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
-                yield from _anneal(config, directory, phase, state, curve)
+                yield from _anneal(config, folder, phase, state, curve)
 
 
-def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Outcome]:
+def _checked_outcome(call: Call, folder: Folder) -> Generator[Call, Outcome, Outcome]:
     """Return the outcome of a call. Raises FloatingPointError if it is not finite."""
     outcome = yield call
     if not math.isfinite(outcome.loss):
         anneal = f", anneal from step {call.trunk_step}" if call.kind == "anneal" else ""
-        last = max(checkpoints.steps(directory / "recovery"), default="none")
+        last = max((folder / "recovery").steps(), default="none")
         raise FloatingPointError(
             f"loss, parameters or the optimizer's state are not finite in phase {call.phase.name}"
             f"{anneal}, by step {int(outcome.state.step)}; last checkpoint before: {last}"
@@ -74,7 +70,7 @@ def _checked_outcome(call: Call, directory: Path) -> Generator[Call, Outcome, Ou
 
 
 def _anneal(
-    config: Config, directory: Path, phase: Phase, origin: TrainState, curve: Curve
+    config: Config, folder: Folder, phase: Phase, origin: TrainState, curve: Curve
 ) -> Training:
     """Branch off a phase, decay the learning rate to 0, and save the result for measuring.
 
@@ -85,49 +81,40 @@ def _anneal(
     stops = (*range(branch + length, end, length), *([end] if num_steps else []))
     state = jax.tree.map(lambda x: x.copy(), origin)
     start = Call(config, phase, state, branch, branch, "anneal")
-    yield from _train_branch(directory, start, curve, stops, Checkpoint(end))
+    yield from _train_branch(folder, start, curve, stops, Checkpoint(end))
     if branch in phase.projected_branches:
-        params = checkpoints.restore(directory / Checkpoint(end).folder, end, origin.params)
+        params = (folder / Checkpoint(end).folder).restore(end, origin.params)
         projection = trajectory.projection_phase(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")
         stops, annealed = trajectory.call_ends(config, projection), Checkpoint(end, projected=True)
-        yield from _train_branch(directory, start, curve, stops, annealed)
+        yield from _train_branch(folder, start, curve, stops, annealed)
 
 
 def _train_branch(
-    directory: Path, start: Call, curve: Curve, stops: Sequence[int], checkpoint: Checkpoint
+    folder: Folder, start: Call, curve: Curve, stops: Sequence[int], checkpoint: Checkpoint
 ) -> Training:
     """Train an anneal through `stops`, and save its parameters as `checkpoint`.
 
     `start`: an empty call that holds the starting state. Work that an earlier process recorded in
     the curve's next lines is skipped: all of it, or the part before an interruption.
     """
-    aside = directory / "aside" / checkpoint.folder
-    if checkpoint.step in checkpoints.steps(directory / checkpoint.folder) and curve.skip(
-        len(stops)
-    ):
-        return _delete_interrupted(aside / str(checkpoint.step))
+    measured, aside = folder / checkpoint.folder, folder / "aside" / checkpoint.folder
+    interrupted = (
+        f"aside/{checkpoint.folder}/{checkpoint.step}"  # deleted when the anneal is complete
+    )
+    if checkpoint.step in measured.steps() and curve.skip(len(stops)):
+        return folder.delete(interrupted)
     call = start
-    if checkpoint.step in checkpoints.steps(aside):
-        saved = checkpoints.restore(aside, checkpoint.step, start.state)
+    if checkpoint.step in aside.steps():
+        saved = aside.restore(checkpoint.step, start.state)
         if curve.skip(stops.index(int(saved.step)) + 1):
             call = start._replace(state=saved)
     for stop in stops:
         if stop > call.state.step:
-            state, loss = yield from _checked_outcome(call._replace(stop=stop), directory)
+            state, loss = yield from _checked_outcome(call._replace(stop=stop), folder)
             curve.add(call.phase.name, stop, loss, start.stop)
-            save = partial(checkpoints.save, aside, checkpoint.step, state)
+            save = partial(aside.save, checkpoint.step, state)
             call = call._replace(state=state, save=save)
-    checkpoints.save(directory / checkpoint.folder, checkpoint.step, call.state.params)
-    _delete_interrupted(aside / str(checkpoint.step))
-
-
-@ranks.on_rank_0
-def _delete_interrupted(folder: Path) -> None:
-    """Delete the state that an interruption saved of an anneal; the anneal is now complete."""
-    leases.assert_owned()
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # another anneal has its state there
-        folder.parent.rmdir()
-        folder.parent.parent.rmdir()
+    measured.save(checkpoint.step, call.state.params)
+    folder.delete(interrupted)

@@ -1,7 +1,7 @@
-"""Write files whole, append lines, flush to disk, and hash: the only place that does these.
+"""Write files whole, append to them, flush to disk, and hash: the only place that does these.
 
-Every write raises LeaseLost, as `leases.assert_owned` does, and OSError that names the file: the
-error of a full disk itself names none.
+Every write raises OSError that names the file: the error of a full disk itself names none. Right
+before a file is replaced, `assert_owned` raises if this process no longer owns it.
 """
 
 import errno
@@ -9,57 +9,51 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxflat.distributed import leases, ranks
-
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+Check = Callable[[], object]
 
-def write_json(path: Path, value: Any) -> None:
+
+def write_json(path: Path, value: Any, assert_owned: Check = lambda: None) -> None:
     """Write a JSON file whole; make its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+    write_whole(path, json.dumps(value, indent=1) + "\n", assert_owned)
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+def write_lines(
+    path: Path, records: list[dict[str, Any]], assert_owned: Check = lambda: None
+) -> None:
     """Write a JSON-lines file whole."""
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records), assert_owned)
 
 
-@ranks.on_rank_0
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, assert_owned: Check = lambda: None) -> None:
     """Write a file so that it holds all of `content`, or stays as it was."""
-    with replacing(path) as temporary:
+    with replacing(path, assert_owned) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, assert_owned: Check = lambda: None) -> Iterator[Path]:
     """Yield a temporary path; the file written there replaces `path` if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with _name_file_in_errors(path):
             yield temporary
             fsync(temporary)
-            leases.assert_owned()
+            assert_owned()
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to disk."""
-    append(path, f"{json.dumps(record)}\n".encode())
-
-
-@ranks.on_rank_0
 def append(path: Path, content: bytes) -> None:
     """Append to a file and flush it to disk; if that fails, the file keeps its old length."""
-    leases.assert_owned()
     with _name_file_in_errors(path), path.open("ab", buffering=0) as file:
         num_bytes = file.tell()
         try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jaxflat.storage.files import fsync, sha256, write_whole
+from jaxflat.storage.files import Check, fsync, sha256, write_whole
 
 NAME = "manifest.json"
 
@@ -29,9 +29,9 @@ def describe_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     return files
 
 
-def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+def write(folder: Path, files: dict[str, dict[str, Any]], assert_owned: Check) -> None:
     """Write folder/manifest.json from the descriptions of all ranks."""
-    write_whole(folder / NAME, _encode(dict(sorted(files.items()))))
+    write_whole(folder / NAME, _encode(dict(sorted(files.items()))), assert_owned)
 
 
 def verify(folder: Path) -> None:

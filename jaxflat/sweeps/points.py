@@ -12,6 +12,7 @@ from jaxflat.config import Config, Sweep, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.runs import checks, slots
 from jaxflat.runs.run import Point
+from jaxflat.storage.leased_folder import Folder
 
 
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
@@ -41,7 +42,7 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         except ValueError as error:
             raise InputError(str(error)) from error
     return [
-        Point(name, set_keys, point_config, workdir / name, *team_slot)
+        Point(name, set_keys, point_config, Folder(workdir / name), *team_slot)
         for (name, (set_keys, _)), point_config, team_slot in zip(
             resolved.items(), frozen, slots.assign_slots(frozen), strict=True
         )

@@ -8,23 +8,26 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import trajectory
 from jaxflat.runs.measurements import checkpoint_of, column_of, current_lines
 from jaxflat.runs.trajectory import Checkpoint
-from jaxflat.storage.files import read_lines, write_whole
+from jaxflat.storage.files import write_whole
+from jaxflat.storage.leased_folder import Folder
 
 
-@ranks.on_rank_0
-def write_results(workdir: Path) -> None:
+def write_results(folder: Folder) -> None:
     """Rebuild results.csv from the lines that every point measured under its present settings.
 
     One worker does this at a time; otherwise an older table could overwrite a newer one.
     """
-    path = workdir / "results.csv"
-    with acquire_lease(path):
-        write_whole(path, _table(workdir))
+    path = folder.path / "results.csv"
+
+    def write() -> None:
+        with acquire_lease(path) as lease:
+            write_whole(path, _table(folder.path), lease.assert_owned)
+
+    folder.on_rank_0(write)
 
 
 def _table(workdir: Path) -> str:
@@ -32,9 +35,9 @@ def _table(workdir: Path) -> str:
     swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
     rows: list[dict[str, Any]] = []
     for point in points:
-        directory = workdir / point["name"]
-        if (directory / "config.json").exists():
-            rows += _rows(point, directory, swept)
+        folder = Folder(workdir / point["name"])
+        if stored := folder.read_json("config.json"):
+            rows += _rows(point, folder, stored, swept)
     names = dict.fromkeys(name for row in rows for name in row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
@@ -43,14 +46,15 @@ def _table(workdir: Path) -> str:
     return buffer.getvalue()
 
 
-def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict[str, Any]]:
+def _rows(
+    point: dict[str, Any], folder: Folder, stored: dict[str, Any], swept: list[str]
+) -> list[dict[str, Any]]:
     """Return a point's rows of results.csv, one for each measured checkpoint."""
-    stored = json.loads((directory / "config.json").read_text())
     config = FrozenConfigDict(stored["config"])
     measured: dict[Checkpoint, dict[str, float]] = {}
     ends = {s.projected: s for s in trajectory.measured_checkpoints(config)}.values()
     for section, recorded in point["measured"].items():
-        for line in current_lines(directory, section, recorded):
+        for line in current_lines(folder, section, recorded):
             values = measured.setdefault(checkpoint_of(line), {})
             if column := column_of(line):
                 values[column] = line["mean"]
@@ -71,10 +75,10 @@ def _rows(point: dict[str, Any], directory: Path, swept: list[str]) -> list[dict
     ]
 
 
-def summary(directory: Path) -> str:
+def summary(folder: Folder) -> str:
     """Return a point's last excess loss and Hessian trace as a line of text."""
     parts = []
     for name, column in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
-        lines = [r for r in read_lines(directory / f"{name}.jsonl") if column_of(r) == column]
+        lines = [r for r in folder.read_lines(f"{name}.jsonl") if column_of(r) == column]
         parts += [f"{column} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
     return ", ".join(parts) or "done"

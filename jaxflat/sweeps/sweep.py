@@ -14,9 +14,10 @@ from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
 from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
-from jaxflat.runs.run import Point, is_done
+from jaxflat.runs.run import Done, Failed, HeldElsewhere, Point, is_done
 from jaxflat.runs.stages import STAGES
 from jaxflat.storage.files import DISK_FULL
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import workers
 from jaxflat.sweeps.points import expand, select
 from jaxflat.sweeps.results import summary, write_results
@@ -42,19 +43,19 @@ def run(
     is full. Raises LeaseLost if another worker took over a file or language that this suspended one
     was writing. After Preempted, OSError and LeaseLost, calling `run` again resumes the sweep.
     """
-    workdir = Path(workdir)
-    expanded = expand(config, points, workdir)
+    folder = Folder(Path(workdir))
+    expanded = expand(config, points, folder.path)
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
-    record_sweep(config, expanded, workdir)
+    record_sweep(config, expanded, folder)
     done = {point.name for point in chosen if is_done(point, stages)}
     with Display(len(chosen), done) as display:
         undone = (point.config.language for point in chosen if point.name not in done)
         for section in dict.fromkeys(undone):
-            _prepare(section, display)
+            folder.on_rank_0(_prepare, section, display)
         display.finish_preparations()
         failures = _run_or_wait(chosen, stages, display)
-    write_results(workdir)
+    write_results(folder)
     return failures
 
 
@@ -69,7 +70,6 @@ def _check_agreed(points: list[Point], stages: Sequence[str]) -> None:
         )
 
 
-@ranks.on_rank_0
 def _prepare(language: Config, display: Display) -> None:
     try:
         corpus.prepare_language(language, display)
@@ -81,21 +81,26 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point or wait until another worker has; return the reasons of failed points."""
-    point_leases = {point.name: leases.Lease(point.directory) for point in points}
-    outcomes: dict[str, workers.Done | workers.Failed] = {}
+    for point in points:  # `acquire` sees who acquires a lease from now on
+        point.folder.on_rank_0(point.folder.lease.is_available)
+    outcomes: dict[str, Done | Failed] = {}
     while left := [point for point in points if point.name not in outcomes]:
         num_ended = len(outcomes)
         for point in left:
             preemption.stop_if_requested()
             if "train" in stages:
                 team = [other for other in left if other.team == point.team]
-                workers.train_team(team, point_leases, display)
-            outcome = workers.run_if_free(point, point_leases[point.name], stages, display)
-            if isinstance(outcome, workers.HeldElsewhere):
+                workers.train_team(team, display)
+            outcome = workers.run_if_free(point, stages, display)
+            if isinstance(outcome, HeldElsewhere):
                 continue
             outcomes[point.name] = outcome
-            failed = isinstance(outcome, workers.Failed)
-            text = f"failed, {outcome.reason}" if failed else summary(point.directory)
+            failed = isinstance(outcome, Failed)
+            text = (
+                f"failed, {outcome.reason}"
+                if failed
+                else point.folder.on_rank_0(summary, point.folder)
+            )
             display.finish_point(point.name, text)
         if len(outcomes) == num_ended:
             display.print_wait(
@@ -104,7 +109,5 @@ def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -
             )
             time.sleep(leases.POLL)
     return {
-        name: outcome.reason
-        for name, outcome in outcomes.items()
-        if isinstance(outcome, workers.Failed)
+        name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)
     }

@@ -12,11 +12,11 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, validation
 from jaxflat.config.functions import is_function
 from jaxflat.config.validation import InputError
-from jaxflat.distributed import ranks
 from jaxflat.distributed.leases import acquire_lease
 from jaxflat.runs import stages
 from jaxflat.runs.run import TRAINING_KEYS, Point
 from jaxflat.storage.files import write_json
+from jaxflat.storage.leased_folder import Folder
 
 
 def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
@@ -32,18 +32,21 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
             validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
-@ranks.on_rank_0
-def record_sweep(config: Config, points: list[Point], workdir: Path) -> None:
+def record_sweep(config: Config, points: list[Point], folder: Folder) -> None:
     """Write or extend sweep.json: the training settings, and the points with their measurements.
 
     Raises InputError if the folder cannot be used or its sweep has other training settings.
     """
-    path = workdir / "sweep.json"
-    check_sweep(config, points, workdir)  # refuse before writing anything
-    with _unusable_as_input_error(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        with acquire_lease(path):
-            write_json(path, _extended_record(path, config, points))
+    path = folder.path / "sweep.json"
+
+    def record() -> None:
+        check_sweep(config, points, folder.path)  # refuse before writing anything
+        with _unusable_as_input_error(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with acquire_lease(path) as lease:
+                write_json(path, _extended_record(path, config, points), lease.assert_owned)
+
+    folder.on_rank_0(record)
 
 
 @contextmanager

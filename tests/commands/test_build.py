@@ -115,12 +115,12 @@ def test_a_failed_build_resumes_to_the_same_bytes(
 ):
     written, write_shard, lock = [], corpus.write_shard, threading.Lock()
 
-    def failing(path, layout, columns):
+    def failing(path, *arguments):
         with lock:
             if len(written) >= num_shards:
                 path.with_name(f".{path.name}").write_bytes(b"torn")
                 raise KeyboardInterrupt
-            write_shard(path, layout, columns)
+            write_shard(path, *arguments)
             written.append(path)
 
     monkeypatch.setattr(corpus, "write_shard", failing)
@@ -230,8 +230,8 @@ def test_a_signal_interrupts_it_and_the_same_command_resumes(
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     write_shard = corpus.write_shard
 
-    def interrupted(path, layout, columns):
-        write_shard(path, layout, columns)
+    def interrupted(*arguments):
+        write_shard(*arguments)
         if not preemption.stop_requested():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)

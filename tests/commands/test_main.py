@@ -10,6 +10,7 @@ import pytest
 from jaxflat import config as base_config
 from jaxflat import main
 from jaxflat.config import chain, loading, param, product, validation, zipped
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep_record
 
 CONFIG = "configs/model_size_sweep.py"
@@ -171,8 +172,8 @@ def test_an_older_sweep_continues_with_keys_without_effect(tmp_path, monkeypatch
     expanded = points.expand(config, [{}], tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(validation, "check_effects", lambda *_: None)
-        sweep_record.record_sweep(config, expanded, tmp_path)
-    sweep_record.record_sweep(config, expanded, tmp_path)
+        sweep_record.record_sweep(config, expanded, Folder(tmp_path))
+    sweep_record.record_sweep(config, expanded, Folder(tmp_path))
 
 
 SHIPPED = [
@@ -294,7 +295,7 @@ def test_a_repaired_grammar_file_is_a_line_each_once_for_all_points(config_file,
 
 def test_a_dry_run_refuses_the_same_input_as_a_run(tmp_path, capsys):
     config, listed = loading.load(f"{CONFIG}:smoke")
-    sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+    sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), Folder(tmp_path))
     changed = "--config.phases.pretrain.batch_size=16"
     assert main.main([GOOD, "--dry_run", changed, f"--workdir={tmp_path}"]) == 2
     assert "phases.pretrain.batch_size=" in capsys.readouterr().err
@@ -330,7 +331,7 @@ def test_optimizers_and_languages_that_no_point_uses_may_come_and_go(tmp_path):
     def record(**changed):
         config, listed = loading.load(f"{CONFIG}:smoke")
         config.update_from_flattened_dict(changed)
-        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), Folder(tmp_path))
 
     record()
     record(**{"phases.pretrain.optimizer.lion.b1": 0.5, "language.dyck.length": 6})
@@ -343,7 +344,7 @@ def test_keys_newer_than_a_record_had_their_defaults(tmp_path):
     def record(**changed):
         config, listed = loading.load(f"{CONFIG}:smoke")
         config.update_from_flattened_dict(changed)
-        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), tmp_path)
+        sweep_record.record_sweep(config, points.expand(config, listed, tmp_path), Folder(tmp_path))
 
     record()
     stored = json.loads((tmp_path / "sweep.json").read_text())

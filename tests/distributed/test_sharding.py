@@ -15,7 +15,7 @@ from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_flatness import sample_microbatches
-from jaxflat.storage import checkpoints
+from tests.support.folders import owned
 from tests.support.sweeps import tiny_config
 
 MESHES = ((1, 1), (2, 4))
@@ -92,13 +92,14 @@ def test_the_largest_dimension_that_divides_is_cut():
 
 def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
     trees = [state.params for _, state, _ in runs]
-    for number, tree in enumerate(trees):
-        checkpoints.save(tmp_path, number, tree)
-        for template in trees:
-            restored = checkpoints.restore(tmp_path, number, template)
-            jax.tree.map(np.testing.assert_array_equal, restored, tree)
-            alike = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, template)
-            assert all(jax.tree.leaves(alike))
+    with owned(tmp_path / "saved") as folder:
+        for number, tree in enumerate(trees):
+            folder.save(number, tree)
+            for template in trees:
+                restored = folder.restore(number, template)
+                jax.tree.map(np.testing.assert_array_equal, restored, tree)
+                alike = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, template)
+                assert all(jax.tree.leaves(alike))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxflat.storage import checkpoints, manifest
+from jaxflat.storage import manifest
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.storage.manifest import DamagedError
 from tests.support.damage import KINDS, files_of, flip
+from tests.support.folders import owned
 
 
 def tree(step):
@@ -27,34 +29,33 @@ def tree(step):
     }
 
 
-def assert_whole(directory, steps):
+def assert_whole(folder, steps):
     """Assert that exactly these steps exist and hold what was saved."""
-    assert checkpoints.steps(directory) == list(steps)
-    assert checkpoints.mark_damaged_steps(directory) == []
+    assert folder.steps() == list(steps)
+    assert folder.mark_damaged_steps() == []
     for step in steps:
-        jax.tree.map(
-            np.testing.assert_array_equal, checkpoints.restore(directory, step, tree(0)), tree(step)
-        )
+        jax.tree.map(np.testing.assert_array_equal, folder.restore(step, tree(0)), tree(step))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    for step in (1, 2):
-        checkpoints.save(directory, step, tree(step))
-    return directory
+    with owned(tmp_path_factory.mktemp("saved")) as folder:
+        for step in (1, 2):
+            folder.save(step, tree(step))
+        yield folder.path
 
 
 @pytest.fixture
 def copied(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "copied"))
+    with owned(Path(shutil.copytree(saved, tmp_path / "copied"))) as folder:
+        yield folder
 
 
 def test_the_manifest_lists_every_file_but_itself(saved):
     files = {path.relative_to(saved / "2").as_posix() for path in files_of(saved / "2")}
     assert len(files) > 10
     assert manifest._read(saved / "2").keys() == files - {"manifest.json"}
-    assert_whole(saved, [1, 2])
+    assert_whole(Folder(saved), [1, 2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,33 +64,34 @@ def test_damage_to_any_file_is_found_and_named(saved, tmp_path, kind):
     for number, file in enumerate(files_of(saved / "2")):
         directory = Path(shutil.copytree(saved, tmp_path / str(number)))
         name = kind(directory / file.relative_to(saved), chance)
-        with pytest.raises(DamagedError, match=re.escape(f"{directory}/2: ") + f".*{name}"):
-            checkpoints.restore(directory, 2, tree(0))
-        (line,) = checkpoints.mark_damaged_steps(directory)
-        assert name in line
-        assert line.endswith("; renamed to damaged-2")
-        assert (directory / "damaged-2").is_dir()
-        assert_whole(directory, [1])
+        with owned(directory) as folder:
+            with pytest.raises(DamagedError, match=re.escape(f"{directory}/2: ") + f".*{name}"):
+                folder.restore(2, tree(0))
+            (line,) = folder.mark_damaged_steps()
+            assert name in line
+            assert line.endswith("; renamed to damaged-2")
+            assert (directory / "damaged-2").is_dir()
+            assert_whole(folder, [1])
 
 
 def test_any_bit_that_flips_is_found(copied, chance):
-    files = [file for file in files_of(copied / "2") for _ in range(file.stat().st_size)]
+    files = [file for file in files_of(copied.path / "2") for _ in range(file.stat().st_size)]
     for _ in range(50):
         file = chance.choice(files)
         before = file.read_bytes()
         name = flip(file, chance)
         with pytest.raises(DamagedError, match=name):
-            checkpoints.verify(copied, 2)
+            copied.verify(2)
         file.write_bytes(before)
     assert_whole(copied, [1, 2])
 
 
 def test_a_newly_damaged_step_replaces_an_older_one(copied):
     for _ in range(2):
-        (copied / "2" / "_METADATA").unlink()
-        assert len(checkpoints.mark_damaged_steps(copied)) == 1
+        (copied.path / "2" / "_METADATA").unlink()
+        assert len(copied.mark_damaged_steps()) == 1
         assert_whole(copied, [1])
-        checkpoints.save(copied, 2, tree(2))
+        copied.save(2, tree(2))
     assert_whole(copied, [1, 2])
 
 
@@ -99,7 +101,7 @@ def test_a_bad_sector_is_damage(copied, monkeypatch):
 
     monkeypatch.setattr(manifest, "_describe", fail)
     with pytest.raises(DamagedError, match="_CHECKPOINT_METADATA cannot be read: Input/output"):
-        checkpoints.verify(copied, 2)
+        copied.verify(2)
 
 
 class Killed(BaseException):
@@ -140,18 +142,18 @@ def test_a_death_at_any_moment_of_a_save_leaves_whole_steps(copied, monkeypatch,
         with monkeypatch.context() as patched:
             die_at(patched, *MOMENTS[moment], number)
             try:
-                checkpoints.save(copied, 3, tree(3))
+                copied.save(3, tree(3))
                 break
             except Killed:
                 pass
-        found = checkpoints.steps(copied)
+        found = copied.steps()
         assert found in ([1, 2], [1, 2, 3])
         assert_whole(copied, found)
         if found == [1, 2, 3]:
-            checkpoints.delete(copied, 3)
+            copied.delete_step(3)
     assert number > 1  # it died before and after
     assert_whole(copied, [1, 2, 3])
-    assert {path.name for path in copied.iterdir()} == {"1", "2", "3"}
+    assert {path.name for path in copied.path.iterdir()} == {"1", "2", "3"}
 
 
 def test_a_save_that_fails_cleans_up_and_says_where(copied, monkeypatch):
@@ -159,31 +161,32 @@ def test_a_save_that_fails_cleans_up_and_says_where(copied, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=f"No space left on device: '{copied}/3'"):
-        checkpoints.save(copied, 3, tree(3))
-    assert {path.name for path in copied.iterdir()} == {"1", "2"}
+    with pytest.raises(OSError, match=f"No space left on device: '{copied.path}/3'"):
+        copied.save(3, tree(3))
+    assert {path.name for path in copied.path.iterdir()} == {"1", "2"}
     assert_whole(copied, [1, 2])
 
 
 def save_for_ever(directory):
-    for step in itertools.count(max(checkpoints.steps(directory), default=0) + 1):
-        checkpoints.save(directory, step, tree(step))
-        for old in checkpoints.steps(directory)[:-2]:
-            checkpoints.delete(directory, old)
+    with owned(directory) as folder:
+        for step in itertools.count(max(folder.steps(), default=0) + 1):
+            folder.save(step, tree(step))
+            for old in folder.steps()[:-2]:
+                folder.delete_step(old)
 
 
 @pytest.mark.slow
 def test_killed_while_it_saves(saved, tmp_path, chance):
     """Kill a process that saves, at a random moment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jaxflat.storage.checkpoints"])
+    context.set_forkserver_preload(["jaxflat.storage.leased_folder"])
     process = context.Process(target=save_for_ever, args=(tmp_path,))
     process.start()
-    while len(checkpoints.steps(tmp_path)) < 2:
+    while len(Folder(tmp_path).steps()) < 2:
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 0.5))
     process.kill()
     process.join()
-    found = checkpoints.steps(tmp_path)
+    found = Folder(tmp_path).steps()
     assert len(found) in (2, 3)
-    assert_whole(tmp_path, found)
+    assert_whole(Folder(tmp_path), found)

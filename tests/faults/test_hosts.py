@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxflat.storage import checkpoints
+from jaxflat.storage.leased_folder import Folder
 from tests.support.counts import in_full
 
 pytestmark = pytest.mark.slow
@@ -138,7 +138,7 @@ def alone(launch, folder):
 def begun(launch, workdir: Path) -> Processes:
     """Return two processes that have trained some steps of a run."""
     processes = launch(workdir, (4, 4), TRAIN)
-    while max(checkpoints.steps(workdir / "run" / "recovery"), default=0) < 4:
+    while max(Folder(workdir / "run" / "recovery").steps(), default=0) < 4:
         time.sleep(0.02)
     return processes
 
@@ -212,7 +212,7 @@ def test_a_team_is_trained_by_both(launch, folder, both):
 
 def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
     step = both[0] / "run" / "checkpoints" / "16"
-    checkpoints.verify(step.parent, 16)
+    Folder(step.parent).verify(16)
     named = json.loads((step / "manifest.json").read_text())["files"]
     for process in (0, 1):
         (file, *_) = (step / f"ocdbt.process_{process}" / "d").iterdir()
@@ -248,7 +248,7 @@ def test_when_one_is_told_to_stop_both_save_the_same_step(launch, folder, both, 
     processes = begun(launch, workdir)
     processes.started[told].send_signal(signal.SIGTERM)
     assert processes.codes() == [75, 75], [log.read_text() for log in processes.logs]
-    assert max(checkpoints.steps(workdir / "run" / "recovery")) < 16
+    assert max(Folder(workdir / "run" / "recovery").steps()) < 16
     assert_goes_on(launch, workdir, both[0])
 
 

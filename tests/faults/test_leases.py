@@ -21,9 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jaxflat.distributed import leases, preemption
 from jaxflat.distributed.leases import Lease, LeaseLost
-from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
-from jaxflat.storage.files import append_line, write_json
+from jaxflat.storage.leased_folder import Folder
 from tests.support.threads import call_concurrently
 
 NEVER = 3600.0
@@ -82,37 +81,48 @@ def test_one_observer_takes_over_a_silent_lease_and_fences_its_owner(target, sil
             lease.is_available()
         time.sleep(0.1)
         assert all([lease.is_available() for lease in observers])
-        leases.assert_owned()
+        old.assert_owned()
         assert len(acquire_all_at_once(observers)) == 1
         with pytest.raises(LeaseLost):
-            leases.assert_owned()
+            old.assert_owned()
     assert names(target) == ["2.free"]
 
 
 def test_an_owner_that_lost_its_lease_writes_nothing(target, silent, tmp_path):
-    other = Lease(target)
-    assert other.is_available()
-    with other.try_acquire():
-        checkpoints.save(target / "checkpoints", 3, {"x": jnp.ones(3)})
-        checkpoints.save(target / "checkpoints", 5, {"x": jnp.ones(3)})
-        append_line(target / "metrics.jsonl", {"step": 1})
-        write_json(target / "status.json", {"state": "running"})
+    folder = Folder(target)
+    checkpoints = folder / "checkpoints"
+    assert folder.lease.is_available()
+    with folder.lease.try_acquire():
+        folder.make()
+        checkpoints.save(3, {"x": jnp.ones(3)})
+        checkpoints.save(5, {"x": jnp.ones(3)})
+        folder.append_line("metrics.jsonl", {"step": 1})
+        folder.write_json("status.json", {"state": "running"})
         leases._rename(tmp_path / "locks/point/1", tmp_path / "locks/point/2")
         before = written(target)
         for write in (
-            lambda: append_line(target / "metrics.jsonl", {"step": 2}),
-            lambda: write_json(target / "status.json", {"state": "done"}),
-            lambda: Curve(target, 0),
-            lambda: checkpoints.save(target / "checkpoints", 5, {"x": jnp.zeros(3)}),
-            lambda: checkpoints.save(target / "checkpoints", 7, {"x": jnp.zeros(3)}),
-            lambda: checkpoints.delete(target / "checkpoints", 3),
-            lambda: checkpoints.mark_damaged(target / "checkpoints" / "3"),
+            folder.make,
+            lambda: folder.append_line("metrics.jsonl", {"step": 2}),
+            lambda: folder.truncate("metrics.jsonl", 0),
+            lambda: folder.write_json("status.json", {"state": "done"}),
+            lambda: folder.write_text("error.txt", "no"),
+            lambda: folder.write_lines("metrics.jsonl", []),
+            lambda: folder.add_lines("metrics.jsonl", [{"step": 2}]),
+            lambda: folder.delete("status.json"),
+            lambda: Curve(folder, 0),
+            lambda: checkpoints.save(5, {"x": jnp.zeros(3)}),
+            lambda: checkpoints.save(7, {"x": jnp.zeros(3)}),
+            lambda: checkpoints.copy(target / "checkpoints", 3),
+            lambda: checkpoints.delete_step(3),
+            lambda: (checkpoints / 3).mark_damaged(),
         ):
             with pytest.raises(LeaseLost, match="locks/point/1: another process"):
                 write()
         assert written(target) == before
     assert names(target) == ["2"]
-    append_line(target / "metrics.jsonl", {"step": 2})  # no lease guards it now
+    with pytest.raises(LeaseLost, match="locks/point: this process does not hold this lease"):
+        folder.append_line("metrics.jsonl", {"step": 2})
+    assert written(target) == before
 
 
 def test_heartbeats_keep_a_lease_beyond_its_expiry(target, monkeypatch):
@@ -120,12 +130,13 @@ def test_heartbeats_keep_a_lease_beyond_its_expiry(target, monkeypatch):
     monkeypatch.setattr(leases, "EXPIRY", 0.7)
     holder, observer = Lease(target), Lease(target)
     assert holder.is_available()
+    assert observer.is_available()
     with holder.try_acquire():
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             assert not observer.is_available()
             time.sleep(0.05)
-        leases.assert_owned()
+        holder.assert_owned()
     assert observer.is_available()
     assert observer.was_acquired()
     assert not Lease(target).was_acquired()
@@ -180,7 +191,7 @@ def test_a_torn_lease_expires_like_a_silent_one(target, silent):
             path.write_bytes(content)
             assert not observer.is_available()
             with pytest.raises(LeaseLost):
-                leases.assert_owned()
+                holder.assert_owned()
             time.sleep(0.06)
             assert observer.is_available()
 
@@ -198,7 +209,7 @@ def test_an_old_owner_does_not_overwrite_the_new_owners_file_through_a_cached_na
         time.sleep(0.2)
         assert path.read_text() == "the new holder's\n"
         with pytest.raises(LeaseLost):
-            leases.assert_owned()
+            holder.assert_owned()
 
 
 def test_hold_waits_for_its_turn(target, monkeypatch):
@@ -238,6 +249,7 @@ class Workers(RuleBasedStateMachine):
         leases.time = SimpleNamespace(monotonic=lambda: self.now)
         leases.HEARTBEAT = NEVER
         self.leases = [Lease(self.folder / "point") for _ in range(3)]
+        assert all([lease.is_available() for lease in self.leases])
         self.held = [ExitStack() for _ in self.leases]
         self.mine = [None] * 3
         self.looked = [None] * 3
@@ -257,7 +269,7 @@ class Workers(RuleBasedStateMachine):
         assert acquired == is_as_it_was
         if acquired:
             self.token += 1
-            self.mine[worker] = leases._owned[-1]
+            self.mine[worker] = self.leases[worker]._owned
         self.looked[worker] = None
 
     @rule(worker=st.integers(0, 2))
@@ -286,7 +298,7 @@ class Workers(RuleBasedStateMachine):
             stack.close()
         leases.time, leases.HEARTBEAT = self.originals
         shutil.rmtree(self.folder)
-        assert leases._owned == []
+        assert [lease._owned for lease in self.leases] == [None] * 3
 
 
 TestWorkers = Workers.TestCase

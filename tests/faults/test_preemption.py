@@ -20,7 +20,6 @@ from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate
 from jaxflat.runs import recovery, run, slots
 from jaxflat.runs.measurements import Measurement
-from jaxflat.storage.files import write_json
 from jaxflat.sweeps import points, sweep
 from tests.support.signals import COMPILED, signal_in, until_done
 from tests.support.sweeps import every_stage, tiny_config
@@ -50,8 +49,10 @@ def point(tmp_path):
     config.phases.drift.update({"steps": 2, "checkpoint_steps": (2,)})
     config.phases.drift.projection.checkpoint_steps = (2,)
     (point,) = points.expand(config, [{}], tmp_path)
-    point.directory.mkdir()
-    return point
+    assert point.folder.lease.is_available()
+    with point.folder.lease.try_acquire():
+        point.folder.make()
+        yield point
 
 
 # In process.
@@ -60,7 +61,7 @@ def point(tmp_path):
 def test_an_interrupted_measurement_resumes_after_its_last_part(point):
     made, signals = [], [signal.SIGTERM]
 
-    def measure(config, directory, checkpoint, measures, partial_results):
+    def measure(config, folder, checkpoint, measures, partial_results):
         def part(name):
             made.append((checkpoint, name))
             preemption._received.extend(signals)
@@ -77,16 +78,16 @@ def test_an_interrupted_measurement_resumes_after_its_last_part(point):
         return {"first": 1, "second": [2]}
 
     measurement = Measurement("flatness", "flatness", settings, measure)
-    path = point.directory / "flatness.jsonl"
-    update = partial(measurement.measure_missing, point.config, point.directory, Display(1))
+    path = point.folder.path / "flatness.jsonl"
+    update = partial(measurement.measure_missing, point.config, point.folder, Display(1))
     with pytest.raises(preemption.Preempted):
         update()
     assert not path.exists()
-    assert not measurement.is_done(point.config, point.directory)
+    assert not measurement.is_done(point.config, point.folder)
     assert until_done(update) == 3 * 6 - 1
-    assert measurement.is_done(point.config, point.directory)
+    assert measurement.is_done(point.config, point.folder)
     assert len(made) == len(set(made)) == 3 * 6
-    assert not leftovers(point.directory)
+    assert not leftovers(point.folder.path)
     lines = path.read_text()
     path.unlink()
     signals.clear()
@@ -96,18 +97,18 @@ def test_an_interrupted_measurement_resumes_after_its_last_part(point):
 
 
 def test_parts_measured_under_other_settings_are_dropped(point):
-    def measure(config, directory, checkpoint, measures, partial_results):
+    def measure(config, folder, checkpoint, measures, partial_results):
         value = jnp.float32(partial_results.value("one", lambda: 1.0))
         yield "accuracy", {"accuracy": Estimate(value, value, 2, "seeds")}
 
     measurement = Measurement("probes", "probes", lambda config: {"accuracy": 1}, measure)
     for digest, expected in (("another", 1.0), (measurement.digests(point.config), 2.0)):
         stored = {"settings": digest, "checkpoints/6": {"one": 2.0}}
-        write_json(point.directory / "probes.unfinished.json", stored)
-        measurement.measure_missing(point.config, point.directory, Display(1))
-        first = json.loads((point.directory / "probes.jsonl").read_text().splitlines()[0])
+        point.folder.write_json("probes.unfinished.json", stored)
+        measurement.measure_missing(point.config, point.folder, Display(1))
+        first = json.loads((point.folder.path / "probes.jsonl").read_text().splitlines()[0])
         assert (first["step"], first["mean"]) == (6, expected)
-        (point.directory / "probes.jsonl").unlink()
+        (point.folder.path / "probes.jsonl").unlink()
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def train(point):
 
 
 def steps_of(point) -> list[int]:
-    lines = (point.directory / "metrics.jsonl").read_bytes().splitlines()
+    lines = (point.folder.path / "metrics.jsonl").read_bytes().splitlines()
     return [json.loads(line)["step"] for line in lines]
 
 
@@ -139,8 +140,8 @@ def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     calls = signal_in(monkeypatch, [(slots, "run_calls")])
     assert until_done(partial(train, point)) == len(calls) == len(CURVE)
     assert steps_of(point) == CURVE
-    assert recovery.is_trained(point.config, point.directory)
-    assert not leftovers(point.directory)
+    assert recovery.is_trained(point.config, point.folder)
+    assert not leftovers(point.folder.path)
 
 
 @pytest.mark.parametrize("lost", ["lines", "state"])
@@ -154,10 +155,10 @@ def test_an_anneal_of_which_something_is_lost_is_trained_again(
             train(point)
     assert steps_of(point) == CURVE[:3]
     if lost == "lines":
-        curve = point.directory / "metrics.jsonl"
+        curve = point.folder.path / "metrics.jsonl"
         curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:2]))
     else:
-        (point.directory / "aside/checkpoints/6/_METADATA").write_bytes(b"")
+        (point.folder.path / "aside/checkpoints/6/_METADATA").write_bytes(b"")
     calls = signal_in(monkeypatch, [(slots, "run_calls")], every=0)
     preemption._received.clear()
     train(point)
@@ -234,7 +235,7 @@ PLACES = {
     "jaxflat.sweeps.sweep": 1,
     "jaxflat.training.step:train_step": 1,
     "jaxflat.runs.slots:run_calls": 11,
-    "jaxflat.storage.checkpoints:save": 5,
+    "jaxflat.storage.leased_folder:Folder.save": 5,
     "jaxflat.runs.measure_loss:_log_probs": 3,
     "jaxflat.runs.measure_flatness:sample_microbatches": 12,
     "jaxflat.runs.measure_probes:_featurize": 3,

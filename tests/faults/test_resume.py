@@ -9,8 +9,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.runs import builders, slots, trajectory
-from jaxflat.storage import checkpoints
 from tests.support.counts import FULL
+from tests.support.folders import owned
 
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
@@ -54,8 +54,8 @@ def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
                 for slot, state in states.items()
             }
             for slot, outcome in slots.run_calls(calls).items():
-                folder = tmp_path / f"{len(stops)}_{slot}"
-                checkpoints.save(folder, stop, outcome.state)
-                states[slot] = checkpoints.restore(folder, stop, outcome.state)
+                with owned(tmp_path / f"{len(stops)}_{slot}") as folder:
+                    folder.save(stop, outcome.state)
+                    states[slot] = folder.restore(stop, outcome.state)
         finals.append(states)
     jax.tree.map(np.testing.assert_array_equal, *finals)

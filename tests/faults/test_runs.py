@@ -15,7 +15,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import preemption
 from jaxflat.measure import __main__ as measure
 from jaxflat.runs import recovery
-from jaxflat.storage import checkpoints
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from tests.support.damage import KINDS, files_of
 from tests.support.images import TRAIN, config, run, take_images, warnings_in
@@ -85,7 +85,7 @@ def test_whatever_is_damaged_at_whatever_moment_the_run_ends_the_same(
     image = chance.choice(unfinished)
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
     recovery = workdir / "run" / "recovery"
-    *before, newest = checkpoints.steps(recovery)
+    *before, newest = Folder(recovery).steps()
     others = [recovery / str(step) for step in before]
     others += [*workdir.glob("run/checkpoints/*"), *workdir.glob("run/projected/*")]
     hit = [recovery / str(newest), *chance.sample(others, chance.randrange(len(others) // 2 + 1))]
@@ -181,7 +181,7 @@ def test_measuring_alone_trains_nothing(copied, capsys):
     reason = sweep.run(config(), [{}], copied, stages=("flatness",))["run"]
     assert "checkpoints/7: d/" in reason
     assert reason.endswith("is missing")
-    assert checkpoints.steps(copied / "run" / "checkpoints") == [7, 14, 16]
+    assert Folder(copied / "run" / "checkpoints").steps() == [7, 14, 16]
     assert "damaged" not in capsys.readouterr().err
 
 
@@ -189,11 +189,11 @@ def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, t
     """In an old folder, too."""
     image = next(path for path in undisturbed[1] if (path / "run/recovery/14").exists())
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
-    assert checkpoints.steps(workdir / "run" / "recovery") == [10, 14]
+    assert Folder(workdir / "run" / "recovery").steps() == [10, 14]
     keeps = config()
     keeps.training.keep = 1
     assert sweep.run(keeps, [{}], workdir, stages=TRAIN) == {}
-    assert checkpoints.steps(workdir / "run" / "recovery") == [16]
+    assert Folder(workdir / "run" / "recovery").steps() == [16]
     assert contents(workdir) == expected[0]
 
 

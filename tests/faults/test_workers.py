@@ -19,9 +19,11 @@ from jaxflat.distributed import leases
 from jaxflat.runs import checks, corpus, shared_prefixes
 from jaxflat.runs.trajectory import phases
 from jaxflat.storage.files import read_lines
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep, sweep_record
 from tests.support import worker as worker_module
 from tests.support.counts import in_full
+from tests.support.folders import owned
 from tests.support.sweeps import tiny_config
 from tests.support.threads import call_concurrently
 from tests.support.worker import PATIENCE, Settings, Worker, holders
@@ -213,7 +215,7 @@ def test_a_sweep_that_several_extend_at_once_has_all_their_points(tmp_path, monk
     parts = [points.expand(config, param("seed", [seed]), tmp_path) for seed in range(3)]
 
     def record(part):
-        sweep_record.record_sweep(config, part, tmp_path)
+        sweep_record.record_sweep(config, part, Folder(tmp_path))
 
     call_concurrently([lambda part=part: record(part) for part in [*parts, *parts]])
     recorded = json.loads((tmp_path / "sweep.json").read_text())["points"]
@@ -225,14 +227,17 @@ def test_one_of_several_leaves_the_shared_prefix_that_they_trained(tmp_path, mon
     both_copied = threading.Barrier(2)
 
     def copy(source, target):
-        (target / "metrics.jsonl").write_text("the same in both")
+        target.write_text("metrics.jsonl", "the same in both")
         both_copied.wait(30)
 
     monkeypatch.setattr(shared_prefixes, "_copy_run", copy)
     first, _ = phases(config)
-    call_concurrently(
-        [lambda name=name: shared_prefixes.save(config, tmp_path / name, first) for name in "ab"]
-    )
+
+    def keep(name):
+        with owned(tmp_path / name) as folder:
+            shared_prefixes.save(config, folder, first)
+
+    call_concurrently([lambda name=name: keep(name) for name in "ab"])
     (kept,) = (tmp_path / "trunks").iterdir()
     assert [path.name for path in kept.iterdir()] == ["metrics.jsonl"]
 

@@ -18,6 +18,7 @@ from jaxflat.runs.measure_probes import settings as settings_of
 from jaxflat.runs.measurements import PartialResults
 from jaxflat.runs.probe_sets import probe_sets
 from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage.leased_folder import Folder
 from tests.support.sweeps import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
     config = untrained(name="lookup_table")
     measures = list(settings_of(config))
     assert measures == ["linear_probe", "belief_state"]
-    found = dict(measure(config, Path("unused"), Checkpoint(0), measures, PartialResults()))
+    found = dict(measure(config, Folder(Path("unused")), Checkpoint(0), measures, PartialResults()))
     assert list(found["belief_state"]) == ["belief_state/state_2"]
 
 

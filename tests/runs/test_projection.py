@@ -16,7 +16,6 @@ from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, slots, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.trajectory import Checkpoint
-from jaxflat.storage import checkpoints
 from jaxflat.sweeps import points, sweep
 from jaxflat.training.optimizers import Schedule
 from tests.support.sweeps import tiny_config
@@ -52,8 +51,8 @@ def test_a_projection_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arm
     drift = trajectory.phases(config)[1]
     template = builders.init_params(config)
     start, projected = (
-        jax.device_get(checkpoints.restore(point.directory / folder, 16, template))
-        for folder in ("checkpoints", "projected")
+        jax.device_get((point.folder / name).restore(16, template))
+        for name in ("checkpoints", "projected")
     )
     # By hand: what the pretrain phase does with AdamW, from a fresh state, one step a call.
     settings = config.phases.pretrain
@@ -103,7 +102,7 @@ def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeyp
     for place, point in enumerate(points.expand(arms_config(), ARMS, tmp_path)):
         assert sweep.run(arms_config(), ARMS, tmp_path, selection=str(place)) == {}
         shutil.rmtree(tmp_path / "trunks")
-        assert point.directory.is_dir()
+        assert point.folder.path.is_dir()
     assert_same(arms, tmp_path)
     trained = phases_of_calls(monkeypatch)
     more = product(param("seed", [0]), param("phases.drift.steps", [8]))

@@ -15,8 +15,8 @@ from jaxflat.config import chain, param, product
 from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption
 from jaxflat.runs import builders, shared_prefixes, slots, trajectory
-from jaxflat.storage import checkpoints
 from jaxflat.storage.curve import Curve
+from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep, workers
 from tests.support.signals import signal_in, until_done
 from tests.support.sweeps import tiny_config
@@ -107,32 +107,29 @@ def test_one_that_is_not_finite_leaves_the_others_as_they_are(team, tmp_path):
     (reason,) = failures.values()
     assert "not finite in phase drift, by step 12; last checkpoint before: 10" in reason
     bad = points.expand(config_of(SLOTS), with_bad, tmp_path)[2]
-    assert json.loads((bad.directory / "status.json").read_text())["state"] == "failed"
-    assert "FloatingPointError" in (bad.directory / "error.txt").read_text()
+    assert json.loads((bad.folder.path / "status.json").read_text())["state"] == "failed"
+    assert "FloatingPointError" in (bad.folder.path / "error.txt").read_text()
     for path, content in contents(team).items():
         if path.endswith(".jsonl"):
             assert contents(tmp_path)[path] == content
     assert {line["phase"] for line in curves(tmp_path)[bad.name]} == {"pretrain"}
 
 
-def leases_of(expanded) -> dict[str, leases.Lease]:
-    return {point.name: leases.Lease(point.directory) for point in expanded}
-
-
 def test_what_another_worker_has_is_left_to_it(team, tmp_path, capsys):
     expanded = points.expand(config_of(SLOTS), chain(SWEEP, [{"seed": 2}]), tmp_path)
-    ours, theirs = leases_of(expanded), leases_of(expanded)
+    theirs = {point.name: leases.Lease(point.folder.path) for point in expanded}
     with Display(1) as display, ExitStack() as held:
+        assert theirs[expanded[2].name].is_available()
         assert held.enter_context(theirs[expanded[2].name].try_acquire())
-        workers.train_team(expanded, ours, display)
+        workers.train_team(expanded, display)
         assert "training 2 points in one program of 3 slots: " in capsys.readouterr().out
         for point in expanded[:2]:
-            shutil.rmtree(point.directory / "recovery")
+            shutil.rmtree(point.folder.path / "recovery")
             assert theirs[point.name].is_available()
             assert held.enter_context(theirs[point.name].try_acquire())
-        workers.train_team(expanded, ours, display)
+        workers.train_team(expanded, display)
     assert "training" not in capsys.readouterr().out
-    assert not (expanded[2].directory / "metrics.jsonl").exists()
+    assert not (expanded[2].folder.path / "metrics.jsonl").exists()
     for name, lines in curves(team).items():
         assert curves(tmp_path)[name] == lines
 
@@ -151,7 +148,7 @@ def test_a_team_that_slept_through_a_takeover_writes_nothing_more(tmp_path, monk
 
     monkeypatch.setattr(slots, "run_calls", sleep_in_the_second_call)
     with Display(1) as display:
-        workers.train_team(expanded, leases_of(expanded), display)
+        workers.train_team(expanded, display)
     assert "taken over by other workers while this one was suspended" in capsys.readouterr().out
     assert numbers == [2, 2]
     assert [len(lines) for lines in curves(tmp_path).values()] == [1, 1]
@@ -178,7 +175,7 @@ def test_a_signal_in_a_call_is_seen_when_the_call_ends(tmp_path, monkeypatch):
         yield call._replace(save=lambda: saved.append(True))
 
     with pytest.raises(preemption.Preempted):
-        slots.train_together({0: training()}, pytest.fail)
+        slots.train_together({0: training()}, pytest.fail, [])
     assert saved == [True]
 
 
@@ -199,12 +196,7 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
 
         return wrapper
 
-    places = [
-        (slots, "run_calls"),
-        (checkpoints, "save"),
-        (Curve, "add"),
-        (shared_prefixes, "save"),
-    ]
+    places = [(slots, "run_calls"), (Folder, "save"), (Curve, "add"), (shared_prefixes, "save")]
     for module, name in places:
         monkeypatch.setattr(module, name, or_die(getattr(module, name)))
     while True:
@@ -212,7 +204,7 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
             run(tmp_path)
         except Killed:
             deaths += 1
-            steps = [checkpoints.steps(p / "recovery") for p in tmp_path.glob("*seed=*")]
+            steps = [Folder(p / "recovery").steps() for p in tmp_path.glob("*seed=*")]
             uneven += steps[0] != steps[-1]
             continue
         break

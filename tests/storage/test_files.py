@@ -44,10 +44,10 @@ def test_a_block_that_fails_replaces_nothing(tmp_path):
 
 
 def test_an_append_that_fails_leaves_no_part_of_the_line(tmp_path, monkeypatch):
-    files.append_line(tmp_path / "lines", {"step": 1})
+    files.append(tmp_path / "lines", b'{"step": 1}\n')
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/lines'"):
-            files.append_line(tmp_path / "lines", {"step": 2})
-    files.append_line(tmp_path / "lines", {"step": 3})
+            files.append(tmp_path / "lines", b'{"step": 2}\n')
+    files.append(tmp_path / "lines", b'{"step": 3}\n')
     assert list(files.read_lines(tmp_path / "lines")) == [{"step": 1}, {"step": 3}]

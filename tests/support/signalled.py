@@ -1,7 +1,7 @@
 """A command that gets a signal at a known moment: signalled WHERE NUMBER SIGNAL MODULE ...
 
-WHERE: "module:function", whose NUMBER-th call begins with the signal, or "module", whose import
-does. MODULE and what follows: a command, run as by python -m.
+WHERE: "module:function" or "module:Class.method", whose NUMBER-th call begins with the signal, or
+"module", whose import does. MODULE and what follows: a command, run as by python -m.
 """
 
 import importlib
@@ -42,7 +42,11 @@ def main(where, number, name, *command):
 
     module, _, function = where.partition(":")
     if function:
-        at_call(importlib.import_module(module), function, int(number), send)
+        owner = importlib.import_module(module)
+        *owners, function = function.split(".")
+        for attribute in owners:
+            owner = getattr(owner, attribute)
+        at_call(owner, function, int(number), send)
     else:
         sys.meta_path.insert(0, AtImport(module, send))
     sys.argv = list(command)

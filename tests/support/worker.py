@@ -48,7 +48,7 @@ def get_sweep(num_points=None):
 def work(workdir: Path, log: Path, settings: Settings) -> None:
     """Run the command, and exit with its code; what it prints goes to `log`."""
 
-    def measure(config, directory, checkpoint, measures, partial_results):
+    def measure(config, folder, checkpoint, measures, partial_results):
         time.sleep(settings.measuring)
         rate = config.phases.drift.schedule.learning_rate
         if rate == DIVERGES:
