@@ -1,4 +1,4 @@
-"""Compiled programs, cached on disk from one run to the next."""
+"""Cache compiled XLA programs on disk, so that the next run does not compile them again."""
 
 import hashlib
 import os

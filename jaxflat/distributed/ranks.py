@@ -1,11 +1,12 @@
-"""The processes of one run, numbered by rank: how they start, agree, and end together.
+"""One run in several processes: how they find each other, exchange values, and end together.
 
 Each process uses the devices of its host, and all do the same work in the same order. Only rank 0
 reads and writes files: the others get what it reads, and the errors that its writes raise. The rank
-is global, because a process has one rank, in one run, until it exits.
+is a global variable, because a process has one rank, in one run, until it exits.
 
-The processes exchange values through JAX's coordination service. A message over the devices would
-not do: if one process sends it alone, the others take it for a part of their next computation.
+The processes exchange values through JAX's coordination service, not over the devices. If one
+process sent a message over the devices alone, the others would take it for a part of their next
+computation.
 """
 
 import functools
@@ -119,7 +120,7 @@ def on_rank_0(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def all_ranks_failed() -> bool:
-    """Say whether every rank has failed too, each calling this after its own failure.
+    """Say whether every rank has failed; each calls this after its own failure.
 
     If not, this process should exit: the others wait for it, notice its death, and exit too.
     """
@@ -147,7 +148,7 @@ def _run_on_rank_0(function: Callable[[], Any]) -> tuple[Any, BaseException | No
 
 
 def _describe_cluster() -> tuple[str | None, int | None, int | None]:
-    """Return (address of rank 0, number of processes, this rank); None each without a cluster."""
+    """Return (address of rank 0, number of processes, this rank); all None without a cluster."""
     address = os.environ.get(VARIABLES[0])
     num_processes, process = _read_number(VARIABLES[1]), _read_number(VARIABLES[2])
     found = address, num_processes, process

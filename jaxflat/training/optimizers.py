@@ -1,4 +1,4 @@
-"""Optimizers with learning rate 1, and the schedule of the learning rate."""
+"""Optimizers and learning-rate schedules; optimizers have rate 1, the schedule scales them."""
 
 import inspect
 from collections.abc import Callable, Mapping
