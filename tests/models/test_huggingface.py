@@ -1,4 +1,4 @@
-"""Checkpoints of others: the same logits as theirs, and one line for whatever is damaged."""
+"""GPT-2, OPT and BERT checkpoints: the reference's logits, and one line for any damage."""
 
 import json
 import math

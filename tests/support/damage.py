@@ -1,4 +1,4 @@
-"""Ways in which a file of a folder goes wrong. Each returns the name of what is wrong then."""
+"""Ways in which a file of a folder goes wrong. Each returns a phrase that describes the damage."""
 
 from pathlib import Path
 
