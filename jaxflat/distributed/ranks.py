@@ -84,17 +84,23 @@ def is_rank_0() -> bool:
 def all_gather(value: T, name: str, timeout: int = FOREVER) -> list[T]:
     """Return the values of all ranks, in order, once all have called this with the same name.
 
-    Raises RuntimeError if a rank has not called it within `timeout` milliseconds, or is dead.
+    Raises RuntimeError if a rank has not called it within `timeout` milliseconds, is dead, or has
+    called it with another name: the ranks are no longer at the same place of the program.
     """
     if _num_ranks == 1 or _inside_rank_0:
         return [value]
     client, number = coordination_client(), next(_exchanges)
-    client.key_value_set_bytes(f"jaxflat/{number}/{_rank:06}", pickle.dumps(value))
-    client.wait_at_barrier(f"jaxflat/{number}/{name}", timeout)
+    client.key_value_set_bytes(f"jaxflat/{number}/{_rank:06}", pickle.dumps((name, value)))
+    client.wait_at_barrier(f"jaxflat/{number}", timeout)
     if number:  # all ranks have read the values of the exchange before
         client.key_value_delete(f"jaxflat/{number - 1}/{_rank:06}")
-    values = client.key_value_dir_get_bytes(f"jaxflat/{number}/")
-    return [pickle.loads(text) for _, text in sorted(values)]
+    sent = [
+        pickle.loads(text)
+        for _, text in sorted(client.key_value_dir_get_bytes(f"jaxflat/{number}/"))
+    ]
+    if len({other for other, _ in sent}) > 1:
+        raise RuntimeError(f"the ranks have diverged: they exchange {[other for other, _ in sent]}")
+    return [value for _, value in sent]
 
 
 def on_rank_0(function: Callable[P, T]) -> Callable[P, T]:

@@ -152,7 +152,7 @@ class Folder:
         """
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         with self._publishing(step, num_bytes) as unfinished:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save(unfinished.absolute(), tree)
             parts = ranks.all_gather(manifest.describe_files(unfinished, ranks.rank()), "manifest")
             entries = {name: file for part in parts for name, file in part.items()}
@@ -166,7 +166,7 @@ class Folder:
         """
         path = self.path.absolute() / str(step)
         self.verify(step)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError(f"{path}: the folder holds no arrays")
@@ -270,6 +270,20 @@ class Folder:
             target.rename(old)
         new.rename(target)
         files.fsync(self.path)
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Return orbax's checkpointer; its processes meet at the coordination service.
+
+    By default they meet in a collective over the devices, which orbax starts from its own threads.
+    Processes that start two collectives in different orders wait for each other forever.
+    """
+    num_ranks = jax.process_count()
+    options = ocp.options.MultiprocessingOptions(
+        active_processes=set(range(num_ranks)) if num_ranks > 1 else None,
+        barrier_sync_key_prefix="jaxflat",
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _entry_name(entry: Any) -> Any:

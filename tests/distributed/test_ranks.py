@@ -1,5 +1,6 @@
 """The processes of a run: descriptions of a cluster, work of rank 0, the private names of JAX."""
 
+import pickle
 import subprocess
 import sys
 
@@ -70,3 +71,29 @@ def test_a_single_process_calls_functions_of_rank_0_directly():
     assert ranks.all_gather("x", "name") == ["x"]
     with pytest.raises(ZeroDivisionError):
         divide(1, 0)
+
+
+class OtherRank:
+    """A coordination service at which rank 1 has called `all_gather("theirs", name)`."""
+
+    def __init__(self, name: str):
+        self.sent = {}
+        self.name = name
+
+    def key_value_set_bytes(self, key, text):
+        self.sent[key] = text
+
+    def wait_at_barrier(self, name, timeout):
+        self.sent[f"{name}/000001"] = pickle.dumps((self.name, "theirs"))
+
+    def key_value_dir_get_bytes(self, folder):
+        return [(key, text) for key, text in self.sent.items() if key.startswith(folder)]
+
+
+def test_ranks_at_different_places_of_the_program_get_an_error(monkeypatch):
+    monkeypatch.setattr(ranks, "_num_ranks", 2)
+    monkeypatch.setattr(ranks, "_exchanges", iter((0, 0)))
+    monkeypatch.setattr(ranks, "coordination_client", lambda: OtherRank("manifest"))
+    assert ranks.all_gather("ours", "manifest") == ["ours", "theirs"]
+    with pytest.raises(RuntimeError, match=r"diverged: they exchange \['round', 'manifest'\]"):
+        ranks.all_gather("ours", "round")
