@@ -1,4 +1,4 @@
-"""A user's function as a choice in a config: its settings, its identity, and what is refused."""
+"""A user's function as a choice in a config: its settings, its identity, and its refusals."""
 
 import functools
 import json

@@ -231,7 +231,7 @@ def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reaso
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     message = refusal(folder)
     assert reason in message
-    # What the weights deny is told of their file, the rest of the config's.
+    # The message names the weights' file if a tensor is at fault, otherwise config.json.
     file = "model.safetensors" if "tensor " in message else "config.json"
     assert message.startswith(f"{file}: ")
 

@@ -104,7 +104,7 @@ class Worker:
 
 
 def holders(workdir: Path) -> dict[str, int]:
-    """Return who has which point, by the number of its process."""
+    """Return the process number of the owner of each point that has one."""
     found = {}
     for path in workdir.glob("locks/*=*/*"):
         try:
