@@ -84,8 +84,8 @@ def is_rank_0() -> bool:
 def all_gather(value: T, name: str, timeout: int = FOREVER) -> list[T]:
     """Return the values of all ranks, in order, once all have called this with the same name.
 
-    Raises RuntimeError if a rank has not called it within `timeout` milliseconds, is dead, or has
-    called it with another name: the ranks are no longer at the same place of the program.
+    Raises RuntimeError if a rank is dead, or has not called it within `timeout` milliseconds. Also
+    raises it if a rank has called it with another name, so is at another place of the program.
     """
     if _num_ranks == 1 or _inside_rank_0:
         return [value]

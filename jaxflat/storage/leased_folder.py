@@ -162,7 +162,7 @@ class Folder:
         """Return the tree of a step, with the structure and placement of `template`.
 
         Raises ValueError that names a folder without a checkpoint, a damaged file, or a leaf whose
-        shape or dtype differs from the template's: orbax would cast it silently.
+        shape or dtype differs from the template's. (Orbax would cast it silently.)
         """
         path = self.path.absolute() / str(step)
         self.verify(step)
