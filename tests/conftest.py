@@ -20,8 +20,8 @@ if jaxlib.version.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)  # a pod that runs tests is no cluster
-# What one test compiled all workers and processes read, in this run and in the next. JAX warns
-# where it reads a file that is half written, as after a kill, and compiles (see pyproject.toml).
+# All test workers and processes share one cache of compiled programs, also with the next run. If a
+# file is half written, for example after a kill, JAX warns and compiles (see pyproject.toml).
 os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{Path(__file__).parents[1]}/.pytest_cache/programs"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
@@ -36,6 +36,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True, scope="module")
 def no_more_compiled_code_than_one_module_needs():
-    """Every compiled function takes memory maps, of which Linux lets a process have 65,530."""
+    """Every compiled function takes memory maps, and Linux allows a process 65,530 of them."""
     yield
     jax.clear_caches()

@@ -18,10 +18,10 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
+# Said once beside a result on sizes; the page explains it in "How to read the traces".
 PARAMETRISATION = (
-    "The embedded trace is taken in one parametrisation, which is a choice: rescaling the "
-    "weights without changing the function changes the trace, and can change which of two models "
-    "is the flatter."
+    "The embedded trace is taken in one parametrisation, which is a choice that can change which "
+    "of two models is the flatter."
 )
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.statistics.intervals import Interval
 
 SUPPORTED, CONTRADICTED, UNDECIDED, NONE = "supported", "contradicted", "undecided", "no verdict"
@@ -17,7 +16,7 @@ RULES = (
     "'At matched excess loss' uses only pairs whose losses are equivalent (two one-sided tests at "
     "the main margin). If there is no such pair, no interval or no measurement, there is 'no "
     "verdict', and the reason is given instead.",
-    f"'Flatter' refers to the embedded measure. {PARAMETRISATION}",
+    "'Flatter' refers to the embedded measure (see 'How to read the traces').",
     "Every statistic is one number per seed, averaged over seeds, with Student's t interval. The "
     "claims are not corrected for their number.",
 )

@@ -1,4 +1,4 @@
-"""Every key of a config; languages, optimizers and curvature declare theirs in other files."""
+"""Every config key with its default; languages, optimizers and flatness have their own files."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -92,21 +92,22 @@ def phase_keys() -> dict[str, Any]:
             # The last steps of the phase, during which the learning rate decays linearly to 0.
             "decay_steps": Bounded(0, least=0),
         },
-        # Subtract `strength` times the label variance that a ridge head cannot explain, on
-        # separate sentences: representations that predict words and hide labels.
+        # Subtract `strength` times the share of the labels' variance that a ridge regression on
+        # the representations leaves unexplained, on separate sentences. So representations learn
+        # to predict words and to hide labels.
         "adversary": {
             "strength": Bounded(0.0, least=0),  # 0: no adversary
             "labeling": Bounded("map", choices=LABELINGS),  # as under `probes`
-            # Sentences that fit the head in each step; as many others judge it.
+            # Sentences that fit the regression in each step; as many others evaluate it.
             "num_sentences": Bounded(512, least=2),
-            "l2": 1e-3,  # penalty of the head's ridge regression, relative to the features' scale
+            "l2": 1e-3,  # penalty of the ridge regression, relative to the features' scale
         },
-        # Measured checkpoints branch off the phase at these steps. Each is annealed: trained for
-        # anneal_steps more, while the learning rate decays linearly to 0.
+        # At these steps of the phase a copy of the model branches off to be measured. It is
+        # annealed: trained for anneal_steps more, while the learning rate decays linearly to 0.
         "checkpoint_steps": Bounded((2000,), may_be_empty=True),
         "anneal_steps": Bounded(500, least=0),
-        # Projections: copies of these checkpoints, also measured, are trained `steps` more by
-        # AdamW on exact targets, while the learning rate decays linearly to 0.
+        # Projections: copies of these checkpoints are trained `steps` more by AdamW on exact
+        # targets, while the learning rate decays linearly to 0, and are measured too.
         "projection": {
             "checkpoint_steps": Bounded((), may_be_empty=True),
             "steps": 500,
@@ -119,8 +120,9 @@ def phase_keys() -> dict[str, Any]:
 def probes() -> dict[str, Any]:
     """Return the keys of downstream measurements."""
     return {
-        # map: argmax of the posterior; latent: the true hidden variable; official (grammars): as
-        # the paper's code labels. The tasks of language `generated` have given labels instead.
+        # map: the most probable hidden symbol given the words; latent: the true one; official
+        # (grammars): the labels of the paper's code. The tasks of the language `generated` have
+        # given labels instead.
         "labelings": Bounded(("map", "latent"), choices=LABELINGS),
         "shots": (200, 4000),  # training sentences
         # How the representations of a sentence's tokens become one vector.

@@ -1,4 +1,4 @@
-"""The keys of the flatness measurements."""
+"""The config keys of flatness: which measures, on how many sentences, how precisely."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MEASURES = (
 
 
 def flatness() -> dict[str, Any]:
-    """Return the keys of the curvature measurements, with their bounds."""
+    """Return the keys of the flatness measurements, with their bounds."""
     return {
         "measures": Bounded(("hessian_trace", "fisher_trace"), choices=MEASURES),
         # The labels of the Hessian's loss: exact conditionals, the model's own distribution, or

@@ -1,10 +1,11 @@
-"""A user's own function as a choice in a config: a model, an optimizer, a language, a measure, ...
+"""Use your own function in a config: as a model, an optimizer, a language, a measure, ...
 
     config.model.convolution = custom(Convolution, kernel_size=5)
     config.model.name = "convolution"
 
-A function takes its arguments by name: those of `GIVEN` that it has, and its settings, which are
-its other parameters with a default. It is identified by its name and a digest of its source.
+A function takes its arguments by name. jaxflat passes the arguments in `GIVEN` that the function
+has. Its other parameters, which need a default, are its settings. A function is identified by its
+name and a digest of its source.
 """
 
 import ast
@@ -156,7 +157,7 @@ def takes(section: Config, name: str) -> bool:
 
 
 def call(section: Config, **given: Any) -> Any:
-    """Call the function of a section with its settings, and with those of `given` that it takes."""
+    """Call the function of a section with its settings, and with the `given` arguments it has."""
     settings = {name: value for name, value in section.items() if name != "function"}
     taken = {name: value for name, value in given.items() if takes(section, name)}
     return section["function"].function(**settings, **taken)

@@ -1,4 +1,4 @@
-"""The keys of the languages that models are trained on."""
+"""The config keys of the languages that models are trained on."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Make the config and the points of a sweep from the command line."""
+"""Load a config file and apply the --config flags; return the config and its sweep."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""The keys of the optimizers: one section per optimizer, under its name."""
+"""The config keys of the optimizers: one section per optimizer, under its name."""
 
 import inspect
 from typing import Any

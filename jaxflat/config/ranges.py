@@ -1,4 +1,4 @@
-"""How a key declares its default and its bounds, and the check of a value against them.
+"""Declare a config key's default and bounds, and check a value against them.
 
 A plain default declares a number above 0 (below 2^32 if whole), any text, or a tuple with at least
 one item. `Bounded` declares other bounds.

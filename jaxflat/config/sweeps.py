@@ -1,4 +1,4 @@
-"""Scales, and functions that combine values of keys into the points of a sweep."""
+"""Combine values of config keys into a sweep: product, zipped, chain; and the scales' names."""
 
 import itertools
 from collections.abc import Iterable

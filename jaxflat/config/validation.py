@@ -1,4 +1,4 @@
-"""Input checks before any work starts: each error is one line that names the key."""
+"""Check a config before any work starts: each error is one line that names the key."""
 
 import difflib
 import os
@@ -90,9 +90,9 @@ def _check_phases(config: Config) -> None:
 def check_effects(config: Config, points: Sequence[tuple[Mapping[str, Any], Config]]) -> None:
     """Raise InputError if a key of a sweep has no effect and another value than its default.
 
-    config: what the points share; its keys need an effect on one point. points: the keys that each
-    sets itself, and its resolved config. If a point sets the choice that leaves another of its keys
-    without effect, that key is refused too.
+    config: the keys that all points share; each needs an effect on one point. points: for each
+    point, the keys that it sets itself, and its resolved config. If a point sets the choice that
+    leaves another of its keys without effect, that key is refused too.
     """
     config = complete(config)
     default = defaults(_keys(config))

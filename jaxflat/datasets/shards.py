@@ -1,8 +1,10 @@
 """Data sets of records in array_record shards, readable by TensorFlow Datasets.
 
-The files of a data set are written in this order: jaxflat.json, the settings that made it; the
-shards, each renamed into place once whole; features.json and dataset_info.json, which TensorFlow
-Datasets reads; SHA256SUMS. A data set without SHA256SUMS is unfinished.
+The files of a data set are written in this order:
+  jaxflat.json: the settings that made it
+  the shards, each renamed into place once whole
+  features.json and dataset_info.json, which TensorFlow Datasets reads
+  SHA256SUMS: a data set without it is unfinished
 """
 
 import fcntl

@@ -1,1 +1,1 @@
-"""Processes, devices and workers: ranks, leases, signals, the device mesh, compiled programs."""
+"""How processes and devices share work: ranks, leases, signals, the device mesh."""

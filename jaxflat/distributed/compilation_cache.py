@@ -1,4 +1,4 @@
-"""Compiled programs, cached on disk from one run to the next."""
+"""Cache compiled XLA programs on disk, so that the next run does not compile them again."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ def enable() -> Path | None:
     """Let JAX cache the programs that it compiles from now on; return the folder, or None.
 
     The folder is $JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder for this kind of
-    CPU: a program compiled for another kind may crash at an unknown instruction. Nothing is cached
+    CPU. A program compiled for another kind may crash at an unknown instruction. Nothing is cached
     if JAX_ENABLE_COMPILATION_CACHE=0, if the folder cannot be written, or on CPUs with AVX-512.
     On these, JAX refuses its own cached programs, with a long line about each (issue 38445 of
     github.com/jax-ml/jax).

@@ -1,9 +1,9 @@
-"""Leases: at most one process owns a file or folder, and others replace an owner that died.
+"""Leases: let at most one process write a file or folder, and replace a writer that died.
 
 Processes on any hosts that share the folder may compete. The lease on TARGET is the only file in
 locks/TARGET beside it. Its name is a number, the token, and ends in ".free" while no process owns
 the lease. A process acquires the lease by renaming the file to the next number. If several try,
-one succeeds: the old name is gone and never returns.
+only one succeeds, because the old name is gone and never returns.
 
 The owner writes a heartbeat into its file every HEARTBEAT seconds. A process that sees no change
 for EXPIRY seconds may take the lease over. It measures them on one clock: clocks of two machines
@@ -154,9 +154,9 @@ class _OwnedFile:
 def find_owner(target: Path, now: float) -> str | None:
     """Return a name for the process that owns the lease on a file or folder, without competing.
 
-    Returns None if the lease is free, if its owner is known to be dead, or if the owner has been
-    silent for SILENCE seconds at `now` (seconds, as time.time). On systems without /proc all
-    processes have the same name.
+    Returns None if the lease is free, or if its owner is known to be dead. Also returns None if
+    the owner has been silent for SILENCE seconds at `now` (seconds, as time.time). On systems
+    without /proc all processes have the same name.
     """
     folder = target.parent / "locks" / target.name
     if (seen := _read(folder)) is None or _is_free(*seen):
@@ -184,7 +184,7 @@ def process_identity(pid: int) -> list[str | int]:
 
 
 def _is_known_dead(identity: list[str | int]) -> bool:
-    """Say whether a process ran on this machine since its boot and has ended.
+    """Say whether a process that ran on this machine since its boot has ended.
 
     False for processes of other users, which /proc may hide, and of other containers.
     """

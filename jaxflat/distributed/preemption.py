@@ -1,8 +1,8 @@
-"""Requests to stop, by SIGTERM or SIGINT: obeyed immediately, or between compiled calls.
+"""Stop on SIGTERM or SIGINT (Ctrl-C): immediately, or between compiled calls to save work.
 
 Code that has work to save runs under `defer_signals` and calls `stop_if_requested` between compiled
-calls. Everywhere else a signal stops the process immediately. The received signals are global: the
-system sends a signal to the process, and Python gives its handler no other place to put it.
+calls. Everywhere else a signal stops the process immediately. The received signals are global,
+because the system sends a signal to the whole process and its handler has no arguments of ours.
 """
 
 import os
@@ -17,8 +17,8 @@ from typing import Any
 from jaxflat.distributed import ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds within which a second signal is the same request: `timeout` signals a process, then its
-# process group.
+# Seconds within which a second signal counts as the same request: `timeout` signals a process, then
+# its process group.
 REPEAT_WINDOW = 0.2
 
 
@@ -67,7 +67,7 @@ def stop_if_requested(save: Callable[[], Any] | None = None) -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Within the block only `stop_if_requested` raises Preempted, after it saved the work."""
+    """Within the block a signal waits: only `stop_if_requested` raises Preempted, after saving."""
     global _deferred
     _deferred = True
     try:

@@ -1,11 +1,12 @@
-"""The processes of one run, numbered by rank: how they start, agree, and end together.
+"""One run in several processes: how they find each other, exchange values, and end together.
 
 Each process uses the devices of its host, and all do the same work in the same order. Only rank 0
 reads and writes files: the others get what it reads, and the errors that its writes raise. The rank
-is global, because a process has one rank, in one run, until it exits.
+is a global variable, because a process has one rank, in one run, until it exits.
 
-The processes exchange values through JAX's coordination service. A message over the devices would
-not do: if one process sends it alone, the others take it for a part of their next computation.
+The processes exchange values through JAX's coordination service, not over the devices. If one
+process sent a message over the devices alone, the others would take it for a part of their next
+computation.
 """
 
 import functools
@@ -83,8 +84,8 @@ def is_rank_0() -> bool:
 def all_gather(value: T, name: str, timeout: int = FOREVER) -> list[T]:
     """Return the values of all ranks, in order, once all have called this with the same name.
 
-    Raises RuntimeError if a rank has not called it within `timeout` milliseconds, is dead, or has
-    called it with another name: the ranks are no longer at the same place of the program.
+    Raises RuntimeError if a rank is dead, or has not called it within `timeout` milliseconds. Also
+    raises it if a rank has called it with another name, so is at another place of the program.
     """
     if _num_ranks == 1 or _inside_rank_0:
         return [value]
@@ -125,7 +126,7 @@ def on_rank_0(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def all_ranks_failed() -> bool:
-    """Say whether every rank has failed too, each calling this after its own failure.
+    """Say whether every rank has failed; each calls this after its own failure.
 
     If not, this process should exit: the others wait for it, notice its death, and exit too.
     """
@@ -153,7 +154,7 @@ def _run_on_rank_0(function: Callable[[], Any]) -> tuple[Any, BaseException | No
 
 
 def _describe_cluster() -> tuple[str | None, int | None, int | None]:
-    """Return (address of rank 0, number of processes, this rank); None each without a cluster."""
+    """Return (address of rank 0, number of processes, this rank); all None without a cluster."""
     address = os.environ.get(VARIABLES[0])
     num_processes, process = _read_number(VARIABLES[1]), _read_number(VARIABLES[2])
     found = address, num_processes, process

@@ -1,4 +1,4 @@
-"""The device mesh, and on which devices arrays live.
+"""Split batches and parameters over the devices: the device mesh and the sharding of arrays.
 
 Code is written for the whole batch, and `jit` partitions it. The mesh's axes are Auto: with the
 Explicit axes that `jax.make_mesh` gives by default, Linen's layers raise ShardingTypeError.
@@ -17,12 +17,12 @@ RUN_AXES = ("data", "model")
 
 
 def set_up_devices() -> None:
-    """Make each CPU core a device, up to eight, and let GPUs repeat themselves to the bit.
+    """Make each CPU core a device, up to eight, and make GPUs give the same bits in each run.
 
-    Call it before anything touches a device. Small models keep one core busy but not several when
-    XLA splits every operation over all of them; splitting the batch does. On GPUs, atomic additions
-    and kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid
-    both. Values in $XLA_FLAGS take precedence.
+    Call it before anything touches a device. A small model does not use several cores well if XLA
+    splits every operation over them; splitting the batch does. On GPUs, atomic additions and
+    kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid both.
+    Values in $XLA_FLAGS take precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:

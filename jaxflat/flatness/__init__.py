@@ -1,4 +1,4 @@
-"""How flat a loss is around given parameters, from functions and pytrees of arrays alone."""
+"""Measure how flat a JAX loss is around given parameters, any pytree of arrays."""
 
 from jaxflat.flatness.diagonal import fisher_diagonal, hessian_diagonal
 from jaxflat.flatness.estimate import Estimate, ratio_estimate

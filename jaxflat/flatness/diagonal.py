@@ -1,4 +1,4 @@
-"""The diagonals of the Hessian and of the Fisher information, entry by entry with error bars.
+"""Estimate the diagonals of the Hessian and the Fisher information, each entry with an error.
 
 Every microbatch draws its own probes or labels and is one sample, so errors cover draws and
 sentences. Running sums hold the samples: memory is a few times the parameters' memory.

@@ -1,4 +1,4 @@
-"""A measured number, its standard error, and the sampling that the error covers."""
+"""A measured number with its standard error, and the kind of sample that the error covers."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,9 +1,9 @@
-"""The noise of stochastic gradients, from triples of independent microbatches.
+"""Estimate the noise of stochastic gradients, from triples of independent microbatches.
 
 Sigma is the covariance of one prediction's gradient, so the mean gradient g_m over w_m predictions
 has covariance Sigma / w_m. Two microbatches give (g_i - g_j)(g_i - g_j)' / (1/w_i + 1/w_j), with
-mean Sigma, and g_i . g_j, with mean |E g|^2. The Hessian H_k of a third is independent of both.
-Every triple averages its three pairs and is one sample.
+mean Sigma, and g_i . g_j, with mean |E g|^2. The Hessian H_k of a third microbatch is independent
+of both. Each triple of microbatches averages its three pairs and is one sample.
 
 Predictions from one text depend on each other. Sigma then means w_m times the covariance of g_m and
 includes this dependence. If w_m varies, g_m is a ratio, with a bias of order 1 / w_m.

@@ -1,4 +1,4 @@
-"""The local learning coefficient, by stochastic gradient Langevin dynamics around the parameters.
+"""Estimate the local learning coefficient by stochastic gradient Langevin dynamics.
 
 The volume of {w near w*: L(w) - L(w*) < e} shrinks like e^lambda (Watanabe, 2009). lambda is half
 the number of parameters for a regular model, and less for a singular one.
@@ -126,7 +126,7 @@ def split_r_hat(values_CxT: jax.Array) -> jax.Array:
     """Return sqrt(var+ / W) of C chains, each split in halves: 1 if they agree, larger if not.
 
     W is the mean variance within the 2C halves of n draws, and B is n times the variance of their
-    means: var+ = (n - 1) / n W + B / n (Gelman et al., Bayesian Data Analysis 3, 2013, 11.4). It is
+    means. var+ = (n - 1) / n W + B / n (Gelman et al., Bayesian Data Analysis 3, 2013, 11.4). It is
     not the rank-normalised version of Vehtari et al. (2021). A chain of odd length drops its first
     draw.
     """

@@ -1,4 +1,4 @@
-"""The measures that a config or a command names.
+"""Take the measures that a config or a command names, such as hessian_trace.
 
 A measure is a function of a `Problem` and the settings. It returns named estimates; most measures
 have one, with the measure's name. The settings are the `flatness` section of a config, or any
@@ -65,10 +65,10 @@ class Measured(NamedTuple):
 
 
 def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> TraceTerms:
-    """Return the samples of a trace's round i, independent of those of other rounds.
+    """Return the samples of a trace's round i, independent of other rounds.
 
-    By leaf, but for the Gauss-Newton trace and a Hessian trace without groupings: by leaf costs
-    more, and tr G_ll = tr F_ll, so that the groups of fisher_trace serve both.
+    Samples are by leaf, with two exceptions. A Hessian trace without groupings is cheaper as one
+    number. So is the Gauss-Newton trace, whose groups equal fisher_trace's (tr G_ll = tr F_ll).
     """
     key = jax.random.fold_in(problem.key, i)
     if name == "fisher_trace":
@@ -170,7 +170,7 @@ def _worst_sharpness(adaptive: bool, problem: Problem, settings: Any) -> Measure
 
 
 def _critical_sharpness(problem: Problem, settings: Any) -> Measured:
-    """Along minus the gradient of the same sentences; nan if no step brackets it."""
+    """The direction is minus the gradient of the same sentences; nan if no step brackets it."""
     args = loss_fn, params, batches = problem.loss_fn, problem.params, problem.sample(0)
     update = jax.tree.map(jnp.negative, mean_gradient(*args))
     try:

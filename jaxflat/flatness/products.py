@@ -3,7 +3,7 @@
 No matrix is formed. A loss is `loss_fn(params, batch) -> (loss_sum, weight)`, summed over
 predictions. Log-probabilities are `log_probs_fn(params, batch) -> (log_probs_...xV, weights_...)`.
 Each function sums over `batches`, a pytree with a leading axis of microbatches, and divides once
-by the total weight: H, G and F belong to the mean loss over predictions, in nats.
+by the total weight. So H, G and F belong to the mean loss over predictions, in nats.
 
 Quadratic forms v' M v take forward passes only. JAX stores nothing for a backward pass, so memory
 stays below one gradient's. A function with a custom reverse rule (`jax.custom_vjp`) has no forward

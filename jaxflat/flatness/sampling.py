@@ -1,4 +1,4 @@
-"""Random probes and labels of the estimators.
+"""Draw the random vectors (probes) and labels that the estimators use.
 
 Every draw derives from an explicit key, folded with the index of a microbatch, draw or example.
 """

@@ -1,4 +1,4 @@
-"""How much the loss rises near given parameters: on average, at worst, and along one direction.
+"""Measure how much the loss rises near given parameters: on average, at worst, along a direction.
 
 The loss is the mean over predictions, in nats. A perturbation is D u. D is the identity or, if
 `adaptive`, diag(|theta|). Adaptive sharpness does not change under rescalings that preserve the
@@ -34,7 +34,7 @@ def average_sharpness(
     """Return E[L(theta + D u)] - L(theta), u ~ N(0, sigma^2 I).
 
     For small sigma it is sigma^2 / 2 tr(D H D). Each draw is the mean of L(theta + D u) and
-    L(theta - D u), less L(theta): the slope cancels within the pair.
+    L(theta - D u), minus L(theta): the slope cancels within the pair.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues, and the density of all eigenvalues, by the Lanczos method.
+"""Compute extreme eigenvalues, and the density of all eigenvalues, by the Lanczos method.
 
 The matrix belongs to the mean loss over the given microbatches. The sentences are fixed: residuals
 are numerical errors, not standard errors.

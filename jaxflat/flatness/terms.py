@@ -1,4 +1,4 @@
-"""Samples of a trace, by parameter leaf: how they are collected, grouped, weighted and stopped.
+"""Collect samples of a trace by parameter leaf; group and weight them; decide when to stop.
 
 One probe or draw gives every leaf its own unbiased term. Any grouping or weighting of the leaves is
 therefore again a mean over samples, with an exact standard error, correlations included.
@@ -83,7 +83,7 @@ def leaf_products(
 ) -> PyTree:
     """Return each leaf's inner product: a scalar, or for stacked leaves one per index of axis 0.
 
-    Elementwise and not as a matrix product, whose precision depends on the accelerator.
+    It multiplies elementwise: the precision of a matrix product depends on the accelerator.
     """
 
     def product(path: tuple, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -133,8 +133,8 @@ def sample_until(
     t(0.975, n - 1) SEM <= relative_error |mean|, and in any case after `max_rounds`.
 
     Samples that lie close together by chance stop early, which lowers the coverage of the interval.
-    The loss is small because checks are few, fixed beforehand, and need many samples. The returned
-    estimate itself shows whether it reached the aim.
+    It lowers it only a little, because checks are few, fixed beforehand, and need many samples.
+    The returned estimate shows whether the interval is narrow enough.
     """
     rounds: list[TraceTerms] = []
     next_check = 1

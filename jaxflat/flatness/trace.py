@@ -1,4 +1,4 @@
-"""Traces of the Hessian, the Gauss-Newton matrix and the Fisher information, with error bars.
+"""Estimate traces of the Hessian, Gauss-Newton matrix and Fisher information, with error bars.
 
 tr F = tr G always. tr H = tr G if the model equals the true conditional, so tr H - tr G measures
 how far the model is from saturation.
@@ -162,5 +162,5 @@ def gauss_newton_trace(
 def fisher_trace(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
 ) -> Estimate:
-    """Return tr F, labels drawn from the model; `options` are those of `fisher_trace_terms`."""
+    """Return tr F, labels drawn from the model; `options`: the keywords of `fisher_trace_terms`."""
     return fisher_trace_terms(log_probs_fn, params, batches, key, **options).total()

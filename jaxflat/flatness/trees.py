@@ -23,7 +23,7 @@ def path_name(path: tuple) -> str:
 def inner(x: PyTree, y: PyTree) -> jax.Array:
     """Return the inner product over all leaves.
 
-    Elementwise and not as a matrix product, whose precision depends on the accelerator.
+    It multiplies elementwise: the precision of a matrix product depends on the accelerator.
     """
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
     return jnp.stack(jax.tree.leaves(products)).sum()

@@ -1,4 +1,4 @@
-"""Full binary trees of hidden states: a PCFG of known tree shape, with inference linear in T.
+"""The language of balanced binary trees: a PCFG of known tree shape, inference linear in T.
 
 Inference is upward-downward message passing; Pearl, "Reverend Bayes on inference engines" (1982).
 """

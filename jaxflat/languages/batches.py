@@ -1,4 +1,4 @@
-"""Masking: batches to train a masked language model on, and questions to evaluate it."""
+"""Mask words of sentences: batches for training, and masked copies for evaluation."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

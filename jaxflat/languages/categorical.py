@@ -1,4 +1,4 @@
-"""Categorical distributions: random ones, normalisation, and draws from them.
+"""Categorical distributions: make random ones, normalise them, and draw from them.
 
 Alias tables give draws in constant time: Walker, "An efficient method for generating discrete
 random variables with general distributions" (1977), with the tables of Vose (1991).
@@ -53,7 +53,7 @@ def alias_table(weights_RxC: np.ndarray) -> np.ndarray:
 
 
 def _shares(shares: list[float], heaviest: int) -> tuple[list[float], list[int]]:
-    """Return (keep, alias): outcome c has keep[c] of column c, and alias[c] has the rest.
+    """Return (keep, alias): outcome c gets the share keep[c] of column c, and alias[c] the rest.
 
     shares sum to the number of columns M.
     """

@@ -1,6 +1,7 @@
-"""Strings with equal numbers of pluses and minuses in any order: Dyck language without nesting.
+"""The language of strings with equal numbers of pluses and minuses, in any order.
 
-All strings of one length are equally likely, so counting gives the exact conditionals.
+It is a Dyck language without nesting. All strings of one length are equally likely, so counting
+gives the exact conditionals.
 """
 
 from dataclasses import dataclass, field

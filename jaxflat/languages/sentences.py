@@ -1,4 +1,4 @@
-"""Batches of sentences: words and pads, and weights of words between symbols that emit them."""
+"""A batch of sentences, and the probability of each word under each symbol that may emit it."""
 
 from dataclasses import dataclass
 from typing import Any

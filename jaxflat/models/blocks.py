@@ -1,4 +1,4 @@
-"""Groups of a model's parameters, by block and by kind; a trace is measured for each group.
+"""Group a model's parameters by block and by kind; traces are measured for each group.
 
 A path names a parameter of Transformer, Lstm, CausalTransformer or Bert. For layer i of a stacked
 parameter, "/i" follows the path.

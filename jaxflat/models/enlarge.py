@@ -1,4 +1,4 @@
-"""The embedding of a small model in a wider and deeper one that computes the same function.
+"""Write a small model as a wider and deeper one that computes the same function (embed it).
 
 Every width is tiled k times. A weight that sums over a tiled axis is divided by k. The code
 released with Liu, Xie, Li, Ma (ICML 2023) does so; the rules here are for pre-layer-norm blocks.

@@ -1,4 +1,4 @@
-"""What the models are made of: norms, embeddings, attention, and one transformer block.
+"""Layers that the models share: norms, embeddings, attention, and one transformer block.
 
 The trained Transformer, CausalTransformer and Bert differ in the arguments of Block. A further
 family needs other arguments and a layout of its checkpoints, not another block.

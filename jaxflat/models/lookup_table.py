@@ -1,4 +1,4 @@
-"""The lookup table: a "model" that represents a sentence by its true conditional probabilities."""
+"""The lookup table: a control that represents a sentence by its true conditional probabilities."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The masked language models that jaxflat trains, by name and size."""
+"""Make the masked language model that a config names: a transformer or an LSTM."""
 
 from jaxflat.models.lstm import Lstm
 from jaxflat.models.transformer import Transformer

@@ -1,4 +1,4 @@
-"""The transformer that is trained here; it computes only what a masked LM loss needs."""
+"""The transformer that jaxflat trains; it computes only what a masked LM loss needs."""
 
 from collections.abc import Callable
 from functools import partial

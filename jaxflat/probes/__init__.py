@@ -1,0 +1,1 @@
+"""Measure what a model has learned: linear probes, ridge regression and fine-tuning."""

@@ -1,4 +1,4 @@
-"""The features of a sentence that a probe sees, from the representations of its tokens."""
+"""Turn the representations of a sentence's tokens into the features that a probe sees."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fine-tuning: a whole model and a new linear head, trained on labelled sentences."""
+"""Fine-tune a whole model and a new linear head on labelled sentences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

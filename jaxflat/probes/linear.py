@@ -1,4 +1,4 @@
-"""Linear probes: multinomial logistic regression on frozen features, many fits in one call."""
+"""Fit linear probes: multinomial logistic regression on frozen features, many fits in one call."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -3,9 +3,8 @@
     W = argmin mean |y - mean y - (x - mean x) W|^2 + l2 mean |x - mean x|^2 |W|^2
 
 `unexplained_variance` regresses labels; gradients pass through the fit to the features.
-`belief_errors` regresses exact posteriors of a hidden state, as Shai et al., "Transformers
-represent belief state geometry in their residual stream" (arXiv:2405.15943), regress the belief
-states of a process on activations.
+`belief_errors` regresses exact posteriors of a hidden state (belief states). It follows Shai et
+al., "Transformers represent belief state geometry in their residual stream" (arXiv:2405.15943).
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ FeaturesAndTargets = tuple[jax.Array, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Beliefs:
-    """Features and the beliefs of an ideal observer of the words; leading axes may be added.
+    """Features and exact posteriors given the words; leading axes may be added.
 
     features_NxF; probs_NxC: the exact posterior of the hidden symbol; valid_N bool: which
     sentences have one.

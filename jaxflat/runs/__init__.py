@@ -1,1 +1,1 @@
-"""One run: from a resolved config to its objects, its training, and each of its measurements."""
+"""One run: build the model from its config, train it, and measure its checkpoints."""

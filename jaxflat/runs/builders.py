@@ -1,7 +1,7 @@
-"""Make what a resolved config describes: the model, the mesh, random keys, the compiled steps.
+"""Build a run's objects from its config: model, optimizer, device mesh, random keys, steps.
 
-`functools.cache` keeps the model's functions and the compiled steps. Its key is the part of the
-config on which they depend, so points with the same model shape share compiled code.
+The model's functions and the compiled steps are cached (`functools.cache`) by the part of the
+config on which they depend. So runs with the same model shape share compiled code.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""Checks of a config that need the objects it describes; they train nothing.
+"""Check before training that a config fits its language, its model and the devices.
 
-All raise ValueError, one line that names the key.
+Every check raises ValueError with one line that names the key.
 """
 
 from collections.abc import Iterable

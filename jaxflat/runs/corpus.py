@@ -1,4 +1,4 @@
-"""A language's sentences as a data set on disk: its columns, and how devices make its shards."""
+"""Write a language's sentences to disk as a data set, and read the batch of a training step."""
 
 import functools
 import queue

@@ -1,4 +1,4 @@
-"""Calls each user's function of a config once, on small inputs, before any training.
+"""Call each user's function of a config once, on small inputs, before any training.
 
 So a mistake in a function ends the command with one line, not a run after hours.
 """

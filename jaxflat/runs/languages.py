@@ -1,4 +1,4 @@
-"""The language of a config, through one interface for every kind of language.
+"""Make the language that a config names; one interface for every kind of language.
 
 `make` and `sizes` read a config's `language` section. `prepare` first makes the files that a
 language needs. `check` refuses a language that cannot be made. `check_uses` refuses a config that
@@ -22,8 +22,8 @@ class LanguageKind(NamedTuple):
 
     check(section) and check_uses(config) raise ValueError. is_prepared(section): whether `make`
     works without `prepare`. sizes(section): (number of words, longest sentence).
-    file_digests(section): digests of the user's files. labelled_sentences(section): the tasks whose
-    labels people gave. has_tasks: whether sentences have hidden symbols, which define tasks.
+    file_digests(section): digests of the user's files. labelled_sentences(section): the tasks
+    with human labels. has_tasks: whether sentences have hidden symbols, which define tasks.
     """
 
     check: Callable[[Config], object]

@@ -1,4 +1,4 @@
-"""Measure how well a linear map predicts exact posteriors from a checkpoint's representations."""
+"""Measure how well a ridge regression on representations predicts exact posteriors."""
 
 import jax
 import jax.numpy as jnp

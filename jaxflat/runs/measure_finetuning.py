@@ -25,7 +25,7 @@ def finetuned_accuracies(
     """Return the accuracy of each task and labeling; each is fine-tuned separately.
 
     Each pair of a draw and a label set is one job. If the number of jobs is a multiple of the
-    number of devices, each device runs one job of a compiled call; otherwise a call has one job.
+    number of devices, each device runs one job of a compiled call. Otherwise a call has one job.
     """
     settings, mesh = config.probes.finetune, builders.make_mesh(config)
     shape = (settings.num_draws, len(sets.names))

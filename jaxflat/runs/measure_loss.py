@@ -1,4 +1,4 @@
-"""Measure a checkpoint's loss and its excess over the optimum."""
+"""Measure a checkpoint's loss, and its excess over the best possible loss, in nats."""
 
 import functools
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Measure the accuracy of linear probes on a checkpoint, and its accuracy after fine-tuning."""
+"""Measure a checkpoint's transfer: linear probes, belief states, fine-tuning, a user's probe."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Measurements as lines on disk: which lines are current, and how missing ones are measured.
+"""Store measurements as JSON lines, and measure only those that are missing or outdated.
 
 A measurement (evaluation, flatness, probes) is a list of measures. Each line names its measure and
 a digest of the settings on which this measure depends. So the lines of a measure stay current when

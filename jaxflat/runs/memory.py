@@ -1,4 +1,4 @@
-"""The memory that a point's training step needs, from shapes only; nothing is allocated."""
+"""Predict the memory that a training step needs, from shapes only; nothing is allocated."""
 
 from collections.abc import Iterable
 from functools import partial

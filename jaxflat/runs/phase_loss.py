@@ -1,4 +1,4 @@
-"""The loss of a phase and its batches, with or without an adversary added to pre-training."""
+"""Make the loss and the batches that a phase trains on, with or without an adversary."""
 
 from collections.abc import Callable
 from functools import partial

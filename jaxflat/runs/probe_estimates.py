@@ -1,4 +1,4 @@
-"""Estimates of probes, with errors over test sentences and draws of training sentences."""
+"""Standard errors of probe results, over test sentences and draws of training sentences."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
 def determination_estimate(errors_DxN: jax.Array, spreads_N: jax.Array) -> Estimate:
     """Return R^2 = 1 - sum |p - phat|^2 / sum |p - mean p|^2, the mean over D draws.
 
-    To first order its standard error is the error of a ratio. The spreads are distances from the
-    test mean of p, which minimizes their sum, so the error of this mean adds nothing.
+    Its standard error is the error of a ratio, to first order. The spreads are distances from the
+    test mean of p. This mean minimizes their sum, so its own error adds nothing.
     """
     unexplained = _over_draws(errors_DxN, spreads_N)
     return Estimate(

@@ -1,4 +1,4 @@
-"""The state from which a run resumes: save it, restore it, and rename damaged checkpoints."""
+"""Save the state from which a run resumes, restore it, and rename damaged checkpoints."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""One point of a sweep: its state on disk, and its stages, training and measurements.
+"""Run one point of a sweep: train it, measure its checkpoints, and record its state on disk.
 
 Stages meet on disk. Each reads the run's checkpoints and writes lines to its own file. A stage
 whose lines exist under the present settings is skipped; an interrupted one is resumed.

@@ -1,4 +1,4 @@
-"""Shared prefixes: the first phases that several points have in common are trained once.
+"""Train the first phases that several points have in common only once.
 
 When a phase ends and others follow, the run's checkpoints and curve are copied to
 WORKDIR/trunks/<hash of everything that decides them>. A point with the same first phases resumes

@@ -1,7 +1,7 @@
-"""Several runs in one program: it makes the same compiled call for all runs of a team.
+"""Train several runs in one program, with the same compiled (vmapped) call for all of them.
 
-A team is up to `training.together` points that differ in seeds and schedules only. Each has a slot.
-The program always computes every slot. The slot of a run that is absent, or at another call,
+A team is up to `training.together` points that differ in seeds and schedules only. Each has a
+slot. The program always computes every slot. If a run is absent, or at another call, its slot
 computes a copy of another run. So a run's bits do not depend on the runs in the other slots.
 """
 
@@ -84,9 +84,9 @@ def train_together(
     """Run trainings, given by slot, to their ends; call `fail(slot, error)` for each that fails.
 
     The earliest requested call is made first, for all runs that request it. So runs that were
-    interrupted at different steps come to share calls again. Raises Preempted after a signal, once
-    every unsaved state is saved. Raises LeaseLost if another worker has taken
-    over one of the runs' folders; then nothing more is written to any of them.
+    interrupted at different steps catch up and then share calls. Raises Preempted after a signal,
+    once every unsaved state is saved. Raises LeaseLost if another worker has taken over one of the
+    runs' folders; then nothing more is written to any of them.
     """
     calls: dict[int, Call] = {}
     outcomes: dict[int, Any] = dict.fromkeys(trainings)  # None starts a generator

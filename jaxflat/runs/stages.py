@@ -1,4 +1,4 @@
-"""The stages of a run, in order: training, then each measurement of its checkpoints.
+"""List the stages of a run, in order: training, then each measurement of its checkpoints.
 
 A new measurement is one line in MEASUREMENTS. This list decides `--stages`, the files of a run,
 which runs are done, and the columns of results.csv.

@@ -1,4 +1,4 @@
-"""Train through the phases; save checkpoints to measure and checkpoints to resume from."""
+"""Train one run through its phases; save checkpoints to measure and checkpoints to resume from."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -22,8 +22,9 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     Yields each compiled call and receives its outcome, see `slots.train_together`. All existing
     checkpoints are verified first, and damaged ones are trained again. A recovery checkpoint at a
     branch holds the state before its anneal, so a resumed run repeats the anneal. The exception is
-    an anneal that a signal interrupted: it resumes from its state in aside/. Phases that another
-    point of the sweep has already trained are copied from it (see `shared_prefixes`).
+    an anneal that a signal interrupted: it resumes from the state saved in the folder aside/.
+    Phases that another point of the sweep has already trained are copied from it (see
+    `shared_prefixes`).
 
     Raises FloatingPointError if a call's outcome is not finite.
     """

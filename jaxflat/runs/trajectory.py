@@ -1,4 +1,4 @@
-"""A run's phases and their measured checkpoints, counted in steps of the run."""
+"""The plan of a run: its phases and the steps at which checkpoints are measured."""
 
 import math
 from typing import NamedTuple
@@ -54,7 +54,8 @@ def projection_phase(phase: Phase, step: int) -> Phase:
     """Return the projection of a phase's checkpoint, as a phase that starts at its step.
 
     AdamW starts from a new state and trains on exact targets. The learning rate decays to 0 over
-    all steps. This returns the parameters to the bottom of the valley along which the phase moved.
+    all steps. This removes the noise of the phase: the parameters return to the bottom of the
+    valley along which it moved.
     """
     chosen, settings = phase.settings.projection, base_config.phase()
     settings.update({"targets": "exact", "steps": chosen.steps, "batch_size": chosen.batch_size})

@@ -1,4 +1,7 @@
-"""The training curve of a run: JSON lines without clocks, and TensorBoard events beside them."""
+"""The training curve of a run, as JSON lines and as TensorBoard events.
+
+The lines hold no times, so a repeated run writes the same file.
+"""
 
 import socket
 import struct

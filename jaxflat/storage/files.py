@@ -1,7 +1,8 @@
-"""Write files whole, append to them, flush to disk, and hash: the only place that does these.
+"""Write files whole or not at all, append to them, flush to disk, and hash.
 
-Every write raises OSError that names the file: the error of a full disk itself names none. Right
-before a file is replaced, `assert_owned` raises if this process no longer owns it.
+No other file of the package does these. Every write raises OSError that names the file: the error
+of a full disk itself names none. Right before a file is replaced, `assert_owned` raises if this
+process no longer owns it.
 """
 
 import errno

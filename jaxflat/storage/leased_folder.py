@@ -1,4 +1,4 @@
-"""The folder of a run, shared by its ranks: who writes it, its files and its checkpoints.
+"""The folder of a run: read and write its files and checkpoints, under a lease.
 
 A checkpoint is a pytree of arrays in a folder named by its step. It appears and disappears in one
 rename, its manifest included. Until then, and from then on, its files are in a hidden folder beside
@@ -162,7 +162,7 @@ class Folder:
         """Return the tree of a step, with the structure and placement of `template`.
 
         Raises ValueError that names a folder without a checkpoint, a damaged file, or a leaf whose
-        shape or dtype differs from the template's: orbax would cast it silently.
+        shape or dtype differs from the template's. (Orbax would cast it silently.)
         """
         path = self.path.absolute() / str(step)
         self.verify(step)

@@ -1,4 +1,7 @@
-"""The manifest of a folder: size and SHA-256 of each file, written last, so it proves the rest."""
+"""The manifest of a checkpoint: the size and SHA-256 of each of its files.
+
+It is written last, so a folder that has it is complete.
+"""
 
 import errno
 import hashlib

@@ -1,1 +1,1 @@
-"""Many runs: the points of a sweep, its record on disk, its workers, and its results."""
+"""Many runs: list the runs of a sweep, share them among workers, and collect their results."""

@@ -1,4 +1,4 @@
-"""The points of a sweep: their names, resolved configs, and selection by --points."""
+"""List the runs (points) of a sweep with their names and configs, and select some of them."""
 
 import hashlib
 import json

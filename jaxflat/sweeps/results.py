@@ -1,4 +1,4 @@
-"""The measurements of a sweep: results.csv, and a summary line for each point."""
+"""Collect the measurements of a sweep: results.csv, and a summary line for each run."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The record of a work directory, sweep.json: the settings that decide training, and the points."""
+"""Record a sweep in sweep.json, and refuse to resume it with other training settings."""
 
 import copy
 import json

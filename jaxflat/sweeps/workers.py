@@ -1,6 +1,6 @@
-"""A worker acquires the lease of a point, runs the point and releases the lease.
+"""Run the free points of a sweep, one after the other; several workers may share a sweep.
 
-Several workers share a sweep.
+A worker acquires the lease of a point, runs the point and releases the lease.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What language models are trained on, and how far from the optimum a masked one is."""
+"""Losses of masked and causal language models, and the excess over the optimum in nats."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Optimizers with learning rate 1, and the schedule of the learning rate."""
+"""Optimizers and learning-rate schedules; optimizers have rate 1, the schedule scales them."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -26,8 +26,9 @@ def muon_axes(params: Any) -> Any:
     """Return the matrix axes of each leaf that Muon orthogonalizes, None for all other leaves.
 
     Muon's matrices map activations to activations, so they are the kernels. Some kernels stack
-    several matrices: a layer scan on the first axis; queries, keys and values, and an LSTM's gates,
-    on the second to last; the kernels that join an LSTM's directions on the third to last.
+    several matrices. A layer scan stacks on the first axis. Queries, keys and values, and an
+    LSTM's gates, are stacked on the second to last. The kernels that join an LSTM's directions are
+    stacked on the third to last.
     """
 
     def axes(path: Any, _: Any) -> MuonDimensionNumbers | None:

@@ -1,4 +1,4 @@
-"""One optimizer step, and many steps in one compiled call."""
+"""One optimizer step, and a compiled loop of many steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -112,6 +112,12 @@ def test_verdicts_and_correlations_are_on_the_page_with_their_rules(reported):
         assert text in visible
 
 
+def test_the_page_explains_the_choice_of_parametrisation_once(reported):
+    visible = reported[2]
+    assert visible.count("which is a choice") == 1
+    assert visible.count("Many other parametrisations") == 1
+
+
 @pytest.mark.slow
 def test_where_there_is_no_number_the_page_says_why(sweep):
     _, visible = read(sweep(seeds=1))

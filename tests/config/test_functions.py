@@ -1,4 +1,4 @@
-"""A user's function as a choice in a config: its settings, its identity, and what is refused."""
+"""A user's function as a choice in a config: its settings, its identity, and its refusals."""
 
 import functools
 import json
@@ -13,20 +13,38 @@ from jaxflat.config import custom, functions, loading, validation
 from jaxflat.config.validation import InputError
 
 FILE = """
+import functools
+
+import numpy as np
+
 from jaxflat import config as base_config
 from jaxflat.config import custom
 
 SCALE = 2.0
+TABLE = {"offset": 1.0}
+WEIGHTS = np.ones(3)
 
 def helper(x):
     return x + 1
 
+half = functools.partial(helper, x=1)
+double = lambda x: 2 * x
+
 def unused(x):
     return x
 
-class Model:
+class Base:
+    def size(self):
+        return 3
+
+class Model(Base):
     def __init__(self, width, gain=1.0):
-        self.size = helper(width) * SCALE * gain
+        self.sizes = helper(width) * SCALE * gain, TABLE, WEIGHTS, half(), double(1)
+
+def make(power):
+    def model(width, gain=1.0):
+        return width**power
+    return model
 
 def get_config(scale=None):
     config = base_config.base()
@@ -38,6 +56,10 @@ def get_config(scale=None):
 
 def measure(problem, scale=1.0, power=2, name="sum", sizes=(1, 2), key=None):
     return problem, scale, power, name, sizes
+
+
+def majority(labels_N):
+    return labels_N
 
 
 def needs_more(problem, temperature):
@@ -66,8 +88,23 @@ def test_the_identity_is_the_source_and_all_that_it_uses_of_its_file(tmp_path):
     assert source_in(tmp_path, FILE) == source
     for old, new in (("def unused(x)", "def unused(x, y)"), (".base()", ".base()  # ours")):
         assert source_in(tmp_path, FILE.replace(old, new)) == source
-    for old, new in (("x + 1", "x + 2"), ("SCALE = 2.0", "SCALE = 3.0"), ("* gain", "/ gain")):
-        assert source_in(tmp_path, FILE.replace(old, new)) != source
+    for old, new in (
+        *(("x + 1", "x + 2"), ("SCALE = 2.0", "SCALE = 3.0"), ("* gain", "/ gain")),
+        *(("1.0}", "2.0}"), ("ones(3)", "ones(4)"), ("x=1)", "x=2)"), ("2 * x", "3 * x")),
+        ("return 3", "return 4"),
+    ):
+        assert FILE.count(old) == 1
+        assert source_in(tmp_path, FILE.replace(old, new)) != source, new
+
+
+def test_the_identity_of_a_function_within_another_includes_what_it_uses_of_that(tmp_path):
+    made = FILE.replace("custom(Model)", "custom(make(2))")
+    source = source_in(tmp_path, made)
+    assert source.startswith("model ")
+    assert source_in(tmp_path, made) == source
+    assert source_in(tmp_path, made.replace("make(2)", "make(3)")) != source
+    with pytest.raises(InputError, match=r"uses 'power' of the function around it, a ndarray"):
+        source_in(tmp_path, made.replace("make(2)", "make(np.ones(2))"))
 
 
 def test_it_survives_the_ways_of_a_config():
@@ -112,6 +149,9 @@ def test_what_cannot_be_identified_is_refused(make, message):
         ("flatness", "own", has_default, r"passes 'problem' to has_default .*; remove its default"),
         ("flatness", "hessian_trace", measure, r"flatness\.hessian_trace is a name of jaxflat"),
         ("flatness", "labels", measure, r"flatness\.labels"),
+        ("flatness", "excess_loss", measure, r"flatness\.excess_loss is a name of jaxflat"),
+        ("probes", "linear_probe", majority, r"probes\.linear_probe is a name of jaxflat"),
+        ("probes", "x_sem", majority, r"probes\.x_sem is a name of jaxflat"),
         ("model", "transformer", needs_more, r"model\.transformer is a name of jaxflat"),
         ("evaluation", "own", measure, r"evaluation\.own is not a config key"),
     ],

@@ -1,4 +1,4 @@
-"""Faults come at random, in as many trials as are asked for."""
+"""Inject random faults, in a number of trials that tests.support.counts sets."""
 
 import random
 
@@ -18,5 +18,5 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def chance(trial):
-    """What is random in a trial."""
+    """Return the random numbers of a trial."""
     return random.Random(trial)

@@ -1,4 +1,4 @@
-"""A step of a checkpoint is whole or absent: damaged files, and deaths during a save."""
+"""A checkpoint is complete or absent, even with damaged files or a kill during a save."""
 
 import errno
 import itertools
@@ -30,7 +30,7 @@ def tree(step):
 
 
 def assert_whole(folder, steps):
-    """Assert that exactly these steps exist and hold what was saved."""
+    """Assert that exactly these steps exist and restore the saved arrays."""
     assert folder.steps() == list(steps)
     assert folder.mark_damaged_steps() == []
     for step in steps:
@@ -105,7 +105,7 @@ def test_a_bad_sector_is_damage(copied, monkeypatch):
 
 
 class Killed(BaseException):
-    """Stands for kill -9: no code cleans up after it."""
+    """Simulates kill -9: no code cleans up after it."""
 
 
 MOMENTS = {

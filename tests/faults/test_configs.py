@@ -1,4 +1,4 @@
-"""Configs mutilated in their keys, types, ranges and sweeps: run, or refused in one line."""
+"""Configs with random errors in keys, types, ranges and sweeps run, or are refused in one line."""
 
 import re
 
@@ -60,7 +60,7 @@ SWEEP = st.just(("", "[{}]"))
 
 @st.composite
 def mutilated(draw) -> tuple[list[str], str]:
-    """The keys that were touched, and the text of a config file."""
+    """The keys that were changed, and the text of a config file."""
     edits = draw(st.lists(EDITS, max_size=2))
     key, listed = draw(POINTS if not edits else SWEEP | POINTS)
     body = "".join(f"    {line}\n" for _, line in edits)
@@ -73,7 +73,7 @@ def mutilated(draw) -> tuple[list[str], str]:
 
 
 def assert_one_line_on(keys: list[str], line: str) -> None:
-    """A line is printable, not long, and names a key that was touched."""
+    """A line is printable, not long, and names a key that was changed."""
     assert line.isprintable(), line
     assert len(line) < 600
     names = {name for key in keys for name in re.split(r"[.]", key) if name}
@@ -81,7 +81,7 @@ def assert_one_line_on(keys: list[str], line: str) -> None:
 
 
 def trials(number: int) -> settings:
-    """As many configs, always the same ones."""
+    """Return settings for `number` configs, the same ones in every run."""
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(
         max_examples=number, deadline=None, derandomize=True, suppress_health_check=unhealthy

@@ -1,4 +1,4 @@
-"""Two processes of four devices that make one run, one of which dies or is told to stop."""
+"""One run in two processes of four devices each: a process is killed or gets a signal."""
 
 import json
 import os
@@ -60,7 +60,7 @@ sys.exit(main.main())
 
 
 class Processes:
-    """One run by as many processes as `num_devices` has entries."""
+    """One run in several processes; `num_devices` gives the number of devices of each."""
 
     def __init__(self, folder: Path, workdir: Path, num_devices, *arguments: str, seeds: int = 0):
         with socket.socket() as free:
@@ -122,7 +122,7 @@ def launch(folder):
 
 @pytest.fixture(scope="module")
 def both(launch, folder):
-    """What two processes of four devices make when they are left alone, and what they say."""
+    """The work directory and the output of an undisturbed run in two processes of four devices."""
     processes = launch(folder / "both", (4, 4), MEASURED)
     assert processes.codes() == [0, 0], processes.logs[0].read_text()
     return folder / "both", [log.read_text() for log in processes.logs]
@@ -130,7 +130,7 @@ def both(launch, folder):
 
 @pytest.fixture(scope="module")
 def alone(launch, folder):
-    """What one process of eight devices makes."""
+    """The work directory of a run in one process of eight devices."""
     assert launch(folder / "alone", (8,), MEASURED).codes() == [0]
     return folder / "alone"
 
@@ -144,7 +144,7 @@ def begun(launch, workdir: Path) -> Processes:
 
 
 def numbers_of(point: Path) -> dict[str, dict[tuple, float]]:
-    """Return the losses of the curve and what was measured, by file."""
+    """Return the losses of the curve and the measured numbers, by file."""
     found = {}
     for file in sorted(point.glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -187,7 +187,7 @@ def assert_same_training(workdir: Path, other: Path) -> None:
 
 
 def assert_goes_on(launch, workdir: Path, other: Path) -> None:
-    """The same command ends as the run that was left alone did, to the bit."""
+    """The same command resumes and ends with the same bits as the undisturbed run."""
     assert launch(workdir, (4, 4), TRAIN).codes() == [0, 0]
     assert_same_training(workdir, other)
 
@@ -200,7 +200,7 @@ def test_two_processes_compute_what_one_does(alone, both):
 
 
 def test_a_team_is_trained_by_both(launch, folder, both):
-    """Its slots are on devices of both; the seed that the others have, too, is one of it."""
+    """Its slots are on devices of both processes; it contains the seed of the other tests."""
     workdir = folder / "team"
     shares = [f"--config.{key}=2" for key in ("training.together", "mesh.data", "mesh.model")]
     processes = launch(workdir, (4, 4), TRAIN, *shares, seeds=2)
@@ -221,7 +221,7 @@ def test_each_process_writes_its_parts_and_one_manifest_names_them(both):
 
 @pytest.mark.parametrize("after", [(8,), (4, 4)])
 def test_a_run_moves_between_processes(launch, folder, alone, both, after):
-    """Its last phase is trained again from the recovery checkpoint of before."""
+    """Its last phase is trained again from the recovery checkpoint before it."""
     workdir = folder / f"moved-to-{len(after)}"
     shutil.copytree(both[0] if after == (8,) else alone, workdir)
     for last in ("recovery/16", "checkpoints/16", "projected/16"):

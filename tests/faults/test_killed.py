@@ -1,4 +1,4 @@
-"""kill -9 at random moments: the same command goes on, and ends with the same bits."""
+"""kill -9 at random moments: the same command resumes and ends with the same bits."""
 
 import os
 import random
@@ -26,7 +26,7 @@ def saving_continually() -> ConfigDict:
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts the command in a process of its own."""
+    """Return a function that starts the command in a separate process."""
     config_file = tmp_path / "killed.py"
     config_file.write_text(
         "from tests.faults import test_killed\n\n"
@@ -47,7 +47,7 @@ def start(tmp_path):
 
 
 def die_until_done(start, workdir: Path, moments: random.Random, duration: float) -> int:
-    """Run to the end, killed at random moments; return how often."""
+    """Kill and restart the command at random moments until it ends; return the number of kills."""
     for deaths in range(1000):
         process = start(workdir)
         try:
@@ -55,7 +55,7 @@ def die_until_done(start, workdir: Path, moments: random.Random, duration: float
             return deaths
         except subprocess.TimeoutExpired:
             process.kill()
-            if process.wait() == 0:  # it ended just then
+            if process.wait() == 0:  # it ended just before the kill
                 return deaths
             assert process.returncode == -9
     raise AssertionError("it never ends")

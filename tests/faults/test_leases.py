@@ -1,4 +1,4 @@
-"""One holder of a lease at a time, and none for ever: in one process, by threads, after a kill."""
+"""A lease has one owner at a time, and none for ever: in one process, in threads, after a kill."""
 
 import itertools
 import json
@@ -165,7 +165,7 @@ def test_only_an_owner_known_to_be_dead_frees_its_lease_immediately(target):
         holder.kill()
         while not Lease(
             target
-        ).is_available():  # the signal takes a moment; no one waits for the process
+        ).is_available():  # the signal takes a moment, and the process has no waiting parent
             time.sleep(0.01)
     assert Lease(target).is_available()
     path = target.parent / "locks/point/1"

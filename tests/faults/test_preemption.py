@@ -1,4 +1,4 @@
-"""A signal: nothing that was computed is lost, and what goes on ends as if there had been none."""
+"""A signal loses no finished work, and the resumed run ends as if there had been no signal."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def point(tmp_path):
         yield point
 
 
-# In process.
+# In this process.
 
 
 def test_an_interrupted_measurement_resumes_after_its_last_part(point):
@@ -192,7 +192,7 @@ def test_a_signal_is_obeyed_at_once_where_no_work_has_to_be_saved():
     assert done == [None]
 
 
-# In processes of their own, as users run it.
+# In separate processes, as users run it.
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -212,7 +212,7 @@ def send(*delays):
         os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=send, args=({delays}), daemon=True).start()
 with preemption.defer_signals():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", {number})  # a call that no handler runs in
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {number})  # no signal handler runs during this call
     preemption.stop_if_requested(lambda: print("saved", flush=True))
 """
 
@@ -225,7 +225,7 @@ def test_a_second_signal_ends_a_call_that_would_go_on_for_an_hour():
 
 
 def test_a_request_that_comes_twice_is_one():
-    """`timeout` signals the process and its group."""
+    """`timeout` sends the signal to the process and to its group."""
     process = python("-c", SCRIPT.format(delays="0.1, 0.0", number=2_000_000))
     assert (process.returncode, process.stdout) == (75, "saved\n")
     assert process.stderr.count("\n") == 1

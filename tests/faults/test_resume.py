@@ -1,4 +1,4 @@
-"""Training that is stored and taken up again is the same training to the bit, by each optimizer."""
+"""Training that is saved and resumed gives the same bits, with every optimizer."""
 
 from itertools import product
 

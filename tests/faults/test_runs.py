@@ -1,4 +1,4 @@
-"""A run whose checkpoints are damaged says so, goes back, and ends with the same bits."""
+"""A run names damaged checkpoints, resumes from an earlier one and ends with the same bits."""
 
 import gc
 import random
@@ -28,7 +28,7 @@ REMADE = "training repeats its steps"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The folder of a run left alone, and images of it on the way."""
+    """The folder of an undisturbed run, and copies of it during the run."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as monkeypatch:
         images = take_images(root / "whole", root / "images", monkeypatch)
@@ -42,7 +42,7 @@ def expected(undisturbed):
 
 @pytest.fixture
 def copied(undisturbed, tmp_path):
-    """A finished run, its evaluation lost: it takes its checkpoints to make it again."""
+    """A finished run without its evaluation, which can only be made from its checkpoints."""
     workdir = Path(shutil.copytree(undisturbed[0], tmp_path / "copied"))
     (workdir / "run" / "evaluation.jsonl").unlink()
     return workdir
@@ -50,7 +50,7 @@ def copied(undisturbed, tmp_path):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The steps of the trunk at which training went on, one a run."""
+    """The step of the trunk from which each run resumed."""
     found, resume = [], recovery.resume
 
     def remember(*arguments):
@@ -63,7 +63,7 @@ def starts(monkeypatch):
 
 
 def assert_as_expected(workdir, expected):
-    """But for what was set aside, results, parameters and optimizer states are the same bits."""
+    """Without damaged-* folders, results, parameters and optimizer states are the same bits."""
     for folder in list(workdir.glob("*/*/damaged-*")):
         shutil.rmtree(folder)
     files, arrays = contents(workdir), saved_arrays(workdir)
@@ -120,7 +120,7 @@ def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, s
 
 
 def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch, starts):
-    """Recovery checkpoints beyond the damaged one count no more, whatever comes between."""
+    """Recovery checkpoints after the damaged step are not used, even if the process dies."""
     shutil.rmtree(copied / "trunks")
     (copied / "run" / "checkpoints" / "7" / "_METADATA").unlink()
 
@@ -186,7 +186,7 @@ def test_measuring_alone_trains_nothing(copied, capsys):
 
 
 def test_as_many_recovery_checkpoints_are_kept_as_asked(undisturbed, expected, tmp_path):
-    """In an old folder, too."""
+    """Also if the folder is older and has more of them."""
     image = next(path for path in undisturbed[1] if (path / "run/recovery/14").exists())
     workdir = Path(shutil.copytree(image, tmp_path / "image"))
     assert Folder(workdir / "run" / "recovery").steps() == [10, 14]
@@ -205,7 +205,7 @@ get_config = lambda scale: images.config()
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own, and what gives it a size in bytes."""
+    """The folder of a small separate disk, and a function that sets its size in bytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -221,7 +221,7 @@ def disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-# Where the disk fills while orbax writes, threads of it come to their end after its own.
+# If the disk fills while orbax writes, some of its threads end after its error.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     undisturbed, expected, disk, tmp_path, monkeypatch, capsys, disk_trial
@@ -241,9 +241,9 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert not [name for name in left if name.startswith(".")]
     resize(16 << 20)
     assert main.main(command) == 0
-    assert capsys.readouterr().err == ""  # no step that was there is damaged
+    assert capsys.readouterr().err == ""  # no existing step is damaged
     assert_as_expected(workdir, expected)
-    gc.collect()  # what those threads left, or a later test would be told of it
+    gc.collect()  # otherwise a later test gets the warnings about those threads
 
 
 def test_all_that_is_measured_is_the_same_after_damage(undisturbed, tmp_path):

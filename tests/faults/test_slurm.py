@@ -1,6 +1,6 @@
 """The shipped Slurm scripts in a real Slurm of one node, which the test starts on this machine.
 
-It wants root and Debian's packages slurm-wlm and munge, whose services need not run.
+It needs root and Debian's packages slurm-wlm and munge; their services need not run.
 """
 
 import os
@@ -18,7 +18,7 @@ import pytest
 from jaxflat.storage.files import read_lines
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 900  # seconds, on a machine that has other things to do
+PATIENCE = 900  # seconds, on a busy machine
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
 if os.geteuid() != 0:
     MISSING.append("root")
@@ -87,7 +87,7 @@ def until(condition):
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on just now."""
+    """Return ports on which no process listens."""
     sockets = [socket.create_server(("", 0)) for _ in range(number)]
     ports = [made.getsockname()[1] for made in sockets]
     for made in sockets:
@@ -96,7 +96,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def munged(folder: Path) -> list[str]:
-    """Return the command that starts Munge with a key of its own."""
+    """Return the command that starts Munge with a new key."""
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
@@ -107,9 +107,9 @@ def munged(folder: Path) -> list[str]:
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """Give the folder of a Slurm that runs; the environment is that of its users."""
+    """Yield the folder of a running Slurm; the environment variables are set for its users."""
     folder = Path(tempfile.mkdtemp(prefix="slurm_"))
-    folder.chmod(0o755)  # all may enter, as Munge wants for its socket
+    folder.chmod(0o755)  # Munge requires a folder that all users may enter
     host, cpus = socket.gethostname().partition(".")[0], os.cpu_count()
     conf = folder / "slurm.conf"
     conf.write_text(SLURM_CONF.format(folder=folder, host=host, cpus=cpus, ports=free_ports(2)))
@@ -134,7 +134,7 @@ def slurm(monkeypatch):
 
 
 def interrupt_and_await(job: str, workdir: Path) -> None:
-    """Stop all tasks of a job once they train; wait for what Slurm then does."""
+    """Stop all tasks of a job once they train; wait until Slurm has reacted."""
 
     def first_lines():
         return all(list(read_lines(p / "metrics.jsonl")) for p in points()) and len(points()) > 1

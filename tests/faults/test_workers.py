@@ -1,4 +1,4 @@
-"""Several workers on one sweep: every point once, whoever is killed, stopped, woken or fails."""
+"""Several workers run each point of a sweep once, even if some are killed, suspended or fail."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def workdir(tmp_path) -> Path:
 
 @pytest.fixture
 def start(workdir, monkeypatch):
-    """Start a worker; end it where the test has not."""
+    """Start a worker; end it after the test if the test has not."""
     started: list[Worker] = []
 
     def start(*arguments, folder=workdir, **settings):
@@ -73,7 +73,7 @@ def states(workdir: Path) -> dict[str, str]:
 
 
 def stopped_with_a_point(workers: list[Worker], workdir: Path) -> tuple[Worker | None, str]:
-    """Stop a worker that has a point; None where it was done with it by then."""
+    """Suspend a worker that has a point; None if it has finished the point meanwhile."""
     for point, pid in holders(workdir).items():
         (worker,) = (worker for worker in workers if worker.pid == pid)
         worker.send(signal.SIGSTOP)
@@ -90,7 +90,7 @@ def written(folder: Path, pattern: str = "*=*/**/*") -> dict[str, tuple[bytes, i
 
 
 def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
-    """Every point's results are there once, those of failed ones not at all; nothing is torn."""
+    """Each point has its results once, a failed point has none, and no file is incomplete."""
     assert {name for name, state in states(workdir).items() if state == "failed"} == failed
     assert len(states(workdir)) == num_points
     for name in states(workdir).keys() - failed:
@@ -106,7 +106,7 @@ def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
 
 @pytest.mark.parametrize(("num_points", "stages"), [FEW, SIX, *in_full(TWENTY)])
 def test_three_workers_race(start, workdir, num_points, stages):
-    """One is killed, one point diverges, one raises: the others are done, each once."""
+    """One worker is killed, one point diverges, one raises: the other points are done once each."""
     workers = [start(num_points, stages, fails=True) for _ in range(3)]
     pid = until(lambda: next(iter(holders(workdir).values()), None))
     time.sleep(random.uniform(0, 0.2 if stages == "probes" else 20))
@@ -142,7 +142,7 @@ def test_three_workers_race(start, workdir, num_points, stages):
 def test_a_worker_that_slept_through_its_takeover_writes_nothing(
     start, workdir, stages, worker_trial
 ):
-    """It is stopped while it has a point, for longer than the lease, and woken."""
+    """It is suspended while it has a point, for longer than the lease, and then continued."""
     chance = random.Random(worker_trial)
     workers = [start(3, stages, measuring=0.2, lease=2.0) for _ in range(2)]
     asleep, point = None, ""
@@ -162,7 +162,7 @@ def test_a_worker_that_slept_through_its_takeover_writes_nothing(
 
 
 def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
-    """For one of another machine it waits as long as that may live, and says so."""
+    """For a worker of another machine it waits until the lease expires, and says so."""
     first = start(1, measuring=1.0)
     until(lambda: holders(workdir))
     first.send(signal.SIGKILL)
@@ -181,8 +181,8 @@ def test_a_lone_worker_waits_for_no_dead_one_of_its_machine(start, workdir):
 
 @pytest.mark.slow
 def test_a_signal_to_a_worker_that_waits(start, workdir):
-    """It ends at once, with exit code 75; one that runs a point leaves it to the others."""
-    running = start(2, measuring=5.0)  # long enough for the others to begin
+    """It exits immediately with 75; another worker continues the point of a signalled worker."""
+    running = start(2, measuring=5.0)  # long enough for the others to start
     until(lambda: holders(workdir))
     waiting, other = start(2), start(2)
     until(lambda: "Waiting for learning_rate=0.001" in waiting.printed())

@@ -1,4 +1,4 @@
-"""What is in launch/: its scripts with stand-ins for the commands of clusters, its manifests."""
+"""The scripts in launch/, with stand-ins for the commands of clusters, and the manifests."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def manifests():
 
 
 def test_jobset_has_the_keys_of_its_schema(manifests):
-    """Those of jobset.x-k8s.io/v1alpha2 that are used, and nothing else."""
+    """It uses only keys of jobset.x-k8s.io/v1alpha2."""
     jobset = manifests["JobSet"]
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert jobset.keys() == {"apiVersion", "kind", "metadata", "spec"}

@@ -1,7 +1,7 @@
 """The measure command: correct losses, strict JSON, figures, and one line for bad input.
 
-Traces of Hugging Face folders are compared with PyTorch's in test_measure_torch.py, those of a run
-with the run's own in test_sweep.py.
+Traces of Hugging Face folders are compared with PyTorch's in test_measure_torch.py. Traces of a run
+are compared with the run's own in test_sweep.py.
 """
 
 import json

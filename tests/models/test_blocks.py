@@ -34,7 +34,7 @@ MODELS = {
 
 
 def leaves_of(model) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by its path, those of stacked layers one by one."""
+    """Return the shape of every parameter by its path; stacked layers are listed one by one."""
     inputs = (TOKENS_BxT,) if isinstance(model, CausalTransformer) else (TOKENS_BxT, LENGTHS_B)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     leaves = {}

@@ -115,7 +115,7 @@ def test_of_extra_layers_only_biases_that_reach_the_hidden_state_add_to_the_trac
 @pytest.mark.parametrize("name", ["transformer", *in_full("lstm")])
 @pytest.mark.slow
 def test_second_derivatives_follow_no_such_rule(name):
-    """tr H - tr G of the embedded model is not that of the small one: it has to be measured."""
+    """tr H - tr G differs between the embedded and the small model: it has to be measured."""
     small, large = make(name, 1, tied=True), make(name, 1, tied=True, width=8)
     params = noisy_params(small)
     residuals = []

@@ -1,4 +1,4 @@
-"""Checkpoints of others: the same logits as theirs, and one line for whatever is damaged."""
+"""GPT-2, OPT and BERT checkpoints: the reference's logits, and one line for any damage."""
 
 import json
 import math
@@ -231,7 +231,7 @@ def test_a_model_that_is_not_covered_is_refused(tmp_path, config, changes, reaso
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     message = refusal(folder)
     assert reason in message
-    # What the weights deny is told of their file, the rest of the config's.
+    # The message names the weights' file if a tensor is at fault, otherwise config.json.
     file = "model.safetensors" if "tensor " in message else "config.json"
     assert message.startswith(f"{file}: ")
 

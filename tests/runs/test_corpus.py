@@ -46,7 +46,7 @@ def section(tmp_path_factory):
 
 
 def rows_of(sentences) -> list[tuple[int, ...]]:
-    """Each sentence as its words and its length, in order."""
+    """Return the words and the length of each sentence, in order."""
     tokens_NxT = np.asarray(sentences.tokens_BxT).reshape(-1, sentences.tokens_BxT.shape[-1])
     lengths_N = np.asarray(sentences.lengths_B).reshape(-1, 1)
     return list(map(tuple, np.concatenate([tokens_NxT, lengths_N], axis=1).tolist()))
@@ -126,7 +126,7 @@ def test_another_language_has_another_folder(section, all_rows, key, value):
 
     before = folders(section)
     shards = modified(Path(section.data_dir), "jaxflat/*/*array_record*")
-    # How sentences are masked, and the settings of other languages, do not make others of them.
+    # Masking and the settings of other languages do not change the stored sentences.
     assert prepared({"masking": "one", "dyck.length": 6}) == before
     after = prepared({key: value})
     assert len(after) == len(before) + 1
@@ -179,7 +179,7 @@ def test_from_stored_sentences_with_two_words_masked_to_results(finished, monkey
         assert float(row["hessian_trace"]) != 0
         assert 0 < float(row["linear_probe/state_2.map/16"]) <= 1
         assert row["optimal_loss"] == rows[0]["optimal_loss"]
-        # The loss is the optimum and the excess, but for the noise of the hidden words.
+        # The loss is the optimum plus the excess, up to the noise of the sampled words.
         parts = float(row["optimal_loss"]) + float(row["excess_loss"])
         assert abs(float(row["loss"]) - parts) < 5 * float(row["loss_sem"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(data))
@@ -202,7 +202,7 @@ def test_a_second_run_reads_what_the_first_one_stored(finished, tmp_path, monkey
 def test_interrupted_while_storing_and_training_ends_bitwise_the_same(
     finished, tmp_path, monkeypatch
 ):
-    """Cut off without clean-up, as by kill -9: once in every stage, and at random moments."""
+    """Deaths without clean-up, as by kill -9: once in every stage, and at random moments."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     moments, deaths = random.Random(1), []
     advance = Display.advance_stage
@@ -213,7 +213,7 @@ def test_interrupted_while_storing_and_training_ends_bitwise_the_same(
     def advance_or_die(self, completed, note):
         advance(self, completed, note)
         stage = note.split()[0]
-        # Shards are made by several threads: what must happen may not hang on their order.
+        # Several threads make shards, so the test must not depend on their order.
         if stage not in deaths or moments.random() < 0.15:
             deaths.append(stage)
             raise Killed

@@ -1,4 +1,4 @@
-"""Each user's function is called once before training; one line says what is wrong with it."""
+"""Each user's function is called once before training; one line describes its fault."""
 
 import dataclasses
 

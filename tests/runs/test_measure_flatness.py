@@ -1,4 +1,4 @@
-"""What a run's stage measures: every measure raw, and as seen in the sweep's widest model."""
+"""The flatness stage: every measure raw, and embedded in the sweep's widest model."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def two_layers():
 
 
 def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
-    """Return what the stage makes of a measure at the initial parameters, of width 8."""
+    """Return the estimates of a measure at the initial parameters, of width 8."""
     config = two_layers()
     config.model.update(model)
     config.flatness.update_from_flattened_dict(CHEAP)
@@ -79,7 +79,7 @@ SOME = ("fisher_trace", "hessian_density", "local_learning_coefficient", "worst_
 def test_every_measure_has_embedded_values_where_there_is_a_common_width(tmp_path, measure):
     found = measured(tmp_path, measure, embedded_width=16)
     raw = {name for name in found if not name.endswith("@embedded")}
-    # Blocks of a trace are of the model itself.
+    # Traces by block are measured on the raw model only.
     whole = {measure} if measure.endswith("_trace") else raw
     assert found.keys() - raw == {f"{name}@embedded" for name in whole}
     assert all(np.isfinite(estimate.mean) for estimate in found.values())

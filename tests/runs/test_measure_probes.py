@@ -1,4 +1,4 @@
-"""What the probe stage measures of a checkpoint, and what it refuses."""
+"""The probe stage: its measures of a checkpoint, and the configs that it refuses."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_eight_devices_fine_tune_as_one_does(on_one_device):
 
 
 def test_devices_that_fine_tune_say_nothing_to_each_other():
-    """A job's steps are all on one device."""
+    """All steps of a job are on one device."""
     config = untrained(8)
     mesh = builders.make_mesh(config)
     params = sharding.replicate(mesh, builders.init_params(config))

@@ -1,4 +1,4 @@
-"""Lines of measured numbers: each measure's settings decide about its own lines, and no others."""
+"""Lines of measurements: a setting outdates only the lines of the measures that depend on it."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def small_config():
 
 
 class Reads:
-    """Stands for a config section, and notes which of its keys are read."""
+    """Replaces a config section, and records which of its keys are read."""
 
     def __init__(self, section, noted=None):
         self._section, self._noted = section, set() if noted is None else noted
@@ -47,7 +47,7 @@ class Reads:
 
 
 class WithReads:
-    """Stands for a config one of whose sections is such a one."""
+    """Replaces a config; one of its sections is a Reads."""
 
     def __init__(self, config, name):
         self._config, self._name, self.noted = config, name, set()
@@ -78,12 +78,12 @@ def test_a_measure_of_flatness_reads_only_the_keys_that_its_lines_depend_on(tmp_
     )
     jax.block_until_ready([estimate.mean for estimate in found.values()])
     declared = measure_flatness.settings(point.config)[measure].keys() - {"probe_seed"}
-    # Groups are only of traces: others are the same with them and without.
+    # Only traces have groups: other measures are the same with and without `by_block`.
     assert watched.noted - {"by_block"} <= declared
     assert ("by_block" in declared) == (measure in ("hessian_trace", "fisher_trace"))
 
 
-# Below, measures of flatness are quick ones.
+# Below, quick functions replace the measures of flatness.
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_measures_that_are_not_asked_for_leave_the_results(copy, measured):
 
 
 def written_by_version_0_1(workdir: Path) -> Path:
-    """Rewrite a work directory: lines without settings, which status.json has for each file."""
+    """Rewrite a work directory as version 0.1: settings are in status.json, not in the lines."""
     stored = json.loads((workdir / "sweep.json").read_text())
     for point in stored["points"]:
         status = json.loads((workdir / point["name"] / "status.json").read_text())

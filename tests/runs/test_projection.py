@@ -34,7 +34,7 @@ def arms_config():
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory):
-    """A finished sweep of two arms that begin alike."""
+    """A finished sweep of two arms with the same first phase."""
     workdir = tmp_path_factory.mktemp("arms")
     assert sweep.run(arms_config(), ARMS, workdir) == {}
     return workdir
@@ -85,7 +85,7 @@ def test_results_hold_a_checkpoint_and_its_projection_side_by_side(arms):
 
 
 def phases_of_calls(monkeypatch) -> list[str]:
-    """Return a list that gets the phase of each call of training from now on."""
+    """Return a list to which each later call of training adds its phase."""
     trained, advance = [], slots.run_calls
 
     def count(calls):
@@ -97,7 +97,7 @@ def phases_of_calls(monkeypatch) -> list[str]:
 
 
 def test_arms_share_what_they_begin_with_and_lose_no_bit(arms, tmp_path, monkeypatch):
-    """Each arm alone in its folder, without a shared prefix to copy."""
+    """Compared with each arm in a separate folder, without a shared prefix to copy."""
     assert len(list((arms / "trunks").iterdir())) == 1
     for place, point in enumerate(points.expand(arms_config(), ARMS, tmp_path)):
         assert sweep.run(arms_config(), ARMS, tmp_path, selection=str(place)) == {}

@@ -1,4 +1,4 @@
-"""Points that one program trains at once are what they are alone, whoever is trained with them."""
+"""A point trained in one program with others ends the same, regardless of the other points."""
 
 import csv
 import json
@@ -32,7 +32,9 @@ def config_of(together: int):
     config = tiny_config()
     config.training.together = together
     config.flatness.measures = ("fisher_trace",)
-    config.phases.pretrain.optimizer.name = "sgd"  # of Adam, noise where a gradient is 0 decides
+    config.phases.pretrain.optimizer.name = (
+        "sgd"  # with Adam, rounding decides the step where a gradient is 0
+    )
     config.phases.pretrain.schedule.learning_rate = 0.1
     return config
 
@@ -54,7 +56,7 @@ def team(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The same points, each trained by a program of its own."""
+    """The same points, each trained in a separate program."""
     return run(tmp_path_factory.mktemp("alone"), together=1)
 
 
@@ -64,7 +66,7 @@ def curves(workdir: Path) -> dict[str, list[dict]]:
 
 
 def assert_close(workdir: Path, other: Path) -> None:
-    """All losses, of curves and of results, are the same to 1e-5 of their value."""
+    """All losses, in curves and results, agree to a relative 1e-5."""
     ours, theirs = curves(workdir), curves(other)
     assert ours.keys() == theirs.keys()
     for name, lines in ours.items():
@@ -85,7 +87,7 @@ def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
 
 
 def test_slots_are_shared_out_over_devices(alone, tmp_path):
-    """Two slots on devices of their own; their batches, and their parameters, on two each."""
+    """Each of two slots has separate devices; its batches and parameters are split over two."""
     config = config_of(2)
     config.mesh.update({"data": 2, "model": 2})
     expanded = points.expand(config, SWEEP, tmp_path)
@@ -180,11 +182,11 @@ def test_a_signal_in_a_call_is_seen_when_the_call_ends(tmp_path, monkeypatch):
 
 
 class Killed(BaseException):
-    """As by kill -9: no code of ours gets to run."""
+    """Simulates kill -9: no code of jaxflat cleans up after it."""
 
 
 def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkeypatch):
-    """Some points of the team have then saved more than others."""
+    """Some points of the team have saved more than others at the death."""
     moments, deaths, uneven = random.Random(4), 0, 0
 
     def or_die(function):
@@ -212,7 +214,9 @@ def test_cut_off_at_any_moment_it_ends_with_the_same_bits(team, tmp_path, monkey
     assert uneven
     assert contents(team) == contents(tmp_path)
     arrays, found = saved_arrays(team), saved_arrays(tmp_path)
-    assert arrays.keys() <= found.keys()  # who died before it deleted a recovery state has more
+    assert (
+        arrays.keys() <= found.keys()
+    )  # a run that died before it deleted a recovery state has more
     jax.tree.map(np.testing.assert_array_equal, arrays, {name: found[name] for name in arrays})
 
 
@@ -248,7 +252,7 @@ def test_what_differs_in_more_than_seeds_and_schedules_is_another_team():
 
 
 def test_stored_sentences_are_those_of_each_point(tmp_path):
-    """A call of a team gets for each slot what the point gets alone."""
+    """In a team's call each slot gets the sentences that its point gets alone."""
 
     def losses(together):
         config = config_of(together)

@@ -1,9 +1,9 @@
-"""What a training step holds and sends, from its compiled code; nothing runs.
+"""Print the memory and communication of a compiled training step, without running it.
 
     python tests/support/compiled_step.py --config=FILE.py:SCALE [--point=0] [--devices=8]
 
-The devices are made up, of the CPU. Figures are in MiB: those that a device has for the arguments
-(state, language), those that the step needs besides, and the sizes of what devices exchange.
+The CPU simulates the devices. Figures are in MiB per device: the arguments (state, language), the
+further memory of the step, and the sizes of the arrays that devices exchange.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Ways in which a file of a folder goes wrong. Each returns the name of what is wrong then."""
+"""Ways to damage a file of a folder. Each returns the name of the damaged file."""
 
 from pathlib import Path
 
 
 def flip(path: Path, chance) -> str:
-    """One bit of one byte."""
+    """Flip one bit of one byte."""
     content = bytearray(path.read_bytes())
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     path.write_bytes(content)
@@ -12,7 +12,7 @@ def flip(path: Path, chance) -> str:
 
 
 def truncate(path: Path, chance) -> str:
-    """Bytes are missing at its end, perhaps all."""
+    """Remove bytes at the end, perhaps all."""
     content = path.read_bytes()
     path.write_bytes(content[: chance.randrange(len(content))])
     return path.name
@@ -24,7 +24,7 @@ def lose(path: Path, chance) -> str:
 
 
 def add(path: Path, chance) -> str:
-    """Another file beside it, perhaps an empty one."""
+    """Add another file beside it, perhaps an empty one."""
     other = path.with_name(f"{path.name}.{chance.randrange(100)}")
     other.write_bytes(bytes(chance.randrange(3)))
     return other.name

@@ -48,7 +48,7 @@ class Derivations(NamedTuple):
 
 
 def derivations(language: Hmm | Pcfg | BalancedTree, length: int) -> Derivations:
-    """All derivations of `length` words, of which the language says what is possible."""
+    """Enumerate all derivations of `length` words that the language allows."""
     if isinstance(language, Hmm):
         found, emissions = list(_paths(language, length)), language.emissions_KxV
     elif isinstance(language, BalancedTree):

@@ -14,7 +14,7 @@ TRAIN = ("train",)  # and evaluate
 
 
 def config() -> ConfigDict:
-    """Both phases and the projection are of one kind: one program is compiled for all."""
+    """Both phases and the projection have the same settings, so that one program is compiled."""
     config = tiny_config()
     config.flatness.measures = ("fisher_trace",)
     config.phases.drift.targets = "exact"

@@ -1,8 +1,9 @@
 """Labels of spans by NLTK's chart parser: the symbol of greatest inside probability.
 
-The inside probability of a symbol over a span of words is that of all its derivations of them,
-whatever stands around: summed over a chart's complete edges and their child pointers. A label by
-it is neither the symbol that made the words nor the most probable one given the sentence.
+The inside probability of a symbol over a span is the sum over all its derivations of these words.
+It ignores the words around them. It is summed over a chart's complete edges and their child
+pointers. A label by it is neither the symbol that made the words nor the most probable one given
+the sentence.
 """
 
 import math
@@ -58,8 +59,8 @@ def official_labels(
 def nltk_grammar(grammar: Grammar) -> nltk.PCFG:
     """Start -> A by start_N, A -> rule of A with probability 1, rule of A -> B C or a word.
 
-    The step between lets the chart have one edge for A over a span, where one for every rule of A
-    would meet every one of its neighbour.
+    With the step in between, the chart has one edge for A over a span. Without it, each rule of A
+    would have an edge and meet every edge of its neighbour.
     """
     N = range(len(grammar.nonterminals))
     start = nltk.Nonterminal(("start", 0))

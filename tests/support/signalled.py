@@ -1,7 +1,7 @@
 """A command that gets a signal at a known moment: signalled WHERE NUMBER SIGNAL MODULE ...
 
-WHERE: "module:function" or "module:Class.method", whose NUMBER-th call begins with the signal, or
-"module", whose import does. MODULE and what follows: a command, run as by python -m.
+WHERE: "module:function" or "module:Class.method", which gets the signal at its NUMBER-th call, or
+"module", which gets it at its import. MODULE and what follows: a command, run as by python -m.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import time
 
 
 class AtImport:
-    """Finds nothing, but sees what is looked for."""
+    """An import hook that finds nothing but sees the name of each imported module."""
 
     def __init__(self, name, send):
         self.name, self.send = name, send

@@ -1,4 +1,4 @@
-"""Small checkpoints of each family, with random parameters, and what is said of damaged ones."""
+"""Small checkpoints of each family, with random parameters, and the error of a damaged one."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def one_line(error: ValueError, folder: Path) -> str:
 
 
 def refusal(folder: Path, load=load_model) -> str:
-    """Return what is wrong with a folder, in one line, from its file's name on."""
+    """Return the one-line error about a folder, which starts with the file's name."""
     with pytest.raises(ValueError, match=r".") as caught:
         load(folder)
     return one_line(caught.value, folder)

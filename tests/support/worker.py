@@ -27,7 +27,7 @@ PATIENCE = 600  # seconds, on a machine that has other things to do
 
 @dataclass(frozen=True)
 class Settings:
-    """Points: pairs that begin alike, and one that diverges. Times in seconds."""
+    """Points: pairs with the same first phase, and one that diverges. Times in seconds."""
 
     num_points: int
     stages: str = "probes"
@@ -104,13 +104,13 @@ class Worker:
 
 
 def holders(workdir: Path) -> dict[str, int]:
-    """Return who has which point, by the number of its process."""
+    """Return the process number of the owner of each point that has one."""
     found = {}
     for path in workdir.glob("locks/*=*/*"):
         try:
             token, process = json.loads(path.read_text().partition("\n")[0])
             if path.name == str(token):
                 found[path.parent.name] = process[3]
-        except (FileNotFoundError, ValueError):  # it changes just now, or nobody has it yet
+        except (FileNotFoundError, ValueError):  # it is being renamed, or has no owner yet
             pass
     return found

@@ -222,7 +222,7 @@ def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     before = [modified(copy, part) for part in parts]
     flatness = contents(copy)
     config = tiny_config()
-    config.flatness.labels = "data"  # the same shapes, so that nothing compiles anew
+    config.flatness.labels = "data"  # the same shapes, so nothing is compiled again
     assert sweep.run(config, tiny_sweep(), copy) == {}
     assert [modified(copy, part) for part in parts] == before
     changed = {name for name, text in contents(copy).items() if text != flatness[name]}

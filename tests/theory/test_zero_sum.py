@@ -62,7 +62,7 @@ def test_no_input_is_below_the_bound(seed):
 def test_only_multiples_of_one_attain_the_bound(length):
     """Equality needs every w . z to be 0 or one c > 0 where 1.z = 1: then w = c 1 or 0.
 
-    All w with values 0 and 1 on T independent inputs, of which those hold on every input.
+    Solves for all w with values 0 and 1 on T independent inputs; keeps those valid on every input.
     """
     inputs_NxT = zero_sum.masked_strings(length, zero_sum=True)
     inputs_NxT = inputs_NxT[inputs_NxT.sum(axis=1) == 1]

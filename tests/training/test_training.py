@@ -1,4 +1,4 @@
-"""Optimizer steps: their objective, the split into calls, and the split of a batch over devices."""
+"""Training steps: the objective, splitting steps into calls, splitting a batch over devices."""
 
 from dataclasses import replace
 

@@ -24,7 +24,7 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
             "loss is not shown to be the same is listed, but no verdict compares it with the "
             "baseline: its differences may come from the loss. All arms share a seed's start; "
             "their sentences after it may differ. Intervals are not corrected for the number of "
-            "arms. Sharpness is the embedded measure, in one parametrisation, which is a choice.",
+            "arms. Sharpness is the embedded measure (see 'How to read the traces').",
             "note",
         ),
         html.table(arms_table(found, controls)),

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
 from jaxflat.analysis.page.arm_words import arms_section
 from jaxflat.analysis.page.evidence import Evidence
@@ -100,7 +99,7 @@ def _pairs(comparison: Comparison) -> list[str]:
             "are shown for sensitivity. The pair is chosen and tested on the same losses, so every "
             "p is multiplied by the number of candidate pairs (Bonferroni). "
             "Differences are larger minus smaller, ratios larger over smaller. Flatter and sharper "
-            "refer to the embedded measures, in one parametrisation, which is a choice. "
+            "refer to the embedded measures (see 'How to read the traces'). "
             "Scatter from examples: an upper bound of the share of the variance of the accuracy "
             "difference over seeds that comes from test sentences and from draws of the probe's "
             "training sets. The rest comes from the seeds.",
@@ -128,8 +127,7 @@ def _results(comparison: Comparison) -> list[str]:
     return [
         html.heading("Results"),
         html.paragraph(
-            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Embedded: in "
-            "one parametrisation, which is a choice. Accuracy: "
+            f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Accuracy: "
             "linear probe, largest number of shots, mean over tasks. The ceiling of map labels is "
             "100% by construction; the ceiling of latent labels is the mean largest posterior.",
             "note",
@@ -180,9 +178,15 @@ def _reading() -> list[str]:
             "that there is none. All models are measured on the same evaluation and test sentences "
             "of one language. Intervals over seeds do not cover the choice of these sentences. "
             "Every checkpoint is the end of an anneal, its learning rate decayed to 0, except "
-            "those that trajectories show as trained. The embedded trace is measured after the "
-            "small model is written as a large one that computes the same function. "
-            f"{PARAMETRISATION}"
+            "those that trajectories show as trained."
+        ),
+        html.heading("How to read the traces"),
+        html.paragraph(
+            "An embedded trace is measured after the small model is written as the sweep's largest "
+            "one, which computes the same function. So two sizes are compared in one "
+            "parametrisation. Many other parametrisations compute the same functions: rescaling "
+            "the weights without changing the function changes the trace. So the choice of "
+            "parametrisation can change which of two models is the flatter."
         ),
     ]
 

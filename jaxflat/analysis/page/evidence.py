@@ -12,10 +12,9 @@ from jaxflat.analysis.verdicts import NONE, RULES, Verdict
 Table = list[list[str]]
 
 ABOUT = (
-    "Accuracy against each flatness measure after embedding, in one parametrisation, which is a "
-    "choice, and against excess loss. All checkpoints of one seed give one correlation. The table "
-    "shows its mean over the seeds that have every checkpoint, with the 95% t interval over seeds "
-    "(of Fisher's z for Spearman). "
+    "Accuracy against each embedded flatness measure, and against excess loss. All checkpoints of "
+    "one seed give one correlation. The table shows its mean over the seeds that have every "
+    "checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
     "Negative: flatter models, or those nearer to the optimum, are more accurate. Positive: "
     "sharper models, or those further from it, are more accurate. The interval says what other "
     "seeds would give for these arms, not what other arms would give."

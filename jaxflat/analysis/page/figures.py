@@ -30,8 +30,7 @@ BY_SIZE = Plate(
     "size",
     "Each size at the checkpoint nearest to one common excess loss (solid, with 95% t intervals "
     "over seeds); its other checkpoints are faint. Only excess loss decides the matching. The "
-    "embedded trace is in one parametrisation, which is a choice. The lookup table is a probe "
-    "of the exact conditional probabilities.",
+    "lookup table is a probe of the exact conditional probabilities.",
     (
         ("Excess loss", drawing.excess_against_size),
         ("Flatness", drawing.trace_against_size),

@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
 from jaxflat.analysis.page.evidence import Evidence
 from jaxflat.analysis.page.pair_words import relation_counts
@@ -22,7 +21,7 @@ CAPTION = (
     "sweep, or the end of a trajectory against its start. The second model is flatter left "
     "of 1 and more accurate above 0. In the upper left and lower right quarters the flatter model "
     "is the more accurate one; in the other two quarters it is the less accurate one. Sharpness is "
-    f"the first measure that the sweep has, as on its own page. {PARAMETRISATION} Bars: 95% t "
+    "the first embedded measure that the sweep has (see 'How to read the traces'). Bars: 95% t "
     "intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
     "left out."
 )

@@ -1,4 +1,4 @@
-"""The second-order adjoint method: v' H v for many v at about the price of a gradient each.
+"""Compute v' H v for many v, each at about the cost of a gradient: the second-order adjoint method.
 
 `equations` classifies the equations of a jaxpr, `program` walks through them, and `adjoint` holds
 the method.

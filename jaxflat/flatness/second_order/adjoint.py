@@ -1,4 +1,4 @@
-"""v' H v for many v at about the price of a gradient each: the second-order adjoint method.
+"""Compute v' H v for many v, each at about the cost of a gradient: the second-order adjoint method.
 
 The loss is a program of nodes x_n = f_n(inputs). With lambda_n = d loss / d x_n (one backward pass,
 independent of v) its Lagrangian is stationary in every x_n, so second derivatives of x_n drop out:
@@ -179,7 +179,7 @@ def _derivatives(
 
 
 def _with_gaps(equation: JaxprEqn, tangents: list) -> list:
-    """Return one entry per output: None where it has no tangent."""
+    """Return one entry per output, None for an output without a tangent."""
     tangent = iter(tangents)
     return [next(tangent) if has_tangent(v) else None for v in equation.outvars]
 

@@ -1,4 +1,4 @@
-"""The equations of a function's jaxpr, by how their outputs depend on the parameters.
+"""Classify the equations of a function's jaxpr by how their outputs depend on the parameters.
 
 Each variable has an activity:
   CONSTANT: it does not depend on the parameters.

@@ -1,4 +1,4 @@
-"""A walk through the jaxpr of a function, equation by equation."""
+"""Walk through the jaxpr of a function, equation by equation."""
 
 from collections.abc import Callable, Sequence
 from itertools import repeat

@@ -1,1 +1,1 @@
-"""Languages that a causal model generates: its training, its words, conditionals by enumeration."""
+"""Languages that a causal model (a teacher) generates, with exact conditionals by enumeration."""

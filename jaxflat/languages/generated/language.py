@@ -1,4 +1,4 @@
-"""The language that an autoregressive model generates, its conditionals exact by enumeration.
+"""The language that an autoregressive model generates; enumeration gives exact conditionals.
 
 With R the V kept tokens and the stop symbol, and q the model's softmax restricted to R,
 
@@ -6,8 +6,8 @@ With R the V kept tokens and the stop symbol, and q the model's softmax restrict
 
 Before min_length words q also excludes the stop symbol; after max_length words it is certain.
 
-A score of a word is log p(x_t = v | the words that are seen) up to a term without v. Symbols are
-the words 0..V-1 and V, which stops the sentence and fills it to the end.
+The score of a word v is log p(x_t = v | the visible words), up to a term without v. Symbols are the
+words 0..V-1 and V, which stops the sentence and fills it to the end.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Training a causal language model on texts; its folder has the format of a downloaded one.
+"""Train a causal language model on texts; save it in the format of a downloaded GPT-2.
 
-Every text is a sequence by itself between two marks. The mark is one special token.
+Each text is a separate sequence between two marks. Both marks are the same special token.
 """
 
 import json

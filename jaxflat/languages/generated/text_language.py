@@ -1,4 +1,4 @@
-"""The language `generated` from its config: its teacher, its words, real labelled sentences."""
+"""Make the language `generated` from its config: teacher, words, and real labelled sentences."""
 
 import functools
 import hashlib

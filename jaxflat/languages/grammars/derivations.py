@@ -1,4 +1,4 @@
-"""Exact sampling of a grammar's derivations, node by node or level by level.
+"""Sample exactly from a grammar's derivations, node by node or level by level.
 
 The number of words below each node is drawn before the node is expanded, from the probability that
 a non-terminal yields n words. So no tree is rejected or cut, and all shapes are fixed. A grammar
@@ -49,7 +49,7 @@ class YieldTables(NamedTuple):
 def yield_tables(grammar: Grammar, min_length: int, max_length: int) -> YieldTables:
     """Return the tables to sample sentences of min_length to max_length words.
 
-    With Y_n(A) = P(A yields n words), Y_1(A) = sum_v P(A -> v) and
+    Let Y_n(A) = P(A yields n words). Then Y_1(A) = sum_v P(A -> v) and
     Y_n(A) = sum_{k,B,C} P(A -> B C) Y_k(B) Y_{n-k}(C). Y_n may be too small for floating point
     numbers, so it is stored as exp(scales_S[n]) words_SxN[n]. Raises ValueError if the grammar has
     no sentence of such a length.

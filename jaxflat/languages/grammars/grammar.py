@@ -1,4 +1,4 @@
-"""Grammars as tables with named symbols, their levels, and random grammars."""
+"""Probabilistic grammars as tables: their symbols, their levels, and random grammars."""
 
 import math
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Grammars as text files, one rule a line: `S A 0.5` or `A B C 0.25`, the probability last.
+"""Read and write grammars as text files, one rule a line: `S A 0.5` or `A B C 0.25`.
 
-White space separates the fields; blank lines are ignored. Symbols with rules are non-terminals, all
-others are words. The start symbol is the left side of the first rule. It alone may have unit rules,
-`S A 0.5`: they give the probabilities of the roots.
+The probability is the last field. White space separates fields; blank lines are ignored. Symbols
+with rules are non-terminals, all others are words. The start symbol is the left side of the first
+rule. It alone may have unit rules, `S A 0.5`: they give the probabilities of the roots.
 """
 
 import math

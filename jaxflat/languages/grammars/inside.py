@@ -1,4 +1,4 @@
-"""Inside probabilities: over the chart of all spans, and a hundred times faster with levels.
+"""Compute inside probabilities of a grammar: for all spans, or a hundred times faster by levels.
 
 Baker, "Trainable grammars for speech recognition" (1979). For any grammar in Chomsky normal form
 the chart has all spans.

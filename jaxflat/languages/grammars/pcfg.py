@@ -48,7 +48,7 @@ class Pcfg:
 
     The root is A with probability start_N[A]. A -> B C has probability rules_NxNxN[A, B, C], and
     A -> word has emissions_NxV[A, word]. For every A, its rules and emissions together sum to 1.
-    `levels` are those of `Grammar`. With LevelTables all roots are in level 0 and inference uses
+    `levels` are as in `Grammar`. With LevelTables all roots are in level 0 and inference uses
     the levels; otherwise it uses the chart of all spans. Latents are a `Tree`.
     Tasks: `span_<start>_<end>` is the non-terminal above words [start, end), valid if the
     sentence's tree has such a node. `root`, with place (), is the root.
@@ -97,7 +97,7 @@ class Pcfg:
     ) -> Array:
         """Return log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV nats.
 
-        p(v | x_-t) prop. to sum_A O_t(A) P(A -> v), where O_t(A) = dZ / dl_t(A) is the derivative
+        p(v | x_-t) prop. to sum_A O_t(A) P(A -> v). O_t(A) = dZ / dl_t(A) is the derivative
         of the sentence's probability by its leaf weights l_t(A) = P(A -> x_t). O_t does not depend
         on x_t. Uniform past the end.
         """

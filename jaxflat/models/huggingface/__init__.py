@@ -1,4 +1,4 @@
-"""GPT-2, OPT and BERT from local Hugging Face folders, and GPT-2 into one."""
+"""Load GPT-2, OPT and BERT from local Hugging Face folders, and save GPT-2 to one."""
 
 from jaxflat.models.huggingface.folder import (
     Pretrained,

@@ -1,4 +1,4 @@
-"""Local Hugging Face folders: config.json and the weights in safetensors files.
+"""Load and save local Hugging Face folders: config.json and weights in safetensors files.
 
 Every problem with a file raises ValueError, one line that starts with the file's path.
 """

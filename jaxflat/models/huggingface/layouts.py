@@ -1,4 +1,4 @@
-"""How GPT-2, OPT and BERT checkpoints describe a model, and name and store its parameters."""
+"""How GPT-2, OPT and BERT checkpoints describe a model, name its parameters and store them."""
 
 import json
 import math
