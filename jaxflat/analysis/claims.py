@@ -172,7 +172,7 @@ def _on_all_checkpoints(found: Sequence[Association]) -> list[Verdict]:
     one = next((one for one in found if one.column in EMBEDDED), None)
     claims = {SPEARMAN: ALL_CHECKPOINTS, GIVEN_LOSS: ALL_CHECKPOINTS + GIVEN}
     if one is None:
-        why = "no seed has accuracy, excess loss and a flatness measure at every checkpoint"
+        why = "no seed has accuracy, excess loss and an @embedded measure at every checkpoint"
         return [Verdict(claim, "", "", NONE, why) for claim in claims.values()]
     verdicts = []
     for name, claim in claims.items():

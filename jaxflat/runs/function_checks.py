@@ -4,7 +4,10 @@ So a mistake in a function ends the command with one line, not a run after hours
 """
 
 import functools
+import inspect
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.trajectory import Checkpoint
 
 NUM_SENTENCES = 4  # of the small inputs
+LARGEST = 10**7  # parameters; larger models are not run, only their shapes are checked
 
 
 def check_functions(config: Config) -> None:
@@ -50,8 +54,13 @@ def _check(name: str, prefix: str, section: Config, check: Callable[..., None], 
         check(section, name, *context)
     except Exception as error:  # the user's function may raise anything
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        file = inspect.getsourcefile(inspect.unwrap(section[name].function.function))
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [
+            f" ({Path(f.filename).name}, line {f.lineno})" for f in frames if f.filename == file
+        ]
         text = " ".join(str(error).split())
-        raise ValueError(f"{prefix}.{name}: {kind}{text}") from error
+        raise ValueError(f"{prefix}.{name}: {kind}{text}{lines[-1] if lines else ''}") from error
 
 
 @functools.cache
@@ -93,6 +102,21 @@ def _check_model(section: Config, name: str, language_section: Config) -> None:
         _expect(f"logits_BxMxV {where}", logits.shape, (*shape, num_words))
         features = intermediates["features_BxMxD"]
         _expect(f"features_BxMxD {where}, its first axes", features.shape[:2], shape)
+    if sum(leaf.size for leaf in jax.tree.leaves(params)) <= LARGEST:
+        _check_padding(model, batch.inputs_BxT.shape[1], num_words)
+
+
+def _check_padding(model: Any, length: int, num_words: int) -> None:
+    """Raise ValueError if the logits of a sentence's words depend on what follows its end."""
+    words_T = np.arange(length, dtype=np.int32) % num_words
+    end = max(length // 2, 1)
+    inputs_BxT = np.stack([words_T, np.where(np.arange(length) < end, words_T, num_words)])
+    lengths_B = np.full(2, end, np.int32)
+    variables = model.init(jax.random.key(0), inputs_BxT[:, :1], np.ones(2, np.int32))
+    logits_BxTxV, _ = jax.jit(model.apply)(variables, inputs_BxT, lengths_B)
+    change = float(jnp.abs(logits_BxTxV[0, :end] - logits_BxTxV[1, :end]).max())
+    if change > 1e-4 * float(jnp.abs(logits_BxTxV).max()):
+        raise ValueError(f"padding changes the logits of a sentence's words by {change:.2g}")
 
 
 @functools.cache

@@ -75,9 +75,10 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
             _with_sections(old, shared), _with_sections(settings, shared)
         ):
             key, before, now = difference
+            source = "the source has changed; " if key.endswith(".function") else ""
             raise InputError(
                 f"{path.parent} holds a sweep with {key}={before}, this one has {key}={now}; "
-                "choose another --workdir"
+                f"{source}choose another --workdir"
             )
         entries = {entry["name"]: entry for entry in stored["points"]}
     for point in points:

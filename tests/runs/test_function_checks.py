@@ -31,6 +31,18 @@ class Words(nn.Module):
         return nn.Dense(self.num_words)(hidden_BxTxD), {"features_BxMxD": hidden_BxTxD}
 
 
+class Leaky(Words):
+    """Adds the mean over all positions, padding included."""
+
+    @nn.compact
+    def __call__(self, tokens_BxT, lengths_B, positions_BxM=None):
+        hidden_BxTxD = nn.Embed(self.num_words + 3, self.width)(tokens_BxT)
+        hidden_BxTxD += hidden_BxTxD.mean(1, keepdims=True)
+        if positions_BxM is not None:
+            hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, positions_BxM[:, :, None], axis=1)
+        return nn.Dense(self.num_words)(hidden_BxTxD), {"features_BxMxD": hidden_BxTxD}
+
+
 class WordsEverywhere(Words):
     """Ignores the positions asked for."""
 
@@ -149,11 +161,17 @@ def test_one_that_works_passes(section, function, chosen_by):
     ("section", "function", "chosen_by", "message"),
     [
         ("model", WordsEverywhere, "name", r"model\.own: logits_BxMxV with positions_BxM given"),
+        ("model", Leaky, "name", r"model\.own: padding changes the logits .* by "),
         ("language", leaking_hmm, "name", r"language\.own: .*probabilities sum to 0\.367"),
         (OPTIMIZER, growing, "name", r"pretrain\.optimizer\.own: update: the new state"),
         (PHASE, not_summed, "objective", r"phases\.pretrain\.own: loss_fn\(params, batch\)"),
         ("flatness", number, "measures", r"flatness\.own: returns float; .* an Estimate"),
-        ("flatness", broken, "measures", r"flatness\.own: AttributeError: .*no_such_name"),
+        (
+            "flatness",
+            broken,
+            "measures",
+            r"flatness\.own: AttributeError: .*_checks\.py, line \d+\)",
+        ),
         ("probes", one_label, "", r"probes\.own: the labels: \(\) where \(4,\) is expected"),
     ],
 )
