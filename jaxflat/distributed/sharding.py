@@ -20,10 +20,12 @@ def set_up_devices() -> None:
     """Make each CPU core a device, up to eight, and make GPUs give the same bits in each run.
 
     Call it before anything touches a device. A small model does not use several cores well if XLA
-    splits every operation over them; splitting the batch does. On GPUs, atomic additions and
-    kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid both.
-    Values in $XLA_FLAGS take precedence.
+    splits every operation over them; splitting the batch does. CPU devices run one program at a
+    time: if several are in flight, their collectives can wait for each other's threads until XLA
+    ends the process. On GPUs, atomic additions and kernels chosen by timing give other bits in each
+    run; the flag set here makes XLA avoid both. Values in $XLA_FLAGS take precedence.
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

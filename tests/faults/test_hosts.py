@@ -48,9 +48,10 @@ COMMAND = f"""
 import faulthandler, os, signal, sys
 faulthandler.register(signal.SIGUSR1)
 from jaxflat import main
-from jaxflat.distributed import preemption, ranks
+from jaxflat.distributed import preemption, ranks, sharding
 from jaxflat.runs import stages
 preemption.install_handlers()
+sharding.set_up_devices()
 ranks.SILENCE_LIMIT = {HEARTBEAT}
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     evaluation, *others = stages.MEASUREMENTS
