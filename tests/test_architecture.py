@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxflat"
 
-# The rooms from the lowest to the highest. A room imports only from rooms on lower lines.
+# The lowest layer is first. A room imports only from layers with a smaller number.
 LAYERS = (
     ("config", "distributed"),
     ("storage",),

@@ -1,1 +1,1 @@
-"""Reads a sweep's files; writes its figures, its page and its summary."""
+"""Read a sweep's files; write its figures, its page and its summary."""

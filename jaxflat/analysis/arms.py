@@ -1,4 +1,4 @@
-"""Compares arms whose models have one size, at their last checkpoints.
+"""Compare arms whose models have one size, at their last checkpoints.
 
 The sweep's first arm is the baseline.
 """

@@ -1,4 +1,4 @@
-"""Correlates accuracy with other columns over all checkpoints of a sweep, seed by seed."""
+"""Correlate accuracy with other columns over all checkpoints of a sweep, seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Groups rows into cells: one arm of a sweep at one step, over its seeds."""
+"""Group rows into cells: one arm of a sweep at one step, over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Judges the claims that a sweep can test, each by statistics over seeds."""
+"""Judge the claims that a sweep can test, each by statistics over seeds."""
 
 from collections.abc import Callable, Sequence
 

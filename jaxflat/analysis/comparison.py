@@ -1,4 +1,4 @@
-"""Compares the models of a sweep: sizes at the nearest excess losses, or arms."""
+"""Compare the models of a sweep: sizes at the nearest excess losses, or arms."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

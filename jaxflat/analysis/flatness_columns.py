@@ -1,4 +1,4 @@
-"""Lists the columns of results.csv that measure sharpness, in order of precedence.
+"""List the columns of results.csv that measure sharpness, in order of precedence.
 
 A larger value means a sharper loss; for the learning coefficient, a less degenerate one. In a
 comparison the first measured column decides, even if its result is undecided.

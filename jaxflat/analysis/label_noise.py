@@ -1,4 +1,4 @@
-"""Does label noise cause flatness? Compares sampled labels with exact targets, the control."""
+"""Does label noise cause flatness? Compare sampled labels with exact targets, the control."""
 
 from dataclasses import replace
 

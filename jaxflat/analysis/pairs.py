@@ -1,4 +1,4 @@
-"""Compares two cells of a sweep: differences, ratios and their directions."""
+"""Compare two cells of a sweep: differences, ratios and their directions."""
 
 import re
 from collections.abc import Sequence

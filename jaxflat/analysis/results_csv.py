@@ -1,4 +1,4 @@
-"""Reads results.csv as typed rows, and adds the means over tasks that comparisons use."""
+"""Read results.csv as typed rows, and add the means over tasks that comparisons use."""
 
 import csv
 import re

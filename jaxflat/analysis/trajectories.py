@@ -1,4 +1,4 @@
-"""Measures how the models of several arms of one size change, from start to end.
+"""Measure how the models of several arms of one size change, from start to end.
 
 Each arm is followed from its first measured checkpoint to its last, seed by
 seed. Two arms are compared by how much each of them changes.

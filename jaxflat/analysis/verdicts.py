@@ -1,4 +1,4 @@
-"""Turns an interval into a word, by one rule that is the same in both directions."""
+"""Turn an interval into a word, by one rule that is the same in both directions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

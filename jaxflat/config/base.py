@@ -26,12 +26,12 @@ def phase() -> Config:
 def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
     """Return every key with its default and bounds, for phases of these names."""
     return {
-        # Everything random follows this number, except the language. If set, each of the next
-        # three replaces it.
+        # The default of the three seeds below. `language.seed` is separate.
         "seed": Bounded(0, least=0),
         "data_seed": Bounded(placeholder(int), least=0),  # decides the training sentences
         "init_seed": Bounded(placeholder(int), least=0),  # decides the initial parameters
-        # Decides the probes of flatness and the training sentences of probes.
+        # Decides the random vectors and sentences of flatness, and the sentences that linear probes
+        # and fine-tuning are fitted to.
         "probe_seed": Bounded(placeholder(int), least=0),
         "language": language(),
         "model": model(),

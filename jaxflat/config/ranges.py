@@ -26,9 +26,9 @@ class InputError(ValueError):
 class Bounded:
     """A default with its own bounds, which hold for each number of a tuple. The default is allowed.
 
-    least: the smallest whole number; floats must be above 0, or at least 0 if this is 0; None: no
-    lower bound. below: an upper bound, itself not allowed. choices: the allowed values, or items of
-    a tuple. may_be_empty: whether () is allowed.
+    least: the smallest allowed int. Floats: least=0 allows 0; any other number requires > 0. None:
+    no lower bound. below: an upper bound, itself not allowed. choices: the allowed values, or items
+    of a tuple. may_be_empty: whether () is allowed.
     """
 
     default: Any

@@ -91,8 +91,9 @@ def check_effects(config: Config, points: Sequence[tuple[Mapping[str, Any], Conf
     """Raise InputError if a key of a sweep has no effect and another value than its default.
 
     config: the keys that all points share; each needs an effect on one point. points: for each
-    point, the keys that it sets itself, and its resolved config. If a point sets the choice that
-    leaves another of its keys without effect, that key is refused too.
+    point, the keys that it sets itself, and its resolved config. A point is also refused if it sets
+    both a key and the choice that leaves it without effect. Example: a point that sets
+    model.name='lstm' and model.head_size.
     """
     config = complete(config)
     default = defaults(_keys(config))

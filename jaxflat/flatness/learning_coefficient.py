@@ -48,7 +48,7 @@ def local_learning_coefficient(
 ) -> LearningCoefficient:
     """Return n beta (E[L(w)] - L(w*)), w ~ exp(-n beta L(w) - gamma / 2 |w - w*|^2), w* = params.
 
-    Lau et al., arXiv:2308.12108. n is num_examples, the number of predictions in the posterior.
+    Lau et al., arXiv:2308.12108. n is num_examples, the number of training sentences.
     beta is the inverse_temperature, 1 / log n if None. gamma is the localization. Every chain
     starts at w* and takes num_burnin + num_draws steps (Welling & Teh, 2011); the last num_draws
     are its draws. Each step follows the gradient of one microbatch m, drawn uniformly:

@@ -40,7 +40,8 @@ class Problem(NamedTuple):
 
     sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
       draw several rounds; other measures use round 0.
-    num_examples: the number of predictions that the parameters were fitted to.
+    num_examples: n of the learning coefficient, the number of training sentences (for texts of a
+      file: of predictions).
     groupings: each maps a leaf's path to the name of its group; traces are also given by group.
     stacked(path): whether axis 0 of a leaf is a stack of layers.
     toward: the parameters at the end of loss_path.

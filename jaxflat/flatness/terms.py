@@ -132,8 +132,9 @@ def sample_until(
     rounds. Sampling stops at the first check with at least `min_samples` samples and
     t(0.975, n - 1) SEM <= relative_error |mean|, and in any case after `max_rounds`.
 
-    Samples that lie close together by chance stop early, which lowers the coverage of the interval.
-    It lowers it only a little, because checks are few, fixed beforehand, and need many samples.
+    Sampling may stop early because the first samples happen to agree. The coverage of the interval
+    is then slightly below 95%: only slightly, because checks are few, fixed beforehand, and need
+    many samples.
     The returned estimate shows whether the interval is narrow enough.
     """
     rounds: list[TraceTerms] = []

@@ -51,10 +51,12 @@ def gauss_newton_factors(params: Any, factor: int, extra_layers: int = 0) -> Any
 
     Let a leaf have c copies, each of them the original divided by d. By the chain rule and the
     symmetry between copies, each copy's gradient is g * d / c. The squared norms sum to
-    |g|^2 * d^2 / c. In a block of zeros, only the biases added to the hidden state have a gradient.
-    It equals the gradient of such a bias in the small model's last block, which therefore counts
-    once more for each. This holds for the Fisher and Gauss-Newton traces. The Hessian's
-    second-derivative term scales differently and must be measured on the enlarged model.
+    |g|^2 * d^2 / c. Each added layer adds only the traces of its output biases. Each such bias has
+    the trace of the last block's output bias: with n added biases, that trace counts n + 1 times.
+    The reason: in a block of zeros only the output biases have a gradient. It equals the gradient
+    of such a bias in the small model's last block. This holds for the
+    Fisher and Gauss-Newton traces. The Hessian's second-derivative term scales differently and must
+    be measured on the enlarged model.
     """
 
     def scale(path: Path, leaf: jax.Array) -> float:

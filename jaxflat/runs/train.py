@@ -21,8 +21,8 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
 
     Yields each compiled call and receives its outcome, see `slots.train_together`. All existing
     checkpoints are verified first, and damaged ones are trained again. A recovery checkpoint at a
-    branch holds the state before its anneal, so a resumed run repeats the anneal. The exception is
-    an anneal that a signal interrupted: it resumes from the state saved in the folder aside/.
+    branch holds the state before its anneal. So if a process dies in an anneal, the anneal restarts
+    from the branch. If a signal stops it, it resumes from the state saved in the folder aside/.
     Phases that another point of the sweep has already trained are copied from it (see
     `shared_prefixes`).
 
@@ -36,21 +36,22 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     phases = trajectory.phases(config)
     display.start_stage("train", phases[-1].stop)
     state, curve = recovery.resume(config, folder, phases)
-    save = None
+    unsaved = None  # saves the latest state; None if that is saved
     for phase in phases:
         if state.step == phase.start:
             state = recovery.fresh_state(config, state.params, phase)
         step = int(state.step)
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
-                call = Call(config, phase, state, stop, int(state.step), "trunk", save)
+                call = Call(config, phase, state, stop, int(state.step), "trunk", unsaved)
                 state, loss = yield from _checked_outcome(call, folder)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
                 due = number % config.training.save_every == 0
-                save = partial(recovery.save, config, folder, state, curve)
+                unsaved = partial(recovery.save, config, folder, state, curve)
                 if due or stop in phase.branches or stop == phase.stop:
-                    save = save()
+                    unsaved()
+                    unsaved = None
                 if stop == phase.stop:
                     shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
@@ -97,8 +98,8 @@ def _train_branch(
 ) -> Training:
     """Train an anneal through `stops`, and save its parameters as `checkpoint`.
 
-    `start`: an empty call that holds the starting state. Work that an earlier process recorded in
-    the curve's next lines is skipped: all of it, or the part before an interruption.
+    `start` carries the initial state and runs no steps. Steps that an earlier process recorded in
+    the curve's next lines are not repeated: all of them, or those before an interruption.
     """
     measured, aside = folder / checkpoint.folder, folder / "aside" / checkpoint.folder
     interrupted = (

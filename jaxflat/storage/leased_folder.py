@@ -1,8 +1,8 @@
 """The folder of a run: read and write its files and checkpoints, under a lease.
 
-A checkpoint is a pytree of arrays in a folder named by its step. It appears and disappears in one
-rename, its manifest included. Until then, and from then on, its files are in a hidden folder beside
-the steps.
+A checkpoint is a pytree of arrays in a folder named by its step. Its files, the manifest included,
+are written in a hidden folder beside the steps. One rename puts them in place. Deletion first
+renames them out again, into a hidden folder.
 """
 
 import errno

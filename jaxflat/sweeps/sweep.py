@@ -81,7 +81,8 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point or wait until another worker has; return the reasons of failed points."""
-    for point in points:  # `acquire` sees who acquires a lease from now on
+    # Read every lease once now, so that `acquire` can tell whether another worker has had it since.
+    for point in points:
         point.folder.on_rank_0(point.folder.lease.is_available)
     outcomes: dict[str, Done | Failed] = {}
     while left := [point for point in points if point.name not in outcomes]:

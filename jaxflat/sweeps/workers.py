@@ -31,8 +31,9 @@ from jaxflat.sweeps.results import write_results
 def train_team(points: list[Point], display: Display) -> None:
     """Train the free points of a team in one program, if several are not trained yet.
 
-    If a point fails, its status records the reason, and `run_if_free` reads it from there. Raises
-    Preempted after a signal, and a point's error if the disk is full or not all ranks failed.
+    An error normally fails only its point: the status of the point records the reason, and
+    `run_if_free` reads it from there. The error is raised if the disk is full, or if only some
+    ranks failed. Raises Preempted after a signal.
     """
     if len(points) < 2 or not points[0].config.phase_order:
         return
@@ -72,8 +73,8 @@ def train_team(points: list[Point], display: Display) -> None:
 def run_if_free(point: Point, stages: Sequence[str], display: Display) -> PointOutcome:
     """Run a point unless it has ended or another worker holds its lease; return its outcome.
 
-    A point that failed in another worker is not run again. Raises Preempted after a signal, and the
-    point's error if the disk is full or not all ranks failed.
+    A point that failed in another worker is not run again. An error of the point is raised if the
+    disk is full, or if only some ranks failed. Raises Preempted after a signal.
     """
     with ExitStack() as leases_held:
         try:

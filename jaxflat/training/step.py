@@ -88,9 +88,9 @@ def make_train_steps(
     n-th of the call counted from 0, has the batch sample_batch(source, fold_in(key, s), n) and the
     learning rate schedule(s - first).
 
-    A step with a loss that is not finite is the last one, and state.step counts it. The mean loss
-    is then not finite. It is nan if the call ends with parameters or optimizer state that are not
-    finite. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
+    The call stops after a step with a loss that is not finite; state.step counts this step. The
+    returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
+    the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
     step and sets its devices.
     """

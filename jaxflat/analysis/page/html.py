@@ -1,4 +1,4 @@
-"""Makes HTML from small pieces. Text from files is escaped; the page loads nothing external."""
+"""Make HTML from small pieces. Text from files is escaped; the page loads nothing external."""
 
 import base64
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Reads how a sweep was made from its points' folders; missing files are left out."""
+"""Read how a sweep was made from its points' folders; missing files are left out."""
 
 import json
 from collections import defaultdict

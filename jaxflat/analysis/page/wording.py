@@ -1,4 +1,4 @@
-"""Formats numbers for readers: means with half-widths, intervals, and minus signs."""
+"""Format numbers for readers: means with half-widths, intervals, and minus signs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Divides the scatter of a paired difference between seeds and the examples behind each row."""
+"""Divide the scatter of a paired difference between seeds and the examples behind each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

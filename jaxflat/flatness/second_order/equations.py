@@ -22,21 +22,25 @@ CONSTANT, INACTIVE, ACTIVE = range(3)
 
 CALLS = {"jit"}
 BLOCKS = {*CALLS, "custom_jvp_call", "checkpoint", "remat2"}
-# Linear in all inputs together; in the first alone; in all but the first; in either of two.
+# Linear in all inputs together.
 LINEAR = {
     *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "convert_element_type", "copy"),
     *("reshape", "broadcast_in_dim", "squeeze", "transpose", "rev", "slice", "pad"),
     *("concatenate", "split", "sharding_constraint", "reduce_precision"),
 }
+# Linear in the first input, if the others are constant.
 LINEAR_IN_FIRST = {"gather", "dynamic_slice", "div"}
+# Linear in all inputs but the first, if the first is constant.
 LINEAR_BUT_FIRST = {"select_n"}
+# Linear in either of two inputs, if the other is constant.
 BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
 ELEMENTWISE = {
     *("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "sin", "cos"),
     *("sqrt", "rsqrt", "square", "integer_pow", "pow", "abs", "sign", "max", "min", "neg"),
     *("add", "sub", "mul", "div", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "copy"),
 }
-# Equations without a reverse derivative, or whose derivative must not be taken one by one.
+# Primitives that the walk cannot open: they have no reverse derivative, or the derivative of their
+# body must not be taken equation by equation. The loss then uses `hessian_form`.
 OPAQUE = {"while", "custom_vjp_call", "shard_map", "new_ref"}
 
 
