@@ -46,7 +46,7 @@ class Pair:
         return next(test for test in self.equivalences if test.margin == MARGIN)
 
     @property
-    def trace_ratio(self) -> Interval | None:
+    def flatness_ratio(self) -> Interval | None:
         """The ratio of the first measure, regardless of its result."""
         return next(iter(self.flatness.values()), None)
 
@@ -58,7 +58,7 @@ class Pair:
     @property
     def flatness_side(self) -> int:
         """+1: the second model is flatter (the smaller trace); -1: sharper; 0: undecided."""
-        return 0 if self.trace_ratio is None else -self.trace_ratio.side(1.0)
+        return 0 if self.flatness_ratio is None else -self.flatness_ratio.side(1.0)
 
     @property
     def relation(self) -> int:

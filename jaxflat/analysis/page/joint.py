@@ -109,7 +109,7 @@ def draw_pairs(sweeps: Sweeps) -> Figure:
         (name, place, pair)
         for place, (name, comparison) in enumerate(sweeps.items())
         for pair in matched_pairs(comparison)
-        if pair.trace_ratio and pair.accuracy
+        if pair.flatness_ratio and pair.accuracy
     ]
     height = max(4.8, 0.16 * (len(drawn) + 2 * len(sweeps)))
     figure = Figure(figsize=(8.0, height), layout="constrained")
@@ -129,7 +129,7 @@ def draw_pairs(sweeps: Sweeps) -> Figure:
 
 def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]:
     """Draw a pair with its intervals; return the ends of the sharpness ratio's interval."""
-    across, up = pair.trace_ratio, pair.accuracy
+    across, up = pair.flatness_ratio, pair.accuracy
     assert across is not None
     assert up is not None
     low, high = across.low or across.mean, across.high or across.mean

@@ -96,9 +96,9 @@ def _flatness_words(pair: Pair, first: str) -> str:
     if not pair.flatness:
         return "no embedded flatness measure was measured in both"
     measure = EMBEDDED[next(iter(pair.flatness))]
-    if pair.trace_ratio is None:
+    if pair.flatness_ratio is None:
         return f"its flatness is undecided, because {measure} is not positive in every seed"
-    interval = f"{measure} {wording.ratio(pair.trace_ratio)} {first}'s"
+    interval = f"{measure} {wording.ratio(pair.flatness_ratio)} {first}'s"
     if pair.flatness_side == 0:
         return f"its flatness is undecided, {interval}, the interval includes 1"
     return f"it is {FLATNESS_WORDS[pair.flatness_side]}, {interval}"
