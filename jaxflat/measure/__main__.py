@@ -17,9 +17,9 @@ from jaxflat.distributed import compilation_cache, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.measure import subjects
 from jaxflat.measure.output import as_json, plain, remarks, table
-from jaxflat.measure.second import lead_toward
 from jaxflat.measure.subjects import Subject
 from jaxflat.measure.texts import text_subject
+from jaxflat.measure.toward import lead_toward
 from jaxflat.runs import checks
 from jaxflat.storage.files import write_json
 

@@ -1,4 +1,4 @@
-"""The second checkpoint, at the end of a path through the loss."""
+"""The checkpoint given by --toward: the end of a path through the loss."""
 
 import dataclasses
 from pathlib import Path
