@@ -104,7 +104,7 @@ def name_of(equation: JaxprEqn) -> str:
     return equation.primitive.name
 
 
-def kind_of(equation: JaxprEqn, inputs: list[int], outputs: list[int]) -> str:
+def classify(equation: JaxprEqn, inputs: list[int], outputs: list[int]) -> str:
     """Return "call", "scan", "inactive", "linear" or "node", by the activities of both sides."""
     name = name_of(equation)
     # If some inputs are not CONSTANT, a call or a scan may still contain CONSTANT values.

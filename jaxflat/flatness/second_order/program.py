@@ -11,8 +11,8 @@ from jaxflat.flatness.second_order.equations import (
     CALLS,
     CONSTANT,
     INACTIVE,
+    classify,
     has_tangent,
-    kind_of,
     name_of,
     scan_counts,
 )
@@ -55,7 +55,7 @@ def walk(
     results = []
     for equation in jaxpr.eqns:
         args = list(map(read, equation.invars)), list(map(activity_of, equation.invars))
-        kind = kind_of(equation, args[1], list(map(activity_of, equation.outvars)))
+        kind = classify(equation, args[1], list(map(activity_of, equation.outvars)))
         if kind in ("linear", "inactive"):
             outputs = getattr(visitor, kind)(equation, *args)
         else:
