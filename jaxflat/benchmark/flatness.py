@@ -1,7 +1,7 @@
 """The cost of one more probe of the curvature, in gradients of the same microbatches.
 
 Both sides loop over the same few microbatches inside one compiled call, on the run's own mesh. The
-gradient is a training step's (`training.step.mean_gradient`). The cost of a probe is marginal,
+gradient is a training step's (`training.step.loss_and_gradient`). The cost of a probe is marginal,
 because the loss is linearised once in every microbatch for any number of probes. It is the time of
 three passes of --probes_per_pass probes minus the time of one pass, over the number of additional
 probes.
@@ -28,7 +28,7 @@ from jaxflat.flatness import (
 from jaxflat.models.blocks import is_stacked
 from jaxflat.runs import builders
 from jaxflat.runs.measure_flatness import labelled_losses, sample_microbatches
-from jaxflat.training.step import mean_gradient
+from jaxflat.training.step import loss_and_gradient
 
 MORE_PASSES = 2
 
@@ -104,7 +104,7 @@ def mean_gradients(loss_fn: Callable[..., Any], num_shards: int, params: Any, ba
     """Return the sum over microbatches of the mean loss's gradient."""
 
     def add_microbatch(total: Any, batch: Any) -> tuple[Any, None]:
-        _, gradient = mean_gradient(loss_fn, params, batch, num_shards)
+        _, gradient = loss_and_gradient(loss_fn, params, batch, num_shards)
         return jax.tree.map(jnp.add, total, gradient), None
 
     total, _ = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)

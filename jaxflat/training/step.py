@@ -33,16 +33,16 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """Return the state after one step on `batch`, and the mean loss before it in nats.
 
-    `optimizer` has learning rate 1 (see `optimizers`). `num_shards` is as in `mean_gradient`.
+    `optimizer` has learning rate 1 (see `optimizers`). `num_shards` is as in `loss_and_gradient`.
     """
-    loss, gradient = mean_gradient(loss_fn, state.params, batch, num_shards)
+    loss, gradient = loss_and_gradient(loss_fn, state.params, batch, num_shards)
     optimizer = optax.with_extra_args_support(optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
         updates, optimizer_state = optimizer.update(
             gradient,
             state.optimizer_state,
             state.params,
-            grad_fn=lambda params, _: mean_gradient(loss_fn, params, batch, num_shards)[1],
+            grad_fn=lambda params, _: loss_and_gradient(loss_fn, params, batch, num_shards)[1],
         )
     params = jax.tree.map(
         lambda param, update: param + learning_rate.astype(param.dtype) * update,
@@ -52,7 +52,7 @@ def train_step(
     return TrainState(params, optimizer_state, state.step + 1), loss
 
 
-def mean_gradient(
+def loss_and_gradient(
     loss_fn: LossFn, params: Any, batch: Any, num_shards: int
 ) -> tuple[jax.Array, Any]:
     """Return the mean loss of a batch in nats, and its gradient.
