@@ -118,19 +118,23 @@ def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     mesh, num_slots = builders.make_mesh(config), config.training.together
     model, masking = builders.make_model(config), config.language.masking
     steps = builders.train_steps(model, phase.settings, masking, mesh)
-    first = trunk_step if kind == "anneal" else phase.start
+    schedule_start = trunk_step if kind == "anneal" else phase.start
     arguments = {slot: _arguments(call) for slot, call in calls.items()}
     language = make_language(config.language)
     if num_slots == 1:
         ((slot, (state, stored, key, schedule)),) = arguments.items()
-        results = {slot: steps(state, Source(language, stored), key, schedule, first, stop)}
+        results = {
+            slot: steps(state, Source(language, stored), key, schedule, schedule_start, stop)
+        }
     else:
         state, *others = next(iter(arguments.values()))
         empty = [slot for slot in range(num_slots) if slot not in arguments]
         arguments |= {slot: (jax.tree.map(jnp.copy, state), *others) for slot in empty}
         by_argument = zip(*(arguments[slot] for slot in range(num_slots)), strict=True)
         together = _steps_together(steps, mesh)
-        states, losses = together(*by_argument, language=language, first=first, stop=stop)
+        states, losses = together(
+            *by_argument, language=language, schedule_start=schedule_start, stop=stop
+        )
         results = {slot: (states[slot], losses[slot]) for slot in calls}
     return {slot: Outcome(state, float(loss)) for slot, (state, loss) in results.items()}
 
@@ -167,20 +171,24 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     slots, where `steps` takes a single value.
     """
 
-    def slot_steps(differs: tuple[Any, ...], language: Any, first: int, stop: int) -> Any:
+    def slot_steps(differs: tuple[Any, ...], language: Any, schedule_start: int, stop: int) -> Any:
         state, stored, key, schedule = differs
-        return steps(state, Source(language, stored), key, schedule, first, stop)
+        return steps(state, Source(language, stored), key, schedule, schedule_start, stop)
 
     over_slots = jax.vmap(slot_steps, in_axes=(0, None, None, None), spmd_axis_name="sweep")
 
     def together(
-        states: Sequence[TrainState], *rest: Sequence[Any], language: Any, first: int, stop: int
+        states: Sequence[TrainState],
+        *rest: Sequence[Any],
+        language: Any,
+        schedule_start: int,
+        stop: int,
     ) -> tuple[list[TrainState], jax.Array]:
         differs = tuple(_stack(values) for values in (states, *rest))
-        stacked, losses_L = over_slots(differs, language, first, stop)
+        stacked, losses_R = over_slots(differs, language, schedule_start, stop)
         states = _unstack(stacked, len(states))
         shardings = sharding.param_shardings(mesh, states)
-        return jax.lax.with_sharding_constraint(states, shardings), losses_L
+        return jax.lax.with_sharding_constraint(states, shardings), losses_R
 
     return jax.jit(together, donate_argnums=0)
 

@@ -81,12 +81,12 @@ def make_train_steps(
     skips: bool = False,
     constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Return steps(state, source, key, schedule, first, stop) -> (state, mean loss of the call).
+    """Return steps(state, source, key, schedule, schedule_start, stop) -> (state, mean loss).
 
-    One compiled call runs the steps from state.step to stop and donates the state. Its length, the
-    schedule and the source of batches are arguments, so new values do not recompile. Step s, the
-    n-th of the call counted from 0, has the batch sample_batch(source, fold_in(key, s), n) and the
-    learning rate schedule(s - first).
+    One compiled call runs the steps from state.step to stop, returns the mean over their losses,
+    and donates the state. Its length, the schedule and the source of batches are arguments, so new
+    values do not recompile. Step s, the n-th of the call counted from 0, has the batch
+    sample_batch(source, fold_in(key, s), n) and the learning rate schedule(s - schedule_start).
 
     The call stops after a step with a loss that is not finite; state.step counts this step. The
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
@@ -100,7 +100,7 @@ def make_train_steps(
         source: Any,
         key: jax.Array,
         schedule: Schedule,
-        first: int,
+        schedule_start: int,
         stop: int,
     ) -> tuple[TrainState, jax.Array]:
         start_step = state.step
@@ -113,7 +113,7 @@ def make_train_steps(
             state, loss_sum, num_losses = carry
             step = state.step
             batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
-            learning_rate = schedule(step - first)
+            learning_rate = schedule(step - schedule_start)
             state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
             counts = jnp.isfinite(loss) | (not skips)
             return (
