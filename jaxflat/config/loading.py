@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
         config = module.get_config(scale or None)
         points = module.get_sweep(scale or None) if hasattr(module, "get_sweep") else [{}]
     except Exception as error:
-        raise InputError(f"{config_argument}: {type(error).__name__}: {error}") from error
+        place = place_in(path, error)
+        raise InputError(f"{config_argument}: {type(error).__name__}: {error}{place}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config must return a ConfigDict made from config.base()")
     if not (isinstance(points, list) and points and all(isinstance(p, dict) for p in points)):
@@ -42,6 +44,15 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
                 f"{path}: get_sweep: {key!r} is not a key; write for example 'model.width'"
             )
     return config, points
+
+
+def place_in(path: str | None, error: BaseException) -> str:
+    """Return where in a user's file an error arose, as " (own.py, line 12)"; "" if elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [
+        frame.lineno for frame in frames if path and Path(frame.filename) == Path(path).absolute()
+    ]
+    return f" ({Path(path).name}, line {lines[-1]})" if path and lines else ""
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

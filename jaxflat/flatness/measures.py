@@ -19,6 +19,7 @@ from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_ris
 from jaxflat.flatness.learning_coefficient import local_learning_coefficient
 from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
+    NoCriticalStepError,
     average_sharpness,
     critical_sharpness,
     mean_loss,
@@ -176,7 +177,7 @@ def _critical_sharpness(problem: Problem, settings: Any) -> Measured:
     update = jax.tree.map(jnp.negative, mean_gradient(*args))
     try:
         estimate = critical_sharpness(*args, update)
-    except ValueError:
+    except NoCriticalStepError:
         loss = mean_loss(loss_fn, params, batches)
         nan = jnp.full_like(loss.mean, jnp.nan)
         estimate = _without_error(nan, loss.num_samples, loss.over)

@@ -94,6 +94,10 @@ def worst_sharpness(
     return ratio_estimate(*jax.lax.map(rise, batches), over="sentences")
 
 
+class NoCriticalStepError(ValueError):
+    """The loss does not rise, or does not fall, at any step along an update."""
+
+
 def critical_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -109,8 +113,8 @@ def critical_sharpness(
     For a quadratic loss and update = -gradient it is the curvature g'Hg / g'g along the gradient
     (critical sharpness: Kalra et al., arXiv:2601.16979). eta is bracketed by doubling or halving
     `first`, then bisected to a relative `tolerance`. The error covers microbatches for a fixed
-    update: the error of the rise at eta, divided by the slope there. Raises ValueError if no step
-    within a factor 2^max_doublings of `first` brackets eta.
+    update: the error of the rise at eta, divided by the slope there. Raises NoCriticalStepError, a
+    ValueError, if no step within a factor 2^max_doublings of `first` brackets eta.
     """
     params = at_least_float32(params)
     center = mean_loss(loss_fn, params, batches).mean
@@ -129,7 +133,7 @@ def critical_sharpness(
     else:
         reach = first * 2.0 ** (-max_doublings if halving else max_doublings)
         missing = "fall" if halving else "rise"
-        raise ValueError(
+        raise NoCriticalStepError(
             f"critical_sharpness: the loss does not {missing} at any step of the update "
             f"from {first} to {reach:.1g}"
         )

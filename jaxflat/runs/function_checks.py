@@ -5,9 +5,7 @@ So a mistake in a function ends the command with one line, not a run after hours
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, functions
+from jaxflat.config.loading import place_in
 from jaxflat.flatness import Estimate
 from jaxflat.languages.batches import MaskedBatch
 from jaxflat.languages.tasks import LABELINGS
@@ -55,12 +54,8 @@ def _check(name: str, prefix: str, section: Config, check: Callable[..., None], 
     except Exception as error:  # the user's function may raise anything
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         file = inspect.getsourcefile(inspect.unwrap(section[name].function.function))
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [
-            f" ({Path(f.filename).name}, line {f.lineno})" for f in frames if f.filename == file
-        ]
         text = " ".join(str(error).split())
-        raise ValueError(f"{prefix}.{name}: {kind}{text}{lines[-1] if lines else ''}") from error
+        raise ValueError(f"{prefix}.{name}: {kind}{text}{place_in(file, error)}") from error
 
 
 @functools.cache

@@ -75,6 +75,23 @@ def source_in(folder, text: str) -> str:
     return str(loading.load(str(folder / "own.py"))[0].model.own.function)
 
 
+def test_an_error_in_a_config_file_names_its_line(tmp_path, monkeypatch):
+    """The last line of the file that was running, also if the error arises in a called function."""
+    text = FILE.replace("    config.model.own = custom(Model)", "    config.model.own = custom(3)")
+    line = text.splitlines().index("    config.model.own = custom(3)") + 1
+    (tmp_path / "own.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for path in ("own.py", str(tmp_path / "own.py")):
+        with pytest.raises(InputError, match=rf"must be a function.* \(own\.py, line {line}\)$"):
+            loading.load(path)
+    (tmp_path / "own.py").write_text("x = 1\nx.y\n")
+    with pytest.raises(InputError, match=r"AttributeError: .* \(own\.py, line 2\)$"):
+        loading.load("own.py")
+    (tmp_path / "own.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match=r"get_config'$"):
+        loading.load("own.py")
+
+
 def test_settings_are_the_parameters_with_a_number_text_or_tuple():
     section = custom(measure, power=3)
     settings = {name: section[name] for name in section if name != "function"}

@@ -228,6 +228,23 @@ def test_critical_sharpness_without_a_bracket_is_nan(problem):
     assert estimate.num_samples == 6
 
 
+def test_an_error_of_the_loss_is_not_taken_for_a_missing_bracket(problem):
+    """The gradient traces the loss once; the loss then fails within critical_sharpness."""
+    num_traces = 0
+
+    def failing_loss(params, batch):
+        nonlocal num_traces
+        num_traces += 1
+        if num_traces > 1:
+            raise ValueError("a mistake in the loss")
+        return table.loss_fn(params, batch)
+
+    measure = flatness.MEASURES["critical_sharpness"]
+    with pytest.raises(ValueError, match="a mistake in the loss"):
+        measure(problem._replace(loss_fn=failing_loss), settings_with())
+    assert num_traces == 2
+
+
 def test_a_density_takes_no_more_steps_than_there_are_parameters(problem):
     args = table.loss_fn, problem.params, problem.sample(0), KEY
     many, enough = (flatness.hessian_density(*args, num_probes=2, num_steps=m) for m in (10**9, 40))
