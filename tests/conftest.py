@@ -29,7 +29,6 @@ import jax
 import pytest
 
 gc.set_threshold(200_000, 20, 20)  # tracing makes many objects that live on: a fifth of the time
-jax.config.update("jax_cpu_enable_async_dispatch", False)  # as `sharding.set_up_devices` does
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("sweep", "data", "model")
@@ -20,12 +21,10 @@ def set_up_devices() -> None:
     """Make each CPU core a device, up to eight, and make GPUs give the same bits in each run.
 
     Call it before anything touches a device. A small model does not use several cores well if XLA
-    splits every operation over them; splitting the batch does. CPU devices run one program at a
-    time: if several are in flight, their collectives can wait for each other's threads until XLA
-    ends the process. On GPUs, atomic additions and kernels chosen by timing give other bits in each
-    run; the flag set here makes XLA avoid both. Values in $XLA_FLAGS take precedence.
+    splits every operation over them; splitting the batch does. On GPUs, atomic additions and
+    kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid both.
+    Values in $XLA_FLAGS take precedence.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -82,6 +81,16 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * sizes.index(max(sizes)), "model"))
 
     return jax.tree.map(of, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Return a tree of arrays as numpy arrays, once the programs that compute them have ended.
+
+    A transfer that waits for a running program takes a thread of XLA's CPU client. With as many
+    threads as devices (JAX 0.10), the program's devices can then wait for each other in a
+    collective until XLA ends the process. Wait first, and nothing is in flight during the transfer.
+    """
+    return jax.tree.map(np.asarray, jax.block_until_ready(tree))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

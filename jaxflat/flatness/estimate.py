@@ -1,6 +1,7 @@
 """A measured number with its standard error, and the kind of sample that the error covers."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import jax
@@ -30,6 +31,7 @@ class Estimate:
         return self.mean - quantile * self.sem, self.mean + quantile * self.sem
 
 
+@partial(jax.jit, static_argnames="over")
 def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estimate:
     """Return R = sum(s) / sum(w) over n independent pairs, with the linearised error of a ratio.
 

@@ -47,7 +47,7 @@ def finetuned_accuracies(
             settings.warmup_steps,
             *map(jnp.asarray, jobs),
         )
-        return sharding.replicate(mesh, correct_WxN).tolist()
+        return sharding.to_host(sharding.replicate(mesh, correct_WxN)).tolist()
 
     name = f"{sets.names[0]}/finetune_{{}}_of_{width}"
     calls = [

@@ -144,7 +144,7 @@ def _trace_terms(
     def draw_round(i: int) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
             drawn = draw_trace_round(measure, problem, settings, i)
-            arrays = sharding.replicate(mesh, (drawn.terms, drawn.weights_n))
+            arrays = sharding.to_host(sharding.replicate(mesh, (drawn.terms, drawn.weights_n)))
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
             return ranks.all_gather(numbers, "round")[0]  # all ranks must stop at the same round
 

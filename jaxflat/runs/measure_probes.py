@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxflat.config import Config, functions
+from jaxflat.distributed import sharding
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
@@ -132,7 +133,7 @@ def custom_probe_accuracies(
     features: train_DxNxF, validation_NxF and test_NxF. Raises ValueError if the probe does not
     return a label for each test sentence.
     """
-    train_DxNxF, _, test_MxF = map(np.asarray, features)
+    train_DxNxF, _, test_MxF = sharding.to_host(features)
     _, labels_DxKxN, valid_DxKxN = sets.train
     _, test_labels_KxM, test_valid_KxM = sets.test
     key = builders.purpose_key(config.probe_seed, f"probe/{name}")

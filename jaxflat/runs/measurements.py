@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.distributed import preemption
+from jaxflat.distributed import preemption, sharding
 from jaxflat.flatness import Estimate
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.trajectory import Checkpoint
@@ -52,7 +52,7 @@ class PartialResults:
         def numbers() -> dict[str, Any]:
             return {
                 key: (float(e.mean), float(e.sem), e.num_samples, e.over)
-                for key, e in compute().items()
+                for key, e in sharding.to_host(compute()).items()
             }
 
         return {
@@ -137,7 +137,8 @@ class Measurement(NamedTuple):
                         config, folder, checkpoint, due, partial_results
                     ):
                         digest = recorded["measures"][measure]
-                        folder.add_lines(file, _make_lines(checkpoint, measure, digest, estimates))
+                        numbers = sharding.to_host(estimates)
+                        folder.add_lines(file, _make_lines(checkpoint, measure, digest, numbers))
                         if measure != due[-1]:
                             partial_results.stop_if_requested()
                 log_seconds(folder, self.section, time.perf_counter() - seconds)

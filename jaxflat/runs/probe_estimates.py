@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from jaxflat.flatness import Estimate, ratio_estimate
 
 
+@jax.jit
 def accuracy_estimate(correct_DxN: jax.Array, valid_N: jax.Array) -> Estimate:
     """Return the mean accuracy over valid test sentences and D draws of training sentences."""
     return _over_draws((correct_DxN & valid_N[None]).astype(jnp.float32), valid_N)
 
 
+@jax.jit
 def determination_estimate(errors_DxN: jax.Array, spreads_N: jax.Array) -> Estimate:
     """Return R^2 = 1 - sum |p - phat|^2 / sum |p - mean p|^2, the mean over D draws.
 

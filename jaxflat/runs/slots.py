@@ -136,7 +136,8 @@ def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
             *by_argument, language=language, schedule_start=schedule_start, stop=stop
         )
         results = {slot: (states[slot], losses[slot]) for slot in calls}
-    return {slot: Outcome(state, float(loss)) for slot, (state, loss) in results.items()}
+    losses = sharding.to_host({slot: loss for slot, (_, loss) in results.items()})
+    return {slot: Outcome(state, float(losses[slot])) for slot, (state, _) in results.items()}
 
 
 def _arguments(call: Call) -> tuple[Any, ...]:
