@@ -30,12 +30,14 @@ def assert_trees_close(x, y):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), x, y)
 
 
+@pytest.mark.slow
 def test_traces_are_near_that_of_inputs_of_variance_1(example):
     """At uniform predictions tr H = (1 - 1/3) E(|x|^2 + 1) = 10 / 3."""
     for estimate in (example["hessian"], example["fisher"], example["terms"].total()):
         assert abs(estimate.mean - 10 / 3) < 5 * estimate.sem
 
 
+@pytest.mark.slow
 def test_logits_are_linear_so_h_is_g(example):
     assert_trees_close(example["h_v"], example["g_v"])
     np.testing.assert_allclose(example["v_h_v"], example["v_g_v"], rtol=1e-6)
@@ -46,6 +48,7 @@ def test_logits_are_linear_so_h_is_g(example):
     np.testing.assert_allclose(h.largest.values_k, g.largest.values_k, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_diagonals_add_up_to_traces(example):
     for name, trace in (
         ("h_diagonal", example["terms"].total()),
@@ -55,10 +58,12 @@ def test_diagonals_add_up_to_traces(example):
         np.testing.assert_allclose(added, trace.mean, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_empirical_fisher_matrix_is_positive(example):
     assert inner(example["vector"], example["f_v"]) > 0
 
 
+@pytest.mark.slow
 def test_the_density_bounds_the_largest_eigenvalue(example):
     num_params, estimate = 15, example["mean_square"]
     assert example["extremes"].largest.values_k[0] ** 2 <= num_params * estimate.mean

@@ -69,6 +69,7 @@ def test_a_grammar_is_written_and_read(tmp_path, monkeypatch):
     assert (tmp_path / "grammar.txt").exists()
 
 
+@pytest.mark.slow
 def test_its_check_passes(copy):
     command = re.search(r"Run it with `python (\S+)`", steps()["The check"])
     assert command is not None
@@ -81,6 +82,7 @@ def main_of_recipe() -> list[str]:
     return [*command[1].split(), "--config.language.markov_chain.length=3"]
 
 
+@pytest.mark.slow
 def test_its_config_is_accepted(copy):
     assert "GiB of memory" in run(copy, *main_of_recipe(), "--dry_run")
 

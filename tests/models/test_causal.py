@@ -193,6 +193,7 @@ def test_decoding_by_chunks_is_the_full_forward(family, chunks, float64):
         np.testing.assert_array_equal(slots[:, :, :, S:], 1e6)
 
 
+@pytest.mark.slow
 def test_candidates_share_a_prefix(float64):
     model, params = make()
     params = float64(params)

@@ -63,6 +63,7 @@ def test_it_depends_on_every_word_and_on_no_padding():
             assert moved.sum() <= 1
 
 
+@pytest.mark.slow
 def test_every_word_sees_it():
     model = make(num_layers=1)
     params = noisy_params(model)

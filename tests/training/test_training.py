@@ -82,6 +82,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     assert 0 < excess < 0.005
 
 
+@pytest.mark.slow
 def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     config = resolved()
     language, model = (make(config) for make in (lambda c: make_language(c.language),
