@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxflat.config.base import every_key
-from jaxflat.config.functions import sections_in, takes, with_functions
+from jaxflat.config.functions import GIVEN, sections_in, takes, with_functions
 from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
 
 MODELS_WITH = {
@@ -132,7 +132,7 @@ def _idle_keys(config: Config) -> dict[str, str]:
         if config.model.name not in (*models, "lookup_table"):
             idle[f"model.{key}"] = "model.name"
     own = config.model.get(config.model.name)
-    for key in ("width", "num_layers", "head_size", "tied_decoder", "cls") if own else ():
+    for key in [name for name in GIVEN["model"] if name in config.model] if own else ():
         idle.pop(f"model.{key}", None)
         if not takes(own, key):
             idle[f"model.{key}"] = "model.name"

@@ -166,11 +166,13 @@ def init_params(config: Config, mesh: Mesh | None = None) -> Any:
 
     With a mesh, each device makes only its shard of the parameters that `model` divides.
     """
-    return _initializer(make_model(config), mesh)(purpose_key(config.init_seed, "init"))
+    return initializer(make_model(config), mesh)(purpose_key(config.init_seed, "init"))
 
 
 @functools.cache
-def _initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
+def initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
+    """Return the compiled function from a key to a model's initial parameters, on the mesh."""
+
     def initialize(key: jax.Array) -> Any:
         params = model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))["params"]
         if mesh is None:

@@ -107,8 +107,8 @@ def _check_padding(model: Any, length: int, num_words: int) -> None:
     end = max(length // 2, 1)
     inputs_BxT = np.stack([words_T, np.where(np.arange(length) < end, words_T, num_words)])
     lengths_B = np.full(2, end, np.int32)
-    variables = model.init(jax.random.key(0), inputs_BxT[:, :1], np.ones(2, np.int32))
-    logits_BxTxV, _ = jax.jit(model.apply)(variables, inputs_BxT, lengths_B)
+    params = builders.initializer(model, None)(jax.random.key(0))
+    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, inputs_BxT, lengths_B)
     change = float(jnp.abs(logits_BxTxV[0, :end] - logits_BxTxV[1, :end]).max())
     if change > 1e-4 * float(jnp.abs(logits_BxTxV).max()):
         raise ValueError(f"padding changes the logits of a sentence's words by {change:.2g}")
@@ -197,9 +197,7 @@ def _model_and_batch(language_section: Config, model_section: Config) -> tuple[A
 
 
 def _params(model: Any) -> Any:
-    return jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
-    )["params"]
+    return jax.eval_shape(builders.initializer(model, None), jax.random.key(0))
 
 
 def _zeros(shapes: Any) -> Any:

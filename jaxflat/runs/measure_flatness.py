@@ -82,11 +82,8 @@ def measure_raw_and_embedded(
     The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such
     rule and are measured again on the embedded model.
     """
-    settings, model, mesh = (
-        config.flatness,
-        builders.make_model(config),
-        builders.make_mesh(config),
-    )
+    settings, mesh = config.flatness, builders.make_mesh(config)
+    model = builders.make_model(config)
     problem = make_problem(config, model, params, checkpoint)
     if measure == "fisher_trace":
         terms = _trace_terms(mesh, problem, settings, measure, measure, partial_results)
