@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -229,7 +230,7 @@ class Folder:
         """
         target = self.path / str(step)
         try:
-            with self._hidden_folder(num_bytes) as hidden:
+            with _late_callbacks_unprinted(), self._hidden_folder(num_bytes) as hidden:
                 yield hidden / "new"
                 self._replace_step(hidden / "new", target, hidden / "old")
         except Exception as error:  # orbax raises several types, whose messages quote the system's
@@ -284,6 +285,25 @@ def _checkpointer() -> ocp.StandardCheckpointer:
         barrier_sync_key_prefix="jaxflat",
     )
     return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+@contextmanager
+def _late_callbacks_unprinted() -> Iterator[None]:
+    """Print no traceback of the calls that tensorstore still makes after orbax has failed.
+
+    Orbax has closed their event loop by then. The error that it failed with is raised.
+    """
+    print_error = sys.unraisablehook
+
+    def print_other_errors(error: Any) -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            print_error(error)
+
+    sys.unraisablehook = print_other_errors
+    try:
+        yield
+    finally:
+        sys.unraisablehook = print_error
 
 
 def _entry_name(entry: Any) -> Any:

@@ -7,6 +7,8 @@ import os
 import random
 import re
 import shutil
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -190,3 +192,31 @@ def test_killed_while_it_saves(saved, tmp_path, chance):
     found = Folder(tmp_path).steps()
     assert len(found) in (2, 3)
     assert_whole(Folder(tmp_path), found)
+
+
+@pytest.mark.slow
+def test_a_save_whose_folder_another_worker_deletes_raises_and_prints_nothing(
+    tmp_path, monkeypatch
+):
+    """Without the mend about half of the saves print "RuntimeError: Event loop is closed"."""
+    printed, ended, chance = [], threading.Event(), random.Random(0)
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: printed.append(error.exc_value))
+
+    def delete_unfinished():
+        while not ended.wait(chance.uniform(0.002, 0.02)):
+            for path in tmp_path.glob("run/.unfinished*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    deleting = threading.Thread(target=delete_unfinished)
+    deleting.start()
+    failures = 0
+    with owned(tmp_path / "run") as folder:
+        for step in range(8):
+            try:
+                folder.save(step, {str(i): np.ones(300_000, np.float32) for i in range(4)})
+            except (OSError, ValueError):
+                failures += 1
+    ended.set()
+    deleting.join()
+    assert failures
+    assert not printed

@@ -99,7 +99,7 @@ class Worker:
         """Return what it printed, when it has ended with this exit code."""
         self.process.join(PATIENCE)
         assert self.process.exitcode == code, self.printed()
-        assert "Traceback" not in self.printed()
+        assert "Traceback" not in self.printed(), self.printed()
         return self.printed()
 
 
