@@ -28,10 +28,6 @@ from jaxflat.runs.train import train
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.storage.leased_folder import Folder
 
-TRAINING_KEYS = tuple(
-    ["language", "model", "phase_order", "phases", "training", "data_seed", "init_seed"]
-)
-"""The keys that decide the trained model. Others decide its measurements, or where it runs."""
 PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -83,6 +79,19 @@ def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
         if trains and not is_trained(point.config, point.folder):
             return False
         return all(m.is_done(point.config, point.folder) for m in measurements_of(names))
+
+    return point.folder.on_rank_0(read)
+
+
+def was_done(point: Point, names: Sequence[str]) -> bool:
+    """Return whether a point was done before this process began, and read its lease a first time.
+
+    From then on, `acquire` knows whether another worker has held the lease.
+    """
+
+    def read() -> bool:
+        point.folder.lease.is_available()
+        return is_done(point, names)
 
     return point.folder.on_rank_0(read)
 

@@ -14,7 +14,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import leases, preemption, ranks
 from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
-from jaxflat.runs.run import Done, Failed, HeldElsewhere, Point, is_done
+from jaxflat.runs.run import Done, Failed, HeldElsewhere, Point, was_done
 from jaxflat.runs.stages import STAGES
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.storage.leased_folder import Folder
@@ -48,7 +48,7 @@ def run(
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, folder)
-    done = {point.name for point in chosen if is_done(point, stages)}
+    done = {point.name for point in chosen if was_done(point, stages)}
     with Display(len(chosen), done) as display:
         undone = (point.config.language for point in chosen if point.name not in done)
         for section in dict.fromkeys(undone):
@@ -81,9 +81,6 @@ def _prepare(language: Config, display: Display) -> None:
 
 def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -> dict[str, str]:
     """Run each point or wait until another worker has; return the reasons of failed points."""
-    # Read every lease once now, so that `acquire` can tell whether another worker has had it since.
-    for point in points:
-        point.folder.on_rank_0(point.folder.lease.is_available)
     outcomes: dict[str, Done | Failed] = {}
     while left := [point for point in points if point.name not in outcomes]:
         num_ended = len(outcomes)
