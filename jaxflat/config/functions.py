@@ -35,9 +35,9 @@ GIVEN = {
 
 SIMPLE = (bool, int, float, str)
 
-
 RESERVED = (
-    *("point", "seed", "step", "projected", "last", "num_params", "sentences_seen"),
+    *("point", "seed", "data_seed", "init_seed", "probe_seed", "phase_order"),
+    *("step", "projected", "last", "num_params", "sentences_seen"),
     *("loss", "optimal_loss", "excess_loss", "bayes"),
     *("linear_probe", "linear_probe_projected", "belief_state", "finetune"),
 )

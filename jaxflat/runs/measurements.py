@@ -7,6 +7,7 @@ the settings of other measures change, or when measures are added.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -117,8 +118,9 @@ class Measurement(NamedTuple):
     def measure_missing(self, config: Config, folder: Folder, display: Display) -> None:
         """Delete the lines of other settings, and make the missing measurements.
 
-        The lines of a checkpoint's measure are written together, when all are measured. Matrix
-        products run at full float32 precision, even if an accelerator's default is lower.
+        The lines of a checkpoint's measure are written together, when all are measured. A value
+        that is not finite is written, too, and `display` gets a warning. Matrix products run at
+        full float32 precision, even if an accelerator's default is lower.
         """
         recorded = self.recorded(config)
         file, unfinished = f"{self.section}.jsonl", f"{self.section}.unfinished.json"
@@ -138,6 +140,12 @@ class Measurement(NamedTuple):
                     ):
                         digest = recorded["measures"][measure]
                         numbers = sharding.to_host(estimates)
+                        for column, estimate in numbers.items():
+                            if not math.isfinite(estimate.mean):
+                                display.print_line(
+                                    f"warning: {folder.path.name}: {column} is {estimate.mean} at "
+                                    f"{name}; the report leaves it out"
+                                )
                         folder.add_lines(file, _make_lines(checkpoint, measure, digest, numbers))
                         if measure != due[-1]:
                             partial_results.stop_if_requested()

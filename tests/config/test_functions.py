@@ -167,6 +167,7 @@ def test_what_cannot_be_identified_is_refused(make, message):
         ("flatness", "hessian_trace", measure, r"flatness\.hessian_trace is a name of jaxflat"),
         ("flatness", "labels", measure, r"flatness\.labels"),
         ("flatness", "excess_loss", measure, r"flatness\.excess_loss is a name of jaxflat"),
+        ("flatness", "init_seed", measure, r"flatness\.init_seed is a name of jaxflat"),
         ("probes", "linear_probe", majority, r"probes\.linear_probe is a name of jaxflat"),
         ("probes", "x_sem", majority, r"probes\.x_sem is a name of jaxflat"),
         ("model", "transformer", needs_more, r"model\.transformer is a name of jaxflat"),

@@ -229,3 +229,16 @@ def test_a_line_without_an_estimate_has_no_column(copy, monkeypatch):
     for _ in range(2):
         assert sweep.run(config, [{}], copy) == {}
         assert "gradient_noise" not in (copy / "results.csv").read_text()
+
+
+def test_a_value_that_is_not_finite_is_kept_and_named(copy, monkeypatch, capsys):
+    def measure(*_):
+        return Measured({"gradient_noise": Estimate(jnp.asarray(jnp.nan), jnp.zeros(()), 2, "x")})
+
+    monkeypatch.setitem(measure_flatness.MEASURES, "gradient_noise", measure)
+    config = small_config()
+    config.flatness.measures = ("gradient_noise",)
+    assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
+    warning = "warning: run: gradient_noise is nan at checkpoints/6; the report leaves it out"
+    assert warning in capsys.readouterr().out
+    assert "nan" in (copy / "results.csv").read_text()
