@@ -28,6 +28,7 @@ from jaxflat.flatness.sharpness import (
 from jaxflat.flatness.spectrum import hessian_density, hessian_extremes
 from jaxflat.flatness.terms import TraceTerms, sample_until
 from jaxflat.flatness.trace import (
+    Rescale,
     fisher_trace_terms,
     gauss_newton_trace_samples,
     hessian_trace_samples,
@@ -45,6 +46,7 @@ class Problem(NamedTuple):
       file: of predictions).
     groupings: each maps a leaf's path to the name of its group; traces are also given by group.
     stacked(path): whether axis 0 of a leaf is a stack of layers.
+    rescale(i, v): T v, the coordinates in which microbatch i takes its traces; None: T = 1.
     toward: the parameters at the end of loss_path.
     """
 
@@ -56,6 +58,7 @@ class Problem(NamedTuple):
     num_examples: int
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
+    rescale: Rescale | None = None
     toward: PyTree | None = None
 
 
@@ -78,6 +81,7 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         options = {
             "num_samples": settings.num_probes,
             "samples_per_pass": _draws_per_pass(settings),
+            "rescale": problem.rescale,
         }
         return draw(problem.params, problem.sample(i), key, **options)
     if name == "gauss_newton_trace":
@@ -86,7 +90,11 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked)
     else:
         draw = partial(hessian_trace_samples, problem.loss_fn)
-    options = {"num_probes": settings.num_probes, "probes_per_pass": _draws_per_pass(settings)}
+    options = {
+        "num_probes": settings.num_probes,
+        "probes_per_pass": _draws_per_pass(settings),
+        "rescale": problem.rescale,
+    }
     return draw(problem.params, problem.sample(i), key, **options)
 
 

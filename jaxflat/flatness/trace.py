@@ -9,6 +9,9 @@ The caller chooses what the error bar covers:
   over="probes": the data are fixed. Each probe sees all microbatches and is one sample
     (n = num_probes). The error covers probes only.
 
+With `rescale`, a linear map T of the parameters, traces are those of T' H T, T' G T and T' F T:
+the curvature of the same function in other coordinates.
+
 All randomness derives from `key`. Memory grows with `*_per_pass`, the number of probes in one pass,
 not with the number of probes. Matrix products run at the precision that the model or
 `jax.default_matmul_precision` sets (TF32 by default on recent GPUs); the rest is at least float32.
@@ -20,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.products import LogProbsFn, LossFn, gauss_newton_form, linearized_hessian
@@ -27,6 +31,14 @@ from jaxflat.flatness.sampling import draw_probe, score_sampler
 from jaxflat.flatness.second_order import shared_hessian_form
 from jaxflat.flatness.terms import SampleFn, TraceTerms, collect_terms, leaf_products
 from jaxflat.flatness.trees import PyTree, at_least_float32
+
+Rescale = Callable[[jax.Array, PyTree], PyTree]
+"""(index of a microbatch, v) -> T v, a jax.tree_util.Partial; traces are then those of T' H T."""
+
+
+def rescaled(vector: PyTree, rescale: Rescale | None, index: jax.Array) -> PyTree:
+    """Return T v for the microbatch of this index; v itself without `rescale`."""
+    return vector if rescale is None else rescale(index, vector)
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass", "stacked"))
@@ -40,6 +52,7 @@ def hessian_trace_terms(
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
     stacked: Callable[[str], bool] | None = None,
+    rescale: Rescale | None = None,
 ) -> TraceTerms:
     """Return tr H by leaf: E[v_l . (H v)_l] = tr H_ll for random signs v (Hutchinson, 1990).
 
@@ -51,7 +64,7 @@ def hessian_trace_terms(
         product_fn, weight = linearized_hessian(loss_fn, params, batch)
 
         def sample(draw: jax.Array) -> PyTree:
-            probe = draw_probe(key, over, index, draw, params)
+            probe = rescaled(draw_probe(key, over, index, draw, params), rescale, index)
             return leaf_products(probe, product_fn(probe), stacked)
 
         return sample, weight
@@ -72,6 +85,7 @@ def fisher_trace_terms(
     over: Over = "probes+sentences",
     samples_per_pass: int = 1,
     stacked: Callable[[str], bool] | None = None,
+    rescale: Rescale | None = None,
 ) -> TraceTerms:
     """Return tr F by leaf: squared gradients at labels that the model draws, one backward pass.
 
@@ -86,6 +100,8 @@ def fisher_trace_terms(
 
         def sample(draw: jax.Array) -> PyTree:
             gradient = score_fn(jax.random.fold_in(key, draw))
+            if rescale is not None:
+                (gradient,) = jax.linear_transpose(partial(rescale, index), params)(gradient)
             return leaf_products(gradient, gradient, stacked)
 
         return sample, weight
@@ -103,6 +119,7 @@ def hessian_trace_samples(
     num_probes: int,
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
+    rescale: Rescale | None = None,
 ) -> TraceTerms:
     """Return tr H as one term, E[v' H v]: the sum of the terms of `hessian_trace_terms`.
 
@@ -113,7 +130,12 @@ def hessian_trace_samples(
 
     def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
         quadratic_form, weight = shared_hessian_form(loss_fn, params, batch)
-        return lambda draw: quadratic_form(draw_probe(key, over, index, draw, params)), weight
+
+        def sample(draw: jax.Array) -> jax.Array:
+            probe = draw_probe(key, over, index, draw, params)
+            return quadratic_form(rescaled(probe, rescale, index))
+
+        return sample, weight
 
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
@@ -128,6 +150,7 @@ def gauss_newton_trace_samples(
     num_probes: int,
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
+    rescale: Rescale | None = None,
 ) -> TraceTerms:
     """Return tr G as one term, E[v' G v]; each probe is one forward pass.
 
@@ -137,9 +160,54 @@ def gauss_newton_trace_samples(
 
     def sampler(index: jax.Array, batch: PyTree) -> tuple[SampleFn, jax.Array]:
         quadratic_form, weight = gauss_newton_form(log_probs_fn, params, batch)
-        return lambda draw: quadratic_form(draw_probe(key, over, index, draw, params)), weight
+
+        def sample(draw: jax.Array) -> jax.Array:
+            probe = draw_probe(key, over, index, draw, params)
+            return quadratic_form(rescaled(probe, rescale, index))
+
+        return sample, weight
 
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
+
+
+@partial(jax.jit, static_argnames=("log_probs_fn", "moment_fn", "num_samples", "num_groups"))
+def fisher_moments(
+    log_probs_fn: LogProbsFn,
+    params: PyTree,
+    batches: PyTree,
+    key: jax.Array,
+    moment_fn: Callable[[PyTree], PyTree],
+    *,
+    num_samples: int,
+    num_groups: int,
+) -> PyTree:
+    """Return the mean of `moment_fn(gradient)` in each group of microbatches; axis 0 is the group.
+
+    Group i has the microbatches i, i + num_groups, ... Gradients are those of `fisher_trace_terms`:
+    E[g g'] is proportional to F. `moment_fn` may return any products of a gradient's entries.
+    """
+    params = at_least_float32(params)
+    num_microbatches = jax.tree.leaves(batches)[0].shape[0]
+
+    def microbatch(index_and_batch: tuple[jax.Array, PyTree]) -> PyTree:
+        index, batch = index_and_batch
+        score_fn, weight = score_sampler(log_probs_fn, params, index, batch)
+
+        def add(sums: PyTree, draw: jax.Array) -> tuple[PyTree, None]:
+            gradient = score_fn(jax.random.fold_in(key, draw))
+            return jax.tree.map(jnp.add, sums, moment_fn(gradient)), None
+
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(moment_fn, params)
+        )
+        sums, _ = jax.lax.scan(add, zeros, jnp.arange(num_samples))
+        return jax.tree.map(lambda x: x / (num_samples * weight), sums)
+
+    moments_M = jax.lax.map(microbatch, (jnp.arange(num_microbatches), batches))
+    groups = [
+        jax.tree.map(lambda x, g=g: x[g::num_groups].mean(0), moments_M) for g in range(num_groups)
+    ]
+    return jax.tree.map(lambda *means: jnp.stack(means), *groups)
 
 
 def hessian_trace(

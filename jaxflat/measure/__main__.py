@@ -15,6 +15,7 @@ from jaxflat.config.validation import InputError
 from jaxflat.console import EXIT_SOME_FAILED, CommandParser, command, first_line, make_console
 from jaxflat.distributed import compilation_cache, preemption
 from jaxflat.flatness import MEASURES, Estimate, mean_loss
+from jaxflat.flatness.measures import TRACES
 from jaxflat.measure import subjects
 from jaxflat.measure.output import as_json, plain, remarks, table
 from jaxflat.measure.subjects import Subject
@@ -151,6 +152,9 @@ def measure(
         start = time.perf_counter()
         try:
             measured = jax.block_until_ready(MEASURES[name](problem, settings))
+            if name in TRACES and subject.flattest:
+                trace = MEASURES[name](subject.flattest(), settings).estimates[name]
+                measured.estimates[f"{name}@invariant"] = jax.block_until_ready(trace)
         except (ValueError, jax.errors.JaxRuntimeError) as error:  # for example: no memory left
             failures[name] = first_line(error)
         else:

@@ -1,6 +1,8 @@
 """A checkpoint of a run as the subject of `measure`, on sentences of its language."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +14,23 @@ from jaxflat.config import Config, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
 from jaxflat.runs import builders, checks
-from jaxflat.runs.measure_flatness import make_problem
+from jaxflat.runs.measure_flatness import in_flattest_coordinates, make_problem
 from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 
 
 class Subject(NamedTuple):
-    """A problem, the config whose `flatness` section has its settings, and a description."""
+    """A problem, the config whose `flatness` section has its settings, and a description.
+
+    flattest(): the problem in the coordinates of its least Gauss-Newton trace; None if the
+    rescalings of the model are not known.
+    """
 
     problem: Problem
     config: Config
     about: str
+    flattest: Callable[[], Problem] | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -58,7 +65,8 @@ def run_subject(path: Path, overrides: dict[str, Any], seed: int | None = None) 
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
     where = f"step {checkpoint.step:,}{', projected' if checkpoint.projected else ''}"
     about = f"{directory.name}, {where}, {sizes}, labels {chosen.labels}"
-    return Subject(problem, frozen, about)
+    flattest = partial(in_flattest_coordinates, frozen, problem, checkpoint)
+    return Subject(problem, frozen, about, flattest if chosen.invariant else None)
 
 
 def run_model(path: Path) -> Any:

@@ -2,17 +2,21 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from jaxflat.config import Config, functions
 from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
 from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, trace_estimates
+from jaxflat.flatness.trace import fisher_moments
 from jaxflat.languages.batches import MaskedBatch, masked_batch
+from jaxflat.models import rescaling
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.runs import builders
@@ -25,9 +29,9 @@ from jaxflat.training.objectives import self_labelled_loss
 ROUNDS = ("num_probes", "probes_per_pass", "relative_error", "max_rounds")
 SHARPNESS = ("sharpness", "num_probes", "probes_per_pass")
 KEYS = {
-    "hessian_trace": (*ROUNDS, "by_block"),
-    "gauss_newton_trace": ROUNDS,
-    "fisher_trace": (*ROUNDS, "by_block"),
+    "hessian_trace": (*ROUNDS, "by_block", "invariant"),
+    "gauss_newton_trace": (*ROUNDS, "invariant"),
+    "fisher_trace": (*ROUNDS, "by_block", "invariant"),
     "hessian_eigenvalues": ("eigenvalues",),
     "hessian_density": ("density",),
     "average_sharpness": SHARPNESS,
@@ -64,61 +68,144 @@ def measure(
     measures: Sequence[str],
     partial_results: PartialResults,
 ) -> Iterator[tuple[str, Estimates]]:
-    """Yield the estimates of each measure: raw, and embedded in the sweep's largest model."""
-    params = load_params(config, folder, checkpoint)
+    """Yield the estimates of each measure, of the model and of the sweep's common model."""
+    problems = Problems(config, load_params(config, folder, checkpoint), checkpoint)
     for name in measures:
-        yield name, measure_raw_and_embedded(config, params, name, checkpoint, partial_results)
+        yield name, measure_problems(problems, name, partial_results)
 
 
-def measure_raw_and_embedded(
-    config: Config,
-    params: Any,
-    measure: str,
-    checkpoint: Checkpoint,
-    partial_results: PartialResults,
-) -> Estimates:
-    """Return a measure's estimates, and their "@embedded" values if models have a common width.
+@dataclass(frozen=True)
+class Problems:
+    """The problems of a checkpoint: its model's, and that of the model embedded in the largest.
 
-    The embedded Fisher trace is a weighted sum of the raw terms. Other measures have no such
-    rule and are measured again on the embedded model.
+    Each is given as it is and in the coordinates of its least Gauss-Newton trace.
     """
-    settings, mesh = config.flatness, builders.make_mesh(config)
-    model = builders.make_model(config)
-    problem = make_problem(config, model, params, checkpoint)
-    if measure == "fisher_trace":
-        terms = _trace_terms(mesh, problem, settings, measure, measure, partial_results)
-        estimates = trace_estimates(measure, terms, problem).estimates
-    else:
-        estimates = _estimates(mesh, problem, settings, measure, measure, partial_results)
-    if not settings.embedded_width:
-        return estimates
-    large = builders.make_largest_model(config)
-    larger = large.width // model.width, large.num_layers - model.num_layers
-    if measure == "fisher_trace":
-        embedded = {measure: terms.weighted(gauss_newton_factors(params, *larger))}
-    elif large == model:
-        embedded = estimates
-    else:
-        embedded_problem = make_problem(config, large, enlarge(params, *larger), checkpoint)
-        embedded_problem = embedded_problem._replace(groupings=())
-        name = f"{measure}@embedded"
-        embedded = _estimates(mesh, embedded_problem, settings, measure, name, partial_results)
-    # Traces of parameter groups are defined only for the raw model.
-    totals = [name for name in embedded if name == measure or not measure.endswith("_trace")]
-    return estimates | {f"{name}@embedded": embedded[name] for name in totals}
+
+    config: Config
+    params: Any
+    checkpoint: Checkpoint
+
+    @cached_property
+    def own(self) -> Problem:
+        """The model's own problem."""
+        model = builders.make_model(self.config)
+        return make_problem(self.config, model, self.params, self.checkpoint)
+
+    @cached_property
+    def own_flattest(self) -> Problem:
+        """The same in the coordinates of its least Gauss-Newton trace."""
+        return in_flattest_coordinates(self.config, self.own, self.checkpoint)
+
+    @cached_property
+    def embedded(self) -> Problem:
+        """The problem of the embedded model; the model's own if that is the largest."""
+        if self._larger == (1, 0):
+            return self.own
+        params, large = (
+            enlarge(self.params, *self._larger),
+            builders.make_largest_model(self.config),
+        )
+        return make_problem(self.config, large, params, self.checkpoint)
+
+    @cached_property
+    def embedded_flattest(self) -> Problem:
+        """The same in the coordinates of its least Gauss-Newton trace."""
+        if self._larger == (1, 0):
+            return self.own_flattest
+        return in_flattest_coordinates(self.config, self.embedded, self.checkpoint)
+
+    def embedding_factors(self) -> Any:
+        """Return the factors by which the embedding multiplies the Fisher trace of each leaf."""
+        return gauss_newton_factors(self.params, *self._larger)
+
+    @cached_property
+    def _larger(self) -> tuple[int, int]:
+        """The largest model's width as a multiple of the model's, and its additional layers."""
+        model, large = builders.make_model(self.config), builders.make_largest_model(self.config)
+        return large.width // model.width, large.num_layers - model.num_layers
+
+
+def measure_problems(
+    problems: Problems, measure: str, partial_results: PartialResults
+) -> Estimates:
+    """Return a measure's estimates, by column.
+
+    "@embedded": of the embedded model, if the models of a sweep have a common one. The embedded
+    Fisher trace is a weighted sum of the raw terms. Other measures have no such rule and are
+    measured again. "@invariant" and "@embedded_invariant": traces in the coordinates of the least
+    Gauss-Newton trace, for the models whose rescalings jaxflat knows.
+    """
+    config, own, embedded = problems.config, problems.own, None
+    has_invariant = measure in TRACES and config.flatness.invariant and is_ours(config)
+
+    def take(name: str, problem: Problem) -> Estimates:
+        # The partial results return what has been taken under the same name.
+        if has_invariant and problem.rescale is None:  # one compiled program for all coordinates
+            one = rescaling.no_rescaling(problem.params, config.model.head_size)
+            problem = _in_coordinates(problem, jax.tree.map(lambda x: jnp.stack([x, x]), one))
+        return _estimates(config, problem, measure, name, partial_results)
+
+    estimates = take(measure, own)
+    if config.flatness.embedded_width:
+        embedded = problems.embedded
+        at_large = measure if embedded is own else f"{measure}@embedded"
+        if measure == "fisher_trace":
+            terms = _trace_terms(config, own, measure, measure, partial_results)
+            values = {measure: terms.weighted(problems.embedding_factors())}
+        else:
+            values = take(at_large, embedded)
+        # Traces of parameter groups are defined only for the raw model.
+        totals = [name for name in values if name == measure or not measure.endswith("_trace")]
+        estimates |= {f"{name}@embedded": values[name] for name in totals}
+    if has_invariant:
+        name = f"{measure}@invariant"
+        estimates[name] = take(name, problems.own_flattest)[measure]
+        if embedded is not None:
+            at_large = name if embedded is own else f"{measure}@embedded_invariant"
+            values = take(at_large, problems.embedded_flattest)
+            estimates[f"{measure}@embedded_invariant"] = values[measure]
+    return estimates
+
+
+def in_flattest_coordinates(config: Config, problem: Problem, checkpoint: Checkpoint) -> Problem:
+    """Return a problem of jaxflat's own model in the coordinates of its least Gauss-Newton trace.
+
+    Each half of the microbatches takes the scales of the other half. So the scales are independent
+    of the samples that they rescale, and no minimum over noise biases the trace downward.
+    """
+    key = jax.random.fold_in(builders.purpose_key(config.probe_seed, "rescaling"), checkpoint.step)
+    moments_2 = fisher_moments(
+        problem.log_probs_fn,
+        problem.params,
+        problem.sample(0),
+        key,
+        rescaling.moment_function(config.model.head_size),
+        num_samples=config.flatness.num_probes,
+        num_groups=2,
+    )
+    flattest = jax.vmap(rescaling.flattest_rescaling, in_axes=(0, None))
+    others_2 = jax.tree.map(lambda leaf: leaf[::-1], flattest(moments_2, problem.params))
+    return _in_coordinates(problem, others_2)
+
+
+def _in_coordinates(problem: Problem, rescaling_2: Any) -> Problem:
+    """Return the problem in other coordinates, those of each half of the microbatches."""
+    return problem._replace(rescale=Partial(_rescale_by_half, rescaling_2))
+
+
+def _rescale_by_half(rescaling_2: Any, index: jax.Array, vector: Any) -> Any:
+    """Rescale a vector of the index-th microbatch by the rescaling of its half."""
+    own = jax.tree.map(lambda leaf: leaf[index % 2], rescaling_2)
+    return rescaling.rescale(own, vector)
 
 
 def _estimates(
-    mesh: Mesh,
-    problem: Problem,
-    settings: Config,
-    measure: str,
-    name: str,
-    partial_results: PartialResults,
+    config: Config, problem: Problem, measure: str, name: str, partial_results: PartialResults
 ) -> Estimates:
     """Return a measure's estimates; each round of a trace is a part, any other measure is one."""
+    settings = config.flatness
     if measure in TRACES:
-        terms = _trace_terms(mesh, problem, settings, measure, name, partial_results)
+        terms = _trace_terms(config, problem, measure, name, partial_results)
         return trace_estimates(measure, terms, problem).estimates
     if measure in MEASURES:
         return partial_results.estimates(
@@ -129,18 +216,14 @@ def _estimates(
 
 
 def _trace_terms(
-    mesh: Mesh,
-    problem: Problem,
-    settings: Config,
-    measure: str,
-    name: str,
-    partial_results: PartialResults,
+    config: Config, problem: Problem, measure: str, name: str, partial_results: PartialResults
 ) -> TraceTerms:
     """Return a trace's samples; each round is a part, saved at an interruption."""
+    mesh = builders.make_mesh(config)
 
     def draw_round(i: int) -> TraceTerms:
         def lists() -> tuple[Any, list, str]:
-            drawn = draw_trace_round(measure, problem, settings, i)
+            drawn = draw_trace_round(measure, problem, config.flatness, i)
             arrays = sharding.to_host(sharding.replicate(mesh, (drawn.terms, drawn.weights_n)))
             numbers = (*jax.tree.map(lambda x: x.tolist(), arrays), drawn.over)
             return ranks.all_gather(numbers, "round")[0]  # all ranks must stop at the same round
@@ -149,7 +232,12 @@ def _trace_terms(
         terms = jax.tree.map(jnp.asarray, terms, is_leaf=lambda x: isinstance(x, list))
         return TraceTerms(terms, jnp.asarray(weights_n), over)
 
-    return sample_trace(draw_round, settings)
+    return sample_trace(draw_round, config.flatness)
+
+
+def is_ours(config: Config) -> bool:
+    """Say whether jaxflat defines the model: the roles of its parameters are then known."""
+    return config.model.name not in functions.sections_in(config.model)
 
 
 def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint) -> Problem:
@@ -162,8 +250,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
     def sample(i: int) -> MaskedBatch:
         return sample_microbatches(config, jax.random.fold_in(data_key, i))
 
-    is_ours = config.model.name not in functions.sections_in(config.model)
-    groupings = (block_of, kind_of) if is_ours else (_top_module,)
+    groupings = (block_of, kind_of) if is_ours(config) else (_top_module,)
     return Problem(
         loss_fn,
         log_probs_fn,
@@ -172,7 +259,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
         key,
         sentences_seen(config, checkpoint),
         groupings=groupings if settings.by_block else (),
-        stacked=is_stacked if is_ours else None,
+        stacked=is_stacked if is_ours(config) else None,
     )
 
 

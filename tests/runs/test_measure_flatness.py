@@ -44,9 +44,9 @@ def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
-    return stage.measure_raw_and_embedded(
-        point.config, builders.init_params(point.config), measure, Checkpoint(14), PartialResults()
-    )
+    params = builders.init_params(point.config)
+    problems = stage.Problems(point.config, params, Checkpoint(14))
+    return stage.measure_problems(problems, measure, PartialResults())
 
 
 @pytest.mark.parametrize(

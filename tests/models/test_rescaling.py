@@ -1,0 +1,267 @@
+"""Rescalings change no output, and the least trace over them is the same for every moved model."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.optimize import minimize
+
+from jaxflat import flatness
+from jaxflat.flatness.sampling import draw_probe
+from jaxflat.flatness.trace import fisher_moments
+from jaxflat.models import enlarge, rescaling, transformer
+from jaxflat.models.lstm import Lstm
+from jaxflat.models.transformer import Transformer
+from tests.support import tiny_masked_lm as lm
+
+HEAD_SIZE = 2
+make_transformer = partial(Transformer, lm.V, lm.T, width=4, num_heads=2)
+MODELS = {
+    "one layer, tied": make_transformer(num_layers=1, tied_decoder=True),
+    "transformer, tied": make_transformer(num_layers=3, tied_decoder=True),
+    "transformer, untied": make_transformer(num_layers=3, tied_decoder=False),
+    "lstm, tied": Lstm(lm.V, width=4, num_layers=2, tied_decoder=True),
+    "lstm, untied": Lstm(lm.V, width=4, num_layers=1, tied_decoder=False),
+}
+
+
+QUICK = "one layer, tied"
+
+
+@pytest.fixture(
+    params=[QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS if m != QUICK)]
+)
+def model(request, monkeypatch):
+    """Replace the tiny language model's; its norms have no epsilon, so rescalings are exact."""
+    with jax.enable_x64(True):
+        monkeypatch.setitem(transformer.NORM, "epsilon", 0.0)
+        monkeypatch.setattr(lm, "MODEL", MODELS[request.param])
+        jax.clear_caches()
+        yield lm.MODEL
+    jax.clear_caches()
+
+
+def float64(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def params_and_batches():
+    return float64(lm.make_params()), float64(lm.make_batches(2, 4))
+
+
+def exact_moments(params, batches):
+    """Return G, and the moments of vectors g with sum g g' = G."""
+    matrix = lm.dense_gauss_newton(params, batches)
+    values, vectors = np.linalg.eigh(matrix)
+    unravel = ravel_pytree(params)[1]
+    roots = jnp.asarray((vectors * np.sqrt(np.maximum(values, 0))).T)
+    moments = jax.vmap(lambda g: rescaling.moment_function(HEAD_SIZE)(unravel(g)))(roots)
+    return matrix, jax.tree.map(lambda x: x.sum(0), moments)
+
+
+def random_rescaling(params, key, largest=4.0):
+    """Return random scales from 1 / largest to largest, and random matrices of heads."""
+    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    leaves, structure = jax.tree.flatten(one)
+    keys = jax.random.split(key, len(leaves))
+    log = jnp.log(largest)
+    drawn = jax.tree.unflatten(
+        structure,
+        [
+            jnp.exp(jax.random.uniform(k, x.shape, minval=-log, maxval=log))
+            for k, x in zip(keys, leaves, strict=True)
+        ],
+    )
+    layers = drawn["layers"]
+    if "written_HxExE" in layers:
+        shape = layers["written_HxExE"].shape
+        identity = jnp.broadcast_to(jnp.eye(shape[-1]), (2, *shape))
+        a, b = identity + 0.5 * jax.random.normal(key, (2, *shape))
+        inverse_of_a = jnp.linalg.inv(a).swapaxes(-1, -2)
+        layers["read_CxHxExE"] = jnp.stack([a, inverse_of_a, b], axis=1)
+        layers["written_HxExE"] = jnp.linalg.inv(b)
+    if "decoder" not in params:
+        drawn["final_norm_D"] = jnp.full_like(drawn["final_norm_D"], 1 / drawn["stream"])
+    return drawn
+
+
+def dense(scales, params):
+    """Return T as a matrix."""
+    flat, unravel = ravel_pytree(params)
+    columns = jax.vmap(lambda e: ravel_pytree(rescaling.rescale(scales, unravel(e)))[0])
+    return columns(jnp.eye(flat.size)).T
+
+
+@pytest.mark.slow
+def test_a_rescaling_changes_no_output(model):
+    params, batches = params_and_batches()
+    batch = jax.tree.map(lambda x: x[0], batches)
+    moved = rescaling.rescale(random_rescaling(params, jax.random.key(1)), params)
+    assert jnp.abs(ravel_pytree(moved)[0] - ravel_pytree(params)[0]).max() > 0.1
+    np.testing.assert_allclose(
+        lm.logits_fn(moved, batch), lm.logits_fn(params, batch), rtol=1e-9, atol=1e-9
+    )
+    same = rescaling.rescale(rescaling.no_rescaling(params, HEAD_SIZE), params)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@pytest.mark.slow
+def test_the_moments_give_the_trace_of_every_rescaling(model):
+    params, batches = params_and_batches()
+    matrix, moments = exact_moments(params, batches)
+    for seed in range(3):
+        scales = random_rescaling(params, jax.random.key(seed))
+        moved = dense(scales, params)
+        expected = jnp.trace(moved.T @ matrix @ moved)
+        np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), expected, rtol=1e-9)
+
+
+def test_the_least_trace_is_that_of_a_generic_optimiser(model):
+    params, batches = params_and_batches()
+    _, moments = exact_moments(params, batches)
+    flattest = rescaling.flattest_rescaling(moments, params)
+    logs, unravel = ravel_pytree(
+        {
+            "stream": jnp.zeros(()),
+            "final_norm_D": jnp.zeros(4),
+            "layers": {k: v for k, v in flattest["layers"].items() if k != "written_HxExE"},
+        }
+    )
+
+    def scales_of(flat):
+        """Exponentials of logarithms, and of symmetric matrices."""
+        logs = unravel(flat)
+        tied = "decoder" not in params
+        stream = jnp.exp(logs["stream"]) if tied else flattest["stream"]
+        layers = {k: jnp.exp(v) for k, v in logs["layers"].items() if k != "read_CxHxExE"}
+        if "read_CxHxExE" in logs["layers"]:
+            symmetric = logs["layers"]["read_CxHxExE"]
+            symmetric = (symmetric + symmetric.swapaxes(-1, -2)) / 2
+            a, b = jax.scipy.linalg.expm(symmetric[:, 0]), jax.scipy.linalg.expm(symmetric[:, 2])
+            layers["read_CxHxExE"] = jnp.stack([a, jnp.linalg.inv(a), b], axis=1)
+            layers["written_HxExE"] = jnp.linalg.inv(b)
+        gain_D = jnp.full(4, 1 / stream) if tied else jnp.exp(logs["final_norm_D"])
+        return {"stream": stream, "final_norm_D": gain_D, "layers": layers}
+
+    objective = jax.jit(
+        jax.value_and_grad(lambda flat: rescaling.rescaled_trace(moments, scales_of(flat)))
+    )
+    least = minimize(objective, np.zeros(logs.size), jac=True, method="L-BFGS-B", tol=1e-12)
+    np.testing.assert_allclose(rescaling.rescaled_trace(moments, flattest), least.fun, rtol=1e-4)
+    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    assert least.fun < 0.95 * rescaling.rescaled_trace(moments, one)
+
+
+@pytest.mark.slow
+def test_the_least_trace_of_a_moved_model_is_the_same(model):
+    params, batches = params_and_batches()
+    matrix, moments = exact_moments(params, batches)
+    least = rescaling.rescaled_trace(moments, rescaling.flattest_rescaling(moments, params))
+    hessian = lm.dense_hessian(params, batches)
+    own = dense(rescaling.flattest_rescaling(moments, params), params)
+    for seed in range(2):
+        moved = rescaling.rescale(random_rescaling(params, jax.random.key(seed)), params)
+        moved_matrix, moved_moments = exact_moments(moved, batches)
+        flattest = rescaling.flattest_rescaling(moved_moments, moved)
+        assert abs(jnp.log(jnp.trace(moved_matrix) / jnp.trace(matrix))) > 1e-3
+        np.testing.assert_allclose(
+            rescaling.rescaled_trace(moved_moments, flattest), least, rtol=1e-3
+        )
+        # The Hessian's trace, in the coordinates that the Gauss-Newton matrix chooses.
+        there = dense(flattest, moved)
+        np.testing.assert_allclose(
+            jnp.trace(there.T @ lm.dense_hessian(moved, batches) @ there),
+            jnp.trace(own.T @ hessian @ own),
+            rtol=1e-3,
+        )
+
+
+@pytest.mark.parametrize("name", ["transformer, tied", "lstm, untied"])
+@pytest.mark.slow
+def test_epsilon_moves_the_logits_of_a_rescaled_stream(name, monkeypatch):
+    """By what docs/flatness.md states; the coordinates themselves leave the function as it is."""
+    monkeypatch.setattr(lm, "MODEL", MODELS[name])
+    params, batch = lm.make_params(), jax.tree.map(lambda x: x[0], lm.make_batches(2, 8))
+    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    stream = jnp.asarray(0.25)
+    gain_D = jnp.full(4, 1.0 if "decoder" in params else 4.0)
+    moved = rescaling.rescale(one | {"stream": stream, "final_norm_D": gain_D}, params)
+    change = jnp.abs(lm.logits_fn(moved, batch) - lm.logits_fn(params, batch)).max()
+    assert 1e-7 < change < 2e-3
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+def test_layers_of_zeros_are_left_as_they_are():
+    params = lm.make_params()
+    larger = enlarge.enlarge(params, 2, extra_layers=2)
+    moments = rescaling.moment_function(HEAD_SIZE)(jax.tree.map(jnp.zeros_like, larger))
+    flattest = rescaling.flattest_rescaling(moments, larger)
+    one = rescaling.no_rescaling(larger, HEAD_SIZE)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), flattest["layers"], one["layers"]
+    )
+
+
+def rescale_all(scales, index, vector):
+    del index
+    return rescaling.rescale(scales, vector)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *("hessian_trace_samples", "gauss"),
+        pytest.param("hessian_trace_terms", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sample_of_a_rescaled_trace_is_the_quadratic_form_of_the_rescaled_probe(estimator):
+    params, batches, key = lm.make_params(), lm.make_batches(3, 4), jax.random.key(2)
+    scales = random_rescaling(params, key, largest=2.0)
+    options = {"num_probes": 1, "rescale": jax.tree_util.Partial(rescale_all, scales)}
+    if estimator == "gauss":
+        matrix_of = lm.dense_gauss_newton
+        terms = flatness.gauss_newton_trace_samples(
+            lm.log_probs_fn, params, batches, key, **options
+        )
+    else:
+        matrix_of = lm.dense_hessian
+        terms = getattr(flatness, estimator)(lm.loss_fn, params, batches, key, **options)
+    for i in range(3):
+        batch = jax.tree.map(lambda x, i=i: x[i : i + 1], batches)
+        probe = draw_probe(key, "probes+sentences", jnp.asarray(i), jnp.asarray(0), params)
+        z = ravel_pytree(rescaling.rescale(scales, probe))[0]
+        sample = sum(leaf[i].sum() for leaf in jax.tree.leaves(terms.terms)) / terms.weights_n[i]
+        np.testing.assert_allclose(sample, z @ matrix_of(params, batch) @ z, rtol=2e-3)
+
+
+def test_moments_of_the_fisher_information_give_its_rescaled_traces():
+    """The same draws of labels: the two groups' mean is the trace, to rounding."""
+    params, batches, key = lm.make_params(), lm.make_batches(4, 4), jax.random.key(2)
+    batches["weights"] = jnp.ones_like(batches["weights"])  # groups then weigh the same
+    moments_2 = fisher_moments(
+        lm.log_probs_fn,
+        params,
+        batches,
+        key,
+        rescaling.moment_function(HEAD_SIZE),
+        num_samples=3,
+        num_groups=2,
+    )
+    moments = jax.tree.map(lambda x: x.mean(0), moments_2)
+    for seed in range(2):
+        scales = random_rescaling(params, jax.random.key(seed), largest=2.0)
+        trace = flatness.fisher_trace(
+            lm.log_probs_fn,
+            params,
+            batches,
+            key,
+            num_samples=3,
+            rescale=jax.tree_util.Partial(rescale_all, scales),
+        )
+        np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), trace.mean, rtol=1e-4)
