@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.flatness_columns import EMBEDDED, own_measures
+from jaxflat.analysis.flatness_columns import COMPARED, own_measures
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics import correlation, granulated
 from jaxflat.analysis.statistics.granulated import Information
@@ -62,7 +62,7 @@ class Association:
 def associations(comparison: Comparison) -> list[Association]:
     """Correlate accuracy with each embedded or unlisted flatness measure, and with excess loss."""
     names = (name for cell in comparison.cells for row in cell.rows.values() for name in row.values)
-    columns = EMBEDDED | own_measures(names) | {"excess_loss": "Excess loss"}
+    columns = COMPARED | own_measures(names) | {"excess_loss": "Excess loss"}
     measured = {column: _measured(comparison.cells, column) for column in columns}
     return [associate(columns[c], c, table) for c, table in measured.items() if table]
 

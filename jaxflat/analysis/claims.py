@@ -61,7 +61,7 @@ def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> 
             f"At matched excess loss {second} is {article}flatter{than}",
             f"{sharpness}, {larger} over {smaller}",
             (matched, why),
-            lambda: _flatter(matched, column),
+            lambda: _beside_invariant(_flatter, matched, column),
         ),
     ]
 
@@ -77,7 +77,7 @@ def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
         "At matched excess loss the flatter model is the more accurate",
         f"accuracy, flatter minus sharper (by {sharpness}), points ({counts})",
         (matched, why),
-        lambda: _flatter_more_accurate(matched, column),
+        lambda: _beside_invariant(_flatter_more_accurate, matched, column),
     )
 
 
@@ -104,6 +104,22 @@ def _common_column(matched: Sequence[Pair]) -> tuple[str, str]:
     """Return the first flatness measure that every pair has, and its name."""
     column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
     return column, EMBEDDED.get(column, "flatness")
+
+
+Judge = Callable[[list[Pair], str], tuple[str, Interval | None, str]]
+
+
+def _beside_invariant(
+    judge: Judge, pairs: list[Pair], column: str
+) -> tuple[str, Interval | None, str]:
+    """Judge by an embedded trace, and add what the trace that no rescaling changes would say."""
+    answer, interval, evidence = judge(pairs, column)
+    invariant = f"{column}_invariant"
+    if interval and all(invariant in pair.flatness for pair in pairs):
+        other, _, value = judge(pairs, invariant)
+        otherwise = "" if other == answer else f", {other}"
+        evidence += f"; by the invariant trace {value}{otherwise}"
+    return answer, interval, evidence
 
 
 def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:

@@ -24,6 +24,13 @@ PARAMETRISATION = (
     "of two models is the flatter."
 )
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
+INVARIANT = {
+    f"{column}_invariant": f"{name}, invariant"
+    for column, name in EMBEDDED.items()
+    if column.endswith("_trace@embedded")
+}
+COMPARED = EMBEDDED | INVARIANT
+"""The columns in which models are compared. Verdicts rest on the first one of EMBEDDED."""
 
 
 def own_measures(columns: Iterable[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.hierarchical import Split, split_cells
 from jaxflat.analysis.statistics.intervals import (
@@ -84,7 +84,7 @@ def compare_pair(
         accuracy=paired_difference(first, second, PRIMARY_ACCURACY),
         flatness={
             name: log_ratio_interval(*values)
-            for name in EMBEDDED
+            for name in COMPARED
             if (values := paired_values(first, second, name))[0]
         },
         secondary={

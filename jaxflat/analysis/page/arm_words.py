@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import html, tables, wording
 from jaxflat.analysis.page.pair_words import relation_words
 from jaxflat.analysis.pairs import MARGIN, Pair
@@ -38,7 +38,7 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
 def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
     """Return rows for the baseline, each other arm against it, and the untrained controls."""
     column = next((name for pair in found.against for name in pair.flatness), "")
-    measure = EMBEDDED.get(column, "Sharpness")
+    measure = COMPARED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
     rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]
     pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]

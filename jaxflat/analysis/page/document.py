@@ -186,7 +186,10 @@ def _reading() -> list[str]:
             "one, which computes the same function. So two sizes are compared in one "
             "parametrisation. Many other parametrisations compute the same functions: rescaling "
             "the weights without changing the function changes the trace. So the choice of "
-            "parametrisation can change which of two models is the flatter."
+            "parametrisation can change which of two models is the flatter. An invariant trace is "
+            "the trace in the units in which the Gauss-Newton trace is least, over all rescalings "
+            "that jaxflat knows of the model. They do not change it. It still depends on how the "
+            "small model is embedded."
         ),
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.flatness_columns import COMPARED, INVARIANT
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import MARGIN, Pair
 
@@ -95,10 +95,12 @@ def _accuracy_words(pair: Pair, second: str) -> str:
 def _flatness_words(pair: Pair, first: str) -> str:
     if not pair.flatness:
         return "no embedded flatness measure was measured in both"
-    measure = EMBEDDED[next(iter(pair.flatness))]
+    measure = COMPARED[next(iter(pair.flatness))]
     if pair.flatness_ratio is None:
         return f"its flatness is undecided, because {measure} is not positive in every seed"
     interval = f"{measure} {wording.ratio(pair.flatness_ratio)} {first}'s"
+    if invariant := next((name for name in INVARIANT if pair.flatness.get(name)), ""):
+        interval += f"; no rescaling changes the ratio {wording.ratio(pair.flatness[invariant])}"
     if pair.flatness_side == 0:
         return f"its flatness is undecided, {interval}, the interval includes 1"
     return f"it is {FLATNESS_WORDS[pair.flatness_side]}, {interval}"

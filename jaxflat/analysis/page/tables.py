@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.flatness_columns import EMBEDDED, SHARPNESS, own_measures
+from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS, own_measures
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
 from jaxflat.analysis.pairs import Pair, is_accuracy
@@ -27,7 +27,10 @@ COLUMNS = (
     *(
         (f"{name}{suffix}", f"{column}{at}", "", 1.0)
         for column, name in SHARPNESS.items()
-        for suffix, at in ((", embedded", "@embedded"), ("", ""))
+        for suffix, at in (
+            *((", embedded", "@embedded"), (", embedded, invariant", "@embedded_invariant")),
+            *(("", ""), (", invariant", "@invariant")),
+        )
     ),
     ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
     ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
@@ -100,7 +103,7 @@ def pairs_table(pairs: list[Pair], second: str) -> Table:
     add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
     add("Scatter from examples", [_from_examples(pair) for pair in pairs])
-    for column, name in EMBEDDED.items():
+    for column, name in COMPARED.items():
         if any(column in pair.flatness for pair in pairs):
             add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
     add(f"{second}'s accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
