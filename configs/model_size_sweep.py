@@ -36,6 +36,7 @@ def get_config(scale: str | None = None) -> Config:
         config.language.pcfg.update({"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))})
         config.language.pcfg.rule_concentration = 0.01
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
+        config.flatness.invariant = False  # it would hold 99 GiB, see --dry_run
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})

@@ -115,7 +115,7 @@ def _beside_invariant(
     """Judge by an embedded trace, and add what the trace that no rescaling changes would say."""
     answer, interval, evidence = judge(pairs, column)
     invariant = f"{column}_invariant"
-    if interval and all(invariant in pair.flatness for pair in pairs):
+    if all(invariant in pair.flatness for pair in pairs):
         other, _, value = judge(pairs, invariant)
         otherwise = "" if other == answer else f", {other}"
         evidence += f"; by the invariant trace {value}{otherwise}"

@@ -25,7 +25,7 @@ PARAMETRISATION = (
 )
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
 INVARIANT = {
-    f"{column}_invariant": f"{name}, invariant"
+    f"{column}_invariant": f"{name}, embedded, invariant"
     for column, name in EMBEDDED.items()
     if column.endswith("_trace@embedded")
 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.flatness_columns import COMPARED, INVARIANT
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.hierarchical import Split, split_cells
 from jaxflat.analysis.statistics.intervals import (
@@ -46,9 +46,19 @@ class Pair:
         return next(test for test in self.equivalences if test.margin == MARGIN)
 
     @property
+    def flatness_column(self) -> str:
+        """The first measure that is not an invariant trace, regardless of its result."""
+        return next((name for name in self.flatness if name not in INVARIANT), "")
+
+    @property
     def flatness_ratio(self) -> Interval | None:
-        """The ratio of the first measure, regardless of its result."""
-        return next(iter(self.flatness.values()), None)
+        """The ratio of that measure."""
+        return self.flatness.get(self.flatness_column)
+
+    @property
+    def invariant_ratio(self) -> Interval | None:
+        """The ratio of that measure's invariant trace, None if there is none."""
+        return self.flatness.get(f"{self.flatness_column}_invariant")
 
     @property
     def accuracy_side(self) -> int:

@@ -16,7 +16,8 @@ RULES = (
     "'At matched excess loss' uses only pairs whose losses are equivalent (two one-sided tests at "
     "the main margin). If there is no such pair, no interval or no measurement, there is 'no "
     "verdict', and the reason is given instead.",
-    "'Flatter' refers to the embedded measure (see 'How to read the traces').",
+    "'Flatter' refers to the embedded measure (see 'How to read the traces'). Claims on "
+    "pairs add what the invariant trace says, where it was measured.",
     "Every statistic is one number per seed, averaged over seeds, with Student's t interval. The "
     "claims are not corrected for their number.",
 )

@@ -29,7 +29,7 @@ def recorded_settings(
     The sections of languages, models, optimizers and objectives count only if a point has chosen
     them, now (`points`) or when the stored settings were recorded.
 
-    Raises InputError, which begins with `holder`, if a stored setting differs.
+    Raises InputError if a stored setting differs; `holder` names the sweep in its message.
     """
     settings = _training_settings(complete(config))
     used = {key for point in points for key in _chosen_sections(point)}

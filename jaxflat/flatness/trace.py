@@ -9,8 +9,8 @@ The caller chooses what the error bar covers:
   over="probes": the data are fixed. Each probe sees all microbatches and is one sample
     (n = num_probes). The error covers probes only.
 
-With `rescale`, a linear map T of the parameters, traces are those of T' H T, T' G T and T' F T:
-the curvature of the same function in other coordinates.
+`rescale` is a linear map T of the parameters. The traces are then tr T' H T, tr T' G T and
+tr T' F T: the curvature of the same function in other coordinates.
 
 All randomness derives from `key`. Memory grows with `*_per_pass`, the number of probes in one pass,
 not with the number of probes. Matrix products run at the precision that the model or
@@ -183,31 +183,34 @@ def fisher_moments(
 ) -> PyTree:
     """Return the mean of `moment_fn(gradient)` in each group of microbatches; axis 0 is the group.
 
-    Group i has the microbatches i, i + num_groups, ... Gradients are those of `fisher_trace_terms`:
-    E[g g'] is proportional to F. `moment_fn` may return any products of a gradient's entries.
+    Group i has the microbatches i, i + num_groups, ... As in `fisher_trace_terms`, labels are drawn
+    from the model and E[g g'] = F, for the mean over predictions. `moment_fn` returns products of
+    two entries of g. Memory holds num_groups + 1 of its results.
     """
     params = at_least_float32(params)
     num_microbatches = jax.tree.leaves(batches)[0].shape[0]
+    shapes = jax.eval_shape(moment_fn, params)
+    zeros_G = jax.tree.map(lambda x: jnp.zeros((num_groups, *x.shape), x.dtype), shapes)
 
-    def microbatch(index_and_batch: tuple[jax.Array, PyTree]) -> PyTree:
+    def add_microbatch(
+        sums_G: PyTree, index_and_batch: tuple[jax.Array, PyTree]
+    ) -> tuple[PyTree, jax.Array]:
         index, batch = index_and_batch
         score_fn, weight = score_sampler(log_probs_fn, params, index, batch)
 
-        def add(sums: PyTree, draw: jax.Array) -> tuple[PyTree, None]:
-            gradient = score_fn(jax.random.fold_in(key, draw))
-            return jax.tree.map(jnp.add, sums, moment_fn(gradient)), None
+        def add_draw(sums_G: PyTree, draw: jax.Array) -> tuple[PyTree, None]:
+            moments = moment_fn(score_fn(jax.random.fold_in(key, draw)))
+            group = index % num_groups
+            return jax.tree.map(lambda x_G, x: x_G.at[group].add(x), sums_G, moments), None
 
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(moment_fn, params)
-        )
-        sums, _ = jax.lax.scan(add, zeros, jnp.arange(num_samples))
-        return jax.tree.map(lambda x: x / (num_samples * weight), sums)
+        return jax.lax.scan(add_draw, sums_G, jnp.arange(num_samples))[0], weight
 
-    moments_M = jax.lax.map(microbatch, (jnp.arange(num_microbatches), batches))
-    groups = [
-        jax.tree.map(lambda x, g=g: x[g::num_groups].mean(0), moments_M) for g in range(num_groups)
-    ]
-    return jax.tree.map(lambda *means: jnp.stack(means), *groups)
+    numbered = jnp.arange(num_microbatches), batches
+    sums_G, weights_M = jax.lax.scan(add_microbatch, zeros_G, numbered)
+    weights_G = jnp.stack([weights_M[g::num_groups].sum() for g in range(num_groups)])
+    return jax.tree.map(
+        lambda x: x / (num_samples * weights_G.reshape(-1, *[1] * (x.ndim - 1))), sums_G
+    )
 
 
 def hessian_trace(

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from jaxflat.flatness import Estimate
+from jaxflat.flatness.measures import TRACES
 
 R_HAT = 1.01  # chains have converged below it (Gelman et al. 2013, Vehtari et al. 2021)
 
@@ -36,7 +37,7 @@ def table(estimates: dict[str, Estimate]) -> Table:
 def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
     """Return warnings: a precision that was not reached, chains that have not converged."""
     lines = []
-    for name in ("hessian_trace", "gauss_newton_trace", "fisher_trace"):
+    for name in (f"{trace}{at}" for trace in TRACES for at in ("", "@invariant")):
         if name in estimates and settings.relative_error > 0:
             found = as_json(estimates[name])
             share = (found["high"] - found["mean"]) / abs(found["mean"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxflat.config import Config, functions, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.flatness import Problem
 from jaxflat.runs import builders, checks
-from jaxflat.runs.measure_flatness import in_flattest_coordinates, make_problem
+from jaxflat.runs.measure_flatness import flattest_problem, make_problem
 from jaxflat.runs.measurements import load_params
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
@@ -65,7 +65,7 @@ def run_subject(path: Path, overrides: dict[str, Any], seed: int | None = None) 
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
     where = f"step {checkpoint.step:,}{', projected' if checkpoint.projected else ''}"
     about = f"{directory.name}, {where}, {sizes}, labels {chosen.labels}"
-    flattest = partial(in_flattest_coordinates, frozen, problem, checkpoint)
+    flattest = cache(partial(flattest_problem, frozen, problem, checkpoint))
     return Subject(problem, frozen, about, flattest if chosen.invariant else None)
 
 

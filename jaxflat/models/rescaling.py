@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 NUM_UPDATES = 10  # of each scale; 3 already give 5 digits of the minimum
-LARGEST = 1e4  # where a minimum is at infinity, squared scales end here
+LARGEST = 1e6  # of a squared scale, and 1 / LARGEST the least: where a minimum is at infinity
+FLOOR = 1e-6  # of a head's mean moment: directions without a sampled gradient count as this small
 
 Tree = dict[str, Any]
 
@@ -56,30 +57,26 @@ def no_rescaling(params: Tree, head_size: int) -> Tree:
 def moment_function(head_size: int) -> Callable[[Tree], Tree]:
     """Return a function of gradients: the products whose means `flattest_rescaling` needs.
 
-    For gradients with E[g g'] proportional to G they give tr T' G T for every T. An Lstm has no
-    heads: any head_size is right.
+    The means give tr T' G T for every T. An Lstm has no heads, so its head_size is ignored.
     """
     return partial(_moments, head_size)
 
 
 def rescaled_trace(moments: Tree, rescaling: Tree) -> jax.Array:
-    """Return tr T' G T, up to the factor by which the moments exceed those of G."""
+    """Return tr T' G T from moments of gradients with E[g g'] = G."""
     stream, layers, scales = rescaling["stream"], moments["layers"], rescaling["layers"]
     gain_D = rescaling["final_norm_D"]
     total = moments["fixed"] + stream**2 * (moments["embeddings"] + layers["written"].sum())
     total += (gain_D**2 * moments["final_norm_D"]).sum()
     total += (moments["decoder_D"] / gain_D**2).sum()
     for norm in _norms(layers):
-        gain_LxD = scales[f"{norm}_D"]
-        total += (gain_LxD**2 * layers[f"{norm}_D"]).sum()
-        total += (layers[f"{norm}_read_D"] / gain_LxD**2).sum()
-    if "queries" in layers:
-        moments_by_channel, written = layers["queries"], layers["out_HxExE"]
-        square_LxCxHxExE = _square(scales["read_CxHxExE"].swapaxes(-1, -2))
-        at_gain = moments_by_channel / scales["attention_norm_D"][..., None, None, None, None] ** 2
-        total += (at_gain * square_LxCxHxExE[:, None]).sum()
-        total += (layers["query_biases"] * square_LxCxHxExE).sum()
-        total += stream**2 * (written * _square(scales["written_HxExE"])).sum()
+        squared_LxD = scales[f"{norm}_D"] ** 2
+        total += (squared_LxD * layers[f"{norm}_D"]).sum()
+        total += (_read(layers, scales, norm) / squared_LxD).sum()
+    if "qkv_DxCxHxExE" in layers:
+        read, written = _squared_matrices(scales)
+        total += (layers["qkv_bias_CxHxExE"] * read).sum()
+        total += stream**2 * (layers["out_HxExE"] * written).sum()
     return total
 
 
@@ -87,15 +84,15 @@ def rescaled_trace(moments: Tree, rescaling: Tree) -> jax.Array:
 def flattest_rescaling(moments: Tree, params: Tree) -> Tree:
     """Return the rescaling that minimises tr T' G T.
 
-    Each scale in turn takes its best value given the others, which has a closed form: for a gain
-    a, a^2 n + w / a^2 is least at a^2 = sqrt(w / n). For a head, with M_q and M_k the moments of
-    its queries and keys, tr M_q P + tr M_k P^-1 is least at P = M_q^-1/2 (M_q^1/2 M_k M_q^1/2)^1/2
-    M_q^-1/2, where it is 2 tr (M_q^1/2 M_k M_q^1/2)^1/2. The trace is geodesically convex in all
-    scales together, so this ends at its minimum (Bhatia, Positive Definite Matrices, chapter 6).
+    Each scale in turn takes its best value given the others. A gain a has the moments n and its
+    rows w: a^2 n + w / a^2 is least at a^2 = sqrt(w / n). A head has the moments M of its queries
+    and N of its keys: tr M P + tr N P^-1 is least at P = M^-1/2 (M^1/2 N M^1/2)^1/2 M^-1/2. The
+    trace is geodesically convex in all scales together, so this ends at its minimum (Bhatia,
+    Positive Definite Matrices, chapter 6).
 
-    An untied decoder leaves the stream's scale free, and the minimum at zero. The stream then gets
-    the units in which entries of the token embedding have mean square 1. Where no gradient
-    constrains a scale it is 1.
+    An untied decoder leaves the stream's scale free: the smaller, the smaller the trace. The stream
+    then gets the units in which entries of the token embedding have mean square 1. Where no
+    gradient constrains a scale it is 1.
     """
     layers, tied = moments["layers"], "decoder" not in params
     embedding_rms = jnp.sqrt(jnp.mean(params["token_embedding"] ** 2))
@@ -104,9 +101,9 @@ def flattest_rescaling(moments: Tree, params: Tree) -> Tree:
     def update(_: Any, state: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
         scales, stream = state
         written = moments["embeddings"] + layers["written"].sum()
-        if "queries" in layers:
+        if "qkv_DxCxHxExE" in layers:
             scales = _update_heads(layers, scales, stream)
-            written += (layers["out_HxExE"] * _square(scales["written_HxExE"])).sum()
+            written += (layers["out_HxExE"] * _squared_matrices(scales)[1]).sum()
         scales = scales | {
             f"{norm}_D": _balance(layers[f"{norm}_D"], _read(layers, scales, norm))
             for norm in _norms(layers)
@@ -126,8 +123,8 @@ def _initial(layers: Tree, width: int, stream: float | jax.Array) -> Tree:
     """Return the rescaling that changes the stream alone."""
     num_layers = layers["written"].shape[0]
     scales = {f"{norm}_D": jnp.ones((num_layers, width)) for norm in _norms(layers)}
-    if "queries" in layers:
-        for name, like in (("read_CxHxExE", "query_biases"), ("written_HxExE", "out_HxExE")):
+    if "qkv_DxCxHxExE" in layers:
+        for name, like in (("read_CxHxExE", "qkv_bias_CxHxExE"), ("written_HxExE", "out_HxExE")):
             shape = layers[like].shape
             scales[name] = jnp.broadcast_to(jnp.eye(shape[-1]), shape)
     stream = jnp.asarray(stream, jnp.result_type(float))
@@ -137,8 +134,8 @@ def _initial(layers: Tree, width: int, stream: float | jax.Array) -> Tree:
 def _update_heads(layers: Tree, scales: Tree, stream: jax.Array) -> Tree:
     """Return the scales with the best A and B of every head, given the gains and the stream."""
     gain_LxD = scales["attention_norm_D"]
-    moments_LxCxHxExE = jnp.einsum("ldchij,ld->lchij", layers["queries"], gain_LxD**-2.0)
-    moments_LxCxHxExE += layers["query_biases"]
+    moments_LxCxHxExE = jnp.einsum("ldchij,ld->lchij", layers["qkv_DxCxHxExE"], gain_LxD**-2.0)
+    moments_LxCxHxExE += layers["qkv_bias_CxHxExE"]
     queries, keys, values = (moments_LxCxHxExE[:, part] for part in range(3))
     a, inverse_of_a = _balance_matrices(queries, keys)
     b, inverse_of_b = _balance_matrices(values, stream**2 * layers["out_HxExE"])
@@ -148,11 +145,16 @@ def _update_heads(layers: Tree, scales: Tree, stream: jax.Array) -> Tree:
 
 def _read(layers: Tree, scales: Tree, norm: str) -> jax.Array:
     """Return the moments LxD of the rows that read each channel of a norm."""
-    read_LxD = layers[f"{norm}_read_D"]
     if norm == "attention_norm":
-        square = _square(scales["read_CxHxExE"].swapaxes(-1, -2))
-        read_LxD = read_LxD + jnp.einsum("ldchij,lchij->ld", layers["queries"], square)
-    return read_LxD
+        read = _squared_matrices(scales)[0]
+        return jnp.einsum("ldchij,lchij->ld", layers["qkv_DxCxHxExE"], read)
+    return layers[f"{norm}_read_D"]
+
+
+def _squared_matrices(scales: Tree) -> tuple[jax.Array, jax.Array]:
+    """Return R' R for the matrices R of queries, keys and values, and W W' for those of rows."""
+    read, written = scales["read_CxHxExE"], scales["written_HxExE"]
+    return read.swapaxes(-1, -2) @ read, written @ written.swapaxes(-1, -2)
 
 
 def _balance(times: jax.Array, over: jax.Array) -> jax.Array:
@@ -164,24 +166,29 @@ def _balance(times: jax.Array, over: jax.Array) -> jax.Array:
 
 def _balance_matrices(times: jax.Array, over: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return P^1/2 and P^-1/2 for the P that minimises tr(times P) + tr(over P^-1)."""
-    identity = jnp.broadcast_to(jnp.eye(times.shape[-1]), times.shape)
-    mean = jnp.trace(times + over, axis1=-2, axis2=-1)[..., None, None] / times.shape[-1]
-    floor = (8 * jnp.finfo(times.dtype).eps * mean + jnp.finfo(times.dtype).tiny ** 0.5) * identity
-    root, inverse_root = _powers(times + floor)
-    middle, _ = _powers(root @ (over + floor) @ root)
-    return _powers(inverse_root @ middle @ inverse_root)
+    root, inverse_root = _powers(_floored(times))
+    over_root, _ = _powers(_floored(over))
+    # The singular values of a product of roots: to square it would lose half of the digits.
+    _, values, vectors = jnp.linalg.svd(over_root @ root)
+    middle = (vectors.swapaxes(-1, -2) * values[..., None, :]) @ vectors
+    return _powers(inverse_root @ middle @ inverse_root, 1 / LARGEST, LARGEST)
 
 
-def _powers(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the square root of positive definite matrices, and its inverse."""
+def _floored(matrix: jax.Array) -> jax.Array:
+    """Add FLOOR of its mean eigenvalue to a matrix, or a tiny number if that is 0."""
+    mean = jnp.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / matrix.shape[-1]
+    identity = jnp.broadcast_to(jnp.eye(matrix.shape[-1]), matrix.shape)
+    return matrix + jnp.maximum(FLOOR * mean, jnp.finfo(matrix.dtype).tiny ** 0.5) * identity
+
+
+def _powers(
+    matrix: jax.Array, least: float = 0.0, largest: float = float("inf")
+) -> tuple[jax.Array, jax.Array]:
+    """Return the square root of positive definite matrices and its inverse; clip eigenvalues."""
     values, vectors = jnp.linalg.eigh((matrix + matrix.swapaxes(-1, -2)) / 2)
-    roots = jnp.sqrt(jnp.maximum(values, jnp.finfo(values.dtype).tiny))[..., None, :]
-    transposed = vectors.swapaxes(-1, -2)
+    values = jnp.clip(values, max(least, float(jnp.finfo(values.dtype).tiny)), largest)
+    roots, transposed = jnp.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2)
     return (vectors * roots) @ transposed, (vectors / roots) @ transposed
-
-
-def _square(matrix: jax.Array) -> jax.Array:
-    return matrix @ matrix.swapaxes(-1, -2)
 
 
 def _layers(tree: Tree) -> Tree:
@@ -193,7 +200,7 @@ def _layers(tree: Tree) -> Tree:
 
 
 def _norms(layer: Tree) -> tuple[str, ...]:
-    return ("attention_norm", "mlp_norm") if "queries" in layer else ("norm",)
+    return ("attention_norm", "mlp_norm") if "qkv_DxCxHxExE" in layer else ("norm",)
 
 
 def _times(factor: jax.Array, tree: Tree) -> Tree:
@@ -261,9 +268,8 @@ def _layer_moments(head_size: int, layer: Tree) -> Tree:
     out_HxExD = out["kernel"].reshape(-1, head_size, out["kernel"].shape[-1])
     return {
         "attention_norm_D": _by_channel(layer["attention_norm"]),
-        "attention_norm_read_D": jnp.zeros(kernel_DxCxHxE.shape[0]),
-        "queries": jnp.einsum("dchi,dchj->dchij", kernel_DxCxHxE, kernel_DxCxHxE),
-        "query_biases": jnp.einsum("chi,chj->chij", bias_CxHxE, bias_CxHxE),
+        "qkv_DxCxHxExE": jnp.einsum("dchi,dchj->dchij", kernel_DxCxHxE, kernel_DxCxHxE),
+        "qkv_bias_CxHxExE": jnp.einsum("chi,chj->chij", bias_CxHxE, bias_CxHxE),
         "out_HxExE": jnp.einsum("hid,hjd->hij", out_HxExD, out_HxExD),
         "mlp_norm_D": _by_channel(layer["mlp_norm"]),
         "mlp_norm_read_D": (layer["mlp_in"]["kernel"] ** 2).sum(1),

@@ -1,4 +1,4 @@
-"""Predict the memory that a training step needs, from shapes only; nothing is allocated."""
+"""Predict the memory of training steps and invariant traces, from shapes only."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -10,8 +10,10 @@ from rich.table import Column, Table
 
 from jaxflat.config import Config
 from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
+from jaxflat.runs.measure_flatness import is_ours
 
 GIB = 2**30
 
@@ -28,16 +30,17 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         "gradient",
         "kept for backward",
     )
-    memory_table = Table(*columns, "batch", box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
+    others = "batch", "invariant traces"
+    memory_table = Table(*columns, *others, box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
     for name, config in points:
         row = [name]
         if config.phase_order:
             row += [f"{builders.num_params(config):,}"]
         if config.phase_order and language_kind(config.language).is_prepared(config.language):
             sizes = step_bytes(config)
-            row += [
-                f"{sizes[key] / GIB:.3f}" for key in ("state", "gradient", "residuals", "batch")
-            ]
+            sizes["moments"] = moment_bytes(config)
+            shown = "state", "gradient", "residuals", "batch", "moments"
+            row += [f"{sizes[key] / GIB:.3f}" for key in shown]
         memory_table.add_row(*row)
     return memory_table
 
@@ -71,6 +74,20 @@ def step_bytes(config: Config) -> dict[str, int]:
         1 if config.training.together == 1 else 2
     )  # the state of each slot, and the stacked states
     return num_bytes | {"state": copies * num_bytes["state"]}
+
+
+def moment_bytes(config: Config) -> int:
+    """Return the bytes that `flatness.trace.fisher_moments` holds for the largest invariant trace.
+
+    0 without invariant traces. Attention has 3 width^2 head_size products a layer.
+    """
+    if not (config.flatness.invariant and is_ours(config)):
+        return 0
+    larger = config.flatness.embedded_width
+    model = builders.make_largest_model(config) if larger else builders.make_model(config)
+    params = jax.eval_shape(builders.initializer(model, None), jax.random.key(0))
+    moments = jax.eval_shape(moment_function(config.model.head_size), params)
+    return 3 * _num_bytes(moments)  # two groups, and the products of one gradient
 
 
 def _num_bytes(tree: Any) -> int:

@@ -84,7 +84,7 @@ def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
 
 
 def was_done(point: Point, names: Sequence[str]) -> bool:
-    """Return whether a point was done before this process began, and read its lease a first time.
+    """Return whether a point is done, after a first read of its lease.
 
     From then on, `acquire` knows whether another worker has held the lease.
     """

@@ -14,7 +14,10 @@ STEPS = (1000, 2000, 4000)
 
 
 def write_sweep(workdir: Path, seeds=5, widths=WIDTHS, steps=STEPS, lookup_tables=True, **effects):
-    """Write a sweep; effects per size: `accuracy` in points, `log_trace`, `excess` in nats."""
+    """Write a sweep; effects per size: `accuracy` in points, `log_trace`, `excess` in nats.
+
+    The invariant trace is written if `log_invariant`, its effect per size, is given.
+    """
     random = np.random.default_rng(0)
     rows, points = [], []
     for size, width in enumerate(widths):
@@ -41,7 +44,18 @@ def write_rows(path: Path, rows: list[dict]):
         writer.writerows(rows)
 
 
-def _trained(random, name, width, size, seed, step, accuracy=0.0, log_trace=0.0, excess=0.0):
+def _trained(
+    random,
+    name,
+    width,
+    size,
+    seed,
+    step,
+    accuracy=0.0,
+    log_trace=0.0,
+    log_invariant=None,
+    excess=0.0,
+):
     # Loss depends only on the step, so cells at equal steps match, unless `excess` separates them.
     loss = 0.036 * (step / 1000) ** -0.7 + excess * size + random.normal(0, 4e-4)
     trace = 4000 * loss * np.exp(log_trace * size) * np.exp(random.normal(0, 0.04))
@@ -56,6 +70,8 @@ def _trained(random, name, width, size, seed, step, accuracy=0.0, log_trace=0.0,
         **{"fisher_trace": trace * 1.25 ** (size - 1), "fisher_trace@embedded": trace * 1.02},
         **{"hessian_trace/attention": trace / 3, "hessian_trace/mlp": trace / 2},
     }
+    if log_invariant is not None:
+        row["hessian_trace@embedded_invariant"] = trace * np.exp((log_invariant - log_trace) * size)
     return row | _accuracies(random, 0.91 - 1.2 * loss + accuracy * size / 100)
 
 

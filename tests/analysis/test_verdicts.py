@@ -74,6 +74,23 @@ def test_a_claim_of_two_parts():
     assert all_of([CONTRADICTED, NONE]) == NONE
 
 
+def test_a_verdict_says_what_the_invariant_trace_decides(sweep):
+    effects = {"accuracy": 1.5, "log_trace": 0.3}
+    verdicts = {
+        effect: judge(read_comparison(sweep(**effects, log_invariant=effect)))
+        for effect in (None, 0.3, -0.3)
+    }
+    answers = {effect: [one.answer for one in found] for effect, found in verdicts.items()}
+    assert answers[None] == answers[0.3] == answers[-0.3]
+    assert answers[None][:3] == [SUPPORTED, CONTRADICTED, CONTRADICTED]
+    for place in (1, 2):
+        evidence = {effect: found[place].evidence for effect, found in verdicts.items()}
+        assert "invariant" not in evidence[None]
+        assert "; by the invariant trace " in evidence[0.3]
+        assert SUPPORTED not in evidence[0.3]
+        assert evidence[-0.3].endswith(", supported")
+
+
 def test_sizes_that_are_not_matched_get_no_verdict(sweep):
     found = judge(read_comparison(sweep(excess=0.02, steps=(1000,), accuracy=1.5)))
     assert [one.answer for one in found[:3]] == [NONE] * 3

@@ -207,7 +207,7 @@ def test_a_save_whose_folder_another_worker_deletes_raises_and_prints_nothing(
             for path in tmp_path.glob("run/.unfinished*"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    deleting = threading.Thread(target=delete_unfinished)
+    deleting = threading.Thread(target=delete_unfinished, daemon=True)
     deleting.start()
     failures = 0
     with owned(tmp_path / "run") as folder:

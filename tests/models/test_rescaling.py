@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
@@ -64,9 +65,9 @@ def exact_moments(params, batches):
     return matrix, jax.tree.map(lambda x: x.sum(0), moments)
 
 
-def random_rescaling(params, key, largest=4.0):
+def random_rescaling(params, seed, head_size=HEAD_SIZE, largest=4.0):
     """Return random scales from 1 / largest to largest, and random matrices of heads."""
-    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    one, key = rescaling.no_rescaling(params, head_size), jax.random.key(seed)
     leaves, structure = jax.tree.flatten(one)
     keys = jax.random.split(key, len(leaves))
     log = jnp.log(largest)
@@ -86,7 +87,7 @@ def random_rescaling(params, key, largest=4.0):
         layers["read_CxHxExE"] = jnp.stack([a, inverse_of_a, b], axis=1)
         layers["written_HxExE"] = jnp.linalg.inv(b)
     if "decoder" not in params:
-        drawn["final_norm_D"] = jnp.full_like(drawn["final_norm_D"], 1 / drawn["stream"])
+        drawn["final_norm_D"] = jnp.ones_like(drawn["final_norm_D"]) / drawn["stream"]
     return drawn
 
 
@@ -101,7 +102,7 @@ def dense(scales, params):
 def test_a_rescaling_changes_no_output(model):
     params, batches = params_and_batches()
     batch = jax.tree.map(lambda x: x[0], batches)
-    moved = rescaling.rescale(random_rescaling(params, jax.random.key(1)), params)
+    moved = rescaling.rescale(random_rescaling(params, 1), params)
     assert jnp.abs(ravel_pytree(moved)[0] - ravel_pytree(params)[0]).max() > 0.1
     np.testing.assert_allclose(
         lm.logits_fn(moved, batch), lm.logits_fn(params, batch), rtol=1e-9, atol=1e-9
@@ -115,7 +116,7 @@ def test_the_moments_give_the_trace_of_every_rescaling(model):
     params, batches = params_and_batches()
     matrix, moments = exact_moments(params, batches)
     for seed in range(3):
-        scales = random_rescaling(params, jax.random.key(seed))
+        scales = random_rescaling(params, seed)
         moved = dense(scales, params)
         expected = jnp.trace(moved.T @ matrix @ moved)
         np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), expected, rtol=1e-9)
@@ -165,7 +166,7 @@ def test_the_least_trace_of_a_moved_model_is_the_same(model):
     hessian = lm.dense_hessian(params, batches)
     own = dense(rescaling.flattest_rescaling(moments, params), params)
     for seed in range(2):
-        moved = rescaling.rescale(random_rescaling(params, jax.random.key(seed)), params)
+        moved = rescaling.rescale(random_rescaling(params, seed), params)
         moved_matrix, moved_moments = exact_moments(moved, batches)
         flattest = rescaling.flattest_rescaling(moved_moments, moved)
         assert abs(jnp.log(jnp.trace(moved_matrix) / jnp.trace(matrix))) > 1e-3
@@ -184,7 +185,7 @@ def test_the_least_trace_of_a_moved_model_is_the_same(model):
 @pytest.mark.parametrize("name", ["transformer, tied", "lstm, untied"])
 @pytest.mark.slow
 def test_epsilon_moves_the_logits_of_a_rescaled_stream(name, monkeypatch):
-    """By what docs/flatness.md states; the coordinates themselves leave the function as it is."""
+    """The stream's scale is exact only without epsilon: the logits of a moved model change."""
     monkeypatch.setattr(lm, "MODEL", MODELS[name])
     params, batch = lm.make_params(), jax.tree.map(lambda x: x[0], lm.make_batches(2, 8))
     one = rescaling.no_rescaling(params, HEAD_SIZE)
@@ -198,14 +199,46 @@ def test_epsilon_moves_the_logits_of_a_rescaled_stream(name, monkeypatch):
 
 @pytest.mark.slow
 def test_layers_of_zeros_are_left_as_they_are():
-    params = lm.make_params()
-    larger = enlarge.enlarge(params, 2, extra_layers=2)
-    moments = rescaling.moment_function(HEAD_SIZE)(jax.tree.map(jnp.zeros_like, larger))
-    flattest = rescaling.flattest_rescaling(moments, larger)
-    one = rescaling.no_rescaling(larger, HEAD_SIZE)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), flattest["layers"], one["layers"]
+    """Only their output biases have a gradient, and those scale with the stream."""
+    params, key = lm.make_params(), jax.random.key(0)
+    larger = enlarge.enlarge(params, 1, extra_layers=2)
+    model = lm.MODEL.clone(num_layers=lm.MODEL.num_layers + 2)
+
+    def log_probs_fn(params, batch):
+        inputs = batch["tokens"], batch["lengths"], batch["positions"]
+        logits = model.apply({"params": params}, *inputs)[0]
+        return jax.nn.log_softmax(logits), batch["weights"]
+
+    moments_1 = fisher_moments(
+        log_probs_fn,
+        larger,
+        lm.make_batches(2, 8),
+        key,
+        rescaling.moment_function(HEAD_SIZE),
+        num_samples=4,
+        num_groups=1,
     )
+    moments = jax.tree.map(lambda x: x[0], moments_1)
+    flattest = rescaling.flattest_rescaling(moments, larger)["layers"]
+    one = rescaling.no_rescaling(larger, HEAD_SIZE)["layers"]
+    for name, scales in flattest.items():
+        np.testing.assert_allclose(scales[-2:], one[name][-2:], atol=1e-5)
+        assert jnp.abs(scales[:-2] - one[name][:-2]).max() > 0.1
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e9])
+def test_matrices_of_any_condition_balance_in_float32(condition):
+    """tr M P + tr N P^-1 at the returned P, against 2 tr (M^1/2 N M^1/2)^1/2 in float64."""
+    random = np.random.default_rng(0)
+    turns = [np.linalg.qr(random.normal(size=(8, 8)))[0] for _ in range(2)]
+    values = np.geomspace(1, 1 / condition, 8)
+    for other in turns:  # the same small directions, and others
+        first, second = ((turn * values) @ turn.T for turn in (turns[0], other))
+        root, inverse = rescaling._balance_matrices(jnp.float32(first), jnp.float32(second))
+        p, inverse_of_p = (np.float64(x) @ np.float64(x) for x in (root, inverse))
+        reached = np.trace(first @ p) + np.trace(second @ inverse_of_p)
+        square = np.linalg.svd(scipy.linalg.sqrtm(second) @ scipy.linalg.sqrtm(first))[1]
+        assert reached < 1.01 * 2 * square.sum()
 
 
 def rescale_all(scales, index, vector):
@@ -222,7 +255,7 @@ def rescale_all(scales, index, vector):
 )
 def test_a_sample_of_a_rescaled_trace_is_the_quadratic_form_of_the_rescaled_probe(estimator):
     params, batches, key = lm.make_params(), lm.make_batches(3, 4), jax.random.key(2)
-    scales = random_rescaling(params, key, largest=2.0)
+    scales = random_rescaling(params, 2, largest=2.0)
     options = {"num_probes": 1, "rescale": jax.tree_util.Partial(rescale_all, scales)}
     if estimator == "gauss":
         matrix_of = lm.dense_gauss_newton
@@ -255,7 +288,7 @@ def test_moments_of_the_fisher_information_give_its_rescaled_traces():
     )
     moments = jax.tree.map(lambda x: x.mean(0), moments_2)
     for seed in range(2):
-        scales = random_rescaling(params, jax.random.key(seed), largest=2.0)
+        scales = random_rescaling(params, seed, largest=2.0)
         trace = flatness.fisher_trace(
             lm.log_probs_fn,
             params,

@@ -7,12 +7,16 @@ import pytest
 
 from jaxflat.config import MEASURES
 from jaxflat.config.validation import InputError
-from jaxflat.flatness import Estimate, Measured, mean_loss
+from jaxflat.distributed.sharding import make_mesh
+from jaxflat.flatness import Estimate, Measured, Problem, fisher_trace, mean_loss
+from jaxflat.models import rescaling
 from jaxflat.runs import builders
 from jaxflat.runs import measure_flatness as stage
 from jaxflat.runs.measurements import PartialResults
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.sweeps import points
+from tests.models.test_rescaling import MODELS, exact_moments, random_rescaling
+from tests.support import tiny_masked_lm as lm
 from tests.support.counts import FULL
 from tests.support.sweeps import tiny_config
 
@@ -36,15 +40,28 @@ def two_layers():
     return config
 
 
-def measured(tmp_path, measure, embedded_width, embedded_layers=0, **model):
-    """Return the estimates of a measure at the initial parameters, of width 8."""
+def measured(
+    tmp_path,
+    measure,
+    embedded_width,
+    embedded_layers=0,
+    move=lambda params: params,
+    many=0,
+    **model,
+):
+    """Return the estimates of a measure at the initial parameters, of width 8, after `move`.
+
+    many: sentences in each of 16 microbatches, in place of the few of CHEAP.
+    """
     config = two_layers()
     config.model.update(model)
     config.flatness.update_from_flattened_dict(CHEAP)
+    if many:
+        config.flatness.update(num_microbatches=16, microbatch_size=many, num_probes=2)
     config.flatness.update(measures=(measure,), embedded_width=embedded_width)
     config.flatness.embedded_layers = embedded_layers
     (point,) = points.expand(config, [{}], tmp_path)
-    params = builders.init_params(point.config)
+    params = move(builders.init_params(point.config))
     problems = stage.Problems(point.config, params, Checkpoint(14))
     return stage.measure_problems(problems, measure, PartialResults())
 
@@ -78,10 +95,12 @@ SOME = ("fisher_trace", "hessian_density", "local_learning_coefficient", "worst_
 @pytest.mark.parametrize("measure", MEASURES if FULL else SOME)
 def test_every_measure_has_embedded_values_where_there_is_a_common_width(tmp_path, measure):
     found = measured(tmp_path, measure, embedded_width=16)
-    raw = {name for name in found if not name.endswith("@embedded")}
+    raw = {name for name in found if "@" not in name}
     # Traces by block are measured on the raw model only.
     whole = {measure} if measure.endswith("_trace") else raw
-    assert found.keys() - raw == {f"{name}@embedded" for name in whole}
+    invariant = {f"{measure}@{kind}" for kind in ("invariant", "embedded_invariant")}
+    at = {f"{name}@embedded" for name in whole}
+    assert found.keys() - raw == (at | invariant if measure.endswith("_trace") else at)
     assert all(np.isfinite(estimate.mean) for estimate in found.values())
     assert any(found[f"{name}@embedded"].mean != found[name].mean for name in whole)
     same = measured(tmp_path, measure, embedded_width=8)
@@ -98,6 +117,66 @@ def test_extra_layers_add_the_curvature_of_their_biases_to_the_fisher_trace(tmp_
     added, added_once = (x["fisher_trace@embedded"].mean - raw for x in (found, once))
     assert added_once > 0
     np.testing.assert_allclose(added, 3 * added_once, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("measure", "model"),
+    [
+        ("fisher_trace", {}),
+        ("fisher_trace", {"tied_decoder": False}),
+        ("fisher_trace", {"name": "lstm"}),
+        ("hessian_trace", {"name": "lstm"}),  # of a transformer its probes turn with the heads
+    ],
+    ids=str,
+)
+def test_moving_a_model_along_its_rescalings_leaves_the_invariant_trace(tmp_path, measure, model):
+    """To 0.1%, with the same labels and probes."""
+    raw, invariant = measure, f"{measure}@invariant"
+    found = measured(tmp_path, measure, embedded_width=0, many=64, **model)
+    if measure == "fisher_trace":
+        assert found[invariant].mean < found[raw].mean
+    for seed in range(2):
+
+        def move(params, seed=seed):
+            head_size = 8  # of tiny_config, as its width: a norm makes the moments singular
+            return rescaling.rescale(random_rescaling(params, seed, head_size), params)
+
+        moved = measured(tmp_path, measure, embedded_width=0, move=move, many=64, **model)
+        assert abs(moved[raw].mean / found[raw].mean - 1) > 0.05
+        difference = abs(moved[invariant].mean - found[invariant].mean)
+        assert difference < 0.001 * abs(found[invariant].mean)
+
+
+@pytest.mark.slow
+def test_the_invariant_trace_is_nearly_unbiased_and_covered(monkeypatch):
+    """Over samples of a finite population, whose least trace is known from dense matrices."""
+    monkeypatch.setattr(lm, "MODEL", MODELS["transformer, tied"])
+    jax.clear_caches()
+    params, population = lm.make_params(), lm.make_batches(64, 4)
+    _, moments = exact_moments(params, population)
+    least = rescaling.rescaled_trace(moments, rescaling.flattest_rescaling(moments, params))
+    mesh = make_mesh(num_data=1)
+
+    def estimate(key):
+        data_key, moment_key, key = jax.random.split(key, 3)
+        rows = jax.random.randint(data_key, (32,), 0, 64)
+        batches = jax.tree.map(lambda x: x[rows], population)
+        problem = Problem(lm.loss_fn, lm.log_probs_fn, params, lambda _: batches, key, 1)
+        flattest = stage.in_flattest_coordinates(problem, moment_key, 2, 4, mesh)
+        args = lm.log_probs_fn, params, batches, key
+        return fisher_trace(*args, rescale=flattest.rescale, num_samples=4)
+
+    keys = jax.random.split(jax.random.key(1), num := 1000 if FULL else 200)
+    estimates = jax.jit(lambda keys: jax.lax.map(estimate, keys, batch_size=20))(keys)
+    bias = (estimates.mean.mean() / least - 1).item()
+    error = (estimates.mean.std() / least / num**0.5).item()
+    low, high = estimates.interval()
+    coverage = jnp.mean((low < least) & (least < high)).item()
+    print(f"bias {bias:.4f} +- {error:.4f}, coverage {coverage:.3f}")
+    assert -3 * error < bias < 0.01 + 3 * error
+    assert abs(coverage - 0.95) < 3 * (0.95 * 0.05 / num) ** 0.5 + 0.01
+    jax.clear_caches()
 
 
 @pytest.mark.slow

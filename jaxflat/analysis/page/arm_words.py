@@ -37,7 +37,7 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
 
 def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
     """Return rows for the baseline, each other arm against it, and the untrained controls."""
-    column = next((name for pair in found.against for name in pair.flatness), "")
+    column = next((pair.flatness_column for pair in found.against if pair.flatness), "")
     measure = COMPARED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
     rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import COMPARED, INVARIANT
+from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import MARGIN, Pair
 
@@ -38,8 +38,13 @@ def headline(pairs: Sequence[Pair], compared: str, subject: str) -> str:
         f"loss within ±{MARGIN} nats. In these, {subject} is "
         f"{_count([pair.accuracy_side for pair in matched], ACCURACY_WORDS)}; it is "
         f"{_count([pair.flatness_side for pair in matched], FLATNESS_WORDS)}. "
-        f"The flatter model is {relation_counts(matched)}. {INTERVALS}"
+        f"{_invariant_counts(matched)}The flatter model is {relation_counts(matched)}. {INTERVALS}"
     )
+
+
+def _invariant_counts(matched: Sequence[Pair]) -> str:
+    sides = [-pair.invariant_ratio.side(1.0) for pair in matched if pair.invariant_ratio]
+    return f"By the invariant trace it is {_count(sides, FLATNESS_WORDS)}. " if sides else ""
 
 
 def relation_counts(matched: Sequence[Pair]) -> str:
@@ -95,14 +100,17 @@ def _accuracy_words(pair: Pair, second: str) -> str:
 def _flatness_words(pair: Pair, first: str) -> str:
     if not pair.flatness:
         return "no embedded flatness measure was measured in both"
-    measure = COMPARED[next(iter(pair.flatness))]
+    measure = COMPARED[pair.flatness_column]
     if pair.flatness_ratio is None:
         return f"its flatness is undecided, because {measure} is not positive in every seed"
     interval = f"{measure} {wording.ratio(pair.flatness_ratio)} {first}'s"
-    if invariant := next((name for name in INVARIANT if pair.flatness.get(name)), ""):
-        interval += f"; no rescaling changes the ratio {wording.ratio(pair.flatness[invariant])}"
     if pair.flatness_side == 0:
-        return f"its flatness is undecided, {interval}, the interval includes 1"
+        interval += ", the interval includes 1"
+    if invariant := pair.invariant_ratio:
+        side = FLATNESS_WORDS[-invariant.side(1.0)]
+        interval += f"; by the invariant trace: {side}, {wording.ratio(invariant)}"
+    if pair.flatness_side == 0:
+        return f"its flatness is undecided, {interval}"
     return f"it is {FLATNESS_WORDS[pair.flatness_side]}, {interval}"
 
 

@@ -22,15 +22,18 @@ from jaxflat.analysis.statistics.intervals import standard_error
 Table = list[list[str]]
 
 
+KINDS = (
+    (", embedded", "@embedded"),
+    (", embedded, invariant", "@embedded_invariant"),
+    ("", ""),
+    (", invariant", "@invariant"),
+)
 COLUMNS = (
     ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
     *(
         (f"{name}{suffix}", f"{column}{at}", "", 1.0)
         for column, name in SHARPNESS.items()
-        for suffix, at in (
-            *((", embedded", "@embedded"), (", embedded, invariant", "@embedded_invariant")),
-            *(("", ""), (", invariant", "@invariant")),
-        )
+        for suffix, at in KINDS
     ),
     ("Accuracy, map (%)", MAP_ACCURACY, ".1f", 100.0),
     ("Accuracy, latent (%)", LATENT_ACCURACY, ".1f", 100.0),
