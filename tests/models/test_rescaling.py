@@ -29,12 +29,7 @@ MODELS = {
 }
 
 
-QUICK = "one layer, tied"
-
-
-@pytest.fixture(
-    params=[QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS if m != QUICK)]
-)
+@pytest.fixture(params=MODELS)
 def model(request, monkeypatch):
     """Replace the tiny language model's; its norms have no epsilon, so rescalings are exact."""
     with jax.enable_x64(True):
@@ -122,6 +117,7 @@ def test_the_moments_give_the_trace_of_every_rescaling(model):
         np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_least_trace_is_that_of_a_generic_optimiser(model):
     params, batches = params_and_batches()
     _, moments = exact_moments(params, batches)
@@ -246,13 +242,8 @@ def rescale_all(scales, index, vector):
     return rescaling.rescale(scales, vector)
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        *("hessian_trace_samples", "gauss"),
-        pytest.param("hessian_trace_terms", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("estimator", ["hessian_trace_samples", "gauss", "hessian_trace_terms"])
+@pytest.mark.slow
 def test_a_sample_of_a_rescaled_trace_is_the_quadratic_form_of_the_rescaled_probe(estimator):
     params, batches, key = lm.make_params(), lm.make_batches(3, 4), jax.random.key(2)
     scales = random_rescaling(params, 2, largest=2.0)
@@ -273,6 +264,7 @@ def test_a_sample_of_a_rescaled_trace_is_the_quadratic_form_of_the_rescaled_prob
         np.testing.assert_allclose(sample, z @ matrix_of(params, batch) @ z, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_moments_of_the_fisher_information_give_its_rescaled_traces():
     """The same draws of labels: the two groups' mean is the trace, to rounding."""
     params, batches, key = lm.make_params(), lm.make_batches(4, 4), jax.random.key(2)
