@@ -50,6 +50,7 @@ def runs():
     return [(config, *trained(config)) for config in configs]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_whole_parameters(runs):
     np.testing.assert_allclose(runs[1][2], runs[0][2], rtol=1e-5)
     assert runs[1][2][-1] < runs[1][2][0]
@@ -67,6 +68,7 @@ def test_traces_are_those_of_whole_parameters(runs):
     np.testing.assert_allclose(*map(np.asarray, traces), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_device_keeps_its_part_through_training(runs):
     config, state, _ = runs[1]
     mesh = builders.make_mesh(config)
@@ -90,6 +92,7 @@ def test_the_largest_dimension_that_divides_is_cut():
         assert sharding.param_shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
     trees = [state.params for _, state, _ in runs]
     with owned(tmp_path / "saved") as folder:

@@ -134,6 +134,7 @@ CURVE = [2, 3, 5, 6, 5, 7, 8]
 """Where calls end: trunk, anneal of 3 steps from there, drift, projection of 3 steps from there."""
 
 
+@pytest.mark.slow
 def test_training_that_is_stopped_in_every_call_makes_each_call_once(
     point, no_training, monkeypatch
 ):
