@@ -37,6 +37,10 @@ def get_config(seeds):
     config.training.update(dict(steps_per_call=1, save_every=1))
     config.flatness.measures = ("hessian_trace",)
     config.flatness.by_block = False
+    # Few sentences, or a head as large as the width, leave directions of a head without a gradient.
+    # Rounding would then decide how far invariant traces rescale these.
+    config.flatness.update({"num_microbatches": 4, "microbatch_size": 64})
+    config.model.head_size = 4
     finetuned = dict(shots=16, num_draws=4, epochs=1, batch_size=8, warmup_steps=1)
     config.probes.finetune.update(finetuned)  # as many jobs as devices
     for phase in config.phases.values():
