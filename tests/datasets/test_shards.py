@@ -79,6 +79,7 @@ KINDS = st.tuples(
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,9}(\.[a-z]{1,5})?", fullmatch=True), KINDS), st.data()
 )
+@pytest.mark.slow
 def test_records_are_what_tfds_serialises_and_decodes(kinds, data):
     types = {name: np.dtype((kind, tuple(shape))) for name, (kind, shape) in kinds.items()}
     types["length"] = np.dtype(np.int32)

@@ -33,6 +33,7 @@ def problem():
     return params, pool | {"weights": jnp.ones(64)}
 
 
+@pytest.mark.slow
 def test_unbiased_and_covered(problem):
     """Means over a thousand samples of the pool, and the coverage of 95% intervals.
 

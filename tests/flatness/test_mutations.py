@@ -68,6 +68,7 @@ def check_fisher_trace(batches):
     assert abs(found.mean - truth) < 4 * found.sem, "off the dense trace"
 
 
+@pytest.mark.slow
 def test_labels_of_the_data(monkeypatch):
     """Instead of the model's labels; undetected only if the model drew the data."""
     batches = table.make_batches(2000, 1)

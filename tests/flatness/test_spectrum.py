@@ -48,6 +48,7 @@ def test_extreme_eigenpairs_equal_the_dense_ones(problem, matrix):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.slow
 def test_residuals_are_those_of_the_pairs_and_bound_the_error(problem):
     """After far too few steps the residual is still exact and still bounds the error."""
     params, batches = problem.make_params(), problem.make_batches(3, 4)

@@ -132,6 +132,7 @@ def test_levels_exist_where_the_equations_have_a_solution(case):
         assert (found.levels, found.nonterminals) == ((N,), names)
 
 
+@pytest.mark.slow
 def test_random_grammars_have_the_shape_asked_for():
     grammar = random_levelled_grammar(0, **SMALL)
     S, N = SMALL["level_sizes"], sum(SMALL["level_sizes"])

@@ -213,6 +213,7 @@ def test_candidates_share_a_prefix(float64):
     np.testing.assert_allclose(jax.vmap(one)(candidates_NxS, starts_N), expected_NxSxV, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_logits_of_some_tokens_are_those_of_all_in_the_order_asked_for():
     model, params = make()
     some = np.array([7, 0, 3], np.int32)

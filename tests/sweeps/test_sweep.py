@@ -36,7 +36,7 @@ def small_config() -> ConfigDict:
     config = tiny_config()
     config.phases.drift.targets = "exact"
     config.phases.drift.optimizer.name = "adamw"
-    config.flatness.measures = ("fisher_trace",)
+    config.flatness.update({"measures": ("fisher_trace",), "invariant": False})
     return config
 
 
