@@ -11,8 +11,8 @@ not. These are the rescalings of a pre-layer-norm block:
   stream   everything that is written to the residual stream times c; if the decoder is tied to the
            embedding, the final norm over c
 
-A GELU and the gates of an LSTM allow none. The stream's rescaling also multiplies the epsilon of
-the norms by c^2: in the coordinates theta' the model is the same function with its own epsilon.
+A GELU and the gates of an LSTM allow none. The stream's rescaling is exact only for norms without
+epsilon. A change of coordinates moves no model, so epsilon plays no part in the traces.
 """
 
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def _read(layers: Tree, scales: Tree, norm: str) -> jax.Array:
 
 
 def _squared_matrices(scales: Tree) -> tuple[jax.Array, jax.Array]:
-    """Return R' R for the matrices R of queries, keys and values, and W W' for those of rows."""
+    """Return R' R for the matrices R of queries, keys and values; W W' for W of written rows."""
     read, written = scales["read_CxHxExE"], scales["written_HxExE"]
     return read.swapaxes(-1, -2) @ read, written @ written.swapaxes(-1, -2)
 

@@ -184,7 +184,7 @@ def in_flattest_coordinates(
 
     Each half of the microbatches takes the scales of the other half. So the scales are independent
     of the samples that they rescale, and no minimum over noise biases the trace downward. Noise in
-    the scales biases it upward, by 0.2% at the default of 64 label draws a half.
+    the scales biases it upward a little.
     """
     moments_2 = fisher_moments(
         problem.log_probs_fn,
