@@ -26,6 +26,7 @@ def get_config(scale: str | None = None) -> Config:
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_decay, num_continue, num_projection = STEPS[scale]
     config.language.name, config.phase_order = "balanced_tree", ("warm", "continue")
+    config.claims.primary = "label noise"
     del config.phases.pretrain
     warm, on = base_config.phase(), base_config.phase()
     warm.update({"steps": num_warm, "checkpoint_steps": (num_warm,)})

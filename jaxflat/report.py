@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         table.add_row(*row[:4])
     console = make_console()
     console.print(table)
-    console.print(joint.summary_sentence(sweeps), highlight=False)
+    console.print(joint.summary_sentence(sweeps, judged), highlight=False)
     console.print(f"\nreport   {report}", markup=False)
     return 0
 

@@ -1,7 +1,4 @@
-"""Compare arms whose models have one size, at their last checkpoints.
-
-The sweep's first arm is the baseline.
-"""
+"""Compare arms whose models have one size, such as optimizers or doses of a penalty."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +7,16 @@ from itertools import combinations
 import numpy as np
 
 from jaxflat.analysis.cells import Cell, last_cell
-from jaxflat.analysis.pairs import Pair, compare_pair
+from jaxflat.analysis.pairs import Pair, compare_pair, pair_at_equal_loss
 
 
 @dataclass(frozen=True)
 class ArmComparison:
     """`against` pairs the baseline with every other arm; `pairs` has all pairs of arms.
 
-    Checkpoints are fixed in advance (the last), so no loss decides the choice. The second of a
-    pair is the one that comes later in the sweep.
+    Arms are read at equal excess losses. If the losses of two arms do not overlap, their last
+    checkpoints are compared: these are fixed in advance, so no loss decides the choice. The second
+    of a pair is the one that comes later in the sweep.
     """
 
     baseline: Cell
@@ -33,18 +31,23 @@ class ArmComparison:
 
 
 def compare_arms(
-    arms: Mapping[str, list[Cell]], primary_columns: Sequence[str]
+    arms: Mapping[str, list[Cell]], primary_columns: Sequence[str], loss_ratio: float
 ) -> ArmComparison | None:
-    """Pair the arms, each at its last checkpoint.
+    """Pair the arms, with the sweep's first arm as the baseline.
 
     Returns None if there is only one, if models differ in size, or if none shares a seed with the
     baseline.
     """
-    last = [cell for cells in arms.values() if (cell := last_cell(cells))]
-    sizes = {cell.num_params for cell in last}
+    last = {name: cell for name, cells in arms.items() if (cell := last_cell(cells))}
+    sizes = {cell.num_params for cell in last.values()}
     if len(last) < 2 or len(sizes) > 1 or not np.isfinite(sizes.pop()):
         return None
-    pairs = [compare_pair(*cells, primary_columns) for cells in combinations(last, 2)]
-    known = [pair for pair in pairs if pair]
-    against = [pair for pair in known if pair.first is last[0]]
-    return ArmComparison(last[0], against, known) if against else None
+
+    def compare(first: str, second: str) -> Pair | None:
+        read = pair_at_equal_loss(arms[first], arms[second], primary_columns, loss_ratio)
+        return read or compare_pair(last[first], last[second], primary_columns, loss_ratio)
+
+    pairs = [pair for names in combinations(last, 2) if (pair := compare(*names))]
+    baseline, *_ = last.values()
+    against = [pair for pair in pairs if pair.first.arm == baseline.arm]
+    return ArmComparison(baseline, against, pairs) if against else None

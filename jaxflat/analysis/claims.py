@@ -4,198 +4,136 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxflat.analysis.arms import ArmComparison
-from jaxflat.analysis.associations import GIVEN_LOSS, SPEARMAN, Association, associations
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.flatness_columns import EMBEDDED
-from jaxflat.analysis.label_noise import noise_verdict
+from jaxflat.analysis.effects import STRENGTH, common_column, effect_tests
+from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.label_noise import label_noise_test
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.pairs import Pair
-from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
+from jaxflat.analysis.pairs import Pair, why_unmatched
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, mean_interval
-from jaxflat.analysis.verdicts import NONE, Verdict, decide
+from jaxflat.analysis.verdicts import ACCURACY, FLATNESS, ClaimTest, Verdict, decide
 
 ONE_SEED = "one seed gives no interval"
-ALL_CHECKPOINTS = "Over all checkpoints, flatter models tend to be more accurate"
-GIVEN = ", given the excess loss"
 
 
-def judge(comparison: Comparison, found: Sequence[Association] | None = None) -> list[Verdict]:
-    """Return a verdict on every claim that the sweep's design can test."""
-    found = associations(comparison) if found is None else found
-    noise = noise_verdict(comparison)
-    on_pairs = (
-        _on_arms(comparison.arm_comparison) if comparison.arm_comparison else _on_sizes(comparison)
-    )
-    return on_pairs + _on_all_checkpoints(found) + ([noise] if noise else [])
+def judge(comparison: Comparison) -> list[Verdict]:
+    """Return a verdict on every claim that the sweep's design can test, the primary ones first."""
+    noise = label_noise_test(comparison)
+    tests = [
+        *_on_sizes(comparison),
+        *_on_arms(comparison),
+        *effect_tests(comparison),
+        *([noise] if noise else []),
+    ]
+    return decide(tests, comparison.plan.primary)
 
 
-def _on_sizes(comparison: Comparison) -> list[Verdict]:
-    why = _no_pair(comparison.pairs, comparison.obstacle or "no two sizes share a seed")
+def _on_sizes(comparison: Comparison) -> list[ClaimTest]:
+    sizes = {cell.num_params for cell in comparison.cells}
+    if len(sizes) < 2 and comparison.arm_comparison:
+        return []
     larger = "the larger model"
-    return [*_on_second(comparison.pairs, larger, why), _on_flatter(comparison.pairs, why)]
+    return _on_second(comparison.pairs, larger, "the", comparison.obstacle)
 
 
-def _on_arms(found: ArmComparison) -> list[Verdict]:
-    """Judge each arm against the baseline, then all pairs of arms."""
-    verdicts = []
-    for pair in found.against:
-        why = _no_pair([pair], "they share no seed")
-        verdicts += _on_second([pair], pair.second.arm, why, f" than {pair.first.arm}")
-    return [*verdicts, _on_flatter(found.pairs, _no_pair(found.pairs, ""))]
-
-
-def _on_second(pairs: Sequence[Pair], second: str, why: str, than: str = "") -> list[Verdict]:
-    """Judge whether the second model of the pairs is more accurate, and whether it is flatter."""
-    matched = [pair for pair in pairs if pair.equivalence.holds]
-    column, sharpness = _common_column(matched)
-    larger, smaller, article = (second, "the other", "") if than else ("larger", "smaller", "the ")
+def _on_arms(comparison: Comparison) -> list[ClaimTest]:
+    """Judge each arm against the baseline. Doses are judged together, by their effects."""
+    if not comparison.arm_comparison or any(key.endswith(STRENGTH) for key in comparison.varied):
+        return []
     return [
-        _judged(
-            f"At matched excess loss {second} is {article}more accurate{than}",
-            f"accuracy, {larger} minus {smaller}, points",
-            (matched, why),
-            lambda: _more_accurate(matched),
-        ),
-        _judged(
-            f"At matched excess loss {second} is {article}flatter{than}",
-            f"{sharpness}, {larger} over {smaller}",
-            (matched, why),
-            lambda: _beside_invariant(_flatter, matched, column),
-        ),
+        test
+        for pair in comparison.arm_comparison.against
+        for test in _on_second([pair], pair.second.arm, "", "", f" than {pair.first.arm}")
     ]
 
 
-def _on_flatter(pairs: Sequence[Pair], why: str) -> Verdict:
-    """Judge the mean over pairs; also count the outcomes, since one pair may dominate the mean."""
+def _on_second(
+    pairs: Sequence[Pair], second: str, article: str, obstacle: str, than: str = ""
+) -> list[ClaimTest]:
+    """Test whether the second model of the pairs is more accurate, and whether it is flatter."""
+    claims = {
+        kind: " ".join(f"At equal excess loss {second} is {article} {word}{than}".split())
+        for kind, word in ((ACCURACY, "more accurate"), (FLATNESS, "flatter"))
+    }
     matched = [pair for pair in pairs if pair.equivalence.holds]
-    column, sharpness = _common_column(matched)
-    relations = [pair.relation for pair in matched]
-    more, less = relations.count(1), relations.count(-1)
-    counts = f"pair by pair: the flatter is more accurate in {more}, less accurate in {less}"
-    return _judged(
-        "At matched excess loss the flatter model is the more accurate",
-        f"accuracy, flatter minus sharper (by {sharpness}), points ({counts})",
-        (matched, why),
-        lambda: _beside_invariant(_flatter_more_accurate, matched, column),
-    )
-
-
-def _judged(
-    claim: str,
-    statistic: str,
-    on: tuple[list[Pair], str],
-    judged: Callable[[], tuple[str, Interval | None, str]],
-) -> Verdict:
-    """`on` holds the matched pairs and, if there are none, the reason."""
-    matched, why = on
     if not matched:
-        return Verdict(claim, "", "", NONE, why)
-    answer, interval, evidence = judged()
-    if not interval:
-        why = "a measurement is missing, or the flatness measure is not positive"
-    else:
-        why = ONE_SEED if answer == NONE else ""
-    over = f"mean over {wording.plural(len(matched), 'matched pair')}"
-    return Verdict(claim, f"{statistic}; {over}", evidence, answer, why)
+        why = obstacle or why_unmatched(pairs)
+        return [ClaimTest(claim, kind, reason=why) for kind, claim in claims.items()]
+    of = ("larger", "smaller") if article else (second, "the other")
+    over = f"mean over {wording.plural(len(matched), 'pair')}" if article else ""
+    return [
+        _more_accurate(claims[ACCURACY], matched, of, over),
+        _flatter(claims[FLATNESS], matched, of, over),
+    ]
 
 
-def _common_column(matched: Sequence[Pair]) -> tuple[str, str]:
-    """Return the first flatness measure that every pair has, and its name."""
-    column = next((name for name in EMBEDDED if all(name in p.flatness for p in matched)), "")
-    return column, EMBEDDED.get(column, "flatness")
+def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
+    def difference(a: Values, b: Values) -> float:
+        return b[PRIMARY_ACCURACY] - a[PRIMARY_ACCURACY]
 
-
-Judge = Callable[[list[Pair], str], tuple[str, Interval | None, str]]
-
-
-def _beside_invariant(
-    judge: Judge, pairs: list[Pair], column: str
-) -> tuple[str, Interval | None, str]:
-    """Judge by an embedded trace, and add what the trace that no rescaling changes would say."""
-    answer, interval, evidence = judge(pairs, column)
-    invariant = f"{column}_invariant"
-    if all(invariant in pair.flatness for pair in pairs):
-        other, _, value = judge(pairs, invariant)
-        otherwise = "" if other == answer else f", {other}"
-        evidence += f"; by the invariant trace {value}{otherwise}"
-    return answer, interval, evidence
-
-
-def _more_accurate(pairs: list[Pair]) -> tuple[str, Interval | None, str]:
-    interval = _over_seeds(
-        pairs, lambda small, large: large[PRIMARY_ACCURACY] - small[PRIMARY_ACCURACY], ()
+    means = _seed_means(pairs, difference, PRIMARY_ACCURACY)
+    if not means:
+        return ClaimTest(claim, ACCURACY, reason="no seed has the accuracy of every pair")
+    interval = mean_interval(means)
+    return ClaimTest(
+        claim,
+        ACCURACY,
+        "; ".join(filter(None, (f"accuracy, {of[0]} minus {of[1]}, points", over))),
+        wording.points(interval),
+        side=int(np.sign(interval.mean)),
+        p=interval.p(0.0),
+        reason="" if len(means) > 1 else ONE_SEED,
     )
-    return decide(interval, 0.0, +1), interval, wording.points(interval)
 
 
-def _flatter(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
-    """Judge the geometric mean of the pairs' ratios."""
-    rows = [row for p in pairs for c in (p.first, p.second) for row in c.rows.values()]
-    if not column or min((row.values.get(column, 1.0) for row in rows), default=0.0) <= 0:
-        return NONE, None, wording.MISSING
-    logs = _seed_means(pairs, lambda a, b: float(np.log(b[column] / a[column])), (column,))
-    ratio = log_ratio_interval([1.0] * len(logs), np.exp(logs).tolist()) if logs else None
-    return decide(ratio, 1.0, -1), ratio, wording.ratio(ratio)
+def _flatter(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
+    """Test the geometric mean of the pairs' ratios, and say if the embedded trace disagrees."""
+    column = common_column([cell for pair in pairs for cell in (pair.first, pair.second)])
+    ratio = _ratio(pairs, column) if column else None
+    if ratio is None:
+        why = "a flatness measure is missing, or is not positive"
+        return ClaimTest(claim, FLATNESS, reason=why)
+    evidence = wording.ratio(ratio)
+    embedded = column.removesuffix("_invariant")
+    if embedded != column and (other := _ratio(pairs, embedded)):
+        opposite = other.side(1.0) * ratio.side(1.0) < 0
+        differs = ", the opposite" if opposite else ""
+        evidence += f"; by the embedded trace {wording.ratio(other)}{differs}"
+    return ClaimTest(
+        claim,
+        FLATNESS,
+        "; ".join(filter(None, (f"{COMPARED[column]}, {of[0]} over {of[1]}", over))),
+        evidence,
+        side=-int(np.sign(np.log(ratio.mean))),
+        p=ratio.p_ratio(),
+        reason="" if ratio.count > 1 else ONE_SEED,
+    )
 
 
-def _flatter_more_accurate(pairs: list[Pair], column: str) -> tuple[str, Interval | None, str]:
-    """Each seed decides separately which model of a pair is the flatter."""
-    if not column:
-        return NONE, None, wording.MISSING
+def _ratio(pairs: list[Pair], column: str) -> Interval | None:
+    """Return the geometric mean over pairs of second over first."""
 
-    def advantage(small: dict[str, float], large: dict[str, float]) -> float:
-        flatter = -np.sign(large[column] - small[column])
-        return float(flatter * (large[PRIMARY_ACCURACY] - small[PRIMARY_ACCURACY]))
+    def log_ratio(a: Values, b: Values) -> float:
+        return float(np.log(b[column] / a[column])) if min(a[column], b[column]) > 0 else np.nan
 
-    interval = _over_seeds(pairs, advantage, (column,))
-    return decide(interval, 0.0, +1), interval, wording.points(interval)
-
-
-Values = Callable[[dict[str, float], dict[str, float]], float]
+    logs = _seed_means(pairs, log_ratio, column)
+    if not logs or not np.isfinite(logs).all():
+        return None
+    return log_ratio_interval([1.0] * len(logs), np.exp(logs).tolist())
 
 
-def _over_seeds(pairs: list[Pair], value: Values, columns: Sequence[str]) -> Interval | None:
-    means = _seed_means(pairs, value, (PRIMARY_ACCURACY, *columns))
-    return mean_interval(means) if means else None
+Values = dict[str, float]
 
 
-def _seed_means(pairs: list[Pair], value: Values, columns: Sequence[str]) -> list[float]:
-    """Return the mean over pairs, for each seed that has every column in every pair."""
-
-    def complete(row: Row | None) -> bool:
-        return row is not None and all(name in row.values for name in columns)
-
+def _seed_means(
+    pairs: list[Pair], value: Callable[[Values, Values], float], column: str
+) -> list[float]:
+    """Return the mean over pairs, for each seed that has the column in every pair."""
     cells = [cell for pair in pairs for cell in (pair.first, pair.second)]
-    seeds = [s for s in cells[0].rows if all(complete(cell.rows.get(s)) for cell in cells)]
+    by_seed = [cell.by_seed(column) for cell in cells]
+    seeds = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
     return [
         float(np.mean([value(p.first.rows[s].values, p.second.rows[s].values) for p in pairs]))
         for s in seeds
     ]
-
-
-def _no_pair(pairs: Sequence[Pair], without: str) -> str:
-    """Return why no pair is matched; `without` is the reason if there are no pairs."""
-    if not pairs:
-        return without
-    if all(pair.excess.low is None for pair in pairs):
-        return ONE_SEED
-    return "no pair is matched in excess loss"
-
-
-def _on_all_checkpoints(found: Sequence[Association]) -> list[Verdict]:
-    """Judge by the first flatness measure that was measured, regardless of its result."""
-    one = next((one for one in found if one.column in EMBEDDED), None)
-    claims = {SPEARMAN: ALL_CHECKPOINTS, GIVEN_LOSS: ALL_CHECKPOINTS + GIVEN}
-    if one is None:
-        why = "no seed has accuracy, excess loss and an @embedded measure at every checkpoint"
-        return [Verdict(claim, "", "", NONE, why) for claim in claims.values()]
-    verdicts = []
-    for name, claim in claims.items():
-        interval = one.found.get(name)
-        answer = decide(interval, 0.0, -1)
-        why = one.missing.get(name) or (ONE_SEED if answer == NONE else "")
-        seeds = f"{interval.count if interval else 0} of {wording.plural(one.num_seeds, 'seed')}"
-        statistic = f"{name}, accuracy with {one.name}; {seeds}"
-        verdicts.append(Verdict(claim, statistic, wording.correlation(interval), answer, why))
-    return verdicts

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, groupby, product
 from pathlib import Path
 
 import numpy as np
 
 from jaxflat.analysis import results_csv
 from jaxflat.analysis.arms import ArmComparison, compare_arms
-from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
-from jaxflat.analysis.pairs import Pair, compare_pair, paired_values
+from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys, treatment_keys
+from jaxflat.analysis.equal_loss import at_equal_loss
+from jaxflat.analysis.pairs import Pair, compare_pair, pair_at_equal_loss, paired_values
+from jaxflat.analysis.plan import UNDECLARED, Plan, read_plan
 from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.trajectories import Trajectories, find_trajectories
 
@@ -25,11 +27,17 @@ OF_TRAINING = (
 class Comparison:
     """The comparisons that a sweep's results allow.
 
+    `pairs` compares sizes that are trained in the same way, and `settings` compares, for each size,
+    the ways in which it is trained. `varied` names the swept keys that distinguish arms.
+    `arm_comparison` is that of a sweep with one size whose arms differ only in training.
     `obstacle` says why sizes were not compared, "" if they were. `missing` names the arms
     that are not compared because their last checkpoint was not measured.
     """
 
+    plan: Plan
     arms: dict[str, list[Cell]]
+    varied: list[str]
+    settings: list[ArmComparison]
     lookup_tables: list[Cell]
     untrained: list[Cell]
     pairs: list[Pair]
@@ -53,33 +61,45 @@ class Comparison:
 
 
 def read_comparison(workdir: Path) -> Comparison:
-    return compare(results_csv.read_results(workdir / "results.csv"))
+    return compare(results_csv.read_results(workdir / "results.csv"), read_plan(workdir))
 
 
-def compare(rows: Sequence[Row]) -> Comparison:
-    """Group the rows, match the sizes by excess loss, then compare their measurements.
+def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
+    """Group the rows, read the models at equal excess losses, then compare their measurements.
 
     If some checkpoints were projected, only those are compared: the others
     may retain the noise of their phase.
     """
+    rows = results_csv.independent_rows(rows)
     results_csv.add_task_means(rows)
     trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
-    trajectories = find_trajectories(trained)
+    trajectories = find_trajectories(trained, plan.loss_ratio)
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
     tables = group_cells([row for row in rows if row.is_lookup_table])
     untrained = group_cells([row for row in rows if row.is_untrained], trained)
     arms = group_cells(trained)
-    obstacle = _obstacle(trained, arms)
     primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
-    differ_in_training = all(key.startswith(OF_TRAINING) for key in naming_keys(trained))
-    arm_comparison = compare_arms(arms, primary_columns) if differ_in_training else None
-    matched = arm_comparison.matched if arm_comparison else {} if obstacle else match_all(arms)
+    settings = [
+        found
+        for _, same_size in groupby(arms.items(), key=lambda arm: arm[1][0].num_params)
+        if (found := compare_arms(dict(same_size), primary_columns, plan.loss_ratio))
+    ]
+    varied = naming_keys(trained)
+    one_size = len({row.values.get("num_params") for row in trained}) == 1
+    differ_in_training = all(key.startswith(OF_TRAINING) for key in varied)
+    arm_comparison = settings[0] if settings and one_size and differ_in_training else None
+    pairs = _pairs(trained, arms, primary_columns, plan.loss_ratio)
+    obstacle = "" if pairs else _obstacle(trained)
+    matched = arm_comparison.matched if arm_comparison else _matched(arms) if pairs else {}
     return Comparison(
+        plan=plan,
         arms=arms,
+        varied=varied,
+        settings=settings,
         lookup_tables=[cells[0] for cells in tables.values()],
         untrained=[cells[0] for cells in untrained.values()],
-        pairs=[] if obstacle else _pairs(arms, primary_columns),
+        pairs=pairs,
         matched=matched,
         primary_columns=primary_columns,
         primary_labeling=results_csv.primary_labeling(rows),
@@ -108,6 +128,12 @@ def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, 
     return min(candidates, key=distance, default=None)
 
 
+def _matched(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
+    """Return one cell per arm at equal loss, or if the arms have none, at the nearest losses."""
+    read = at_equal_loss(list(arms.values()))
+    return dict(zip(arms, read, strict=True)) if read else match_all(arms)
+
+
 def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
     """Return one cell per size, nearest to a common loss chosen so that the losses differ least."""
 
@@ -125,22 +151,40 @@ def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
     return min((nearest(cell) for cells in arms.values() for cell in cells), key=spread)
 
 
-def _pairs(arms: dict[str, list[Cell]], primary_columns: list[str]) -> list[Pair]:
+def _pairs(
+    trained: Sequence[Row],
+    arms: dict[str, list[Cell]],
+    primary_columns: list[str],
+    loss_ratio: float,
+) -> list[Pair]:
+    """Compare each two sizes that are trained in the same way."""
+    keys = ["model.name", *treatment_keys(trained)]
+
+    def treatment(cells: list[Cell]) -> list[str]:
+        row = next(iter(cells[0].rows.values()))
+        return [row.swept.get(key, "") for key in keys]
+
     pairs = []
     for smaller, larger in combinations(arms.values(), 2):
-        cells = match_cells(smaller, larger)
-        if cells:
-            pairs.append(compare_pair(*cells, primary_columns, len(smaller) * len(larger)))
+        sizes = {smaller[0].num_params, larger[0].num_params}
+        known = np.isfinite(sum(sizes))
+        if len(sizes) == 1 or not known or treatment(smaller) != treatment(larger):
+            continue
+        pair = pair_at_equal_loss(smaller, larger, primary_columns, loss_ratio)
+        if pair is None and (cells := match_cells(smaller, larger)):
+            candidates = len(smaller) * len(larger)
+            pair = compare_pair(*cells, primary_columns, loss_ratio, candidates=candidates)
+        pairs.append(pair)
     return [pair for pair in pairs if pair]
 
 
-def _obstacle(trained: Sequence[Row], arms: dict[str, list[Cell]]) -> str:
+def _obstacle(trained: Sequence[Row]) -> str:
+    """Say why no sizes were compared."""
     sizes = {row.values.get("num_params") for row in trained}
-    kinds = {row.swept.get("model.name", "") for row in trained}
     if not trained:
         return "no trained model has results"
     if len(sizes) < 2 or None in sizes:
         return "the results hold models of one size only"
-    if len(sizes) < len(arms) or len(kinds) > 1:
+    if len({row.swept.get("model.name", "") for row in trained}) > 1 or treatment_keys(trained):
         return "models differ in more than their size, so size alone is not compared"
-    return ""
+    return "no two sizes share a seed"

@@ -1,7 +1,7 @@
 """List the columns of results.csv that measure sharpness, in order of precedence.
 
 A larger value means a sharper loss; for the learning coefficient, a less degenerate one. In a
-comparison the first measured column decides, even if its result is undecided.
+comparison the first measured column of COMPARED decides, even if its result is undecided.
 """
 
 from collections.abc import Iterable
@@ -18,19 +18,14 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
-# Said once beside a result on sizes; the page explains it in "How to read the traces".
-PARAMETRISATION = (
-    "The embedded trace is taken in one parametrisation, which is a choice that can change which "
-    "of two models is the flatter."
-)
 EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
 INVARIANT = {
     f"{column}_invariant": f"{name}, embedded, invariant"
     for column, name in EMBEDDED.items()
     if column.endswith("_trace@embedded")
 }
-COMPARED = EMBEDDED | INVARIANT
-"""The columns in which models are compared. Verdicts rest on the first one of EMBEDDED."""
+COMPARED = INVARIANT | EMBEDDED
+"""The columns in which models are compared. Verdicts rest on the first that was measured."""
 
 
 def own_measures(columns: Iterable[str]) -> dict[str, str]:

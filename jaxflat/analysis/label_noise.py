@@ -4,49 +4,61 @@ from dataclasses import replace
 
 from jaxflat.analysis.cells import Cell, last_cell
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.flatness_columns import EMBEDDED
+from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.pairs import MARGIN
+from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.trajectories import change
-from jaxflat.analysis.verdicts import NONE, Verdict, all_of, decide
+from jaxflat.analysis.verdicts import LABEL_NOISE, ClaimTest
 
 CLAIM = (
-    "At matched excess loss the trace falls under sampled labels, and its ratio, last over first "
+    "At equal excess loss the trace falls under sampled labels, and its ratio, last over first "
     "checkpoint, is smaller than under exact targets"
 )
 
 
-def noise_verdict(comparison: Comparison) -> Verdict | None:
-    """Return the verdict on CLAIM, or None if the sweep has no such control.
+def label_noise_test(comparison: Comparison) -> ClaimTest | None:
+    """Return the test of CLAIM, or None if the sweep has no such control.
 
     Both statistics are ratios of geometric means over seeds, and both have to lie below 1. The
     first is the trace of the last checkpoint over the first one's, with sampled labels. The
     second is this ratio over the control's. The control's own ratio is not tested: its trace may
-    fall too.
+    fall too. If both lie below 1, p is the larger of the two (Berger 1982, Technometrics 24:295).
+    Otherwise the claim is contradicted if either lies above 1, so p is twice the smaller p of
+    those that do.
     """
     key = _targets_key(comparison)
     if not key:
         return None
     column, cells = _arms(comparison, key)
     if not cells:
-        return Verdict(
-            CLAIM, "", "", NONE, "no seed has a first and a last checkpoint in both arms"
-        )
-    both = change(column, *cells[2:]), change(column, *cells)
-    ratios = [one.ratio for one in both]
-    if None in ratios:
-        return Verdict(CLAIM, "", "", NONE, f"{EMBEDDED[column]} is not positive in every seed")
+        why = "no seed has a first and a last checkpoint in both arms"
+        return ClaimTest(CLAIM, LABEL_NOISE, reason=why)
+    loss_ratio = comparison.plan.loss_ratio
+    both = change(column, loss_ratio, *cells[2:]), change(column, loss_ratio, *cells)
+    ratios = [one.ratio for one in both if one.ratio]
+    if len(ratios) < 2:
+        why = f"{COMPARED[column]} is not positive in every seed"
+        return ClaimTest(CLAIM, LABEL_NOISE, reason=why)
     statistic = (
-        f"{EMBEDDED[column]}, last over first checkpoint; then this ratio over the control's"
+        f"{COMPARED[column]}, last over first checkpoint; then this ratio over the control's"
     )
     evidence = "; ".join(map(wording.ratio, ratios))
+    side, p, reason = -1, None, ""
     if len(cells[0].rows) == 1:
-        return Verdict(CLAIM, statistic, evidence, NONE, "one seed gives no interval")
-    if not all(one.equal and one.equal.holds for one in both):
-        why = f"the excess losses are not shown to be equal within ±{MARGIN} nats"
-        return Verdict(CLAIM, statistic, evidence, NONE, why)
-    answer = all_of(decide(ratio, 1.0, -1) for ratio in ratios)
-    return Verdict(CLAIM, statistic, evidence, answer)
+        reason = "one seed gives no interval"
+    elif not all(one.equal and one.equal.holds for one in both):
+        reason = f"the excess losses are not shown to be equal within a factor of {loss_ratio:g}"
+    else:
+        side, p = _both_below_one(ratios)
+    return ClaimTest(CLAIM, LABEL_NOISE, statistic, evidence, side, p, reason=reason)
+
+
+def _both_below_one(ratios: list[Interval]) -> tuple[int, float]:
+    p_values = [(ratio.mean > 1, ratio.p_ratio() or 0.0) for ratio in ratios]
+    above = [p for is_above, p in p_values if is_above]
+    if above:
+        return -1, min(1.0, 2 * min(above))
+    return 1, max(p for _, p in p_values)
 
 
 def _targets_key(comparison: Comparison) -> str:
@@ -67,7 +79,7 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
     have the same seeds. There are no cells if no two such arms have a seed at all four.
     """
     cells = comparison.cells
-    column = next((name for name in EMBEDDED if any(c.interval(name) for c in cells)), "")
+    column = next((name for name in COMPARED if any(c.interval(name) for c in cells)), "")
 
     def other_keys(cell: Cell) -> tuple[tuple[str, str], ...]:
         swept = next(iter(cell.rows.values())).swept

@@ -4,8 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.flatness_columns import COMPARED, INVARIANT
+from jaxflat.analysis.equal_loss import at_equal_loss
+from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.hierarchical import Split, split_cells
 from jaxflat.analysis.statistics.intervals import (
@@ -17,24 +20,27 @@ from jaxflat.analysis.statistics.intervals import (
 )
 
 _PROBE = re.compile(r"[^/]+/.+\.(map|latent|official|given)/\d+")  # probe/task.labeling/shots
-MARGIN = 0.002  # nats
-MARGINS = (MARGIN / 2, MARGIN, MARGIN * 2)
 
 
 @dataclass(frozen=True)
 class Pair:
     """Differences are second - first, ratios second / first; of two sizes, second is the larger.
 
-    `candidates` counts the pairs of checkpoints from which this one was chosen by excess loss.
-    The equivalence tests multiply p by it (Bonferroni) to allow for that choice. `flatness` has
-    every measure that both cells have; a ratio is None (undecided) if a value is not positive.
-    `split` divides the scatter of the accuracy difference between seeds and examples.
+    `interpolated`: both cells are read at equal excess losses between the runs' checkpoints (see
+    `equal_loss`). Otherwise they are checkpoints, chosen from `candidates` pairs by excess loss.
+    The equivalence tests then multiply p by it (Bonferroni) to allow for that choice. They test
+    the log ratio of the excess losses at half the margin, the margin and twice the margin.
+    `flatness` has every measure that both cells have, and None (undecided) for a ratio if a value
+    is not positive. `split` divides the scatter of the accuracy difference between seeds and
+    examples.
     """
 
     first: Cell
     second: Cell
+    interpolated: bool
     candidates: int
     excess: Interval
+    excess_ratio: Interval | None
     equivalences: tuple[Equivalence, ...]
     accuracy: Interval | None
     flatness: dict[str, Interval | None]
@@ -43,12 +49,13 @@ class Pair:
 
     @property
     def equivalence(self) -> Equivalence:
-        return next(test for test in self.equivalences if test.margin == MARGIN)
+        """The test at the margin itself."""
+        return self.equivalences[1]
 
     @property
     def flatness_column(self) -> str:
-        """The first measure that is not an invariant trace, regardless of its result."""
-        return next((name for name in self.flatness if name not in INVARIANT), "")
+        """The first measure of COMPARED that both cells have, regardless of its result."""
+        return next(iter(self.flatness), "")
 
     @property
     def flatness_ratio(self) -> Interval | None:
@@ -56,9 +63,10 @@ class Pair:
         return self.flatness.get(self.flatness_column)
 
     @property
-    def invariant_ratio(self) -> Interval | None:
-        """The ratio of that measure's invariant trace, None if there is none."""
-        return self.flatness.get(f"{self.flatness_column}_invariant")
+    def embedded_ratio(self) -> Interval | None:
+        """The ratio of that measure's embedded trace, None if it is not an invariant trace."""
+        embedded = self.flatness_column.removesuffix("_invariant")
+        return self.flatness.get(embedded) if self.flatness_column != embedded else None
 
     @property
     def accuracy_side(self) -> int:
@@ -70,14 +78,28 @@ class Pair:
         """+1: the second model is flatter (the smaller trace); -1: sharper; 0: undecided."""
         return 0 if self.flatness_ratio is None else -self.flatness_ratio.side(1.0)
 
-    @property
-    def relation(self) -> int:
-        """+1: the flatter model is the more accurate; -1: the less accurate; 0: undecided."""
-        return self.accuracy_side * self.flatness_side
+
+def pair_at_equal_loss(
+    first: Sequence[Cell],
+    second: Sequence[Cell],
+    primary_columns: Sequence[str],
+    loss_ratio: float,
+) -> Pair | None:
+    """Return two arms read at equal excess losses; None if their runs' losses do not overlap."""
+    read = at_equal_loss([first, second])
+    if read is None:
+        return None
+    return compare_pair(read[0], read[1], primary_columns, loss_ratio, interpolated=True)
 
 
 def compare_pair(
-    first: Cell, second: Cell, primary_columns: Sequence[str], candidates: int = 1
+    first: Cell,
+    second: Cell,
+    primary_columns: Sequence[str],
+    loss_ratio: float,
+    *,
+    candidates: int = 1,
+    interpolated: bool = False,
 ) -> Pair | None:
     """Compare the second cell with the first, paired by seed; None if they share no seed."""
     losses = paired_values(first, second, "excess_loss")
@@ -88,9 +110,13 @@ def compare_pair(
     return Pair(
         first=first,
         second=second,
+        interpolated=interpolated,
         candidates=candidates,
         excess=paired_t_interval(*losses),
-        equivalences=tuple(_chosen(tost_paired(*losses, m), candidates) for m in MARGINS),
+        excess_ratio=log_ratio_interval(*losses),
+        equivalences=tuple(
+            _chosen(equal_losses(*losses, loss_ratio**power), candidates) for power in (0.5, 1, 2)
+        ),
         accuracy=paired_difference(first, second, PRIMARY_ACCURACY),
         flatness={
             name: log_ratio_interval(*values)
@@ -102,6 +128,26 @@ def compare_pair(
         },
         split=split_cells(first, second, primary_columns),
     )
+
+
+def equal_losses(first: Sequence[float], second: Sequence[float], ratio: float) -> Equivalence:
+    """Test whether second / first lies within 1 / ratio and ratio; `margin` of the result is ratio.
+
+    p is None if there is only one pair, or if a loss is not positive.
+    """
+    if min(*first, *second) <= 0:
+        return Equivalence(ratio, None)
+    test = tost_paired(np.log(first).tolist(), np.log(second).tolist(), float(np.log(ratio)))
+    return replace(test, margin=ratio)
+
+
+def why_unmatched(pairs: Sequence[Pair]) -> str:
+    """Return why none of the pairs has equal excess losses."""
+    if not pairs:
+        return "there is nothing to compare with"
+    if all(pair.excess.low is None for pair in pairs):
+        return "one seed gives no interval"
+    return "no pair is matched in excess loss"
 
 
 def paired_difference(first: Cell, second: Cell, column: str) -> Interval | None:

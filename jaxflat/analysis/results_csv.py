@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
+LANGUAGE = "language.seed"
+OF_LANGUAGE = " of language "
 MAP_ACCURACY = "mean over tasks: map"
 LATENT_ACCURACY = "mean over tasks: latent"
 GIVEN_ACCURACY = "mean over tasks: given"
@@ -23,7 +25,8 @@ class Row:
     """One measured checkpoint. A missing value is absent from `values`.
 
     `swept` has the text of every swept key, "" if the point does not set it. `last` is True at the
-    last checkpoint that its run measures, projected or not.
+    last checkpoint that its run measures, projected or not. If the sweep varies language.seed, the
+    languages are replicates: `language` has its value, and `seed` has it too.
     """
 
     point: str
@@ -33,6 +36,7 @@ class Row:
     projected: bool
     values: dict[str, float]
     last: bool = True
+    language: str = ""
 
     @property
     def is_lookup_table(self) -> bool:
@@ -67,6 +71,35 @@ def read_results(path: Path) -> list[Row]:
             return [_read_row(record, header) for record in reader]
         except ValueError as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def independent_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of replicates that share no seed: all of them, unless a sweep crosses seeds.
+
+    A sweep may vary data_seed and init_seed separately. Two replicates with the same data_seed
+    depend on each other, so of replicates that share a seed only the first is returned. A seed
+    that never varies does not count.
+    """
+    names = {row.seed: _seed_parts(row.seed) for row in rows}
+    width = max((len(seeds) for seeds, _ in names.values()), default=0)
+    varying = [
+        place
+        for place in range(width)
+        if len({seeds[place] for seeds, _ in names.values() if place < len(seeds)}) > 1
+    ]
+    taken: set[tuple[str, int, str]] = set()
+    kept = set()
+    for name, (seeds, language) in names.items():
+        parts = {(language, place, seeds[place]) for place in varying if place < len(seeds)}
+        if not parts & taken:
+            kept.add(name)
+            taken |= parts
+    return [row for row in rows if row.seed in kept]
+
+
+def _seed_parts(seed: str) -> tuple[list[str], str]:
+    seeds, _, language = seed.partition(OF_LANGUAGE)
+    return seeds.split("/"), language
 
 
 def read_number(text: str) -> float | None:
@@ -132,8 +165,8 @@ def add_task_means(rows: Sequence[Row]) -> None:
 
 def _read_row(record: dict[str, str], header: list[str]) -> Row:
     before_step = header[: header.index("step")]
-    swept = [name for name in before_step if name != "point" and name not in SEEDS]
-    taken = {"point", "step", "projected", "last", *swept, *SEEDS}
+    swept = [name for name in before_step if name not in ("point", LANGUAGE, *SEEDS)]
+    taken = {"point", "step", "projected", "last", LANGUAGE, *swept, *SEEDS}
     measured = {name: text for name, text in record.items() if text and name not in taken}
     numbers = {name: read_number(text) for name, text in measured.items()}
     for name, number in numbers.items():
@@ -141,12 +174,18 @@ def _read_row(record: dict[str, str], header: list[str]) -> Row:
             raise ValueError(
                 f"column {name!r} needs a number or an empty cell, has {measured[name]!r}"
             )
+    seed, language = _seeds_text(record), record.get(LANGUAGE, "")
     return Row(
         point=record["point"],
         swept={name: record[name] or "" for name in swept},
-        seed="/".join(record[name] for name in SEEDS if record.get(name)),
+        seed=f"{seed}{OF_LANGUAGE}{language}" if language else seed,
         step=int(float(record["step"] or 0)),
         projected=record.get("projected") in ("1", "True"),
         values={name: one for name, one in numbers.items() if one is not None and np.isfinite(one)},
         last=record.get("last") != "0",
+        language=language,
     )
+
+
+def _seeds_text(record: dict[str, str]) -> str:
+    return "/".join(record[name] for name in SEEDS if record.get(name))

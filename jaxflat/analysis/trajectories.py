@@ -11,15 +11,14 @@ from itertools import combinations
 import numpy as np
 
 from jaxflat.analysis.cells import Cell, group_cells, last_cell
-from jaxflat.analysis.flatness_columns import SHARPNESS
-from jaxflat.analysis.pairs import MARGIN
+from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS
+from jaxflat.analysis.pairs import equal_losses
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics.intervals import (
     Equivalence,
     Interval,
     log_ratio_interval,
     paired_t_interval,
-    tost_paired,
 )
 
 
@@ -30,8 +29,8 @@ class Change:
     `ratio` compares sharpness; `excess` and `accuracy` are differences. For one arm they are end
     over start and end minus start. For two arms they are the second's ratio over the first's and
     the second's difference minus the first's. Each is None if it was not measured, and `ratio`
-    also if a sharpness is not positive. `equal` tests whether losses agree within the margin: at
-    an arm's start and end, or at the ends of two arms.
+    also if a sharpness is not positive. `equal` tests whether losses agree within the declared
+    ratio: at an arm's start and end, or at the ends of two arms.
     """
 
     ratio: Interval | None
@@ -54,7 +53,7 @@ class Arm:
 class Trajectories:
     """Arms, and a contrast for each pair of them; all checkpoints are projected, or none is.
 
-    `measure` is the first column of sharpness that was measured, "" if none was.
+    `measure` is the first column of COMPARED, then of SHARPNESS, that was measured, "" if none was.
     """
 
     projected: bool
@@ -63,29 +62,35 @@ class Trajectories:
     contrasts: list[tuple[Arm, Arm, Change]]
 
 
-def find_trajectories(trained: Sequence[Row]) -> list[Trajectories]:
+def find_trajectories(trained: Sequence[Row], loss_ratio: float) -> list[Trajectories]:
     """Return projected checkpoints first; nothing if sizes differ or there are no two arms."""
     if len({row.values.get("num_params") for row in trained}) != 1:
         return []
     kinds = [[row for row in trained if row.projected == kind] for kind in (True, False)]
-    return [found for rows in kinds if len((found := _follow(rows)).arms) > 1]
+    return [found for rows in kinds if len((found := _follow(rows, loss_ratio)).arms) > 1]
 
 
-def _follow(rows: Sequence[Row]) -> Trajectories:
-    measure = next((name for name in SHARPNESS if any(name in row.values for row in rows)), "")
+def _follow(rows: Sequence[Row], loss_ratio: float) -> Trajectories:
+    measure = next(
+        (name for name in COMPARED | SHARPNESS if any(name in row.values for row in rows)), ""
+    )
     arms = [
-        Arm(name, cells[0], end, change(measure, cells[0], end))
+        Arm(name, cells[0], end, change(measure, loss_ratio, cells[0], end))
         for name, cells in group_cells(rows).items()
         if (end := last_cell(cells)) and end is not cells[0]
     ]
     contrasts = [
-        (first, second, change(measure, first.start, first.end, second.start, second.end))
+        (
+            first,
+            second,
+            change(measure, loss_ratio, first.start, first.end, second.start, second.end),
+        )
         for first, second in combinations(arms, 2)
     ]
     return Trajectories(any(row.projected for row in rows), measure, arms, contrasts)
 
 
-def change(measure: str, *cells: Cell) -> Change:
+def change(measure: str, loss_ratio: float, *cells: Cell) -> Change:
     """Return the change from start to end, or the second two cells' against the first two's."""
 
     def values(column: str) -> list[np.ndarray]:
@@ -112,5 +117,6 @@ def change(measure: str, *cells: Cell) -> Change:
     losses = values("excess_loss")
     equal = None
     if losses[0].size:
-        equal = tost_paired(losses[len(cells) // 2 - 1].tolist(), losses[-1].tolist(), MARGIN)
+        ends = losses[len(cells) // 2 - 1].tolist(), losses[-1].tolist()
+        equal = equal_losses(*ends, loss_ratio)
     return Change(ratio(), difference("excess_loss"), difference(PRIMARY_ACCURACY), equal)

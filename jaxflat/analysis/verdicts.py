@@ -1,54 +1,120 @@
-"""Turn an interval into a word, by one rule that is the same in both directions."""
+"""Turn the tests of a sweep's claims into words, by one rule for both directions."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxflat.analysis.statistics.intervals import Interval
+from jaxflat.analysis.statistics.intervals import LEVEL
 
-SUPPORTED, CONTRADICTED, UNDECIDED, NONE = "supported", "contradicted", "undecided", "no verdict"
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+NEGLIGIBLE, NOT_IDENTIFIED, NONE = "negligible", "not identified", "no verdict"
+ACCURACY, FLATNESS, EFFECT, LABEL_NOISE = KINDS = ("accuracy", "flatness", "effect", "label noise")
 RULES = (
-    "A claim says on which side of a value its statistic lies: of 0, or of 1 for ratios. The "
-    "verdict is 'supported' if the whole 95% interval lies on that side, 'contradicted' if the "
-    "whole interval lies on the other, and 'undecided' if it includes the value. Undecided does "
-    "not mean that there is no effect.",
-    "A claim of two parts is supported if both are, contradicted if either is, and otherwise "
-    "undecided.",
-    "'At matched excess loss' uses only pairs whose losses are equivalent (two one-sided tests at "
-    "the main margin). If there is no such pair, no interval or no measurement, there is 'no "
-    "verdict', and the reason is given instead.",
-    "'Flatter' refers to the embedded measure (see 'How to read the traces'). Claims on "
-    "pairs add what the invariant trace says, where it was measured.",
-    "Every statistic is one number per seed, averaged over seeds, with Student's t interval. The "
-    "claims are not corrected for their number.",
+    "A claim says on which side of a value its statistic lies: of 0, or of 1 for ratios. It is "
+    "'supported' if a two-sided test at 5% finds the statistic on that side, 'contradicted' if on "
+    "the other, and otherwise 'undecided'. Undecided does not mean that there is no effect.",
+    "A claim on the effect of flatness is 'negligible' if two one-sided tests at 5% show that the "
+    "effect lies within the margin that the sweep declared, and if the compared models' traces "
+    "differ by a factor of at least 1.5 (the whole interval).",
+    "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
+    "own number (Holm 1979). All other claims are corrected together, for theirs. So the interval "
+    "of a claim may exclude the value although the claim is undecided.",
+    "A claim on the effect of flatness is 'not identified' if flatness differs only together with "
+    "something else that may change accuracy, such as size. The page then describes, and gives no "
+    "verdict.",
+    "Claims at equal excess loss read both models at the same losses, by interpolation between the "
+    "checkpoints of each run. If the runs' losses do not overlap, two one-sided tests must show "
+    "the losses equal within the declared ratio. Otherwise there is 'no verdict', with the reason.",
 )
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """`statistic` names what judges the claim; `evidence` is its value and interval as text.
+class ClaimTest:
+    """The test of one claim, before correction for the number of claims.
 
-    `reason` says why there is no verdict; it is "" if there is one.
+    kind: one of KINDS. `statistic` names what is tested; `evidence` is its value and interval as
+    text. side: +1 if the statistic lies on the claimed side, else -1. p: of the two-sided test,
+    None if there is none; `reason` then says why. p_negligible: of the two one-sided tests, None
+    if they do not apply. identified: False if flatness differs only with something else.
     """
 
     claim: str
+    kind: str
+    statistic: str = ""
+    evidence: str = ""
+    side: int = 0
+    p: float | None = None
+    p_negligible: float | None = None
+    reason: str = ""
+    identified: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`p` is corrected; `reason` says why there is no verdict, "" if there is one."""
+
+    claim: str
+    kind: str
+    primary: bool
     statistic: str
     evidence: str
     answer: str
+    p: float | None = None
     reason: str = ""
 
 
-def decide(interval: Interval | None, null: float, expected: int) -> str:
-    """Judge whether the statistic is on the `expected` side of `null` (+1: above; -1: below)."""
-    if interval is None or interval.low is None:
-        return NONE
-    return {1: SUPPORTED, -1: CONTRADICTED, 0: UNDECIDED}[expected * interval.side(null)]
+def decide(tests: Sequence[ClaimTest], primary: str) -> list[Verdict]:
+    """Return the verdicts, those on claims of the kind `primary` first."""
+    first = [test for test in tests if test.kind == primary]
+    return [
+        verdict
+        for family, is_primary in (
+            (first, True),
+            ([test for test in tests if test.kind != primary], False),
+        )
+        for verdict in _decide_family(family, is_primary)
+    ]
 
 
-def all_of(answers: Iterable[str]) -> str:
-    """Return the answer to a claim of several parts."""
-    answers = list(answers)
-    if NONE in answers:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the corrected p of each test: p_(k) becomes max over j <= k of (m - j + 1) p_(j).
+
+    p_(k) is the k-th smallest of m; at most 1 is returned (Holm 1979, Scand. J. Stat. 6:65).
+    The probability that any true null hypothesis has a corrected p below a is at most a.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def _decide_family(tests: Sequence[ClaimTest], primary: bool) -> list[Verdict]:
+    found = _corrected([test.p for test in tests])
+    negligible = _corrected([test.p_negligible for test in tests])
+    return [
+        Verdict(
+            *(test.claim, test.kind, primary, test.statistic, test.evidence),
+            answer=_answer(test, p, p_negligible),
+            p=p,
+            reason=test.reason,
+        )
+        for test, p, p_negligible in zip(tests, found, negligible, strict=True)
+    ]
+
+
+def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    corrected = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(corrected) for p in p_values]
+
+
+def _answer(test: ClaimTest, p: float | None, p_negligible: float | None) -> str:
+    if not test.identified:
+        return NOT_IDENTIFIED
+    if p is None:
         return NONE
-    if CONTRADICTED in answers:
-        return CONTRADICTED
-    return SUPPORTED if set(answers) == {SUPPORTED} else UNDECIDED
+    if p < 1 - LEVEL:
+        return SUPPORTED if test.side > 0 else CONTRADICTED
+    if p_negligible is not None and p_negligible < 1 - LEVEL:
+        return NEGLIGIBLE
+    return UNDECIDED

@@ -55,6 +55,7 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
         },
         "flatness": flatness(),
         "probes": probes(),
+        "claims": claims(),
         # data * model devices share each batch; data=-1 uses as many as divide the batches evenly.
         # Parameters and optimizer state are split into `model` parts, one part per device.
         "mesh": {"data": -1, "model": 1},
@@ -138,6 +139,25 @@ def probes() -> dict[str, Any]:
         "projected_dimension": Bounded(0, least=0),
         "belief_state": True,  # R^2 of the exact posterior, linear in the representations
         "finetune": finetune(),
+    }
+
+
+def claims() -> dict[str, Any]:
+    """Return what the report's verdicts are declared to rest on, before the sweep runs.
+
+    sweep.json records these keys, and a sweep that has begun cannot change them.
+    """
+    return {
+        # The kind of the primary claim. Claims of this kind are corrected for their own number, all
+        # others together for theirs. accuracy, flatness: of sizes or arms; effect: of flatness on
+        # accuracy; label noise: on flatness.
+        "primary": Bounded("accuracy", choices=("accuracy", "flatness", "effect", "label noise")),
+        # Two excess losses are equal if their ratio is shown to lie between 1 / (1 + loss_margin)
+        # and 1 + loss_margin. The report also shows half and twice this margin.
+        "loss_margin": 0.1,
+        # An effect of flatness within this many points of accuracy per halving of the trace is
+        # negligible.
+        "negligible_slope": 0.5,
     }
 
 

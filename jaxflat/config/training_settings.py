@@ -1,4 +1,4 @@
-"""The settings that decide the trained models of a sweep, as sweep.json records them."""
+"""The settings that a sweep cannot change once it has begun, as sweep.json records them."""
 
 import copy
 import json
@@ -14,9 +14,12 @@ from jaxflat.config.validation import complete, first_difference, value_at
 
 KEYS = (
     *("seed", "language", "model", "phase_order", "phases", "training"),
-    *("data_seed", "init_seed"),
+    *("data_seed", "init_seed", "claims"),
 )
-"""The keys that decide the trained models. Others decide their measurements, or where they run."""
+"""The keys that decide the trained models, and the claims declared before they were trained.
+
+Other keys decide the measurements, or where they run.
+"""
 
 Settings = dict[str, Any]
 
@@ -24,7 +27,7 @@ Settings = dict[str, Any]
 def recorded_settings(
     stored: Settings | None, config: Config, points: Iterable[Config], holder: str
 ) -> Settings:
-    """Return the training settings of a sweep that had `stored` ones and now has this config.
+    """Return the recorded settings of a sweep that had `stored` ones and now has this config.
 
     The sections of languages, models, optimizers and objectives count only if a point has chosen
     them, now (`points`) or when the stored settings were recorded.
@@ -35,7 +38,7 @@ def recorded_settings(
     used = {key for point in points for key in _chosen_sections(point)}
     forgotten = {}
     if stored is not None:
-        old = _with_defaults(stored)
+        old = {"claims": settings["claims"]} | _with_defaults(stored)  # older: none were declared
         recorded, present = _optional_sections(old), _optional_sections(settings)
         # A config may drop the function of earlier points, unless a point still chooses it.
         forgotten = {key: value for key, value in recorded.items() if key not in {*present, *used}}

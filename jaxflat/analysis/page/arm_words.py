@@ -6,8 +6,7 @@ from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import html, tables, wording
-from jaxflat.analysis.page.pair_words import relation_words
-from jaxflat.analysis.pairs import MARGIN, Pair
+from jaxflat.analysis.pairs import Pair
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 
 Table = list[list[str]]
@@ -16,15 +15,17 @@ Table = list[list[str]]
 def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
     """Return the part of the page about arms."""
     return [
-        html.heading("Arms, at their last checkpoints"),
+        html.heading("Arms"),
         html.paragraph(
             "Mean ± half-width of the 95% t interval over seeds. The baseline is the sweep's first "
             f"arm, {found.baseline.arm}; the others are compared with it, paired by seed. "
-            f"Same loss: two one-sided tests at ±{MARGIN} nats. An arm whose "
-            "loss is not shown to be the same is listed, but no verdict compares it with the "
-            "baseline: its differences may come from the loss. All arms share a seed's start; "
-            "their sentences after it may differ. Intervals are not corrected for the number of "
-            "arms. Sharpness is the embedded measure (see 'How to read the traces').",
+            "Each arm is read at the baseline's excess losses, by interpolation between the "
+            "checkpoints of each run. If an arm's losses do not overlap with the baseline's, its "
+            "last checkpoint is compared. Two one-sided tests then say whether the losses are the "
+            "same. An arm whose loss is not shown to be the same is listed, but no verdict "
+            "compares it with the baseline: its differences may come from the loss. All arms share "
+            "a seed's start; their sentences after it may differ. Intervals are not corrected for "
+            "the number of arms.",
             "note",
         ),
         html.table(arms_table(found, controls)),
@@ -40,7 +41,7 @@ def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
     column = next((pair.flatness_column for pair in found.against if pair.flatness), "")
     measure = COMPARED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
-    rows = [[*header, "Accuracy (%)", "Difference (points)", "Flatness and accuracy"]]
+    rows = [[*header, "Accuracy (%)", "Difference (points)"]]
     pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]
     pairs += [(pair.second, pair) for pair in found.against]
     pairs += [(control, None) for control in controls]
@@ -59,7 +60,6 @@ def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
                 *(numbers[0], _same(pair), numbers[1]),
                 wording.ratio(pair.flatness.get(column) if pair else None),
                 *(numbers[2], wording.points(pair and pair.accuracy)),
-                relation_words(pair) if pair else wording.MISSING,
             ]
         )
     return rows
@@ -68,5 +68,7 @@ def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
 def _same(pair: Pair | None) -> str:
     if pair is None:
         return wording.MISSING
+    if pair.interpolated:
+        return "read at the same loss"
     test = pair.equivalence
     return f"{'yes' if test.holds else 'not shown'}, p {wording.p_value(test.p)}"

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.equal_loss import NUM_LEVELS
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
 from jaxflat.analysis.page.arm_words import arms_section
 from jaxflat.analysis.page.evidence import Evidence
 from jaxflat.analysis.page.settings import Provenance, read_provenance
 from jaxflat.analysis.page.trajectory_words import trajectory_section
-from jaxflat.analysis.pairs import MARGIN
 
 QUESTION = (
     "Among language models of equal pre-training loss, is flatness related to downstream accuracy?"
@@ -52,7 +52,7 @@ def write_report(workdir: Path) -> Path:
 def sweep_sections(comparison: Comparison, judged: Evidence, made: Provenance) -> list[str]:
     """Return the sections of one sweep: findings, evidence, and how it was made."""
     return [
-        *_found(comparison),
+        *_found(comparison, judged),
         *evidence.verdicts_section(judged.verdicts),
         *_figures(comparison),
         *_pairs(comparison),
@@ -69,8 +69,8 @@ def closing_sections() -> list[str]:
     return [*_reading(), *_citing()]
 
 
-def _found(comparison: Comparison) -> list[str]:
-    first, *rest = findings.describe(comparison)
+def _found(comparison: Comparison, judged: Evidence) -> list[str]:
+    first, *rest = findings.describe(comparison, judged.verdicts)
     return [html.heading("What was found"), html.paragraph(first, "lead"), html.bullets(rest)]
 
 
@@ -92,14 +92,16 @@ def _pairs(comparison: Comparison) -> list[str]:
     count = sum(len(pair.secondary) for pair in comparison.pairs)
     primary = ", ".join(comparison.primary_columns) or "not measured in this sweep"
     return [
-        html.heading("Pairs of sizes, nearest in excess loss"),
+        html.heading("Pairs of sizes, at equal excess loss"),
         html.paragraph(
-            "For each pair of sizes, the two checkpoints nearest in mean excess loss; accuracy and "
-            f"traces do not affect the choice. The main margin is ±{MARGIN} nats; half and double "
-            "are shown for sensitivity. The pair is chosen and tested on the same losses, so every "
-            "p is multiplied by the number of candidate pairs (Bonferroni). "
-            "Differences are larger minus smaller, ratios larger over smaller. Flatter and sharper "
-            "refer to the embedded measures (see 'How to read the traces'). "
+            "Both models of a pair are read at the same excess losses, seed by seed, by "
+            f"interpolation between the checkpoints of each run: the mean over {NUM_LEVELS} losses "
+            "that both runs passed. If the losses do not overlap, the two checkpoints nearest in "
+            "mean excess loss are compared, and two one-sided tests say whether their losses are "
+            "equal within the declared ratio; half and double its logarithm are shown for "
+            "sensitivity. Such a pair is chosen and tested on the same losses, so every p is "
+            "multiplied by the number of candidate pairs (Bonferroni). "
+            "Differences are larger minus smaller, ratios larger over smaller. "
             "Scatter from examples: an upper bound of the share of the variance of the accuracy "
             "difference over seeds that comes from test sentences and from draws of the probe's "
             "training sets. The rest comes from the seeds.",
@@ -107,9 +109,9 @@ def _pairs(comparison: Comparison) -> list[str]:
         ),
         html.table(tables.pairs_table(comparison.pairs, "Larger model")),
         html.paragraph(
-            "Primary endpoint, fixed in advance: linear-probe accuracy, map labels (the most "
-            "probable latent given the sentence), largest number of shots, mean over tasks: "
-            f"{primary}. Intervals are not corrected for the number of pairs.",
+            f"Accuracy: linear probe, {comparison.primary_labeling} labels, largest number of "
+            f"shots, mean over tasks: {primary}. Intervals are not corrected for the number of "
+            "pairs.",
             "note",
         ),
         html.details(
@@ -174,6 +176,7 @@ def _reading() -> list[str]:
             "SEM over n seeds. Sizes share each seed's data stream, so differences are paired by "
             "seed. Two losses count as the same only if two one-sided t-tests reject a difference "
             "of the margin or more (Schuirmann 1987): failing to find a difference is not enough. "
+            "Models that are read by interpolation have the same loss by construction. "
             "Likewise, an interval that includes 0 leaves a difference undecided; it does not show "
             "that there is none. All models are measured on the same evaluation and test sentences "
             "of one language. Intervals over seeds do not cover the choice of these sentences. "

@@ -8,9 +8,8 @@ from matplotlib.lines import Line2D
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results_csv import LATENT_ACCURACY, LATENT_CEILING, PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import Interval
 
@@ -27,12 +26,15 @@ def excess_against_size(ax: Axes, comparison: Comparison) -> None:
 
 
 def trace_against_size(ax: Axes, comparison: Comparison) -> None:
-    embedded, raw, name = trace_columns(comparison)
+    compared, raw, name = trace_columns(comparison)
+    embedded = compared.removesuffix("_invariant")
     style(ax, name)
-    _over_sizes(ax, comparison, embedded, label="embedded" if embedded != raw else "")
-    if embedded != raw:
-        cells = list(comparison.matched.values())
-        _line(ax, cells, raw, color=GREY, marker="s", label="as trained")
+    _over_sizes(ax, comparison, compared, label=name if compared != raw else "")
+    cells = list(comparison.matched.values())
+    for column, label, marker in ((embedded, "embedded", "^"), (raw, "as trained", "s")):
+        if column != compared:
+            _line(ax, cells, column, color=GREY, marker=marker, label=label)
+    if compared != raw:
         legend(ax)
     ax.set_ylim(bottom=0)
     _size_axis(ax, comparison)
@@ -55,10 +57,9 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
 def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
     style(ax, "Probe accuracy, map labels (%)", "Excess loss (nats)")
     losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
-    if losses:
-        middle = (min(losses) + max(losses)) / 2
-        low = max(middle - MARGIN / 2, middle / 2)
-        ax.axvspan(low, middle + MARGIN / 2, color=GREY, alpha=0.2, lw=0)
+    if losses and min(losses) > 0:
+        middle, half = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio**0.5
+        ax.axvspan(middle / half, middle * half, color=GREY, alpha=0.2, lw=0)
     _trajectories(ax, comparison, "excess_loss")
     _log_axis(ax, comparison, "excess_loss")
 
@@ -71,10 +72,10 @@ def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
 
 
 def trace_columns(comparison: Comparison) -> tuple[str, str, str]:
-    """Return (column to compare, column as trained, name); the first is embedded if measured."""
-    for raw, name in SHARPNESS.items():
-        if any(cell.interval(f"{raw}@embedded") for cell in comparison.cells):
-            return f"{raw}@embedded", raw, f"{name}, embedded"
+    """Return (column to compare, column as trained, name): the first of COMPARED, if measured."""
+    for name, words in COMPARED.items():
+        if any(cell.interval(name) for cell in comparison.cells):
+            return name, name.partition("@")[0], words
     for raw, name in SHARPNESS.items():
         if any(cell.interval(raw) for cell in comparison.cells):
             return raw, raw, name
@@ -123,7 +124,7 @@ def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
             **{"elinewidth": 0.8, "label": name},
         )
         ringed = comparison.matched.get(name)
-        if ringed in known:
+        if ringed and ringed.interval(column) and ringed.interval(PRIMARY_ACCURACY):
             ax.plot(
                 ringed.mean(column),
                 100 * ringed.mean(PRIMARY_ACCURACY),

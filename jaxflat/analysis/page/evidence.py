@@ -7,11 +7,12 @@ from jaxflat.analysis.associations import STATISTICS, Association, associations
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.page import html, wording
-from jaxflat.analysis.verdicts import NONE, RULES, Verdict
+from jaxflat.analysis.verdicts import RULES, Verdict
 
 Table = list[list[str]]
 
 ABOUT = (
+    "These correlations describe the sweep; no verdict rests on them. "
     "Accuracy against each embedded flatness measure, and against excess loss. All checkpoints of "
     "one seed give one correlation. The table shows its mean over the seeds that have every "
     "checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
@@ -37,7 +38,7 @@ JIANG = (
 
 
 class Evidence(NamedTuple):
-    """The verdicts on a sweep's claims, and the correlations behind some of them."""
+    """The verdicts on a sweep's claims, and correlations that describe its checkpoints."""
 
     verdicts: list[Verdict]
     correlations: list[Association]
@@ -46,16 +47,17 @@ class Evidence(NamedTuple):
 def examine(comparison: Comparison) -> Evidence:
     """Return the evidence for the sections of the page and for the joint table."""
     found = associations(comparison)
-    return Evidence(judge(comparison, found), found)
+    return Evidence(judge(comparison), found)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
-    header = ["Claim", "Verdict", "Value (95% interval)", "Statistic"]
+    header = ["Claim", "Verdict", "Value (95% interval)", "p, corrected", "Statistic"]
     return [header] + [
         [
-            one.claim,
+            f"{one.claim} (primary)" if one.primary else one.claim,
             answer_words(one),
             one.evidence or wording.MISSING,
+            wording.p_value(one.p),
             one.statistic or wording.MISSING,
         ]
         for one in verdicts
@@ -63,21 +65,24 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def answer_words(verdict: Verdict) -> str:
-    return f"{NONE}: {verdict.reason}" if verdict.answer == NONE else verdict.answer
+    return f"{verdict.answer}: {verdict.reason}" if verdict.reason else verdict.answer
 
 
-def verdict_sentences(comparison: Comparison) -> list[str]:
+def verdict_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """Return each claim with its verdict and evidence, then those without a verdict by reason."""
-    verdicts = judge(comparison)
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for one in verdicts:
-        if one.answer == NONE:
-            reasons.setdefault(one.reason, []).append(one.claim)
+        if one.reason:
+            reasons.setdefault((one.answer, one.reason), []).append(one.claim)
     return [
-        f"{one.claim}: {one.answer} ({one.statistic}: {one.evidence})."
+        f"{'Primary claim. ' if one.primary else ''}{one.claim}: {one.answer} "
+        f"({one.statistic}: {one.evidence}; corrected p {wording.p_value(one.p)})."
         for one in verdicts
-        if one.answer != NONE
-    ] + [f"No verdict, because {why}: {'; '.join(claims)}." for why, claims in reasons.items()]
+        if not one.reason
+    ] + [
+        f"{answer.capitalize()}, because {why}: {'; '.join(claims)}."
+        for (answer, why), claims in reasons.items()
+    ]
 
 
 def correlations_table(found: Sequence[Association]) -> Table:

@@ -28,9 +28,9 @@ class Plate:
 
 BY_SIZE = Plate(
     "size",
-    "Each size at the checkpoint nearest to one common excess loss (solid, with 95% t intervals "
-    "over seeds); its other checkpoints are faint. Only excess loss decides the matching. The "
-    "lookup table is a probe of the exact conditional probabilities.",
+    "Each size, read at one common excess loss (solid, with 95% t intervals over seeds); its "
+    "checkpoints are faint. Only excess loss decides where a size is read. The lookup table is a "
+    "probe of the exact conditional probabilities.",
     (
         ("Excess loss", drawing.excess_against_size),
         ("Flatness", drawing.trace_against_size),
@@ -40,8 +40,8 @@ BY_SIZE = Plate(
 TRAJECTORIES = Plate(
     "trajectories",
     "Every checkpoint, one line per model. A vertical line compares accuracies at equal loss or at "
-    "equal trace. Rings: the checkpoints nearest to one common excess loss, with a grey band one "
-    "equivalence margin wide. Bars: 95% t intervals over seeds.",
+    "equal trace. Rings: each arm at one common excess loss, with a grey band of the ratio within "
+    "which losses count as equal. Bars: 95% t intervals over seeds.",
     (
         ("Transfer at equal loss", drawing.accuracy_against_excess),
         ("Transfer at equal trace", drawing.accuracy_against_trace),
@@ -51,8 +51,8 @@ TRAJECTORIES = Plate(
 
 ARMS = Plate(
     "arms",
-    "Each arm. Rings: the baseline, and those with the same excess loss (equivalent "
-    "at the main margin). Bars: 95% t intervals over seeds.",
+    "Each arm. Rings: the baseline, and the arms compared with it at equal excess loss. Bars: 95% "
+    "t intervals over seeds.",
     TRAJECTORIES.panels,
 )
 BY_STEP = Plate(

@@ -1,31 +1,37 @@
 """The comparison in plain words, the same words for each outcome and its opposite."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxflat.analysis.arms import ArmComparison
 from jaxflat.analysis.cells import Cell, trained_as
+from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page import evidence, wording
-from jaxflat.analysis.page.pair_words import INTERVALS, headline, pair_sentence, place_words
+from jaxflat.analysis.page.pair_words import INTERVALS, count_matched, pair_sentence, place_words
 from jaxflat.analysis.page.trajectory_words import trajectory_sentences
 from jaxflat.analysis.pairs import paired_difference
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+from jaxflat.analysis.verdicts import Verdict
 
 
 def summary_sentences(workdir: Path) -> list[str]:
     """Say what the sweep in `workdir` found, the answer first."""
     comparison = read_comparison(Path(workdir))
-    return describe(comparison) + evidence.verdict_sentences(comparison)
+    verdicts = judge(comparison)
+    others = [verdict for verdict in verdicts if not verdict.primary]
+    return describe(comparison, verdicts) + evidence.verdict_sentences(others)
 
 
-def describe(comparison: Comparison) -> list[str]:
-    """Describe arms along their trajectories, then at their ends; or sizes."""
-    sentences = trajectory_sentences(comparison.trajectories)
+def describe(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
+    """Say the verdicts on the primary claims, then describe arms or sizes."""
+    primary = [verdict for verdict in verdicts if verdict.primary]
+    sentences = evidence.verdict_sentences(primary)
+    sentences += trajectory_sentences(comparison.trajectories)
     if comparison.arm_comparison:
         sentences += arm_sentences(comparison.arm_comparison) + lookup_sentences(comparison)
     else:
-        sentences += [INTERVALS] if sentences else sizes_sentences(comparison)
+        sentences += [INTERVALS] if comparison.trajectories else sizes_sentences(comparison)
     if left_out := ", ".join(comparison.missing):
         sentences.append(f"Left out, because the last checkpoint was not measured: {left_out}.")
     return sentences + untrained_sentences(comparison)
@@ -35,7 +41,7 @@ def arm_sentences(found: ArmComparison) -> list[str]:
     """Describe each arm against the baseline."""
     baseline, pairs = found.baseline.arm, found.against
     compared = f"{wording.plural(len(pairs), 'arm')} compared with {baseline}"
-    sentences = [headline(pairs, compared, "the other model")]
+    sentences = [count_matched(pairs, compared)]
     sentences += [pair_sentence(pair, baseline, pair.second.arm) for pair in pairs]
     return sentences
 
@@ -50,10 +56,8 @@ def sizes_sentences(comparison: Comparison) -> list[str]:
     if not pairs:
         return ["No two sizes share a seed, so no pair can be compared."]
     compared = f"{wording.plural(len(pairs), 'pair')} of sizes"
-    sentences = [headline(pairs, compared, "the larger model")]
+    sentences = [count_matched(pairs, compared)]
     sentences += [pair_sentence(pair, "the smaller", "the larger model") for pair in pairs]
-    if any(pair.flatness for pair in pairs):
-        sentences.append(PARAMETRISATION)
     return sentences + lookup_sentences(comparison)
 
 

@@ -9,21 +9,18 @@ from matplotlib.figure import Figure
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
 from jaxflat.analysis.page.evidence import Evidence
-from jaxflat.analysis.page.pair_words import relation_counts
 from jaxflat.analysis.page.settings import read_provenance
-from jaxflat.analysis.pairs import MARGIN, Pair, compare_pair
+from jaxflat.analysis.pairs import Pair, compare_pair
 from jaxflat.analysis.verdicts import RULES
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
-    "Each point is a pair of models of equal excess loss (equivalent within "
-    f"±{MARGIN} nats): a larger against a smaller model, an arm against an earlier one of the "
-    "sweep, or the end of a trajectory against its start. The second model is flatter left "
-    "of 1 and more accurate above 0. In the upper left and lower right quarters the flatter model "
-    "is the more accurate one; in the other two quarters it is the less accurate one. Sharpness is "
-    "the first embedded measure that the sweep has (see 'How to read the traces'). Bars: 95% t "
-    "intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
-    "left out."
+    "Each point is a pair of models of equal excess loss: a larger against a smaller model, an arm "
+    "against an earlier one of the sweep, or the end of a trajectory against its start. The "
+    "second model is flatter left of 1 and more accurate above 0. Sharpness is the invariant "
+    "trace if the sweep has it, else the embedded measure (see 'How to read the traces'). Pairs differ in more than flatness, so "
+    "the figure describes and decides nothing. Bars: 95% t intervals over seeds. Different sweeps "
+    "have different tasks. Pairs without both numbers are left out."
 )
 
 
@@ -48,7 +45,7 @@ def write_joint(
     body = [
         html.heading(title, 1),
         html.paragraph(document.QUESTION, "question"),
-        html.paragraph(summary_sentence(sweeps), "lead"),
+        html.paragraph(summary_sentence(sweeps, judged), "lead"),
         html.heading("Verdicts of all sweeps"),
         html.table(verdicts_table(judged)),
         html.details("The rules", html.bullets(RULES)),
@@ -81,15 +78,15 @@ def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
     ]
 
 
-def summary_sentence(sweeps: Sweeps) -> str:
-    """Count how often the flatter model is the more accurate, and the less, at matched loss."""
+def summary_sentence(sweeps: Sweeps, judged: Mapping[str, Evidence]) -> str:
+    """Count the pairs of models at equal loss, and the answers to the sweeps' primary claims."""
     matched = [pair for one in sweeps.values() for pair in matched_pairs(one)]
-    over = wording.plural(len(sweeps), "sweep")
-    if not matched:
-        return f"Over {over}, no pair of models is matched in excess loss within ±{MARGIN} nats."
+    answers = [one.answer for found in judged.values() for one in found.verdicts if one.primary]
+    counts = ", ".join(f"{answer} {answers.count(answer)}" for answer in dict.fromkeys(answers))
     return (
-        f"Over {over}, {wording.plural(len(matched), 'pair')} of models matched in excess loss: "
-        f"the flatter model is {relation_counts(matched)}."
+        f"Over {wording.plural(len(sweeps), 'sweep')}: "
+        f"{wording.plural(len(matched), 'pair')} of models at equal excess loss; "
+        f"primary claims: {counts or 'none declared'}."
     )
 
 
@@ -97,7 +94,8 @@ def matched_pairs(comparison: Comparison) -> list[Pair]:
     """Return a sweep's matched pairs: of sizes, of arms, or of a trajectory's two ends."""
     pairs: list[Pair | None] = [*comparison.pairs]
     arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-    pairs += [compare_pair(arm.start, arm.end, comparison.primary_columns) for arm in arms]
+    columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
+    pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
     if comparison.arm_comparison and not arms:  # the arms' ends would be counted twice
         pairs += comparison.arm_comparison.pairs
     return [pair for pair in pairs if pair and pair.equivalence.holds]

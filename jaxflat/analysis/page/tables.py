@@ -9,7 +9,7 @@ from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS, own_measures
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS, relation_words
+from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS
 from jaxflat.analysis.pairs import Pair, is_accuracy
 from jaxflat.analysis.results_csv import (
     GIVEN_ACCURACY,
@@ -23,8 +23,8 @@ Table = list[list[str]]
 
 
 KINDS = (
-    (", embedded", "@embedded"),
     (", embedded, invariant", "@embedded_invariant"),
+    (", embedded", "@embedded"),
     ("", ""),
     (", invariant", "@invariant"),
 )
@@ -44,7 +44,8 @@ COLUMNS = (
 
 SUMMARY = {
     "Excess loss\n(nats)": COLUMNS[0],
-    "Trace,\nembedded": COLUMNS[1],
+    "Trace,\ninvariant": COLUMNS[1],
+    "Trace,\nembedded": COLUMNS[2],
     "Accuracy,\nmap (%)": COLUMNS[-4],
     "Accuracy,\nlatent (%)": COLUMNS[-3],
     "Accuracy,\ngiven (%)": COLUMNS[-2],
@@ -96,14 +97,10 @@ def pairs_table(pairs: list[Pair], second: str) -> Table:
     ):
         add(name, [_both(pair, number) for pair in pairs])
     add("Difference (nats)", [wording.nats(pair.excess) for pair in pairs])
-    for tests in zip(*(pair.equivalences for pair in pairs), strict=True):
-        name = f"Equal within ±{tests[0].margin:g} nats?"
-        add(
-            name,
-            [f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}" for test in tests],
-        )
-    add("Candidate pairs, in p", [f"× {pair.candidates}" for pair in pairs])
-    add("Main margin / excess loss", [_margin_share(pair) for pair in pairs])
+    add("Ratio of excess losses", [wording.ratio(pair.excess_ratio) for pair in pairs])
+    for place, test in enumerate(pairs[0].equivalences):
+        name = f"Equal within a factor of {test.margin:.3g}?"
+        add(name, [_equal(pair, place) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
     add("Scatter from examples", [_from_examples(pair) for pair in pairs])
     for column, name in COMPARED.items():
@@ -111,7 +108,6 @@ def pairs_table(pairs: list[Pair], second: str) -> Table:
             add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
     add(f"{second}'s accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
     add(f"{second}'s flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
-    add("Flatness and accuracy", [relation_words(pair) for pair in pairs])
     return rows
 
 
@@ -163,15 +159,18 @@ def _sem_over_seeds(cell: Cell) -> float:
     return np.nan if error is None else error
 
 
-def _margin_share(pair: Pair) -> str:
-    loss = (pair.first.mean("excess_loss") + pair.second.mean("excess_loss")) / 2
-    return f"{pair.equivalence.margin / loss:.0%}" if loss > 0 else wording.MISSING
+def _equal(pair: Pair, place: int) -> str:
+    if pair.interpolated:
+        return "read at the same loss"
+    test = pair.equivalences[place]
+    chosen = f" (× {pair.candidates} candidates)" if pair.candidates > 1 else ""
+    return f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}{chosen}"
 
 
 def _from_examples(pair: Pair) -> str:
     if pair.split is None or pair.split.share is None:
         return wording.MISSING
-    return f"≤ {pair.split.share:.0%}, mostly {pair.split.dominated_by}"
+    return f"at most {pair.split.share:.0%}"
 
 
 def _word(pair: Pair, side: int, accuracy: bool) -> str:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS
 from jaxflat.analysis.page import html, wording
-from jaxflat.analysis.pairs import MARGIN
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.trajectories import Arm, Change, Trajectories
@@ -41,7 +40,7 @@ def trajectory_section(found: Sequence[Trajectories]) -> list[str]:
 
 
 def trajectory_table(found: Sequence[Trajectories]) -> list[list[str]]:
-    measure = SHARPNESS.get(found[0].measure, "Sharpness")
+    measure = (COMPARED | SHARPNESS).get(found[0].measure, "Sharpness")
     header = ["Arm", "Checkpoints", "Steps", "Excess loss (nats)", measure, f"{measure} ratio"]
     rows = [[*header, "Accuracy (%)", "Accuracy change (points)"]]
     for kind in found:
@@ -84,7 +83,8 @@ def _losses(change: Change) -> str:
         return "Whether their losses at the end are the same was not tested"
     word = "are" if change.equal.holds else "are not shown to be"
     p = wording.p_value(change.equal.p)
-    return f"Their losses at the end {word} equal within ±{MARGIN} nats (p {p})"
+    ratio = f"{change.equal.margin:g}"
+    return f"Their losses at the end {word} equal within a factor of {ratio} (p {p})"
 
 
 def _arm(kind: Trajectories, arm: Arm) -> str:
@@ -121,5 +121,5 @@ def _kind(kind: Trajectories) -> str:
 
 
 def _name(kind: Trajectories) -> str:
-    name = SHARPNESS.get(kind.measure, "sharpness")
+    name = (COMPARED | SHARPNESS).get(kind.measure, "sharpness")
     return name if name.startswith(("Hessian", "Fisher", "Gauss")) else name.lower()

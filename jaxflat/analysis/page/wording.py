@@ -44,6 +44,10 @@ def points(interval: Interval | None) -> str:
     return ranged(interval, "+.1f", 100.0)
 
 
+def slope(interval: Interval | None) -> str:
+    return ranged(interval, "+.2f")
+
+
 def nats(interval: Interval | None) -> str:
     return ranged(interval, "+.4f")
 

@@ -22,6 +22,19 @@ class Interval:
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    def p(self, null: float) -> float | None:
+        """Return the p of the two-sided t test of `null`; None without an interval."""
+        if self.half_width is None:
+            return None
+        return _two_sided(self.mean - null, self.half_width, self.count)
+
+    def p_ratio(self, null: float = 1.0) -> float | None:
+        """Return the p of the test that a ratio is `null`, by the t interval of its logarithm."""
+        if self.low is None or self.high is None:
+            return None
+        half = float(np.log(self.high / self.low)) / 2
+        return _two_sided(float(np.log(self.mean / null)), half, self.count)
+
     def side(self, null: float) -> int:
         """Return +1 or -1 if the whole interval lies above or below `null`, else 0 (undecided)."""
         if self.low is None or self.high is None:
@@ -51,6 +64,14 @@ def standard_error(values: Sequence[float]) -> float | None:
 def student_quantile(count: int) -> float:
     """Return t(0.975, n - 1) for n values."""
     return float(special.stdtrit(count - 1, (1 + LEVEL) / 2))
+
+
+def _two_sided(difference: float, half_width: float, count: int) -> float:
+    """Return P(|T| > |difference| / error), T ~ t(n - 1); the half-width gives the error."""
+    if half_width == 0:
+        return float(difference == 0)
+    t = abs(difference) * student_quantile(count) / half_width
+    return float(2 * special.stdtr(count - 1, -t))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -87,12 +108,16 @@ def tost_paired(first: Sequence[float], second: Sequence[float], margin: float) 
     with d = second - first. A small p rejects "they differ by margin or more" (Schuirmann 1987,
     J. Pharmacokinet. Biopharm. 15:657).
     """
-    differences = np.subtract(second, first)
-    mean, error = float(np.mean(differences)), standard_error(differences.tolist())
+    return tost(np.subtract(second, first).tolist(), margin)
+
+
+def tost(values: Sequence[float], margin: float) -> Equivalence:
+    """Test whether the mean of the values lies within +-margin, as `tost_paired`."""
+    mean, error = float(np.mean(values)), standard_error(values)
     if error is None:
         return Equivalence(margin, None)
     if error == 0:
         return Equivalence(margin, float(abs(mean) >= margin))
-    freedom = len(differences) - 1
+    freedom = len(values) - 1
     above, below = (special.stdtr(freedom, (s * mean - margin) / error) for s in (-1, 1))
     return Equivalence(margin, float(max(above, below)))

@@ -1,0 +1,269 @@
+"""Test whether flatness itself changes accuracy, in the contrasts that identify its effect.
+
+An effect is in points of accuracy per halving of the trace, at equal excess loss. It is identified
+where flatness differs and little else does: between doses of a flatness penalty, between label
+noise and none, and between the seeds of one setting. Settings of one size that differ in two or
+more keys show an association, which a permutation test over settings judges.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+import numpy as np
+
+from jaxflat.analysis.cells import Cell, treatment_keys
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.equal_loss import seeds_at_equal_loss
+from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.page import wording
+from jaxflat.analysis.pairs import Pair, why_unmatched
+from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+from jaxflat.analysis.statistics.intervals import log_ratio_interval, mean_interval, tost
+from jaxflat.analysis.statistics.permutation import num_orders, permutation_test
+from jaxflat.analysis.verdicts import EFFECT, ClaimTest
+
+FEWEST_SEEDS = 5  # with four, 24 permutations leave no room for a correction
+FEWEST_ORDERS = 120  # permutations of five seeds
+FEWEST_SETTINGS = 6
+LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
+WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
+ACROSS = "At equal excess loss the flatter models are the more accurate"
+STRENGTH = ".flatness_penalty.strength"
+
+Contrast = tuple[Cell, Cell]  # a baseline, and an arm that differs from it in one thing
+
+
+def effect_tests(comparison: Comparison) -> list[ClaimTest]:
+    """Return a test for every contrast that the sweep has."""
+    contrasts = _on_doses(comparison) + _on_label_noise(comparison)
+    return [*(contrasts or [_across_settings(comparison)]), _within_settings(comparison)]
+
+
+def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float) -> ClaimTest:
+    """Test the points of accuracy that a halving of the trace adds, from contrasts with a baseline.
+
+    Contrast d of seed s lowers the trace by x_ds halvings and raises accuracy by y_ds points. With
+    x_d the mean over seeds, seed s has the slope
+
+        b_s = sum_d x_d y_ds / sum_d x_d^2,
+
+    and the t interval is over seeds. The two cells of a contrast have equal excess losses. The
+    effect is identified if the interval of the ratio of the extreme traces excludes 1.
+    """
+    cells = [cell for contrast in contrasts for cell in contrast]
+    column = common_column(cells)
+    seeds = [seed for seed in cells[0].rows if all(_has(cell, seed, column) for cell in cells)]
+    if not column or len(seeds) < 2:
+        why = "fewer than two seeds have every measurement"
+        return ClaimTest(claim, EFFECT, reason=why)
+    halvings_DxS = np.array([_halvings(*contrast, column, seeds) for contrast in contrasts])
+    gains_DxS = np.array([_gains(*contrast, seeds) for contrast in contrasts])
+    x_D = halvings_DxS.mean(1)
+    # The baseline lies at 0 halvings and may be an end of the range.
+    flattest_S, sharpest_S = (
+        halvings_DxS[place] if outside else np.zeros(len(seeds))
+        for place, outside in ((x_D.argmax(), x_D.max() > 0), (x_D.argmin(), x_D.min() < 0))
+    )
+    ratio = log_ratio_interval([1.0] * len(seeds), (2.0 ** (flattest_S - sharpest_S)).tolist())
+    assert ratio is not None
+    range_words = f"over traces that differ by {wording.ratio(ratio)}"
+    if ratio.low is None or ratio.low <= 1:
+        why = f"the contrast is not shown to change the trace, {wording.ratio(ratio)}"
+        return ClaimTest(claim, EFFECT, reason=why, identified=False)
+    slopes_S = (x_D @ gains_DxS / (x_D @ x_D)).tolist()
+    slope = mean_interval(slopes_S)
+    wide = ratio.low >= LEAST_RATIO
+    return ClaimTest(
+        claim,
+        EFFECT,
+        f"points of accuracy per halving of the {COMPARED[column]}, {range_words}",
+        wording.slope(slope),
+        side=int(np.sign(slope.mean)),
+        p=slope.p(0.0),
+        p_negligible=tost(slopes_S, negligible).p if wide else None,
+    )
+
+
+def _has(cell: Cell, seed: str, column: str) -> bool:
+    row = cell.rows.get(seed)
+    return row is not None and PRIMARY_ACCURACY in row.values and row.values.get(column, 0.0) > 0
+
+
+def common_column(cells: Sequence[Cell]) -> str:
+    """Return the first flatness measure that every cell has, or "" if a value is not positive."""
+    for name in COMPARED:
+        values = [list(cell.by_seed(name).values()) for cell in cells]
+        if values and all(values):
+            return name if min(map(min, values)) > 0 else ""
+    return ""
+
+
+def _on_doses(comparison: Comparison) -> list[ClaimTest]:
+    """Test the doses of each penalty against strength 0, in arms that differ in nothing else."""
+    tests = []
+    for key in [key for key in comparison.varied if key.endswith(STRENGTH)]:
+        section = key.removesuffix("strength")
+        strength, measure = partial(_number, key), partial(_text, f"{section}measure")
+        for own in _alike(comparison, lambda name, section=section: name.startswith(section)):
+            baseline = next((arm for arm in own if strength(arm) == 0), None)
+            doses = [arm for arm in own if strength(arm) != 0]
+            for name, same in _grouped(doses, measure):
+                named = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
+                tests.append(_on_contrast(comparison, named, baseline, same))
+    return tests
+
+
+def _on_label_noise(comparison: Comparison) -> list[ClaimTest]:
+    """Test sampled labels against exact targets, in arms that differ in nothing else."""
+    tests = []
+    for key in [key for key in comparison.varied if key.endswith(".targets")]:
+        for own in _alike(comparison, lambda name, key=key: name == key):
+            by_targets = {_text(key, arm): arm for arm in own}
+            if {"exact", "sampled"} <= by_targets.keys():
+                noisy = [by_targets["sampled"]]
+                tests.append(_on_contrast(comparison, "label noise", by_targets["exact"], noisy))
+    return tests
+
+
+def _on_contrast(
+    comparison: Comparison, cause: str, baseline: list[Cell] | None, arms: list[list[Cell]]
+) -> ClaimTest:
+    claim = f"At equal excess loss a trace that {cause} lowers raises accuracy"
+    if baseline is None:
+        return ClaimTest(claim, EFFECT, reason="no arm has strength 0, the baseline")
+    name = baseline[0].arm
+    pairs = [
+        pair
+        for found in comparison.settings
+        for pair in found.pairs
+        for arm in arms
+        if {pair.first.arm, pair.second.arm} == {name, arm[0].arm}
+    ]
+    contrasts = [
+        (pair.first, pair.second) if pair.first.arm == name else (pair.second, pair.first)
+        for pair in pairs
+        if pair.equivalence.holds
+    ]
+    if not contrasts:
+        return ClaimTest(claim, EFFECT, reason=why_unmatched(pairs))
+    return contrast_effect(claim, contrasts, comparison.plan.negligible_slope)
+
+
+def _across_settings(comparison: Comparison) -> ClaimTest:
+    """Test the association of accuracy with the trace over settings of one size.
+
+    Settings are units, so their number decides and not the number of seeds. A permutation exchanges
+    the settings of one size, so sizes may differ in both.
+    """
+    keys = treatment_keys([row for cell in comparison.cells for row in cell.rows.values()])
+    if len(keys) < 2:
+        only = (keys or comparison.varied or ["the seed"])[0]
+        why = f"flatness differs only with {only}"
+        return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
+    matched = [
+        [pair for pair in found.against if pair.equivalence.holds] for found in comparison.settings
+    ]
+    column = common_column([c for pairs in matched for p in pairs for c in (p.first, p.second)])
+    settings = []
+    for size, pairs in enumerate(matched):
+        for pair in pairs:
+            seeds = [seed for seed in pair.first.rows if _both_have(pair, seed, column)]
+            if seeds:
+                values = (
+                    _halvings(pair.first, pair.second, column, seeds),
+                    _gains(pair.first, pair.second, seeds),
+                )
+                settings.append((size, *(float(one.mean()) for one in values)))
+    settings += [(size, 0.0, 0.0) for size in {size for size, *_ in settings}]  # the baselines
+    if len(settings) < FEWEST_SETTINGS:
+        why = (
+            f"{len(settings)} settings have equal excess losses within a size, and a verdict needs "
+            f"{FEWEST_SETTINGS}"
+        )
+        return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
+    sizes_N, halvings_N, gains_N = np.array(settings).T
+    r, p = permutation_test(halvings_N[None, :], gains_N[None, :], sizes_N)
+    return _association(ACROSS, f"{len(settings)} settings", column, r, p)
+
+
+def _within_settings(comparison: Comparison) -> ClaimTest:
+    """Test the association of accuracy with the trace over seeds, pooled over settings."""
+    cells = [cell for arm in comparison.arms.values() if (cell := seeds_at_equal_loss(arm))]
+    if not cells:
+        why = "no setting's seeds have excess losses that overlap"
+        return ClaimTest(WITHIN, EFFECT, reason=why, identified=False)
+    seeds = [seed for seed in cells[0].rows if all(seed in cell.rows for cell in cells)]
+    rows_GxN = [[cell.rows[seed] for seed in seeds] for cell in cells]
+    rows = [row for rows_N in rows_GxN for row in rows_N]
+    column = common_column(cells)
+    if not column or not all(PRIMARY_ACCURACY in row.values for row in rows):
+        return ClaimTest(WITHIN, EFFECT, reason="a measurement is missing")
+    strata_N = np.array([cells[0].rows[seed].language for seed in seeds])
+    if num_orders(strata_N) < FEWEST_ORDERS:
+        why = f"it needs {FEWEST_SEEDS} seeds, and {len(seeds)} have every measurement"
+        return ClaimTest(WITHIN, EFFECT, reason=why)
+    halvings_GxN, gains_GxN = (
+        np.array([[value(row.values[name]) for row in rows_N] for rows_N in rows_GxN])
+        for name, value in ((column, lambda x: -np.log2(x)), (PRIMARY_ACCURACY, lambda x: 100 * x))
+    )
+    r, p = permutation_test(halvings_GxN, gains_GxN, strata_N)
+    over = f"{wording.plural(len(seeds), 'seed')} of {wording.plural(len(cells), 'setting')}"
+    return _association(WITHIN, over, column, r, p)
+
+
+def _association(claim: str, over: str, column: str, r: float, p: float) -> ClaimTest:
+    return ClaimTest(
+        claim,
+        EFFECT,
+        f"rank correlation of accuracy with less {COMPARED[column]}, permutation test over {over}",
+        wording.minus(format(r, "+.2f")),
+        side=int(np.sign(r)),
+        p=p,
+    )
+
+
+def _alike(comparison: Comparison, differs: Callable[[str], bool]) -> list[list[list[Cell]]]:
+    """Group the arms that differ only in swept keys for which `differs` is true."""
+
+    def others(arm: list[Cell]) -> tuple[object, ...]:
+        swept = _swept(arm).items()
+        return (arm[0].num_params, *((name, text) for name, text in swept if not differs(name)))
+
+    return [arms for _, arms in _grouped(list(comparison.arms.values()), others)]
+
+
+def _grouped(
+    arms: list[list[Cell]], key: Callable[[list[Cell]], Hashable]
+) -> list[tuple[Hashable, list[list[Cell]]]]:
+    found: dict[Hashable, list[list[Cell]]] = {}
+    for arm in arms:
+        found.setdefault(key(arm), []).append(arm)
+    return list(found.items())
+
+
+def _swept(arm: list[Cell]) -> dict[str, str]:
+    return next(iter(arm[0].rows.values())).swept
+
+
+def _text(key: str, arm: list[Cell]) -> str:
+    return _swept(arm).get(key, "")
+
+
+def _number(key: str, arm: list[Cell]) -> float:
+    return float(_text(key, arm) or 0.0)
+
+
+def _both_have(pair: Pair, seed: str, column: str) -> bool:
+    return _has(pair.first, seed, column) and _has(pair.second, seed, column)
+
+
+def _halvings(first: Cell, second: Cell, column: str, seeds: Sequence[str]) -> np.ndarray:
+    """Return by how many halvings the second model's trace is below the first's, for each seed."""
+    left, right = first.by_seed(column), second.by_seed(column)
+    return np.array([np.log2(left[seed] / right[seed]) for seed in seeds])
+
+
+def _gains(first: Cell, second: Cell, seeds: Sequence[str]) -> np.ndarray:
+    """Return how many points more accurate the second model is, for each seed."""
+    left, right = first.by_seed(PRIMARY_ACCURACY), second.by_seed(PRIMARY_ACCURACY)
+    return np.array([100 * (right[seed] - left[seed]) for seed in seeds])

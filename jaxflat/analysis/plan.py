@@ -1,0 +1,36 @@
+"""What a sweep declared before it ran: its primary claim, and the margins of its verdicts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The section `claims` of a sweep's config, which sweep.json records.
+
+    primary: the kind of the primary claim, "" if none was declared. loss_margin: see `loss_ratio`.
+    negligible_slope: points of accuracy per halving of the trace; an effect within this margin is
+    negligible.
+    """
+
+    primary: str
+    loss_margin: float
+    negligible_slope: float
+
+    @property
+    def loss_ratio(self) -> float:
+        """Two excess losses are equal if their ratio is shown to lie within 1 / this and this."""
+        return 1 + self.loss_margin
+
+
+UNDECLARED = Plan(primary="", loss_margin=0.1, negligible_slope=0.5)
+"""The plan of folders that older versions wrote: no claim is the primary one."""
+
+
+def read_plan(workdir: Path) -> Plan:
+    """Return the plan in workdir/sweep.json; UNDECLARED if it records none."""
+    path = Path(workdir) / "sweep.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    declared = record.get("trains", {}).get("claims")
+    return Plan(**declared) if declared else UNDECLARED
