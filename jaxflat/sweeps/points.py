@@ -28,10 +28,9 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
                 point_config[key] = point_config.seed
         set_keys = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
         resolved[point_name(set_keys)] = (set_keys, point_config)
-    if swept := sorted(
-        key for overrides in points for key in overrides if key.startswith("claims")
-    ):
-        raise InputError(f"{swept[0]} cannot be swept: a sweep declares its claims once")
+    swept = {key for overrides in points for key in overrides}
+    for key in sorted(key for key in swept if key.startswith("claims.")):
+        raise InputError(f"{key} cannot be swept: a sweep declares its claims once")
     _check_phases_used([point_config for _, point_config in resolved.values()])
     width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
     frozen = []

@@ -24,9 +24,9 @@ def permutation_test(
     over groups and units (Spearman's correlation if there is one group and stratum). A permutation
     exchanges units within their stratum, in all groups alike, so units keep what their values in
     different groups share. If x and y are not associated, and the units of a stratum are
-    exchangeable, every permutation is as probable as the data. p is the
-    share of permutations whose |r| is at least as large, the identity included (Fisher 1935,
-    The Design of Experiments; random permutations: Phipson and Smyth 2010, arXiv:1603.05766).
+    exchangeable, every permutation is as probable as the data. p is the share of permutations
+    whose |r| is at least as large, the identity included (Fisher 1935, The Design of Experiments;
+    random permutations: Phipson and Smyth 2010, arXiv:1603.05766).
     r = 0 and p = 1 if x or y does not vary.
     """
     x_GxN, y_GxN = (_centred_ranks(np.asarray(v, float), strata_N) for v in (x_GxN, y_GxN))
