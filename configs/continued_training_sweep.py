@@ -14,19 +14,16 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product
 
 # Steps of the warm start, of its final decay, of continued training and of a projection.
-STEPS = {
-    "smoke": (60, 20, 60, 20),
-    "laptop": (4000, 1500, 8000, 1500),
-    "paper": (60_000, 6000, 200_000, 6000),
-}
+STEPS = {"smoke": (60, 20, 60, 20), "laptop": (4000, 1500, 8000, 1500)}
+STEPS["paper"] = (60_000, 6000, 200_000, 6000)
 
 
 def get_config(scale: str | None = None) -> Config:
     """Return the config that both arms share."""
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_decay, num_continue, num_projection = STEPS[scale]
-    config.language.name, config.phase_order = "balanced_tree", ("warm", "continue")
-    config.claims.primary = "label noise"
+    config.language.name, config.claims.primary = "balanced_tree", "label noise"
+    config.phase_order = ("warm", "continue")
     del config.phases.pretrain
     warm, on = base_config.phase(), base_config.phase()
     warm.update({"steps": num_warm, "checkpoint_steps": (num_warm,)})

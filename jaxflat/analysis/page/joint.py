@@ -19,8 +19,9 @@ CAPTION = (
     "against an earlier one of the sweep, or the end of a trajectory against its start. The "
     "second model is flatter left of 1 and more accurate above 0. Sharpness is the invariant "
     "trace if the sweep has it, else the embedded measure (see 'How to read the traces'). "
-    "Pairs differ in more than flatness, so the figure describes and decides nothing. Bars: 95% t intervals over seeds. Different sweeps "
-    "have different tasks. Pairs without both numbers are left out."
+    "Pairs differ in more than flatness, so the figure describes and decides nothing. Bars: 95% "
+    "t intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
+    "left out."
 )
 
 
