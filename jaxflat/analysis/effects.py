@@ -215,7 +215,7 @@ def _association(claim: str, over: str, column: str, r: float, p: float) -> Clai
     return ClaimTest(
         claim,
         EFFECT,
-        f"rank correlation of accuracy with less {COMPARED[column]}, permutation test over {over}",
+        f"rank correlation of accuracy with a smaller {COMPARED[column]}; permutations of {over}",
         wording.minus(format(r, "+.2f")),
         side=int(np.sign(r)),
         p=p,

@@ -18,11 +18,11 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
-EMBEDDED = {f"{column}@embedded": name for column, name in SHARPNESS.items()}
+EMBEDDED = {f"{column}@embedded": f"{name}, embedded" for column, name in SHARPNESS.items()}
 INVARIANT = {
-    f"{column}_invariant": f"{name}, embedded, invariant"
-    for column, name in EMBEDDED.items()
-    if column.endswith("_trace@embedded")
+    f"{column}@embedded_invariant": f"invariant {name}"
+    for column, name in SHARPNESS.items()
+    if column.endswith("_trace")
 }
 COMPARED = INVARIANT | EMBEDDED
 """The columns in which models are compared. Verdicts rest on the first that was measured."""

@@ -68,16 +68,6 @@ class Pair:
         embedded = self.flatness_column.removesuffix("_invariant")
         return self.flatness.get(embedded) if self.flatness_column != embedded else None
 
-    @property
-    def accuracy_side(self) -> int:
-        """+1: the second model is more accurate; -1: less; 0: undecided."""
-        return 0 if self.accuracy is None else self.accuracy.side(0.0)
-
-    @property
-    def flatness_side(self) -> int:
-        """+1: the second model is flatter (the smaller trace); -1: sharper; 0: undecided."""
-        return 0 if self.flatness_ratio is None else -self.flatness_ratio.side(1.0)
-
 
 def pair_at_equal_loss(
     first: Sequence[Cell],

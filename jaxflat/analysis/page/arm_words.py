@@ -31,7 +31,7 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
         html.table(arms_table(found, controls)),
         html.details(
             "All pairs",
-            html.table(tables.pairs_table(found.pairs, "Second")),
+            html.table(tables.pairs_table(found.pairs)),
         ),
     ]
 

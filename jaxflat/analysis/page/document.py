@@ -107,7 +107,7 @@ def _pairs(comparison: Comparison) -> list[str]:
             "training sets. The rest comes from the seeds.",
             "note",
         ),
-        html.table(tables.pairs_table(comparison.pairs, "Larger model")),
+        html.table(tables.pairs_table(comparison.pairs)),
         html.paragraph(
             f"Accuracy: linear probe, {comparison.primary_labeling} labels, largest number of "
             f"shots, mean over tasks: {primary}. Intervals are not corrected for the number of "

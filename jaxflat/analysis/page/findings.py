@@ -57,7 +57,7 @@ def sizes_sentences(comparison: Comparison) -> list[str]:
         return ["No two sizes share a seed, so no pair can be compared."]
     compared = f"{wording.plural(len(pairs), 'pair')} of sizes"
     sentences = [count_matched(pairs, compared)]
-    sentences += [pair_sentence(pair, "the smaller", "the larger model") for pair in pairs]
+    sentences += [pair_sentence(pair, "smaller", "larger") for pair in pairs]
     return sentences + lookup_sentences(comparison)
 
 

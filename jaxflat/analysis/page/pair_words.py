@@ -7,8 +7,6 @@ from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair
 
-ACCURACY_WORDS = {1: "more accurate", -1: "less accurate", 0: "undecided"}
-FLATNESS_WORDS = {1: "flatter", -1: "sharper", 0: "undecided"}
 INTERVALS = (
     "Brackets and ± are 95% t intervals over seeds, paired by seed for differences, and not "
     "corrected for their number."
@@ -33,65 +31,41 @@ def count_matched(pairs: Sequence[Pair], compared: str) -> str:
 
 
 def pair_sentence(pair: Pair, first: str, second: str) -> str:
-    """Describe one pair; `first` and `second` name its two models."""
-    if pair.interpolated:
-        return (
-            f"{pair.first.arm.capitalize()} and {pair.second.arm}, both read at an excess loss of "
-            f"{pair.first.mean('excess_loss'):.4f} nats. {_differences(pair, first, second)}"
-        )
-    names = f"{place_words(pair.first).capitalize()} and {place_words(pair.second)}"
-    losses = " and ".join(f"{cell.mean('excess_loss'):.4f}" for cell in (pair.first, pair.second))
-    ratio = f"ratio {wording.ratio(pair.excess_ratio)}"
-    p = pair.equivalence.p
-    if p is None:
-        return f"{names}: excess losses {losses} nats, {ratio}; one seed allows no test."
-    test = f"p {wording.p_value(p) if p < 0.001 else '= ' + wording.p_value(p)}"
-    within = f"a factor of {pair.equivalence.margin:g}"
-    if not pair.equivalence.holds:
-        return (
-            f"{names} are not matched: their excess losses are {losses} nats, "
-            f"{ratio}, and are not shown to be equal within {within} ({test}). "
-            "A difference in accuracy or flatness could come from the loss, so no verdict is "
-            "given for this pair."
-        )
-    return (
-        f"{names} are matched: excess losses {losses} nats, {ratio}, equal within "
-        f"{within} ({test}). {_differences(pair, first, second)}"
-    )
+    """Describe one pair by its numbers; `first` and `second` name its two models."""
+    return f"{_losses(pair)}: {_differences(pair, first, second)}."
 
 
 def place_words(cell: Cell) -> str:
     return f"{cell.arm} (step {cell.step:,})"
 
 
-def _differences(pair: Pair, first: str, second: str) -> str:
-    return f"{_accuracy_words(pair, second)}; {_flatness_words(pair, first)}."
-
-
-def _accuracy_words(pair: Pair, second: str) -> str:
-    if pair.accuracy is None:
-        return "Accuracy was not measured in both models"
-    interval = f"{wording.points(pair.accuracy)} points"
-    if pair.accuracy_side == 0:
-        return (
-            f"Whether {second} is more accurate is undecided, {interval}, the interval includes 0"
+def _losses(pair: Pair) -> str:
+    """Say where the two models are read, and whether their losses are equal."""
+    if pair.interpolated:
+        loss = f"{pair.first.mean('excess_loss'):.4f}"
+        return f"{pair.first.arm.capitalize()} and {pair.second.arm}, at excess loss {loss} nats"
+    names = f"{place_words(pair.first).capitalize()} and {place_words(pair.second)}"
+    losses = " and ".join(f"{cell.mean('excess_loss'):.4f}" for cell in (pair.first, pair.second))
+    p = pair.equivalence.p
+    if p is None:
+        test = "one seed allows no test of equal losses"
+    else:
+        equal = "equal" if pair.equivalence.holds else "not shown to be equal"
+        test = (
+            f"{equal} within a factor of {pair.equivalence.margin:g}, p {wording.p_value(p)}, "
+            f"ratio {wording.ratio(pair.excess_ratio)}"
         )
-    word = "higher" if pair.accuracy_side > 0 else "lower"
-    return f"{second[0].upper()}{second[1:]}'s accuracy is {word}, {interval}"
+    return f"{names}, at excess losses {losses} nats ({test})"
 
 
-def _flatness_words(pair: Pair, first: str) -> str:
+def _differences(pair: Pair, first: str, second: str) -> str:
+    accuracy = "accuracy not measured in both"
+    if pair.accuracy:
+        accuracy = f"accuracy, {second} minus {first}, {wording.points(pair.accuracy)} points"
     if not pair.flatness:
-        return "no embedded flatness measure was measured in both"
+        return f"{accuracy}; no flatness measure in both"
     measure = COMPARED[pair.flatness_column]
-    if pair.flatness_ratio is None:
-        return f"its flatness is undecided, because {measure} is not positive in every seed"
-    interval = f"{measure} {wording.ratio(pair.flatness_ratio)} {first}'s"
-    if pair.flatness_side == 0:
-        interval += ", the interval includes 1"
+    flatness = f"{measure}, {second} over {first}, {wording.ratio(pair.flatness_ratio)}"
     if embedded := pair.embedded_ratio:
-        side = FLATNESS_WORDS[-embedded.side(1.0)]
-        interval += f"; by the embedded trace: {side}, {wording.ratio(embedded)}"
-    if pair.flatness_side == 0:
-        return f"its flatness is undecided, {interval}"
-    return f"it is {FLATNESS_WORDS[pair.flatness_side]}, {interval}"
+        flatness += f", embedded {wording.ratio(embedded)}"
+    return f"{accuracy}; {flatness}"

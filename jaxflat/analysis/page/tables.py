@@ -9,7 +9,6 @@ from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS, own_measures
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.page.pair_words import ACCURACY_WORDS, FLATNESS_WORDS
 from jaxflat.analysis.pairs import Pair, is_accuracy
 from jaxflat.analysis.results_csv import (
     GIVEN_ACCURACY,
@@ -81,8 +80,8 @@ def results_table(comparison: Comparison) -> Table:
     return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
 
 
-def pairs_table(pairs: list[Pair], second: str) -> Table:
-    """Return one column per pair, which fits a phone; `second` names the pair's second model."""
+def pairs_table(pairs: list[Pair]) -> Table:
+    """Return one column per pair, which fits a phone."""
     rows: Table = [["", *(f"{pair.first.arm} → {pair.second.arm}" for pair in pairs)]]
 
     def add(name: str, texts: list[str]) -> None:
@@ -96,18 +95,16 @@ def pairs_table(pairs: list[Pair], second: str) -> Table:
         ("SEM over seeds", _sem_over_seeds),
     ):
         add(name, [_both(pair, number) for pair in pairs])
-    add("Difference (nats)", [wording.nats(pair.excess) for pair in pairs])
-    add("Ratio of excess losses", [wording.ratio(pair.excess_ratio) for pair in pairs])
-    for place, test in enumerate(pairs[0].equivalences):
-        name = f"Equal within a factor of {test.margin:.3g}?"
-        add(name, [_equal(pair, place) for pair in pairs])
+    add("Ratio of excess losses", [_loss_ratio(pair) for pair in pairs])
+    if not all(pair.interpolated for pair in pairs):
+        for place, test in enumerate(pairs[0].equivalences):
+            name = f"Equal within a factor of {test.margin:.3g}?"
+            add(name, [_equal(pair, place) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
     add("Scatter from examples", [_from_examples(pair) for pair in pairs])
     for column, name in COMPARED.items():
         if any(column in pair.flatness for pair in pairs):
             add(f"{name} ratio", [wording.ratio(pair.flatness.get(column)) for pair in pairs])
-    add(f"{second}'s accuracy", [_word(pair, pair.accuracy_side, True) for pair in pairs])
-    add(f"{second}'s flatness", [_word(pair, pair.flatness_side, False) for pair in pairs])
     return rows
 
 
@@ -159,9 +156,13 @@ def _sem_over_seeds(cell: Cell) -> float:
     return np.nan if error is None else error
 
 
+def _loss_ratio(pair: Pair) -> str:
+    return "read at one loss" if pair.interpolated else wording.ratio(pair.excess_ratio)
+
+
 def _equal(pair: Pair, place: int) -> str:
     if pair.interpolated:
-        return "read at the same loss"
+        return wording.MISSING
     test = pair.equivalences[place]
     chosen = f" (× {pair.candidates} candidates)" if pair.candidates > 1 else ""
     return f"{'yes' if test.holds else 'no'}, p {wording.p_value(test.p)}{chosen}"
@@ -171,12 +172,6 @@ def _from_examples(pair: Pair) -> str:
     if pair.split is None or pair.split.share is None:
         return wording.MISSING
     return f"at most {pair.split.share:.0%}"
-
-
-def _word(pair: Pair, side: int, accuracy: bool) -> str:
-    if not pair.equivalence.holds:
-        return "not matched"
-    return (ACCURACY_WORDS if accuracy else FLATNESS_WORDS)[side]
 
 
 def _endpoint(column: str) -> str:
