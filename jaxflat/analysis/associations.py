@@ -146,15 +146,16 @@ def _or_why(interval: Interval | None, why: str = "") -> Interval | str:
 
 
 def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
-    """Take the checkpoints complete in some seed, and the seeds complete at all of these."""
+    """Take the checkpoints that half of the seeds have, and the seeds that have all of these."""
     needed = (PRIMARY_ACCURACY, column, "excess_loss")
 
     def complete(row: Row) -> bool:
         return all(name in row.values for name in needed)
 
     by_cell = [{seed: r for seed, r in cell.rows.items() if complete(r)} for cell in cells]
-    kept = _distinct([(c, rows) for c, rows in zip(cells, by_cell, strict=True) if rows])
-    every = dict.fromkeys(seed for _, rows in kept for seed in rows)
+    every = dict.fromkeys(seed for rows in by_cell for seed in rows)
+    most = [(c, r) for c, r in zip(cells, by_cell, strict=True) if r and 2 * len(r) >= len(every)]
+    kept = _distinct(most)
     seeds = [seed for seed in every if all(seed in rows for _, rows in kept)]
     if not seeds:
         return None

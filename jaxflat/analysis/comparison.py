@@ -71,7 +71,7 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     may retain the noise of their phase.
     """
     rows = results_csv.independent_rows(rows)
-    results_csv.add_task_means(rows)
+    results_csv.add_task_means(rows, plan)
     trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
     trajectories = find_trajectories(trained, plan.loss_ratio)
     projected = any(row.projected for row in trained)
@@ -79,7 +79,8 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     tables = group_cells([row for row in rows if row.is_lookup_table])
     untrained = group_cells([row for row in rows if row.is_untrained], trained)
     arms = group_cells(trained)
-    primary_columns = results_csv.probe_columns(rows, results_csv.primary_labeling(rows))
+    labeling = results_csv.primary_labeling(rows, plan)
+    primary_columns = results_csv.accuracy_columns(rows, labeling, plan)
     settings = [
         found
         for _, same_size in groupby(arms.items(), key=lambda arm: arm[1][0].num_params)
@@ -102,7 +103,7 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
         pairs=pairs,
         matched=matched,
         primary_columns=primary_columns,
-        primary_labeling=results_csv.primary_labeling(rows),
+        primary_labeling=labeling,
         obstacle=obstacle,
         projected=projected,
         trajectories=trajectories,

@@ -9,14 +9,25 @@ from pathlib import Path
 class Plan:
     """The section `claims` of a sweep's config, which sweep.json records.
 
-    primary: the kind of the primary claim, "" if none was declared. loss_margin: see `loss_ratio`.
+    primary: the kind of the primary claim, "" if none was declared. probe, shots: the measure of
+    accuracy, and its number of labelled sentences, 0 for the most that were measured. loss_margin: see `loss_ratio`.
     negligible_slope: points of accuracy per halving of the trace; an effect within this margin is
     negligible.
     """
 
     primary: str
+    probe: str
+    shots: int
     loss_margin: float
     negligible_slope: float
+
+    @property
+    def accuracy(self) -> str:
+        """Name the measure of accuracy."""
+        shots = (
+            f"{self.shots:,} labelled sentences" if self.shots else "the most labelled sentences"
+        )
+        return f"{self.probe.replace('_', ' ')}, {shots}"
 
     @property
     def loss_ratio(self) -> float:
@@ -24,7 +35,7 @@ class Plan:
         return 1 + self.loss_margin
 
 
-UNDECLARED = Plan(primary="", loss_margin=0.1, negligible_slope=0.5)
+UNDECLARED = Plan("", "linear_probe", shots=0, loss_margin=0.1, negligible_slope=0.5)
 """The plan of folders that older versions wrote: no claim is the primary one."""
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxflat.analysis.plan import Plan
+
 SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
 LANGUAGE = "language.seed"
 OF_LANGUAGE = " of language "
@@ -17,7 +19,7 @@ GIVEN_ACCURACY = "mean over tasks: given"
 PRIMARY_ACCURACY = "mean over tasks"
 LATENT_CEILING = "mean over tasks: latent ceiling"
 
-_PROBE = re.compile(r"linear_probe/(?P<task>.+)\.(?P<labeling>[^./]+)/(?P<shots>\d+)")
+_PROBE = re.compile(r"(?P<probe>\w+)/.+\.(?P<labeling>[^./]+)/(?P<shots>\d+)")
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ def read_number(text: str) -> float | None:
         return None
 
 
-def probe_columns(rows: Iterable[Row], labeling: str) -> list[str]:
-    """Return the linear-probe columns of one labeling at the most shots, one per task."""
-    by_shots = _columns_by_shots(rows, labeling)
-    return by_shots[max(by_shots)] if by_shots else []
+def accuracy_columns(rows: Iterable[Row], labeling: str, plan: Plan) -> list[str]:
+    """Return the columns of the declared probe and number of shots, one per task."""
+    by_shots = _columns_by_shots(rows, labeling, plan)
+    return by_shots.get(plan.shots or max(by_shots, default=0), [])
 
 
 def budget_column(shots: int) -> str:
@@ -128,31 +130,32 @@ def budgets(rows: Iterable[Row]) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _columns_by_shots(rows: Iterable[Row], labeling: str) -> dict[int, list[str]]:
+def _columns_by_shots(rows: Iterable[Row], labeling: str, plan: Plan) -> dict[int, list[str]]:
     names = dict.fromkeys(name for row in rows for name in row.values)
     found = [match for match in map(_PROBE.fullmatch, names) if match]
     by_shots: dict[int, list[str]] = {}
     for match in found:
-        if match["labeling"] == labeling:
+        if match["probe"] == plan.probe and match["labeling"] == labeling:
             by_shots.setdefault(int(match["shots"]), []).append(match.string)
     return {shots: sorted(columns) for shots, columns in by_shots.items()}
 
 
-def primary_labeling(rows: Iterable[Row]) -> str:
+def primary_labeling(rows: Iterable[Row], plan: Plan) -> str:
     """Return the labeling that comparisons use: the first of `order` that was measured."""
     rows = list(rows)
     order = ("map", "given", "official", "latent")
-    return next((labeling for labeling in order if probe_columns(rows, labeling)), "map")
+    return next((labeling for labeling in order if accuracy_columns(rows, labeling, plan)), "map")
 
 
-def add_task_means(rows: Sequence[Row]) -> None:
-    """Add the means over tasks to each row that has every task."""
-    primary = _columns_by_shots(rows, primary_labeling(rows))
-    means = {budget_column(shots): columns for shots, columns in primary.items()} | {
-        MAP_ACCURACY: probe_columns(rows, "map"),
-        LATENT_ACCURACY: probe_columns(rows, "latent"),
-        GIVEN_ACCURACY: probe_columns(rows, "given"),
-        PRIMARY_ACCURACY: probe_columns(rows, primary_labeling(rows)),
+def add_task_means(rows: Sequence[Row], plan: Plan) -> None:
+    """Add the means over tasks, of the declared probe, to each row that has every task."""
+    labeling = primary_labeling(rows, plan)
+    by_shots = _columns_by_shots(rows, labeling, plan)
+    means = {budget_column(shots): columns for shots, columns in by_shots.items()} | {
+        MAP_ACCURACY: accuracy_columns(rows, "map", plan),
+        LATENT_ACCURACY: accuracy_columns(rows, "latent", plan),
+        GIVEN_ACCURACY: accuracy_columns(rows, "given", plan),
+        PRIMARY_ACCURACY: accuracy_columns(rows, labeling, plan),
         LATENT_CEILING: sorted(
             {name for row in rows for name in row.values if re.fullmatch(r"bayes/.+\.latent", name)}
         ),

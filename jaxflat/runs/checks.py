@@ -39,6 +39,7 @@ def check_config(config: Config) -> None:
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
     check_finetuning(config.probes.finetune)
+    check_claims(config)
     trained = config.model.name != "lookup_table"
     if config.probes.finetune.pooling == "cls" and trained and not config.model.cls:
         raise ValueError("probes.finetune.pooling='cls' needs a transformer with model.cls=True")
@@ -71,6 +72,18 @@ def check_config(config: Config) -> None:
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def check_claims(config: Config) -> None:
+    """Raise ValueError if the accuracy that the claims rest on is not measured."""
+    claims, probes = config.claims, config.probes
+    if claims.shots and claims.shots not in probes.shots:
+        raise ValueError(f"claims.shots={claims.shots} is not one of probes.shots={probes.shots}")
+    if claims.probe == "linear_probe_projected" and not probes.projected_dimension:
+        raise ValueError(
+            f"claims.probe={claims.probe!r} needs probes.projected_dimension; set it, for example "
+            "to 128"
         )
 
 

@@ -109,9 +109,8 @@ def _pairs(comparison: Comparison) -> list[str]:
         ),
         html.table(tables.pairs_table(comparison.pairs)),
         html.paragraph(
-            f"Accuracy: linear probe, {comparison.primary_labeling} labels, largest number of "
-            f"shots, mean over tasks: {primary}. Intervals are not corrected for the number of "
-            "pairs.",
+            f"Accuracy: {comparison.plan.accuracy}, {comparison.primary_labeling} labels, mean "
+            f"over tasks: {primary}. Intervals are not corrected for the number of pairs.",
             "note",
         ),
         html.details(
@@ -130,7 +129,7 @@ def _results(comparison: Comparison) -> list[str]:
         html.heading("Results"),
         html.paragraph(
             f"Mean ± half-width of the 95% t interval over seeds. Checkpoints {kind}. Accuracy: "
-            "linear probe, largest number of shots, mean over tasks. The ceiling of map labels is "
+            f"{comparison.plan.accuracy}, mean over tasks. The ceiling of map labels is "
             "100% by construction; the ceiling of latent labels is the mean largest posterior.",
             "note",
         ),
