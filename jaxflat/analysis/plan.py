@@ -10,9 +10,9 @@ class Plan:
     """The section `claims` of a sweep's config, which sweep.json records.
 
     primary: the kind of the primary claim, "" if none was declared. probe, shots: the measure of
-    accuracy, and its number of labelled sentences, 0 for the most that were measured. loss_margin: see `loss_ratio`.
-    negligible_slope: points of accuracy per halving of the trace; an effect within this margin is
-    negligible.
+    accuracy, and its number of labelled sentences, 0 for the most that were measured.
+    loss_margin: see `loss_ratio`. negligible_slope: points of accuracy per halving of the trace; an
+    effect within this margin is negligible.
     """
 
     primary: str
@@ -24,10 +24,8 @@ class Plan:
     @property
     def accuracy(self) -> str:
         """Name the measure of accuracy."""
-        shots = (
-            f"{self.shots:,} labelled sentences" if self.shots else "the most labelled sentences"
-        )
-        return f"{self.probe.replace('_', ' ')}, {shots}"
+        shots = f"{self.shots:,}" if self.shots else "the most"
+        return f"{self.probe.replace('_', ' ')}, {shots} labelled sentences"
 
     @property
     def loss_ratio(self) -> float:

@@ -55,7 +55,7 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
-    style(ax, "Probe accuracy, map labels (%)", "Excess loss (nats)")
+    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Excess loss (nats)")
     losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
     if losses and min(losses) > 0:
         middle, half = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio**0.5
@@ -66,7 +66,7 @@ def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
 
 def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
     column, _, name = trace_columns(comparison)
-    style(ax, "Probe accuracy, map labels (%)", name)
+    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", name)
     _trajectories(ax, comparison, column)
     _log_axis(ax, comparison, column)
 
