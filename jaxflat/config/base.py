@@ -30,8 +30,8 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
         "seed": Bounded(0, least=0),
         "data_seed": Bounded(placeholder(int), least=0),  # decides the training sentences
         "init_seed": Bounded(placeholder(int), least=0),  # decides the initial parameters
-        # Decides the random vectors and sentences of flatness, and the sentences that linear probes
-        # and fine-tuning are fitted to.
+        # Decides the random vectors and sentences of flatness, and the sentences on which linear
+        # probes and fine-tuning are fitted and tested. So all arms of a seed share test sentences.
         "probe_seed": Bounded(placeholder(int), least=0),
         "language": language(),
         "model": model(),
@@ -130,8 +130,7 @@ def probes() -> dict[str, Any]:
         "pooling": Bounded("concatenate", choices=("concatenate", "mean")),
         "num_draws": 2,  # independent draws of the training sentences
         "num_validation": Bounded(2048, least=2),  # sentences that choose the L2 penalty
-        # Sentences of the language's test set, the same for every model.
-        "num_test": Bounded(4096, least=2),
+        "num_test": Bounded(4096, least=2),  # test sentences
         "l2": (1e-6, 1e-5, 1e-4, 1e-3),  # penalties, relative to the features' scale
         "iterations": 150,  # of the convex solver
         # Also probe features that are projected at random to this dimension, the same for models

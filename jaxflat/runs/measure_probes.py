@@ -42,7 +42,11 @@ MEASURES = {
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the settings on which each requested measure depends, except training's."""
+    """Return the settings on which each requested measure depends, except training's.
+
+    `test_sentences` distinguishes them from results of older versions, in which the test sentences
+    belonged to the language.
+    """
     chosen, trained = config.probes, config.model.name != "lookup_table"
     own = dict.fromkeys(functions.sections_in(chosen), True)
     requested = own | {
@@ -53,7 +57,8 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     }
     keys_of = MEASURES | {name: ("labelings", "shots", "pooling", name) for name in own}
     return {
-        name: {key: chosen[key] for key in (*SAMPLED, *keys)} | {"probe_seed": config.probe_seed}
+        name: {key: chosen[key] for key in (*SAMPLED, *keys)}
+        | {"probe_seed": config.probe_seed, "test_sentences": "of probe_seed"}
         for name, keys in keys_of.items()
         if requested[name]
     }

@@ -61,7 +61,7 @@ def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]
 
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return the sentences and labels of all tasks; the test sentences belong to the language."""
+    """Return the sentences and labels of all tasks."""
     sampler = make_language(language)
     tasks, chosen = sampler.tasks, settings.finetune
     num_classes = max(task.num_classes for task in tasks.values())
@@ -87,7 +87,7 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
     validation, exact_validation = labelled(
         builders.purpose_key(seed, "probe_validation"), settings.num_validation
     )
-    test, exact_test = labelled(builders.purpose_key(language.seed, "test"), settings.num_test)
+    test, exact_test = labelled(builders.purpose_key(seed, "probe_test"), settings.num_test)
     spans = tuple(task.span for task in tasks.values())
     pairs = [(name, labeling) for name in tasks for labeling in settings.labelings]
     posterior_of = dict(zip(tasks, exact_test[0], strict=True))
@@ -122,14 +122,14 @@ def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) 
 
 @functools.cache
 def _given_sets(name: str, language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return a random split: language.seed chooses the test sentences, `seed` splits the others.
+    """Return a random split of the labelled sentences.
 
-    Draws of training sentences are disjoint within a seed; draws of different seeds may overlap.
+    Parts are disjoint within a seed; parts of different seeds may overlap.
     """
     labelled = language_kind(language).labelled_sentences(language)[name]
     num_test, num_validation = settings.num_test, settings.num_validation
     order_N = jax.random.permutation(
-        builders.purpose_key(language.seed, "test"), len(labelled.labels_N)
+        builders.purpose_key(seed, "probe_test"), len(labelled.labels_N)
     )
     validation_key = builders.purpose_key(seed, "probe_validation")
     rest_N = jax.random.permutation(validation_key, order_N[num_test:])

@@ -177,8 +177,9 @@ def _reading() -> list[str]:
             "of the margin or more (Schuirmann 1987): failing to find a difference is not enough. "
             "Models that are read by interpolation have the same loss by construction. "
             "Likewise, an interval that includes 0 leaves a difference undecided; it does not show "
-            "that there is none. All models are measured on the same evaluation and test sentences "
-            "of one language. Intervals over seeds do not cover the choice of these sentences. "
+            "that there is none. All models of a language are evaluated on the same sentences, and "
+            "all models of a seed are probed on the same test sentences. Intervals over seeds do "
+            "not cover the choice of the evaluation sentences. "
             "Every checkpoint is the end of an anneal, its learning rate decayed to 0, except "
             "those that trajectories show as trained."
         ),

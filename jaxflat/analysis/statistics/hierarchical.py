@@ -50,9 +50,7 @@ def split_difference(
 
     This is the method of moments of a one-way random-effects model with known variances within
     (Searle, Casella and McCulloch 1992, "Variance components", ch. 3). The sum is an upper bound
-    of e^2, because two models tested on the same examples make correlated errors. If all seeds
-    share their test examples, the examples' part is smaller still: an error common to all seeds
-    adds no variance over seeds.
+    of e^2, because two models tested on the same examples make correlated errors.
     """
     differences = np.subtract(second, first)
     errors = np.square(first_errors) + np.square(second_errors)
