@@ -6,15 +6,15 @@ import pytest
 from jaxflat.analysis import claims
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.effects import ACROSS
 from jaxflat.analysis.page import joint
 from jaxflat.analysis.page.arm_words import arms_table
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import summary_sentences
-from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
+from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
 from jaxflat.report import main
 from tests.analysis.conftest import write_rows
 
-TOGETHER = "At matched excess loss the flatter model is the more accurate"
 ORDERS = {
     "sgd": "('warm', 'sgd')",
     "adamw": "('warm', 'adamw')",
@@ -79,27 +79,25 @@ def answers(folder):
 )
 def test_an_arm_is_judged_against_the_first_of_the_sweep(tmp_path, effect, accurate, flatter):
     found = answers(write_arms_results(tmp_path, **effect))
-    assert found["At matched excess loss adamw is more accurate than sgd"] == accurate
-    assert found["At matched excess loss adamw is flatter than sgd"] == flatter
+    assert found["At equal excess loss adamw is more accurate than sgd"] == accurate
+    assert found["At equal excess loss adamw is flatter than sgd"] == flatter
 
 
-@pytest.mark.parametrize(
-    ("effect", "answer"),
-    [
-        ({"accuracy": 0.05, "log_trace": -0.5}, SUPPORTED),
-        ({"accuracy": 0.05, "log_trace": 0.5}, CONTRADICTED),
-        ({"log_trace": -0.5}, UNDECIDED),
-    ],
-)
-def test_flatter_is_more_accurate_over_the_pairs_of_arms(tmp_path, effect, answer):
-    assert answers(write_arms_results(tmp_path, **effect))[TOGETHER] == answer
+@pytest.mark.parametrize("accuracy", [0.05, -0.05])
+def test_few_arms_do_not_identify_an_effect_of_flatness(tmp_path, accuracy):
+    """The flatter arm is the more accurate, or the less, but it differs in its optimizer too."""
+    effects = {"accuracy": accuracy, "log_trace": -0.5}
+    verdicts = judge(read_comparison(write_arms_results(tmp_path, **effects)))
+    (found,) = [one for one in verdicts if one.claim == ACROSS]
+    assert (found.answer, found.p) == (NOT_IDENTIFIED, None)
+    assert found.reason == "flatness differs only with phase_order"
 
 
 def test_an_unequal_loss_is_shown_and_kept_out_of_the_verdicts(tmp_path):
     folder = write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5, excess=0.01)
     found = answers(folder)
-    assert found["At matched excess loss adversary → off is more accurate than sgd"] == NONE
-    assert found["At matched excess loss adamw is more accurate than sgd"] == SUPPORTED
+    assert found["At equal excess loss adversary → off is more accurate than sgd"] == NONE
+    assert found["At equal excess loss adamw is more accurate than sgd"] == SUPPORTED
     pairs = joint.matched_pairs(read_comparison(folder))
     assert [pair.second.arm for pair in pairs] == ["adamw"]
     page = write_report(folder).read_text()
@@ -115,16 +113,16 @@ def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_pa
 
 def test_words_set_each_arm_against_the_first(tmp_path):
     text = " ".join(summary_sentences(write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5)))
-    assert "Of 2 arms compared with sgd, 2 are matched" in text
-    assert "Adamw's accuracy is higher" in text
+    assert "Of 2 arms compared with sgd, 2 can be compared at equal excess loss" in text
+    assert "accuracy, adamw minus sgd, +" in text
     assert "sgd (step 100) against the same model at initialisation" in text.lower()
     assert "nan" not in text
 
 
 def test_one_seed_is_no_verdict(tmp_path):
     folder = write_arms_results(tmp_path, accuracy=0.05, seeds=1)
-    assert {answers(folder)[claim] for claim in answers(folder)} == {NONE}
-    assert "more than one seed" in summary_sentences(folder)[0]
+    assert {*answers(folder).values()} == {NONE, NOT_IDENTIFIED}
+    assert "more than one seed" in " ".join(summary_sentences(folder))
 
 
 @pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
@@ -149,7 +147,7 @@ def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
 @pytest.mark.slow
 def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     judged, name = [], "a_sweep_with_a_long_name-laptop"
-    monkeypatch.setattr(claims, "noise_verdict", judged.append)
+    monkeypatch.setattr(claims, "label_noise_test", judged.append)
     (tmp_path / name).mkdir()
     folders = [
         write_arms_results(tmp_path / name, accuracy=0.05, log_trace=-0.5),
@@ -160,9 +158,9 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     assert len(judged) == 2  # each sweep once
     printed = " ".join(capsys.readouterr().out.split())
     assert "…" not in printed
-    assert "is the more accurate in 2, the less accurate in 3, undecided in 1" in printed
+    assert "6 pairs of models at equal excess loss; primary claims: none declared" in printed
     page = (output / "report.html").read_text()
-    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "accurate in 2"):
+    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "6 pairs of models"):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in file.read_text()

@@ -3,9 +3,12 @@
 import random
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import compare, match_all, match_cells, read_comparison
-from jaxflat.analysis.pairs import paired_values
+from jaxflat.analysis.pairs import compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row, read_results
 from jaxflat.analysis.statistics.intervals import paired_t_interval, tost_paired
 
@@ -71,10 +74,15 @@ def test_a_difference_is_larger_minus_smaller_seed_by_seed(sweep):
 
 
 def test_equivalence_allows_for_the_choice_among_nine_pairs(sweep):
-    pair = read_comparison(sweep()).pairs[0]
-    losses = paired_values(pair.first, pair.second, "excess_loss")
+    """The log ratio is tested at half the margin, the margin and twice the margin."""
+    comparison = read_comparison(sweep())
+    cells = [cells[-1] for cells in comparison.arms.values()][:2]
+    pair = compare_pair(*cells, comparison.primary_columns, 1.1, candidates=9)
+    logs = [np.log(one).tolist() for one in paired_values(*cells, "excess_loss")]
+    margins = [test.margin for test in pair.equivalences]
+    assert margins == pytest.approx([1.1**0.5, 1.1, 1.1**2])
     for test in pair.equivalences:
-        assert test.p == min(1.0, 9 * tost_paired(*losses, test.margin).p)
+        assert test.p == min(1.0, 9 * tost_paired(*logs, np.log(test.margin)).p)
 
 
 def test_projected_checkpoints_are_compared_with_each_other_only(sweep):
@@ -85,17 +93,25 @@ def test_projected_checkpoints_are_compared_with_each_other_only(sweep):
     assert {cell.step for cell in compare(rows + unprojected).cells} == {1000, 2000, 4000}
 
 
-def test_sizes_that_also_differ_in_something_else_are_not_compared(sweep):
+def with_optimizers(rows, *names):
+    return [replace(row, swept=row.swept | {"optimizer.name": n}) for row in rows for n in names]
+
+
+def test_sizes_are_compared_where_they_differ_in_nothing_else(sweep):
     rows = read_results(sweep() / "results.csv")
-    both = [
-        replace(row, swept=row.swept | {"optimizer.name": name})
-        for row in rows
-        for name in ("adam", "sgd")
+    comparison = compare(with_optimizers(rows, "adam", "sgd"))
+    assert len(comparison.arms) == 6
+    optimizers = [
+        [cell.rows["0"].swept["optimizer.name"] for cell in (pair.first, pair.second)]
+        for pair in comparison.pairs
     ]
-    comparison = compare(both)
+    assert sorted(optimizers) == [["adam"] * 2] * 3 + [["sgd"] * 2] * 3
+    small = [row for row in rows if row.swept["model.width"] == "16"]
+    large = [row for row in rows if row.swept["model.width"] == "32"]
+    comparison = compare(with_optimizers(small, "adam") + with_optimizers(large, "sgd", "momentum"))
     assert "size alone is not compared" in comparison.obstacle
     assert comparison.pairs == []
-    assert len(comparison.arms) == 6
+    assert len(comparison.arms) == 3
 
 
 def test_a_sweep_of_one_size_is_not_compared_by_size(sweep):

@@ -1,63 +1,73 @@
 """The words follow the numbers: an effect, none and its reverse differ only in the verdict."""
 
+import json
+
 import pytest
 
-from jaxflat.analysis.flatness_columns import PARAMETRISATION
 from jaxflat.analysis.page.findings import summary_sentences
+from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
 
 FLATTER, SHARPER = {"log_trace": -0.3}, {"log_trace": 0.3}
 BETTER, WORSE = {"accuracy": 1.5}, {"accuracy": -1.5}
+ACCURATE = "At equal excess loss the larger model is the more accurate: "
+FLAT = "At equal excess loss the larger model is the flatter: "
 
 
-def counts(accuracy, flatness, relation):
-    more, less, undecided = accuracy
-    flatter, sharper, unsure = flatness
-    together, apart, unknown = relation
-    return (
-        f"more accurate in {more}, less accurate in {less}, undecided in {undecided}",
-        f"flatter in {flatter}, sharper in {sharper}, undecided in {unsure}",
-        f"The flatter model is the more accurate in {together}, the less accurate in {apart}, "
-        f"undecided in {unknown}",
-    )
+def declare(workdir, primary):
+    """Add to the sweep's record that its claims of the kind `primary` are the primary ones."""
+    path = workdir / "sweep.json"
+    claims = {"primary": primary, "probe": "linear_probe", "shots": 0}
+    claims |= {"loss_margin": 0.1, "negligible_slope": 0.5}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trains": {"claims": claims}}))
+    return workdir
+
+
+def only(sentences, words):
+    (found,) = [sentence for sentence in sentences if words in sentence]
+    return found
 
 
 @pytest.mark.parametrize(
-    ("effects", "accuracy", "flatness", "relation"),
+    ("effects", "accurate", "flat"),
     [
-        (BETTER | FLATTER, (3, 0, 0), (3, 0, 0), (3, 0, 0)),
-        (WORSE | SHARPER, (0, 3, 0), (0, 3, 0), (3, 0, 0)),
-        (WORSE | FLATTER, (0, 3, 0), (3, 0, 0), (0, 3, 0)),
-        (BETTER | SHARPER, (3, 0, 0), (0, 3, 0), (0, 3, 0)),
-        ({}, (0, 0, 3), (0, 0, 3), (0, 0, 3)),
-        (BETTER, (3, 0, 0), (0, 0, 3), (0, 0, 3)),
+        (BETTER | FLATTER, SUPPORTED, SUPPORTED),
+        (WORSE | SHARPER, CONTRADICTED, CONTRADICTED),
+        (WORSE | FLATTER, CONTRADICTED, SUPPORTED),
+        (BETTER | SHARPER, SUPPORTED, CONTRADICTED),
+        ({}, UNDECIDED, UNDECIDED),
+        (BETTER, SUPPORTED, UNDECIDED),
     ],
 )
-def test_the_headline_counts_each_outcome_and_its_opposite(
-    sweep, effects, accuracy, flatness, relation
-):
-    headline = summary_sentences(sweep(**effects))[0]
-    assert "3 are matched" in headline
-    for part in counts(accuracy, flatness, relation):
-        assert part in headline
+def test_the_sentences_say_each_outcome_and_its_opposite(sweep, effects, accurate, flat):
+    sentences = summary_sentences(sweep(**effects))
+    assert sentences[0].startswith("Of 3 pairs of sizes, 3 can be compared at equal excess loss")
+    for claim, answer in ((ACCURATE, accurate), (FLAT, flat)):
+        assert only(sentences, claim).startswith(f"{claim}{answer} (")
 
 
 def test_a_result_and_its_reverse_differ_in_the_verdict_words_only(sweep):
     def words(**effects):
-        sentence = summary_sentences(sweep(**effects))[1]
-        return [word for word in sentence.replace(",", "").split() if word.isalpha()]
+        sentences = summary_sentences(sweep(**effects))
+        text = " ".join([sentences[1], only(sentences, ACCURATE), only(sentences, FLAT)])
+        return [word for word in text.replace(",", "").split() if word.isalpha()]
 
     effect, reverse = words(**BETTER | FLATTER), words(**WORSE | SHARPER)
-    swap = {"higher": "lower", "flatter": "sharper"}
-    verdict = effect.index("Here")
-    assert [swap.get(word, word) for word in effect[:verdict]] == reverse[:verdict]
-    assert effect[verdict:] == reverse[verdict:]
+    assert SUPPORTED in effect
+    assert [CONTRADICTED if word == SUPPORTED else word for word in effect] == reverse
+
+
+def test_the_primary_claim_comes_first(sweep):
+    sentences = summary_sentences(declare(sweep(**BETTER), "flatness"))
+    assert sentences[0].startswith(f"Primary claim. {FLAT}")
+    assert sum("Primary claim" in one for one in sentences) == 1
+    assert not sum("Primary claim" in one for one in summary_sentences(sweep(**BETTER)))
 
 
 def test_unmatched_sizes_get_no_verdict(sweep):
     sentences = summary_sentences(sweep(excess=0.02, steps=(1000,), **BETTER | FLATTER))
-    assert "none is matched" in sentences[0]
-    assert all("no verdict is given" in sentence for sentence in sentences[1:4])
-    assert "The flatter model is" not in sentences[0]
+    assert "none has equal excess losses (within a factor of 1.1)" in sentences[0]
+    assert all("not shown to be equal within a factor of 1.1" in one for one in sentences[1:4])
+    assert only(sentences, FLAT[:-2]).startswith(f"{NONE.capitalize()}, because no pair is matched")
 
 
 def test_one_seed_is_said_and_no_nan_printed(sweep):
@@ -78,8 +88,11 @@ def test_lookup_tables_are_set_beside_the_models_where_there_are_any(sweep):
 
 
 @pytest.mark.parametrize("effects", [BETTER | FLATTER, WORSE | FLATTER, BETTER | SHARPER, {}])
-def test_beside_any_result_on_sizes_the_parametrisation_is_called_a_choice(sweep, effects):
+def test_beside_any_result_on_sizes_the_parametrisation_is_named(sweep, effects):
+    """The embedded trace is one parametrisation of many; no words relate it to accuracy."""
     sentences = summary_sentences(sweep(**effects))
-    assert sentences.count(PARAMETRISATION) == 1
-    assert sum("one parametrisation, which is a choice" in sentence for sentence in sentences) == 1
-    assert "dissociate" not in " ".join(sentences)
+    assert "Hessian trace, embedded, larger over smaller" in only(sentences, FLAT)
+    beside = summary_sentences(sweep(**effects, log_invariant=0.1))
+    assert "invariant Hessian trace, larger over smaller" in only(beside, FLAT)
+    assert "by the embedded trace" in only(beside, FLAT)
+    assert "dissociate" not in " ".join(sentences + beside)

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from jaxflat.analysis.cells import group_cells
+from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import MAP_ACCURACY, add_task_means, read_results
 
 
@@ -59,7 +60,7 @@ def test_the_primary_is_the_map_labeling_at_most_shots_and_needs_every_task(tmp_
     names = ["a.map/200", "a.map/4000", "b.map/4000", "b.latent/4000", "a.map/4000_sem"]
     header = "point,seed,step," + ",".join(f"linear_probe/{name}" for name in names)
     rows = read_text(tmp_path, f"{header}\nx,0,1,.1,.8,.6,.2,.01\ny,1,1,.1,.8,,.2,.01\n")
-    add_task_means(rows)
+    add_task_means(rows, UNDECLARED)
     assert rows[0].values[MAP_ACCURACY] == pytest.approx(0.7)
     assert MAP_ACCURACY not in rows[1].values
 

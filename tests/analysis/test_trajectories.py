@@ -8,7 +8,7 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
-from jaxflat.analysis.label_noise import noise_verdict
+from jaxflat.analysis.label_noise import label_noise_test
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import describe, summary_sentences
 from jaxflat.analysis.page.joint import matched_pairs
@@ -16,7 +16,7 @@ from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.page.trajectory_words import trajectory_table, verdict
 from jaxflat.analysis.results_csv import read_results
 from jaxflat.analysis.statistics.intervals import Interval
-from jaxflat.analysis.verdicts import NONE, SUPPORTED
+from jaxflat.analysis.verdicts import SUPPORTED
 
 
 def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
@@ -24,7 +24,7 @@ def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
     random = np.random.default_rng(0)
     rows = []
     for seed in range(seeds):
-        start = 40 * np.exp(random.normal(0, 0.2))
+        start, start_accuracy = 40 * np.exp(random.normal(0, 0.2)), 0.9 + random.normal(0, 1e-3)
         for targets, ratio, size in zip(("exact", "sampled"), ratios, num_params, strict=True):
             noise = np.exp(random.normal(0, 0.02))
             for step, projected, trace in (
@@ -35,13 +35,14 @@ def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
                 (12_000, 1, start * ratio * noise),
             ):
                 ended = targets == "sampled" and step > 4000
+                accuracy = 0.9 + 0.01 * ended + random.normal(0, 1e-3)
                 rows.append(
                     {
                         **{"point": f"{targets}{seed}", "phases.continue.targets": targets},
                         **{"seed": seed, "step": step, "projected": projected},
-                        **{"num_params": size, "excess_loss": 0.002 + 0.001 * ended},
+                        **{"num_params": size, "excess_loss": 0.002 + 0.0001 * ended},
                         **{"hessian_trace": trace, "hessian_trace@embedded": trace},
-                        "linear_probe/root.map/4000": 0.9 + 0.01 * ended + random.normal(0, 1e-3),
+                        "linear_probe/root.map/4000": accuracy if step > 4000 else start_accuracy,
                     }
                 )
     with (workdir / "results.csv").open("w", newline="") as file:
@@ -66,8 +67,8 @@ def test_ratios_are_of_end_over_start_seed_by_seed(tmp_path):
     assert (first.name, second.name) == ("targets exact", "targets sampled")
     assert change.ratio.mean == pytest.approx(sampled.mean / exact.mean)
     assert change.accuracy.mean == pytest.approx(0.01, abs=0.003)
-    assert change.excess.mean == pytest.approx(0.001)
-    assert change.equal.holds  # the arms end 0.001 nats apart
+    assert change.excess.mean == pytest.approx(0.0001)
+    assert change.equal.holds  # the losses at the ends differ by a factor of 1.05
     assert raw.contrasts[0][2].ratio.mean == pytest.approx(change.ratio.mean)
 
 
@@ -131,7 +132,7 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     assert (pair.first.step, pair.second.step) == (12_000, 12_000)
     found = {one.claim: one.answer for one in judge(comparison)}
     for word in ("flatter", "more accurate"):
-        claim = f"At matched excess loss targets sampled is {word} than targets exact"
+        claim = f"At equal excess loss targets sampled is {word} than targets exact"
         assert found[claim] == SUPPORTED
     # Each arm's end against its start; comparing the two ends too would count them twice.
     assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
@@ -144,10 +145,13 @@ def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
     assert len(compare(rows).trajectories) == 2
     cut = [row for row in rows if not (row.last and row.point.startswith("exact"))]
     assert compare(cut).trajectories == []
+    comparison = compare(cut)
     assert "Left out, because the last checkpoint was not measured: targets exact." in describe(
-        compare(cut)
+        comparison, judge(comparison)
     )
-    assert noise_verdict(compare(cut)).answer == NONE
+    test = label_noise_test(comparison)
+    assert test.p is None
+    assert test.reason == "no seed has a first and a last checkpoint in both arms"
 
 
 def test_arms_of_several_sizes_are_no_trajectories(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis.associations import GIVEN_ALL, STATISTICS, associations
+from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import figures, joint
 from jaxflat.analysis.page.document import write_report
@@ -73,7 +74,7 @@ def everything(folder):
     sweeps = {"a": comparison}
     judged = joint.judge_sweeps(sweeps)
     pages = [write_report(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
-    texts = [*summary_sentences(folder), *verdict_sentences(comparison)]
+    texts = [*summary_sentences(folder), *verdict_sentences(judge(comparison))]
     texts += [text for row in summary_table(folder) for text in row]
     texts += [text for row in correlations_table(found) for text in row]
     texts += [re.sub('src="[^"]*"', "", path.read_text()) for path in pages]
