@@ -4,7 +4,8 @@
 
 Five seeds of each width are trained on the exact conditionals of a hidden Markov model. Two lookup
 tables give the exact conditionals as features. Small models train longer, so that the excess losses
-of the measured checkpoints overlap and sizes can be compared at the same loss.
+of the measured checkpoints overlap and sizes can be compared at the same loss. Probes see few
+labels, and the features of every width in 128 dimensions.
 """
 
 from jaxflat import config as base_config
@@ -23,24 +24,26 @@ def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     phase = config.phases.pretrain
+    config.claims.update({"probe": "linear_probe_projected", "shots": 200})
+    config.probes.projected_dimension, config.flatness.measures = 128, ("hessian_trace",)
     if scale == "smoke":
         config.model.num_layers = 1  # compiling takes most of the time
         phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_draws": 2, "num_validation": 256, "num_test": 512})
-        config.probes.update({"shots": (50, 200), "iterations": 50})
+        few = {"num_validation": 256, "num_test": 512, "shots": (50, 200), "iterations": 50}
+        config.probes.update(few)
     if scale == "paper":  # the paper's grammar; 3M to 740M parameters at one depth
-        config.language.name = "pcfg"
-        config.language.pcfg.update({"level_sizes": (9, 8, 8, 8, 8, 8), "num_words": 200})
-        config.language.pcfg.update({"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))})
-        config.language.pcfg.rule_concentration = 0.01
+        pcfg = {"level_sizes": (9, 8, 8, 8, 8, 8), "num_words": 200, "rule_concentration": 0.01}
+        pcfg |= {"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))}
+        config.language.update({"name": "pcfg", "pcfg": pcfg})
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
-        config.flatness.invariant = False  # it would hold 99 GiB, see --dry_run
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
-        config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
-        config.probes.shots = (1000, 10_000)
+        # Invariant traces would hold 99 GiB, see --dry_run.
+        config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1, "invariant": False})
+        config.probes.update({"shots": (1000, 10_000), "projected_dimension": 512})
+        config.claims.shots = 1000
     return config
 
 
