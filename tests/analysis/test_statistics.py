@@ -10,6 +10,7 @@ from jaxflat.analysis.statistics.intervals import (
     mean_interval,
     paired_t_interval,
     standard_error,
+    tost,
     tost_paired,
 )
 
@@ -85,3 +86,46 @@ def test_tost_without_noise_and_with_one_pair():
     alone = tost_paired([1.0], [1.0], 0.5)
     assert alone.p is None
     assert not alone.holds
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize("null", [0.0, 0.4, -2.0])
+def test_p_of_a_mean_is_scipys(count, null):
+    values = np.random.default_rng(6).normal(0.4, 1, count)
+    expected = stats.ttest_1samp(values, null).pvalue
+    assert mean_interval(values.tolist()).p(null) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize("null", [1.0, 0.8, 3.0])
+def test_p_of_a_ratio_is_scipys_of_the_logarithms(count, null):
+    first, second = np.exp(np.random.default_rng(7).normal(size=(2, count)))
+    expected = stats.ttest_1samp(np.log(second / first), np.log(null)).pvalue
+    assert log_ratio_interval(first, second).p_ratio(null) == pytest.approx(expected)
+
+
+def test_p_is_below_5_percent_where_the_interval_takes_a_side():
+    for draw in np.random.default_rng(8).normal(1.0, 1.0, (300, 5)):
+        one = mean_interval(draw.tolist())
+        assert (one.p(0.0) < 0.05) == (one.side(0.0) != 0)
+        ratio = log_ratio_interval(np.ones(5), np.exp(draw))
+        assert (ratio.p_ratio() < 0.05) == (ratio.side(1.0) != 0)
+
+
+def test_p_of_one_value_and_of_values_without_scatter():
+    assert mean_interval([3.0]).p(0.0) is None
+    assert log_ratio_interval([1.0], [3.0]).p_ratio() is None
+    same = mean_interval([0.5, 0.5])
+    assert (same.p(0.5), same.p(0.0)) == (1.0, 0.0)
+    twice = log_ratio_interval([1.0, 1.0], [2.0, 2.0])
+    assert (twice.p_ratio(2.0), twice.p_ratio()) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5, 2.0])
+def test_tost_of_values_is_its_definition(margin):
+    values = np.random.default_rng(9).normal(0.2, 0.5, 8)
+    se = values.std(ddof=1) / np.sqrt(8)
+    above = stats.t.sf((values.mean() + margin) / se, 7)
+    below = stats.t.cdf((values.mean() - margin) / se, 7)
+    assert tost(values.tolist(), margin).p == pytest.approx(max(above, below))
+    assert tost(values.tolist(), margin) == tost_paired(np.zeros(8), values, margin)
