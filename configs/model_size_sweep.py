@@ -4,8 +4,7 @@
 
 Five seeds of each width are trained on the exact conditionals of a hidden Markov model. Two lookup
 tables give the exact conditionals as features. Small models train longer, so that the excess losses
-of the measured checkpoints overlap and sizes can be compared at the same loss. Probes see few
-labels, and the features of every width in 128 dimensions.
+of their checkpoints overlap. Probes see few labels, and features of every width in 128 dimensions.
 """
 
 from jaxflat import config as base_config
