@@ -8,6 +8,7 @@ more keys show an association, which a permutation test over settings judges.
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from math import comb
 
 import numpy as np
 
@@ -18,7 +19,13 @@ from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair, why_unmatched
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
-from jaxflat.analysis.statistics.intervals import log_ratio_interval, mean_interval, tost
+from jaxflat.analysis.statistics.intervals import (
+    LEVEL,
+    log_ratio_interval,
+    mean_interval,
+    quotient_interval,
+    tost_quotient,
+)
 from jaxflat.analysis.statistics.permutation import num_orders, permutation_test
 from jaxflat.analysis.verdicts import EFFECT, ClaimTest
 
@@ -43,12 +50,13 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     """Test the points of accuracy that a halving of the trace adds, from contrasts with a baseline.
 
     Contrast d of seed s lowers the trace by x_ds halvings and raises accuracy by y_ds points. With
-    x_d the mean over seeds, seed s has the slope
+    x_d the mean over seeds, the effect is mean b_s / mean a_s over seeds, where mean a_s is 1:
 
-        b_s = sum_d x_d y_ds / sum_d x_d^2,
+        b_s = sum_d x_d y_ds / sum_d x_d^2,    a_s = sum_d x_d x_ds / sum_d x_d^2.
 
-    and the t interval is over seeds. The two cells of a contrast have equal excess losses. The
-    effect is identified if the interval of the ratio of the extreme traces excludes 1.
+    Its interval is Fieller's (see `quotient_interval`), so it allows for the scatter of the traces.
+    The two cells of a contrast have equal excess losses. The effect is identified if the extreme
+    traces differ, by a t test that is corrected for the number of pairs of arms (Bonferroni).
     """
     cells = [cell for contrast in contrasts for cell in contrast]
     column = common_column(cells)
@@ -67,20 +75,22 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     ratio = log_ratio_interval([1.0] * len(seeds), (2.0 ** (flattest_S - sharpest_S)).tolist())
     assert ratio is not None
     range_words = f"over traces that differ by {wording.ratio(ratio)}"
-    if ratio.low is None or ratio.low <= 1:
+    num_pairs = comb(len(contrasts) + 1, 2)
+    if num_pairs * (ratio.p_ratio() or 0.0) >= 1 - LEVEL:
         why = f"the contrast is not shown to change the trace, {wording.ratio(ratio)}"
         return ClaimTest(claim, EFFECT, reason=why, identified=False)
-    slopes_S = (x_D @ gains_DxS / (x_D @ x_D)).tolist()
-    slope = mean_interval(slopes_S)
-    wide = ratio.low >= LEAST_RATIO
+    weights_D = x_D / (x_D @ x_D)
+    slopes_S, shares_S = weights_D @ gains_DxS, weights_D @ halvings_DxS
+    slope = quotient_interval(slopes_S, shares_S)
+    wide = ratio.low is not None and ratio.low >= LEAST_RATIO
     return ClaimTest(
         claim,
         EFFECT,
         f"points of accuracy per halving of the {COMPARED[column]}, {range_words}",
         wording.slope(slope),
         side=int(np.sign(slope.mean)),
-        p=slope.p(0.0),
-        p_negligible=tost(slopes_S, negligible).p if wide else None,
+        p=mean_interval(slopes_S.tolist()).p(0.0),
+        p_negligible=tost_quotient(slopes_S, shares_S, negligible).p if wide else None,
     )
 
 

@@ -121,3 +121,34 @@ def tost(values: Sequence[float], margin: float) -> Equivalence:
     freedom = len(values) - 1
     above, below = (special.stdtr(freedom, (s * mean - margin) / error) for s in (-1, 1))
     return Equivalence(margin, float(max(above, below)))
+
+
+def quotient_interval(tops: np.ndarray, bottoms: np.ndarray) -> Interval:
+    """Return mean(tops) / mean(bottoms) with the values that a paired t test does not reject.
+
+    A quotient q is rejected if the mean of tops - q bottoms differs from 0 (Fieller 1954, J. R.
+    Stat. Soc. B 16:175). So the ends solve (m_y - q m_x)^2 = t^2 (s_yy - 2 q s_xy + q^2 s_xx) / n.
+    The ends are None if there is one pair, or if the mean of `bottoms` is not shown to differ
+    from 0: then the interval has no end.
+    """
+    count, y, x = len(tops), float(np.mean(tops)), float(np.mean(bottoms))
+    if count < 2:
+        return Interval(y / x, None, None, count)
+    (yy, xy), (_, xx) = np.cov(tops, bottoms) * student_quantile(count) ** 2 / count
+    a, b, c = x**2 - xx, x * y - xy, y**2 - yy
+    if a <= 0:
+        return Interval(y / x, None, None, count)
+    half = float(np.sqrt(max(0.0, b**2 - a * c))) / a
+    return Interval(y / x, float(b / a) - half, float(b / a) + half, count)
+
+
+def tost_quotient(tops: np.ndarray, bottoms: np.ndarray, margin: float) -> Equivalence:
+    """Test whether mean(tops) / mean(bottoms) lies within +-margin; `bottoms` has a mean above 0.
+
+    The two one-sided t tests are of tops - margin bottoms and tops + margin bottoms.
+    """
+    sides = [mean_interval((s * tops - margin * bottoms).tolist()) for s in (-1, 1)]
+    if len(tops) < 2:
+        return Equivalence(margin, None)
+    halves = [(side.mean, (side.p(0.0) or 0.0) / 2) for side in sides]
+    return Equivalence(margin, max(half if mean < 0 else 1 - half for mean, half in halves))
