@@ -6,7 +6,7 @@ noise and none, and between the seeds of one setting. Settings of one size that 
 more keys show an association, which a permutation test over settings judges.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import comb
 
@@ -38,6 +38,7 @@ ACROSS = "At equal excess loss the flatter models are the more accurate"
 STRENGTH = ".flatness_penalty.strength"
 
 Contrast = tuple[Cell, Cell]  # a baseline, and an arm that differs from it in one thing
+Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at equal losses
 
 
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
@@ -114,12 +115,16 @@ def _on_doses(comparison: Comparison) -> list[ClaimTest]:
     for key in [key for key in comparison.varied if key.endswith(STRENGTH)]:
         section = key.removesuffix("strength")
         strength, measure = partial(_number, key), partial(_text, f"{section}measure")
+        by_measure: dict[str, list[Arms]] = {}
         for own in _alike(comparison, lambda name, section=section: name.startswith(section)):
             baseline = next((arm for arm in own if strength(arm) == 0), None)
-            doses = [arm for arm in own if strength(arm) != 0]
-            for name, same in _grouped(doses, measure):
-                named = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
-                tests.append(_on_contrast(comparison, named, baseline, same))
+            for dose in (arm for arm in own if strength(arm) != 0):
+                contrasts = by_measure.setdefault(measure(dose), [])
+                contrasts += [(baseline, dose)] if baseline else []
+        for name, contrasts in by_measure.items():
+            named = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
+            why = "" if contrasts else "no arm has strength 0, the baseline"
+            tests.append(_on_contrasts(comparison, named, contrasts, why))
     return tests
 
 
@@ -127,35 +132,37 @@ def _on_label_noise(comparison: Comparison) -> list[ClaimTest]:
     """Test sampled labels against exact targets, in arms that differ in nothing else."""
     tests = []
     for key in [key for key in comparison.varied if key.endswith(".targets")]:
+        contrasts: list[Arms] = []
         for own in _alike(comparison, lambda name, key=key: name == key):
             by_targets = {_text(key, arm): arm for arm in own}
             if {"exact", "sampled"} <= by_targets.keys():
-                noisy = [by_targets["sampled"]]
-                tests.append(_on_contrast(comparison, "label noise", by_targets["exact"], noisy))
+                contrasts.append((by_targets["exact"], by_targets["sampled"]))
+        if contrasts:
+            tests.append(_on_contrasts(comparison, "label noise", contrasts))
     return tests
 
 
-def _on_contrast(
-    comparison: Comparison, cause: str, baseline: list[Cell] | None, arms: list[list[Cell]]
+def _on_contrasts(
+    comparison: Comparison, cause: str, arms: Sequence[Arms], why: str = ""
 ) -> ClaimTest:
+    """Test the effect in all contrasts of one cause together."""
     claim = f"At equal excess loss a trace that {cause} lowers raises accuracy"
-    if baseline is None:
-        return ClaimTest(claim, EFFECT, reason="no arm has strength 0, the baseline")
-    name = baseline[0].arm
-    pairs = [
-        pair
+    names = [(baseline[0].arm, arm[0].arm) for baseline, arm in arms]
+    pairs = {
+        (pair.first.arm, pair.second.arm): pair
         for found in comparison.settings
         for pair in found.pairs
-        for arm in arms
-        if {pair.first.arm, pair.second.arm} == {name, arm[0].arm}
-    ]
+    }
+    # The baseline may come later in the sweep than the other arm of its contrast.
+    compared = [(pairs.get((one, other)), pairs.get((other, one))) for one, other in names]
     contrasts = [
-        (pair.first, pair.second) if pair.first.arm == name else (pair.second, pair.first)
-        for pair in pairs
-        if pair.equivalence.holds
+        (pair.first, pair.second) if pair is forward else (pair.second, pair.first)
+        for forward, backward in compared
+        if (pair := forward or backward) and pair.equivalence.holds
     ]
     if not contrasts:
-        return ClaimTest(claim, EFFECT, reason=why_unmatched(pairs))
+        unmatched = [pair for both in compared for pair in both if pair]
+        return ClaimTest(claim, EFFECT, reason=why or why_unmatched(unmatched))
     return contrast_effect(claim, contrasts, comparison.plan.negligible_slope)
 
 
@@ -239,16 +246,10 @@ def _alike(comparison: Comparison, differs: Callable[[str], bool]) -> list[list[
         swept = _swept(arm).items()
         return (arm[0].num_params, *((name, text) for name, text in swept if not differs(name)))
 
-    return [arms for _, arms in _grouped(list(comparison.arms.values()), others)]
-
-
-def _grouped(
-    arms: list[list[Cell]], key: Callable[[list[Cell]], Hashable]
-) -> list[tuple[Hashable, list[list[Cell]]]]:
-    found: dict[Hashable, list[list[Cell]]] = {}
-    for arm in arms:
-        found.setdefault(key(arm), []).append(arm)
-    return list(found.items())
+    groups: dict[tuple[object, ...], list[list[Cell]]] = {}
+    for arm in comparison.arms.values():
+        groups.setdefault(others(arm), []).append(arm)
+    return list(groups.values())
 
 
 def _swept(arm: list[Cell]) -> dict[str, str]:
