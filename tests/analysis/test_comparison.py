@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis.cells import Cell
+from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, match_all, match_cells, read_comparison
 from jaxflat.analysis.pairs import compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row, read_results
@@ -118,3 +119,47 @@ def test_a_sweep_of_one_size_is_not_compared_by_size(sweep):
     comparison = read_comparison(sweep(widths=(16,)))
     assert "one size only" in comparison.obstacle
     assert comparison.cells
+
+
+def answers(rows):
+    return {one.claim: one.answer for one in judge(compare(rows))}
+
+
+@pytest.mark.parametrize("effects", [{"accuracy": 1.5, "log_trace": -0.3}, {"accuracy": -1.5}, {}])
+def test_an_extra_checkpoint_in_one_seed_changes_no_verdict(sweep, effects):
+    rows = read_results(sweep(**effects) / "results.csv")
+    last = [row for row in rows if row.seed == "0" and row.step == 4000]
+    losses = [row.values | {"excess_loss": 0.9 * row.values["excess_loss"]} for row in last]
+    extra = [
+        replace(row, step=8000, values=values) for row, values in zip(last, losses, strict=True)
+    ]
+    assert answers(rows + extra) == answers(rows)
+    assert [pair.accuracy.count for pair in compare(rows + extra).pairs] == [5, 5, 5]
+
+
+def test_an_extra_checkpoint_of_one_size_in_one_seed_changes_no_verdict(sweep):
+    rows = read_results(sweep(accuracy=1.5, log_trace=-0.3) / "results.csv")
+    (row,) = [r for r in rows if (r.seed, r.step, r.swept["model.width"]) == ("0", 4000, "32")]
+    extra = replace(row, step=3000, values=row.values | {"excess_loss": 0.016})
+    assert answers([*rows, extra]) == answers(rows)
+
+
+@pytest.mark.parametrize("effects", [{"accuracy": 1.5, "log_trace": -0.3}, {"accuracy": -1.5}])
+def test_a_learning_rate_that_is_swept_beside_width_leaves_the_verdicts_on_sizes(sweep, effects):
+    rows = read_results(sweep(**effects) / "results.csv")
+    random = np.random.default_rng(0)
+    both = [
+        replace(
+            row,
+            swept=row.swept | {"phases.pretrain.schedule.learning_rate": rate},
+            values={name: v * np.exp(0.002 * random.normal()) for name, v in row.values.items()}
+            | {name: v for name, v in row.values.items() if name == "num_params"},
+        )
+        for row in rows
+        for rate in ("0.001", "0.003")
+    ]
+    alone, beside = answers(rows), answers(both)
+    for word in ("more accurate", "flatter"):
+        claim = f"At equal excess loss the larger model is the {word}"
+        assert beside[claim] == alone[claim] != "no verdict"
+    assert len(compare(both).pairs) == 6
