@@ -1,6 +1,6 @@
 """Draw made-up results of a sweep around a known truth.
 
-At a checkpoint with excess loss e, a run of arm a with seed s has, in natural logarithms and points,
+At a checkpoint with excess loss e, a run of arm a has, in natural logarithms and in points,
 
     log trace = log 100 + arm + size log2(P_a / P_0) + dose d_a + excess log(e / 0.003) + error
     accuracy  = 90 + arm + size log2(P_a / P_0) + excess log(e / 0.003)
