@@ -6,12 +6,13 @@ At a checkpoint with excess loss e, a run of arm a has, in natural logarithms an
     accuracy  = 90 + arm + size log2(P_a / P_0) + excess log(e / 0.003)
                 - slope log2(trace / 100) + outlier + error
 
-where P counts parameters and P_0 those of the first arm. So halving the trace causes `slope` points
+where arm a has P_a parameters and the first arm has P_0. So halving the trace causes `slope` points
 of accuracy. An error of measurement changes only the value in which it is made.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Truth:
+class PlantedTruth:
     """Effects, as in the equations of this file, and noise.
 
     By default there is no effect, and the noise is typical of the shipped sweeps. A run is an
@@ -91,7 +92,7 @@ class SyntheticSweep:
 
 
 def draw_sweep(
-    arms: Sequence[SyntheticArm], truth: Truth, random: np.random.Generator
+    arms: Sequence[SyntheticArm], truth: PlantedTruth, random: np.random.Generator
 ) -> SyntheticSweep:
     """Draw one sweep; the same generator state gives the same rows."""
     seeds = list(dict.fromkeys(seed for arm in arms for seed in arm.seeds))
@@ -132,7 +133,7 @@ def draw_sweep(
 def _by_seed(random: np.random.Generator, seeds: Sequence[str], deviation: float) -> np.ndarray:
     """Return an error for each seed: the sum of one draw for each part of a seed that varies."""
     errors_S, num_parts = np.zeros(len(seeds)), 0
-    for part_S in zip(*(seed.split("/") for seed in seeds), strict=True):
+    for part_S in zip_longest(*(seed.split("/") for seed in seeds), fillvalue=""):
         names, of_seed_S = np.unique(part_S, return_inverse=True)
         if len(names) > 1 or len(seeds) == 1:
             errors_S += random.normal(size=len(names))[of_seed_S]
@@ -142,7 +143,7 @@ def _by_seed(random: np.random.Generator, seeds: Sequence[str], deviation: float
 
 def _rows(
     arm: SyntheticArm,
-    truth: Truth,
+    truth: PlantedTruth,
     log_excess_SxK: np.ndarray,
     log_trace_SxK: np.ndarray,
     accuracy_SxK: np.ndarray,
@@ -151,6 +152,7 @@ def _rows(
     excess_SxK, invariant_SxK = np.exp(log_excess_SxK), np.exp(log_trace_SxK)
     embedded_SxK = invariant_SxK * np.exp(arm.rescaling)
     text, rows = ",".join(arm.swept.values()), []
+    kinds = [*arm.projected] or [False] * len(arm.steps)
     probes = [(probe, task, shots) for probe in PROBES for task in TASKS for shots in SHOTS]
     for s, seed in enumerate(arm.seeds):
         for k, step in enumerate(arm.steps):
@@ -169,7 +171,6 @@ def _rows(
                 name = f"{probe}/{task}.map/{shots}"
                 values[name] = accuracy - 0.08 * (shots == SHOTS[0])
                 values[f"{name}_sem"] = truth.accuracy.measurement / 100
-            projected = bool(arm.projected) and arm.projected[k]
-            swept, last = dict(arm.swept), k == len(arm.steps) - 1
-            rows.append(Row(f"{text},{seed}", swept, seed, step, projected, values, last))
+            last = kinds[k] not in kinds[k + 1 :]
+            rows.append(Row(f"{text},{seed}", dict(arm.swept), seed, step, kinds[k], values, last))
     return rows

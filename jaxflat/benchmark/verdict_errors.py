@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,9 @@ import numpy as np
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
+from jaxflat.analysis.power import kind_of
 from jaxflat.analysis.synthetic import SyntheticArm, SyntheticSweep, draw_sweep
-from jaxflat.analysis.verdicts import CONTRADICTED, SUPPORTED, Verdict
+from jaxflat.analysis.verdicts import CONTRADICTED, SUPPORTED
 from jaxflat.benchmark.verdict_scenarios import Scenario
 
 KINDS = ("accuracy", "flatness", "effect", "label noise")
@@ -57,7 +57,7 @@ def count_all(scenarios: Sequence[Scenario], num_sweeps: int) -> Iterator[Verdic
     """Yield the counts of each scenario, in order; all processors draw and judge sweeps."""
     sizes = [min(CHUNK, num_sweeps - start) for start in range(0, num_sweeps, CHUNK)]
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may block
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+    with ProcessPoolExecutor(mp_context=context) as pool:
         pending = [
             [pool.submit(count_verdicts, scenario, size, (s, c)) for c, size in enumerate(sizes)]
             for s, scenario in enumerate(scenarios)
@@ -106,17 +106,18 @@ def right_answer(planted: float) -> str:
 def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSweep) -> float:
     """Return the true value of what a claim says, positive if the claim is true.
 
-    accuracy: points at equal loss, second arm minus first; flatness: halvings of the trace at
-    equal loss; effect: points per halving that the trace causes; label noise: no scenario has any.
-    The second arm is the one that the claim names first. A claim that names no arm compares the
-    largest model with the smallest: effects of size have one sign in each scenario.
+    Units are points, second arm minus first, at equal loss; halvings of the trace, at equal loss;
+    and points per halving that the trace causes. No scenario has an effect of label noise. The
+    second arm is the one that the claim names first; a claim that names only one compares it with
+    the baseline. A claim that names none compares the largest model with the smallest: effects of
+    size have one sign in each scenario.
     """
     if kind == "effect":
         return scenario.truth.slope
     if kind == "label noise":
         return 0.0
     values_A = sweep.accuracy_A if kind == "accuracy" else -sweep.log_trace_A / math.log(2)
-    second, first = [*named_arms(claim, scenario.arms), -1, 0][:2]
+    second, first = [*(named_arms(claim, scenario.arms) or [-1]), 0][:2]
     return float(values_A[second] - values_A[first])
 
 
@@ -128,14 +129,3 @@ def named_arms(claim: str, arms: Sequence[SyntheticArm]) -> list[int]:
         if match := re.search(rf"(?<![\w.]){text}(?!\.?\w)", claim):
             places[a] = match.start()
     return sorted(places, key=lambda a: places[a])
-
-
-def kind_of(verdict: Verdict) -> str:
-    """Return one of KINDS."""
-    if kind := getattr(verdict, "kind", ""):
-        return kind
-    if "sampled labels" in verdict.claim:
-        return "label noise"
-    if "flatter model" in verdict.claim:
-        return "effect"
-    return "flatness" if "flatter" in verdict.claim else "accuracy"

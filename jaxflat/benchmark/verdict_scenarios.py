@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 
-from jaxflat.analysis.synthetic import Noise, SyntheticArm, Truth
+from jaxflat.analysis.synthetic import Noise, PlantedTruth, SyntheticArm
 
 STEPS, LADDER = (1000, 1400, 2000, 2800), (0.0080, 0.0056, 0.0040, 0.0028)  # nats
 FIVE, EIGHT = tuple("01234"), tuple("01234567")
 CROSSED = tuple(f"0/{data}/{init}" for data in range(5) for init in range(5))
 HALVINGS = {"0.0": 0.0, "1e-05": 0.5, "0.0001": 1.0}  # of the trace, by the penalty's strength
-NULL = Truth()
+NULL = PlantedTruth()
 # Doses continue from one checkpoint a seed and share its noise.
 DOSED = replace(NULL, dose_log_trace=-log(2), accuracy=Noise(seed=0.4, run=0.2, measurement=0.1))
 
@@ -21,7 +21,7 @@ class Scenario:
 
     name: str
     arms: Sequence[SyntheticArm]
-    truth: Truth
+    truth: PlantedTruth
 
 
 def scenarios() -> list[Scenario]:
@@ -83,7 +83,7 @@ def _label_noise() -> list[SyntheticArm]:
     return [replace(arm, excess_losses=(0.003,) * len(STEPS)) for arm in arms]
 
 
-def _setting_sd(factor: float, of_trace: float | None = None) -> Truth:
+def _setting_sd(factor: float, of_trace: float | None = None) -> PlantedTruth:
     """Return a truth in which settings differ by multiples of the standard deviation of runs."""
     of_trace = factor if of_trace is None else of_trace
     accuracy = replace(NULL.accuracy, setting=factor * NULL.accuracy.run)
@@ -91,7 +91,7 @@ def _setting_sd(factor: float, of_trace: float | None = None) -> Truth:
     return replace(NULL, accuracy=accuracy, log_trace=log_trace)
 
 
-def _with_outliers(truth: Truth) -> Truth:
+def _with_outliers(truth: PlantedTruth) -> PlantedTruth:
     """Return a truth with outliers of -5 standard deviations of runs."""
     return replace(truth, outlier_probability=0.2, outlier=-5 * truth.accuracy.run)
 
@@ -105,7 +105,7 @@ def _rescaled(arms: Sequence[SyntheticArm]) -> list[SyntheticArm]:
 
 
 def _at_unequal_losses(arms: Sequence[SyntheticArm]) -> list[SyntheticArm]:
-    """Return arms each of which has 1.1 times the excess losses of the one before."""
+    """Return the arms with excess losses raised by 1.1 from each arm to the next."""
     return [
         replace(arm, excess_losses=tuple(1.1**a * e for e in arm.excess_losses))
         for a, arm in enumerate(arms)
