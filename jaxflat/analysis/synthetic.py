@@ -21,7 +21,6 @@ from jaxflat.analysis.results_csv import Row
 ACCURACY, TRACE, EXCESS = 90.0, 100.0, 0.003  # the values without effects; points, -, nats
 TASKS, SHOTS = ("state_3", "state_6"), (200, 4000)
 PROBES = ("linear_probe", "linear_probe_projected")
-TRACES = ("hessian_trace", "fisher_trace")
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ def draw_sweep(
             for found, noise in zip(shared, noises, strict=True)
         ]
         excess_Sx1, trace_Sx1, accuracy_Sx1 = (part[:, None] for part in parts)
+        excess_Sx1 = excess_Sx1 + truth.log_excess.setting * random.normal()
         log_excess_SxK = np.log(arm.excess_losses)[None, :] + excess_Sx1
         relative_SxK = log_excess_SxK - np.log(EXCESS)
         log_trace_SxK = log_trace_A[a] + trace_Sx1 + truth.excess_log_trace * relative_SxK
@@ -164,9 +164,8 @@ def _rows(
             values["excess_loss_sem"] = truth.log_excess.measurement * excess
             for scale, trace_SxK in traces.items():
                 trace = float(trace_SxK[s, k])
-                for name in TRACES:
-                    values[f"{name}{scale}"] = trace
-                    values[f"{name}{scale}_sem"] = truth.log_trace.measurement * trace
+                values[f"hessian_trace{scale}"] = trace
+                values[f"hessian_trace{scale}_sem"] = truth.log_trace.measurement * trace
             for probe, task, shots in probes:
                 name = f"{probe}/{task}.map/{shots}"
                 values[name] = accuracy - 0.08 * (shots == SHOTS[0])
