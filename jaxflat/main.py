@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Column, Table
@@ -12,9 +11,6 @@ from rich.table import Column, Table
 from jaxflat.config import loading, validation
 from jaxflat.console import EXIT_SOME_FAILED, CommandParser, command, make_console
 from jaxflat.distributed import preemption, ranks
-
-if TYPE_CHECKING:
-    from jaxflat.runs.run import Point
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -33,7 +29,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
         help="stages to run, e.g. train,flatness (default: all, including report)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="list the points and their memory; train nothing"
+        "--dry_run",
+        action="store_true",
+        help="list the points, their memory and what the sweep could decide; train nothing",
     )
     parser.add_argument(
         "--multihost",
@@ -50,6 +48,7 @@ def main(arguments: list[str]) -> int:
     flags, override_arguments = parse_arguments(arguments)
     overrides = loading.parse_overrides(override_arguments)
     # Imported late: parsing the arguments needs no JAX.
+    from jaxflat import dry_run
     from jaxflat.distributed import compilation_cache
     from jaxflat.runs.stages import STAGES
     from jaxflat.storage.leased_folder import Folder
@@ -68,7 +67,8 @@ def main(arguments: list[str]) -> int:
         expanded = points.expand(config, listed, workdir)
         sweep_record.check_sweep(config, expanded, workdir)
         chosen = {point.name for point in points.select(expanded, flags.points)}
-        show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen])
+        dry_run.show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen])
+        dry_run.show_power(expanded)
         return 0
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every exception it raises
     cache = compilation_cache.enable() or "not cached"
@@ -80,25 +80,6 @@ def main(arguments: list[str]) -> int:
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", style="red", markup=False)
     return EXIT_SOME_FAILED if failures else 0
-
-
-def show_points(chosen: list[tuple[int, "Point"]]) -> None:
-    """Print the memory of numbered points, and which of them one program trains."""
-    from jaxflat.runs import memory
-
-    console = make_console()
-    console.print(
-        memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
-    )
-    teams: dict[tuple[str, int], list[str]] = {}
-    for number, point in chosen:
-        if point.config.phase_order:
-            team = point.team, point.config.training.together
-            teams.setdefault(team, []).append(str(number))
-    for (_, slots), numbers in teams.items():
-        if len(numbers) > 1:
-            text = f"trained in one program of {slots} slots: {', '.join(numbers)}"
-            console.print(f"{text}; each row counts all slots", highlight=False)
 
 
 def show_report(workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.benchmark [training|sweep|flatness|languages|calibration ...]"""
+"""The command: python -m jaxflat.benchmark [training|flatness|languages|sweep|calibration|...]"""
 
 import argparse
 import dataclasses
@@ -17,6 +17,7 @@ from jaxflat.benchmark.arguments import parse_arguments
 from jaxflat.console import command, make_console
 
 MIN_PEER_ROUNDS = 3
+PRINTED_AS_TABLES = ("calibration/", "verdicts/")
 AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     console, load = make_console(), os.getloadavg()[0]
     figures = dict(measure(flags, console))
     console.print(device_line(load), **AS_IT_IS)
-    _print({n: f for n, f in figures.items() if not n.startswith("calibration/")}, console)
+    _print({n: f for n, f in figures.items() if not n.startswith(PRINTED_AS_TABLES)}, console)
     if flags.json:
         write_json(flags.json, {n: dataclasses.asdict(figure) for n, figure in figures.items()})
     return 0
@@ -69,6 +70,8 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         yield from languages.measure_languages(flags.repeats, flags.seconds)
     if "calibration" in flags.groups:
         yield from _calibrate(flags.seeds, console)
+    if "verdicts" in flags.groups:
+        yield from _count_verdicts(flags.sweeps, console)
 
 
 def _measure_flatness(flags: argparse.Namespace, shape: Any, console: Console) -> dict[str, Any]:
@@ -101,6 +104,16 @@ def _calibrate(num_seeds: int, console: Console) -> Iterator[tuple[str, Any]]:
         rows.append(row)
         yield from row.figures().items()
     console.print(calibration_table.tables(rows), **AS_IT_IS)
+
+
+def _count_verdicts(num_sweeps: int, console: Console) -> Iterator[tuple[str, Any]]:
+    """Yield the figures of each scenario; print the table row by row."""
+    from jaxflat.benchmark import verdict_table
+
+    console.print(verdict_table.header(), **AS_IT_IS)
+    for scenario, figures in verdict_table.measure_verdicts(num_sweeps):
+        console.print(verdict_table.line(scenario, figures), **AS_IT_IS)
+        yield from ((f"verdicts/{scenario}/{name}", figure) for name, figure in figures.items())
 
 
 def device_line(load: float) -> str:

@@ -8,7 +8,7 @@ from jaxflat.config.validation import InputError, check_choices, check_outputs
 from jaxflat.console import CommandParser
 
 GROUPS = ("training", "flatness", "languages")
-ON_REQUEST = ("sweep", "calibration")  # these take much memory or minutes: only by name
+ON_REQUEST = ("sweep", "calibration", "verdicts")  # these take much memory or minutes: only by name
 
 PEER_HELP = """
 --peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
@@ -23,9 +23,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m jaxflat.benchmark",
         description="Measure this machine's peak, the speed of training and flatness relative to "
-        "it, and the speed of languages, whose sizes are fixed. Two groups run only by name. "
+        "it, and the speed of languages, whose sizes are fixed. Three groups run only by name. "
         "sweep: how much faster runs train in one program than one after the other. calibration: "
-        "how often the error bars of flatness contain the truth.",
+        "how often the error bars of flatness contain the truth. verdicts: how often a report's "
+        "verdict is false, on made-up sweeps.",
         epilog=PEER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,6 +48,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--seeds", type=_positive, default=2000, help="estimates of a calibration (%(default)s)"
+    )
+    parser.add_argument(
+        "--sweeps", type=_positive, default=2000, help="made-up sweeps for verdicts (%(default)s)"
     )
     parser.add_argument(
         "--together", type=_positive, default=4, help="runs in one program, for sweep (%(default)s)"

@@ -1,0 +1,118 @@
+"""Show, before any training, the memory of a sweep's points and what its results could decide."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from jaxflat.analysis.power import PLANTED, ClaimPower, predict_verdicts
+from jaxflat.analysis.results_csv import SEEDS
+from jaxflat.analysis.synthetic import EXCESS, PlantedTruth, SyntheticArm
+from jaxflat.console import make_console
+from jaxflat.runs import builders, memory, trajectory
+from jaxflat.runs.run import Point
+from jaxflat.runs.trajectory import Checkpoint
+
+UNTRAINED = [Checkpoint(0)]  # also a lookup table's
+
+
+def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
+    """Print the memory of numbered points, and which of them one program trains."""
+    console = make_console()
+    console.print(
+        memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
+    )
+    teams: dict[tuple[str, int], list[str]] = {}
+    for number, point in chosen:
+        if point.config.phase_order:
+            team = point.team, point.config.training.together
+            teams.setdefault(team, []).append(str(number))
+    for (_, slots), numbers in teams.items():
+        if len(numbers) > 1:
+            text = f"trained in one program of {slots} slots: {', '.join(numbers)}"
+            console.print(f"{text}; each row counts all slots", highlight=False)
+
+
+def show_power(points: Sequence[Point]) -> None:
+    """Print which claims the sweep could decide, and with what power, from made-up results."""
+    console, arms, noise = make_console(), synthetic_arms(points), PlantedTruth()
+    claims = predict_verdicts(arms) if arms else []
+    if not claims:
+        console.print("No point measures a trained model, so there will be no verdicts.")
+        return
+    console.print(
+        f"What this sweep could decide, from {max(c.answers.total() for c in claims)} made-up "
+        f"results of its shape. Assumed noise of a run: {noise.accuracy.run:g} points of accuracy "
+        f"and {noise.log_trace.run:g} of log trace; all arms reach the same excess losses.",
+        highlight=False,
+    )
+    _print_claims(claims, console)
+    console.print(
+        f"Power: how often the claim is supported if there is {'; '.join(PLANTED.values())}.",
+        highlight=False,
+    )
+
+
+def synthetic_arms(points: Sequence[Point]) -> list[SyntheticArm]:
+    """Return the trained arms of a sweep with their seeds and measured checkpoints.
+
+    The excess loss falls by sqrt(2) from one checkpoint of a phase to the next, to 0.003 nats.
+    """
+    trained = [p for p in points if trajectory.measured_checkpoints(p.config) != UNTRAINED]
+    keys = dict.fromkeys(key for p in points for key in p.overrides if key not in SEEDS)
+    arms: dict[tuple[str, ...], list[Point]] = {}
+    for point in trained:
+        swept = (_text(point.overrides.get(key, "")) for key in keys)
+        arms.setdefault(tuple(swept), []).append(point)
+    return [
+        _synthetic_arm(dict(zip(keys, values, strict=True)), runs) for values, runs in arms.items()
+    ]
+
+
+def _synthetic_arm(swept: dict[str, str], runs: Sequence[Point]) -> SyntheticArm:
+    config = runs[0].config
+    checkpoints = trajectory.measured_checkpoints(config)
+    later = {  # the number of later branches of the same phase, by the checkpoint's step
+        branch + phase.settings.anneal_steps: len(phase.branches[i + 1 :])
+        for phase in trajectory.phases(config)
+        for i, branch in enumerate(phase.branches)
+    }
+    return SyntheticArm(
+        swept,
+        seeds=[_seed(point) for point in runs],
+        steps=[checkpoint.step for checkpoint in checkpoints],
+        excess_losses=[EXCESS * 2 ** (later[checkpoint.step] / 2) for checkpoint in checkpoints],
+        num_params=builders.num_params(config),
+        projected=[checkpoint.projected for checkpoint in checkpoints],
+    )
+
+
+def _seed(point: Point) -> str:
+    """Return the seed as the analysis names it: `seed`, and the other seeds that are swept."""
+    swept = [str(point.overrides[key]) for key in SEEDS[1:] if key in point.overrides]
+    return "/".join([str(point.config.seed), *swept])
+
+
+def _text(value: Any) -> str:
+    """Return an override as results.csv has it."""
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _print_claims(claims: Sequence[ClaimPower], console: Console) -> None:
+    table = Table("claim", Column("power", justify="right"), box=box.SIMPLE_HEAD)
+    for claim in claims:
+        if claim.is_identified:
+            table.add_row(escape(claim.claim), _percent(claim))
+    if table.row_count:
+        console.print(table)
+    for claim in claims:
+        if not claim.is_identified:
+            text = f"No verdict on '{claim.claim}': {claim.reason}"
+            console.print(text, highlight=False, markup=False)
+
+
+def _percent(claim: ClaimPower) -> str:
+    return f"{claim.power:.0%}" if claim.kind in PLANTED else "not predicted"

@@ -1,0 +1,106 @@
+"""The dry run's prediction: which claims a sweep could decide, for shipped and unusual sweeps."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxflat import dry_run
+from jaxflat.analysis import power
+from jaxflat.config import Sweep, chain, loading, param, product
+from jaxflat.sweeps import points
+from tests.support.sweeps import tiny_config, tiny_sweep
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def two_results(monkeypatch):
+    """Judge two made-up results: their number changes percentages only."""
+    monkeypatch.setattr(power, "NUM_SWEEPS", 2)
+
+
+def shown(expanded, capsys) -> str:
+    dry_run.show_power(expanded)
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_sweep_has_a_prediction(name, scale, tmp_path, capsys, monkeypatch):
+    """Neither a teacher's files nor the memory of large models are needed."""
+    monkeypatch.setattr("jaxflat.runs.builders.num_params", lambda config: config.model.width**2)
+    monkeypatch.setattr("jaxflat.runs.checks.check_config", lambda config: None)
+    config, listed = loading.load(f"{ROOT}/configs/{name}:{scale}")
+    text = shown(points.expand(config, listed, tmp_path), capsys)
+    assert text.startswith("What this sweep could decide, from 2 made-up results of its shape.")
+    assert "Power: how often the claim is supported if there is" in text
+
+
+def tiny_points(sweep: Sweep, tmp_path):
+    return points.expand(tiny_config(), sweep, tmp_path)
+
+
+UNUSUAL = {
+    "one point": [{}],
+    "two languages": product(
+        param("seed", [0, 1]), param("language.seed", [0, 1]), param("model.width", [8, 16])
+    ),
+    "crossed seeds": product(
+        param("data_seed", [0, 1]), param("init_seed", [0, 1]), param("model.width", [8, 16])
+    ),
+    "one seed lacks an arm": [{"seed": 0}, {"seed": 0, "model.width": 16}, {"seed": 1}],
+    "an untrained model": product(
+        param("seed", [0, 1]), param("phase_order", [("pretrain", "drift"), ()])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_sweeps_have_a_prediction(name, tmp_path, capsys):
+    text = shown(tiny_points(UNUSUAL[name], tmp_path), capsys)
+    assert text.startswith("What this sweep could decide, from 2 made-up results of its shape.")
+
+
+def test_lookup_tables_only_give_no_verdicts(tmp_path, capsys):
+    tables = product(param("model.name", ["lookup_table"]), param("phase_order", [()]))
+    text = shown(tiny_points(tables, tmp_path), capsys)
+    assert text == "No point measures a trained model, so there will be no verdicts."
+
+
+def test_arms_have_the_points_seeds_checkpoints_and_sizes(tmp_path):
+    expanded = tiny_points(tiny_sweep(), tmp_path)
+    small, large = dry_run.synthetic_arms(expanded)
+    assert small.swept == {"model.width": "8", "model.name": "", "phase_order": ""}
+    assert small.seeds == large.seeds == ["0", "1"]
+    assert small.steps == [7, 14, 16, 16]
+    assert small.projected == [False, False, False, True]
+    assert small.excess_losses == pytest.approx([0.003 * 2**0.5, 0.003, 0.003, 0.003])
+    assert 0 < small.num_params < large.num_params
+
+
+def test_a_claim_that_no_result_decides_is_listed_with_its_reason(tmp_path, capsys):
+    text = shown(tiny_points(product(param("seed", [0, 1])), tmp_path), capsys)
+    assert "No verdict on 'At matched excess loss the larger model is the more accurate'" in text
+
+
+def test_power_grows_with_the_number_of_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(power, "NUM_SWEEPS", 10)
+
+    def shares(num_seeds: int):
+        sweep = product(param("seed", range(num_seeds)), param("model.width", [8, 16]))
+        found = power.predict_verdicts(dry_run.synthetic_arms(tiny_points(sweep, tmp_path)))
+        return {one.kind: one.power for one in found if one.kind != "effect"}
+
+    few, many = shares(2), shares(8)
+    assert all(few[kind] < many[kind] for kind in few)
+    assert min(many.values()) >= 0.9
+
+
+def test_one_program_of_two_slots_is_still_listed(tmp_path, capsys):
+    sweep = chain(param("seed", [0, 1]))
+    config = tiny_config()
+    config.training.together = 2
+    expanded = points.expand(config, sweep, tmp_path)
+    dry_run.show_points(list(enumerate(expanded)))
+    assert "trained in one program of 2 slots: 0, 1" in capsys.readouterr().out
