@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.power import PLANTED, ClaimPower, predict_verdicts
 from jaxflat.analysis.results_csv import SEEDS
 from jaxflat.analysis.synthetic import EXCESS, PlantedTruth, SyntheticArm
@@ -39,7 +40,7 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
 def show_power(points: Sequence[Point]) -> None:
     """Print which claims the sweep could decide, and with what power, from made-up results."""
     console, arms, noise = make_console(), synthetic_arms(points), PlantedTruth()
-    claims = predict_verdicts(arms) if arms else []
+    claims = predict_verdicts(arms, Plan(**points[0].config.claims)) if arms else []
     if not claims:
         console.print("No point measures a trained model, so there will be no verdicts.")
         return

@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
+from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.synthetic import PlantedTruth, SyntheticArm, draw_sweep
-from jaxflat.analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
+from jaxflat.analysis.verdicts import CONTRADICTED, EFFECT, NEGLIGIBLE, SUPPORTED, UNDECIDED
 
 NUM_SWEEPS = 100
 MAX_SECONDS = 3.0
-DECIDING = (SUPPORTED, CONTRADICTED, UNDECIDED, "equivalent")
+DECIDING = (SUPPORTED, CONTRADICTED, UNDECIDED, NEGLIGIBLE)
 PLANTED = {
     "accuracy": "1 point of accuracy between arms",
     "flatness": "half the trace between arms",
@@ -49,7 +50,7 @@ class ClaimPower:
         return found[0][0]
 
 
-def predict_verdicts(arms: Sequence[SyntheticArm]) -> list[ClaimPower]:
+def predict_verdicts(arms: Sequence[SyntheticArm], plan: Plan) -> list[ClaimPower]:
     """Return the claims on made-up results with planted effects, which PLANTED describes.
 
     For claims on the effect, the trace halves from the first arm (or weakest dose) to the last,
@@ -63,9 +64,9 @@ def predict_verdicts(arms: Sequence[SyntheticArm]) -> list[ClaimPower]:
         replace(arm, accuracy=float(step), log_trace=-step * math.log(2))
         for arm, step in zip(arms, steps, strict=True)
     ]
-    effects = _judge(ramped, PlantedTruth(slope=1.0, dose_log_trace=-math.log(2)))
-    others = _judge(differing, PlantedTruth())
-    return [effects.get(one.claim, one) if one.kind == "effect" else one for one in others.values()]
+    effects = _judge(ramped, plan, PlantedTruth(slope=1.0, dose_log_trace=-math.log(2)))
+    others = _judge(differing, plan, PlantedTruth())
+    return [effects.get(one.claim, one) if one.kind == EFFECT else one for one in others.values()]
 
 
 def _doses(arms: Sequence[SyntheticArm]) -> list[float]:
@@ -81,26 +82,15 @@ def _doses(arms: Sequence[SyntheticArm]) -> list[float]:
     return [order.index(value) / max(1, len(order) - 1) for value in values]
 
 
-def _judge(arms: Sequence[SyntheticArm], truth: PlantedTruth) -> dict[str, ClaimPower]:
+def _judge(arms: Sequence[SyntheticArm], plan: Plan, truth: PlantedTruth) -> dict[str, ClaimPower]:
     """Return the claims on results of one truth; a slow analysis gets fewer results."""
     found: dict[str, ClaimPower] = {}
     random, start = np.random.default_rng(0), time.monotonic()
     for _ in range(NUM_SWEEPS):
-        for verdict in judge(compare(draw_sweep(arms, truth, random).rows)):
-            one = found.setdefault(verdict.claim, ClaimPower(verdict.claim, kind_of(verdict)))
+        for verdict in judge(compare(draw_sweep(arms, truth, random).rows, plan)):
+            one = found.setdefault(verdict.claim, ClaimPower(verdict.claim, verdict.kind))
             one.answers[verdict.answer] += 1
             one.reasons.update([verdict.reason] if verdict.reason else [])
         if time.monotonic() - start > MAX_SECONDS:
             break
     return found
-
-
-def kind_of(verdict: Verdict) -> str:
-    """Return what a claim is about: accuracy, flatness, effect (of flatness) or label noise."""
-    if kind := getattr(verdict, "kind", ""):
-        return kind
-    if "sampled labels" in verdict.claim:
-        return "label noise"
-    if "flatter model" in verdict.claim:
-        return "effect"
-    return "flatness" if "flatter" in verdict.claim else "accuracy"

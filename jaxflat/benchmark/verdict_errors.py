@@ -6,20 +6,25 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
-from jaxflat.analysis.power import kind_of
+from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.synthetic import SyntheticArm, SyntheticSweep, draw_sweep
-from jaxflat.analysis.verdicts import CONTRADICTED, SUPPORTED
+from jaxflat.analysis.verdicts import (
+    ACCURACY,
+    CONTRADICTED,
+    EFFECT,
+    LABEL_NOISE,
+    NEGLIGIBLE,
+    SUPPORTED,
+)
 from jaxflat.benchmark.verdict_scenarios import Scenario
 
-KINDS = ("accuracy", "flatness", "effect", "label noise")
-EQUIVALENT = "equivalent"
-MARGIN = 0.5  # points per halving: an effect as large as this is not equivalent to none
+MARGIN = UNDECLARED.negligible_slope  # an effect as large as this is not negligible
 ANY = "any"
 CHUNK = 50  # sweeps that one generator draws, so that the number of processes changes no result
 
@@ -69,19 +74,20 @@ def count_all(scenarios: Sequence[Scenario], num_sweeps: int) -> Iterator[Verdic
 def count_verdicts(scenario: Scenario, num_sweeps: int, seed: Sequence[int]) -> VerdictCounts:
     """Draw sweeps of a scenario, and count the verdicts on them."""
     counts, random = VerdictCounts(num_sweeps), np.random.default_rng(seed)
+    plan = replace(UNDECLARED, primary=scenario.primary)
     for _ in range(num_sweeps):
         sweep = draw_sweep(scenario.arms, scenario.truth, random)
-        verdicts = judge(compare(sweep.rows))
+        verdicts = judge(compare(sweep.rows, plan))
         wrong_kinds = set()
         for verdict in verdicts:
-            kind = kind_of(verdict)
+            kind = verdict.kind
             value = planted_value(verdict.claim, kind, scenario, sweep)
             counts.answers[kind, verdict.claim, verdict.answer] += 1
             if is_false(verdict.answer, value):
                 counts.wrong[kind, verdict.claim] += 1
                 wrong_kinds |= {kind, ANY}
         counts.wrong_sweeps.update(wrong_kinds)
-        effects = (one.answer for one in verdicts if kind_of(one) == "effect")
+        effects = (one.answer for one in verdicts if one.kind == EFFECT)
         counts.effect.update([next(effects, "no claim")])
     return counts
 
@@ -89,18 +95,18 @@ def count_verdicts(scenario: Scenario, num_sweeps: int, seed: Sequence[int]) -> 
 def is_false(answer: str, planted: float) -> bool:
     """Say whether an answer is false of a planted value: a claim is true if it is positive.
 
-    A claim that is neither supported, contradicted nor equivalent is never false.
+    A claim that is neither supported, contradicted nor negligible is never false.
     """
     if answer == SUPPORTED:
         return planted <= 0
     if answer == CONTRADICTED:
         return planted >= 0
-    return answer == EQUIVALENT and abs(planted) >= MARGIN
+    return answer == NEGLIGIBLE and abs(planted) >= MARGIN
 
 
 def right_answer(planted: float) -> str:
     """Return the answer that a sweep with enough seeds would give."""
-    return SUPPORTED if planted > 0 else CONTRADICTED if planted < 0 else EQUIVALENT
+    return SUPPORTED if planted > 0 else CONTRADICTED if planted < 0 else NEGLIGIBLE
 
 
 def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSweep) -> float:
@@ -112,20 +118,20 @@ def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSwe
     the baseline. A claim that names none compares the largest model with the smallest: effects of
     size have one sign in each scenario.
     """
-    if kind == "effect":
+    if kind == EFFECT:
         return scenario.truth.slope
-    if kind == "label noise":
+    if kind == LABEL_NOISE:
         return 0.0
-    values_A = sweep.accuracy_A if kind == "accuracy" else -sweep.log_trace_A / math.log(2)
+    values_A = sweep.accuracy_A if kind == ACCURACY else -sweep.log_trace_A / math.log(2)
     second, first = [*(named_arms(claim, scenario.arms) or [-1]), 0][:2]
     return float(values_A[second] - values_A[first])
 
 
 def named_arms(claim: str, arms: Sequence[SyntheticArm]) -> list[int]:
-    """Return the arms whose swept value a claim names, in the order of the claim."""
+    """Return the arms that a claim names, in the order of the claim."""
     places: dict[int, int] = {}
     for a, arm in enumerate(arms):
-        text = re.escape("".join(arm.swept.values()))
-        if match := re.search(rf"(?<![\w.]){text}(?!\.?\w)", claim):
+        keys = (f"{key.rpartition('.')[2]} {text}" for key, text in arm.swept.items())
+        if match := re.search(rf"{re.escape(', '.join(keys))}(?![\w,]|\.\w)", claim):
             places[a] = match.start()
     return sorted(places, key=lambda a: places[a])

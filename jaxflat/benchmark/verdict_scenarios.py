@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import log
 
 from jaxflat.analysis.synthetic import Noise, PlantedTruth, SyntheticArm
+from jaxflat.analysis.verdicts import ACCURACY, EFFECT, LABEL_NOISE
 
 STEPS, LADDER = (1000, 1400, 2000, 2800), (0.0080, 0.0056, 0.0040, 0.0028)  # nats
 FIVE, EIGHT = tuple("01234"), tuple("01234567")
@@ -17,11 +18,12 @@ DOSED = replace(NULL, dose_log_trace=-log(2), accuracy=Noise(seed=0.4, run=0.2, 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Arms and the truth about them; see `draw_sweep`."""
+    """Arms and the truth about them, see `draw_sweep`; and the declared kind of primary claim."""
 
     name: str
     arms: Sequence[SyntheticArm]
     truth: PlantedTruth
+    primary: str = ACCURACY
 
 
 def scenarios() -> list[Scenario]:
@@ -43,17 +45,18 @@ def scenarios() -> list[Scenario]:
         Scenario("flatter is better, size raises both", sizes, raised),
         Scenario("outliers: 3 widths", sizes, _with_outliers(NULL)),
         Scenario("rescaled only: 3 widths", _rescaled(sizes), NULL),
-        Scenario("label noise changes nothing", _label_noise(), NULL),
-        Scenario("doses, slope 0", _doses(), DOSED),
-        Scenario("doses, slope 0, outliers", _doses(), _with_outliers(DOSED)),
+        Scenario("label noise changes nothing", _label_noise(), NULL, LABEL_NOISE),
+        Scenario("doses, slope 0", _doses(), DOSED, EFFECT),
+        Scenario("doses, slope 0, outliers", _doses(), _with_outliers(DOSED), EFFECT),
         Scenario(
             "doses, slope 0, doses raise the loss",
             _at_unequal_losses(_doses()),
             replace(DOSED, excess_accuracy=-2.0, excess_log_trace=0.5),
+            EFFECT,
         ),
-        Scenario("doses, slope 0.5", _doses(), replace(DOSED, slope=0.5)),
-        Scenario("doses, slope -0.5", _doses(), replace(DOSED, slope=-0.5)),
-        Scenario("doses, slope 1", _doses(), replace(DOSED, slope=1.0)),
+        Scenario("doses, slope 0.5", _doses(), replace(DOSED, slope=0.5), EFFECT),
+        Scenario("doses, slope -0.5", _doses(), replace(DOSED, slope=-0.5), EFFECT),
+        Scenario("doses, slope 1", _doses(), replace(DOSED, slope=1.0), EFFECT),
     ]
 
 
@@ -67,9 +70,10 @@ def _sizes(seeds: Sequence[str]) -> list[SyntheticArm]:
 
 
 def _settings(count: int) -> list[SyntheticArm]:
-    """Return settings of one size. Their texts occur in no claim but as names of arms."""
-    key = "phases.pretrain.schedule.learning_rate"
-    return [_arm({key: f"0.00{n}{n}"}, FIVE) for n in range(1, count + 1)]
+    """Return settings of one size that differ in learning rate and batch size."""
+    rate, batch = "phases.pretrain.schedule.learning_rate", "phases.pretrain.batch_size"
+    grid = [(r, b) for r in ("0.001", "0.003") for b in ("16", "64", "256", "1024")]
+    return [_arm({rate: r, batch: b}, FIVE) for r, b in grid[:count]]
 
 
 def _doses() -> list[SyntheticArm]:

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 from scipy import stats
 
-from jaxflat.analysis.verdicts import UNDECIDED
+from jaxflat.analysis.verdicts import CONTRADICTED, KINDS, NEGLIGIBLE, SUPPORTED, UNDECIDED
 from jaxflat.benchmark.timing import Figure
 from jaxflat.benchmark.verdict_errors import (
     ANY,
-    EQUIVALENT,
-    KINDS,
     VerdictCounts,
     count_all,
     right_answer,
@@ -35,7 +33,7 @@ def figures_of(scenario: Scenario, counts: VerdictCounts) -> dict[str, Figure]:
     """
     kinds = {kind for kind, _, _ in counts.answers}
     right = counts.effect[right_answer(scenario.truth.slope)]
-    decided = right_answer(1.0), right_answer(-1.0), EQUIVALENT, UNDECIDED
+    decided = SUPPORTED, CONTRADICTED, NEGLIGIBLE, UNDECIDED
     undecided = counts.effect[UNDECIDED]
     without = counts.num_sweeps - sum(counts.effect[answer] for answer in decided)
     found = {f"{kind}, % false": counts.worst(kind) for kind in KINDS if kind in kinds}
