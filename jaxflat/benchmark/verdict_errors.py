@@ -132,6 +132,6 @@ def named_arms(claim: str, arms: Sequence[SyntheticArm]) -> list[int]:
     places: dict[int, int] = {}
     for a, arm in enumerate(arms):
         keys = (f"{key.rpartition('.')[2]} {text}" for key, text in arm.swept.items())
-        if match := re.search(rf"{re.escape(', '.join(keys))}(?![\w,]|\.\w)", claim):
+        if match := re.search(rf"{re.escape(', '.join(keys))}(?!\w|\.\w)", claim):
             places[a] = match.start()
     return sorted(places, key=lambda a: places[a])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis import results_csv
+from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.synthetic import Noise, PlantedTruth, SyntheticArm, draw_sweep
 
@@ -23,7 +24,7 @@ def arms_of(*params, seeds=("0",), **effects):
 def values_of(arms, truth, column, seed=0):
     """Return the values of a column, arms x seeds x checkpoints."""
     rows = draw_sweep(arms, truth, np.random.default_rng(seed)).rows
-    results_csv.add_task_means(rows)
+    results_csv.add_task_means(rows, UNDECLARED)
     found = np.array([row.values[column] for row in rows])
     return found.reshape(len(arms), len(arms[0].seeds), len(arms[0].steps))
 

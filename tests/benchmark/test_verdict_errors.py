@@ -31,7 +31,7 @@ MOST_FALSE, MOST_FALSE_SWEEPS, LEAST_POWER = 7.0, 10.0, 90.0  # %
     [
         ("supported", [-1.0, -0.5, -0.1, 0.0]),
         ("contradicted", [0.0, 0.1, 0.5, 1.0]),
-        ("equivalent", [-1.0, -0.5, 0.5, 1.0]),
+        ("negligible", [-1.0, -0.5, 0.5, 1.0]),
         ("undecided", []),
         ("not identified", []),
         ("no verdict", []),
@@ -53,7 +53,8 @@ def test_a_claim_names_its_arms():
 def test_planted_values_are_those_of_the_arms_that_are_compared():
     worse = BY_NAME["one of 5 settings is less accurate"]
     sweep = draw_sweep(worse.arms, worse.truth, np.random.default_rng(0))
-    claim = "At matched excess loss learning_rate 0.0055 is more accurate than learning_rate 0.0011"
+    first, last = (f"learning_rate {r}, batch_size {b}" for r, b in (("0.001", 16), ("0.003", 16)))
+    claim = f"At equal excess loss {last} is more accurate than {first}"
     assert planted_value(claim, "accuracy", worse, sweep) == pytest.approx(-2.0)
     ratio = sweep.log_trace_A[4] - sweep.log_trace_A[0]
     assert planted_value(claim, "flatness", worse, sweep) == pytest.approx(-ratio / np.log(2))
@@ -67,8 +68,9 @@ def test_planted_values_are_those_of_the_arms_that_are_compared():
 
 def test_arms_have_texts_that_no_other_arm_has():
     for scenario in scenarios():
-        texts = ["".join(arm.swept.values()) for arm in scenario.arms]
-        for a, text in enumerate(texts):
+        for a, arm in enumerate(scenario.arms):
+            keys = arm.swept.items()
+            text = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in keys)
             assert named_arms(f"the arm {text} is flatter", scenario.arms) == [a]
 
 

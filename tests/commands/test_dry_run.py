@@ -6,6 +6,7 @@ import pytest
 
 from jaxflat import dry_run
 from jaxflat.analysis import power
+from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.config import Sweep, chain, loading, param, product
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config, tiny_sweep
@@ -81,7 +82,7 @@ def test_arms_have_the_points_seeds_checkpoints_and_sizes(tmp_path):
 
 def test_a_claim_that_no_result_decides_is_listed_with_its_reason(tmp_path, capsys):
     text = shown(tiny_points(product(param("seed", [0, 1])), tmp_path), capsys)
-    assert "No verdict on 'At matched excess loss the larger model is the more accurate'" in text
+    assert "No verdict on 'At equal excess loss the larger model is the more accurate'" in text
 
 
 def test_power_grows_with_the_number_of_seeds(tmp_path, monkeypatch):
@@ -89,7 +90,9 @@ def test_power_grows_with_the_number_of_seeds(tmp_path, monkeypatch):
 
     def shares(num_seeds: int):
         sweep = product(param("seed", range(num_seeds)), param("model.width", [8, 16]))
-        found = power.predict_verdicts(dry_run.synthetic_arms(tiny_points(sweep, tmp_path)))
+        found = power.predict_verdicts(
+            dry_run.synthetic_arms(tiny_points(sweep, tmp_path)), UNDECLARED
+        )
         return {one.kind: one.power for one in found if one.kind != "effect"}
 
     few, many = shares(2), shares(8)
