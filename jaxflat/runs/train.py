@@ -3,12 +3,14 @@
 import math
 from collections.abc import Generator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.runs import recovery, shared_prefixes, trajectory
+from jaxflat.models import rescaling
+from jaxflat.runs import builders, recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage.curve import Curve
@@ -39,7 +41,7 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     unsaved = None  # saves the latest state; None if that is saved
     for phase in phases:
         if state.step == phase.start:
-            state = recovery.fresh_state(config, state.params, phase)
+            state = recovery.fresh_state(config, _rescaled(config, state.params, phase), phase)
         step = int(state.step)
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
@@ -56,6 +58,19 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
                     shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
                 yield from _anneal(config, folder, phase, state, curve)
+
+
+def _rescaled(config: Config, params: Any, phase: Phase) -> Any:
+    """Return the parameters with which a phase starts, after the rescaling that it asks for."""
+    if phase.settings.rescaling == 0:
+        return params
+    key = builders.purpose_key(config.init_seed, f"rescaling/{phase.name}")
+    return _rescaled_at_random(params, key, config.model.head_size, phase.settings.rescaling)
+
+
+@partial(jax.jit, static_argnums=2)
+def _rescaled_at_random(params: Any, key: jax.Array, head_size: int, largest: float) -> Any:
+    return rescaling.rescale(rescaling.random_rescaling(params, key, head_size, largest), params)
 
 
 def _checked_outcome(call: Call, folder: Folder) -> Generator[Call, Outcome, Outcome]:
