@@ -80,6 +80,10 @@ def model() -> dict[str, Any]:
 def phase_keys() -> dict[str, Any]:
     """Return the keys of one phase of training, with their bounds."""
     return {
+        # Start with a random rescaling of the parameters, which changes no output (see
+        # models/rescaling.py). Logarithms of its scales, and of the singular values of heads'
+        # matrices, are uniform within +-log(rescaling). 0: none. With steps=0 it is a control.
+        "rescaling": Bounded(0.0, least=0, below=1000),
         # exact: the language's conditionals; sampled: the masked word.
         "targets": Bounded("exact", choices=("exact", "sampled")),
         "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
@@ -102,10 +106,6 @@ def phase_keys() -> dict[str, Any]:
             "num_sentences": Bounded(512, least=2),
             "l2": 1e-3,  # penalty of the ridge regression, relative to the features' scale
         },
-        # Start with a random rescaling of the parameters, which changes no output (see
-        # models/rescaling.py). Logarithms of its scales, and of the singular values of heads'
-        # matrices, are uniform within +-log(rescaling). 0: none. With steps=0 it is a control.
-        "rescaling": Bounded(0.0, least=0, below=1000),
         # At these steps of the phase a copy of the model branches off to be measured. It is
         # annealed: trained for anneal_steps more, while the learning rate decays linearly to 0.
         "checkpoint_steps": Bounded((2000,), least=0, may_be_empty=True),

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
@@ -13,6 +14,7 @@ from jaxflat import config as base_config
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.results_csv import read_results
+from jaxflat.analysis.verdicts import NONE, UNDECIDED
 from jaxflat.config import custom, param, product
 from jaxflat.config.validation import InputError
 from jaxflat.runs import builders
@@ -111,23 +113,24 @@ def test_stopped_in_every_call_it_ends_with_the_same_bits(tmp_path, monkeypatch)
 
 # Epsilon of the norms does not move with the stream, so outputs of a moved model change by so much.
 LOGITS, LOSS, ACCURACY = 2e-3, 1e-5, 0.01
+NUM_STEPS, BATCH = 1000, "phases.pretrain.batch_size"
 
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory):
-    """Return the points of a finished sweep of two sizes, each unmoved and then moved, and rows."""
-    config = rescaled_config(num_steps=600)
+    """Return the points and rows of a sweep of two batch sizes, each unmoved and then moved."""
+    config = rescaled_config(num_steps=NUM_STEPS)
     del config.phases.drift
     config.phase_order = ("pretrain", "rescale")
-    config.phases.pretrain.batch_size = 32
-    config.model.head_size = 4
+    config.model.update({"width": 16, "head_size": 4})
     config.training.steps_per_call = 100
     config.flatness.measures = ("hessian_trace", "fisher_trace")
     config.flatness.update({"num_microbatches": 16, "microbatch_size": 32, "num_probes": 4})
+    config.flatness.embedded_width = 32
     config.evaluation.update({"num_sentences": 128, "batch_size": 64})
     config.probes.update({"num_validation": 256, "num_test": 512, "iterations": 50})
     config.probes.shots = (50, 200)
-    listed = product(param("seed", range(3)), param("model.width", [8, 16]), ARMS)
+    listed = product(param("seed", range(3)), param(BATCH, [16, 32]), ARMS)
     workdir = tmp_path_factory.mktemp("control")
     assert sweep.run(config, listed, workdir) == {}
     return points.expand(config, listed, workdir), read_results(workdir / "results.csv")
@@ -147,62 +150,60 @@ def test_a_rescaling_changes_raw_traces_and_nothing_else(control):
         for name in ("fisher_trace@invariant", "fisher_trace@embedded_invariant"):
             assert abs(after[name] / before[name] - 1) < 1e-3
         ratios.append(after["hessian_trace"] / before["hessian_trace"])
-        print(
-            row.point,
-            {
-                n: after[n] / before[n]
-                for n in before
-                if n.startswith(("hessian_trace", "fisher_trace"))
-                and "/" not in n
-                and "sem" not in n
-            },
-            after["excess_loss"] - before["excess_loss"],
-            max(abs(after[n] - before[n]) for n in before if n.startswith("linear_probe/")),
-            [(n, after[n] - before[n]) for n in before if "belief" in n],
-        )
-    assert max(max(ratio, 1 / ratio) for ratio in ratios) > 1.5
-    assert min(max(ratio, 1 / ratio) for ratio in ratios) > 1.1
+    assert max(ratios) > 1.5  # a draw may also move terms up and down, and their sum little
 
 
 @pytest.mark.slow
 def test_the_invariant_trace_of_the_hessian_stays_without_the_noise_of_probes(control):
     """The sum over all directions, for the same sentences: heads turn the random probes."""
-    for unmoved, moved in zip(control[0][:4:2], control[0][1:4:2], strict=True):
-        found = [trained_problem(point) for point in (unmoved, moved)]
-        logits = [
-            logits_of(point, problem)
-            for point, problem in zip((unmoved, moved), found, strict=True)
-        ]
-        change = jnp.abs(logits[1] - logits[0]).max()
-        assert 0 < change < LOGITS
-        before, after = (exact_trace(problem) for problem in found)
-        print(unmoved.name, "logits", change, "hessian", before, after, after / before - 1)
-        assert abs(after / before - 1) < 1e-3
+    pair = control[0][:2]
+    problems = [trained_problem(point) for point in pair]
+    logits = [logits_of(*one) for one in zip(pair, problems, strict=True)]
+    change = jnp.abs(logits[1] - logits[0]).max()
+    before, after = map(exact_trace, problems)
+    print(f"largest change of a logit {change:.2g}, of the trace {after / before - 1:.2g}")
+    assert 0 < change < LOGITS
+    assert abs(after / before - 1) < 1e-3
 
 
 @pytest.mark.slow
 def test_verdicts_by_invariant_traces_stay(control):
-    """The verdicts on sizes, of the unmoved and of the moved models."""
-    unmoved, moved = ([by_invariant(row) for row in control[1][i::2]] for i in (0, 1))
-    verdicts, others = ([(v.claim, v.answer) for v in judge(compare(r))] for r in (unmoved, moved))
-    print(verdicts)
-    assert verdicts == others
+    """Of batches of 32 against 16, by the same draws of labels, unmoved and moved."""
+    unmoved, moved = (
+        answers([by_invariant(row, "fisher_trace", without=KEY) for row in control[1][i::2]])
+        for i in (0, 1)
+    )
+    assert NONE not in unmoved.values()
+    assert unmoved == moved
 
 
-def by_invariant(row):
-    """Return the row without the swept rescaling, with invariant traces in place of the others."""
-    values = dict(row.values)
-    for name in row.values:
-        trace, _, kind = name.partition("@")
-        if kind == "embedded_invariant":
-            values[trace] = values[f"{trace}@embedded"] = values[name]
-    swept = {key: text for key, text in row.swept.items() if key != KEY}
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["16", "32"])
+def test_moved_models_are_neither_flatter_nor_more_accurate(control, size):
+    """Two arms, 0.0 and 4.0, of equal loss: the invariant trace decides nothing."""
+    rows = [row for row in control[1] if row.swept[BATCH] == size]
+    found = answers([by_invariant(row, "hessian_trace", without=BATCH) for row in rows])
+    assert list(found.values()) == [UNDECIDED] * 3
+
+
+def answers(rows):
+    """Return the answers to the claims on models of equal loss."""
+    verdicts = [v for v in judge(compare(rows)) if v.claim.startswith("At matched excess loss")]
+    return {verdict.claim: verdict.answer for verdict in verdicts}
+
+
+def by_invariant(row, trace, without):
+    """Return the row with one invariant trace in place of all traces, without a swept key."""
+    values = {name: value for name, value in row.values.items() if "_trace" not in name}
+    columns = ("hessian_trace", "hessian_trace@embedded", "hessian_trace@embedded_invariant")
+    values |= dict.fromkeys(columns, row.values[f"{trace}@embedded_invariant"])
+    swept = {key: text for key, text in row.swept.items() if key != without}
     return replace(row, swept=swept, values=values)
 
 
 def trained_problem(point):
     """Return the problem of a measured checkpoint in its flattest coordinates."""
-    step = Checkpoint(600)
+    step = Checkpoint(NUM_STEPS)
     params = load_params(point.config, point.folder, step)
     return stage.Problems(point.config, params, step).own_flattest
 
@@ -216,21 +217,25 @@ def logits_of(point, problem):
 
 def exact_trace(problem):
     """Return tr S' H S; each half of the microbatches has its own S."""
-    batches, (flat_P, unravel) = problem.sample(0), ravel_pytree(problem.params)
+    halves = [
+        jax.tree.map(lambda x, h=half: x[h::2].reshape(-1, *x.shape[2:]), problem.sample(0))
+        for half in (0, 1)
+    ]
+    args = problem.loss_fn, problem.params, problem.rescale
+    return np.mean([sum_of_curvatures(*args, half, batch) for half, batch in enumerate(halves)])
 
-    @partial(jax.jit, static_argnums=0)
-    def of_half(half):
-        batch = jax.tree.map(lambda x: x[half::2].reshape(-1, *x.shape[2:]), batches)
 
-        def gradient(flat_P):
-            mean = lambda p: jnp.divide(*problem.loss_fn(unravel(p), batch))  # noqa: E731
-            return jax.grad(mean)(flat_P)
+@partial(jax.jit, static_argnums=0)
+def sum_of_curvatures(loss_fn, params, rescale, half, batch):
+    """Return the sum of d' H d over the columns d of S."""
+    flat_P, unravel = ravel_pytree(params)
 
-        def curvature(i):
-            e_P = jnp.zeros_like(flat_P).at[i].set(1)
-            direction_P = ravel_pytree(problem.rescale(half, unravel(e_P)))[0]
-            return direction_P @ jax.jvp(gradient, (flat_P,), (direction_P,))[1]
+    def gradient(flat_P):
+        return jax.grad(lambda x_P: jnp.divide(*loss_fn(unravel(x_P), batch)))(flat_P)
 
-        return jax.lax.map(curvature, jnp.arange(flat_P.size), batch_size=32).sum()
+    def curvature(i):
+        e_P = jnp.zeros_like(flat_P).at[i].set(1)
+        direction_P = ravel_pytree(rescale(half, unravel(e_P)))[0]
+        return direction_P @ jax.jvp(gradient, (flat_P,), (direction_P,))[1]
 
-    return (of_half(0) + of_half(1)).item() / 2
+    return jax.lax.map(curvature, jnp.arange(flat_P.size), batch_size=32).sum()
