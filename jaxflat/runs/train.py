@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.console import Display
@@ -70,7 +71,15 @@ def _rescaled(config: Config, params: Any, phase: Phase) -> Any:
 
 @partial(jax.jit, static_argnums=2)
 def _rescaled_at_random(params: Any, key: jax.Array, head_size: int, largest: float) -> Any:
-    return rescaling.rescale(rescaling.random_rescaling(params, key, head_size, largest), params)
+    """Return T theta for a random rescaling T that leaves the features up to one factor.
+
+    An untied decoder would also allow another factor for every channel of the features. A probe
+    with an L2 penalty sees these.
+    """
+    scales = rescaling.random_rescaling(params, key, head_size, largest)
+    if "decoder" in params:
+        scales["final_norm_D"] = jnp.ones_like(scales["final_norm_D"])
+    return rescaling.rescale(scales, params)
 
 
 def _checked_outcome(call: Call, folder: Folder) -> Generator[Call, Outcome, Outcome]:

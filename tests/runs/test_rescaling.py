@@ -17,9 +17,10 @@ from jaxflat.analysis.results_csv import read_results
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
 from jaxflat.config import custom, param, product
 from jaxflat.config.validation import InputError
-from jaxflat.runs import builders
+from jaxflat.runs import builders, train, trajectory
 from jaxflat.runs import measure_flatness as stage
 from jaxflat.runs.measurements import load_params
+from jaxflat.runs.slots import Call
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.sweeps import points, sweep
 from tests.support.signals import COMPILED, signal_in, until_done
@@ -70,6 +71,28 @@ def test_a_users_model_has_no_known_rescaling(tmp_path, monkeypatch):
     assert points.expand(config, ARMS[:1], tmp_path)
     with pytest.raises(InputError, match=r"phases\.rescale\.rescaling=4\.0 must be 0\.0 .*'own'"):
         points.expand(config, ARMS, tmp_path)
+
+
+def test_branches_of_a_phases_end_and_of_the_next_start_are_different_calls():
+    """Otherwise runs of one program could share a call, but not its phase."""
+    phases = trajectory.phases(rescaled_config())[:2]
+    positions = {Call(None, phase, None, 12, 10, "anneal").position for phase in phases}
+    assert len(positions) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_features_keep_their_proportions(tied, tmp_path):
+    config = rescaled_config()
+    config.model.tied_decoder = tied
+    (point,) = points.expand(config, [{}], tmp_path)
+    model, params = builders.make_model(point.config), builders.init_params(point.config)
+    moved = train._rescaled_at_random(params, jax.random.key(0), 8, 4.0)
+    words = jnp.asarray([[0, 1, 2, 3]]), jnp.asarray([4])
+    (_, before), (_, after) = (model.apply({"params": tree}, *words) for tree in (params, moved))
+    ratio = after["features_BxMxD"] / before["features_BxMxD"]
+    np.testing.assert_allclose(ratio, jnp.full_like(ratio, jnp.median(ratio)), rtol=2e-2)
+    assert (abs(jnp.median(ratio) - 1) > 0.1) == tied
 
 
 @pytest.mark.slow
