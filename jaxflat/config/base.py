@@ -81,10 +81,14 @@ def model() -> dict[str, Any]:
 def phase_keys() -> dict[str, Any]:
     """Return the keys of one phase of training, with their bounds."""
     return {
+        # Start with a random rescaling of the parameters, which changes no output (see
+        # models/rescaling.py). Logarithms of its scales, and of the singular values of heads'
+        # matrices, are uniform within +-log(rescaling). 0: none. With steps=0 it is a control.
+        "rescaling": Bounded(0.0, least=0, below=1000),
         # exact: the language's conditionals; sampled: the masked word.
         "targets": Bounded("exact", choices=("exact", "sampled")),
         "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
-        "steps": 2000,
+        "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
         "batch_size": 128,
         "optimizer": optimizer(),
         "schedule": {
@@ -105,12 +109,12 @@ def phase_keys() -> dict[str, Any]:
         },
         # At these steps of the phase a copy of the model branches off to be measured. It is
         # annealed: trained for anneal_steps more, while the learning rate decays linearly to 0.
-        "checkpoint_steps": Bounded((2000,), may_be_empty=True),
+        "checkpoint_steps": Bounded((2000,), least=0, may_be_empty=True),
         "anneal_steps": Bounded(500, least=0),
         # Projections: copies of these checkpoints are trained `steps` more by AdamW on exact
         # targets, while the learning rate decays linearly to 0, and are measured too.
         "projection": {
-            "checkpoint_steps": Bounded((), may_be_empty=True),
+            "checkpoint_steps": Bounded((), least=0, may_be_empty=True),
             "steps": 500,
             "batch_size": 128,
             "learning_rate": 1e-3,

@@ -76,8 +76,17 @@ def _check_phases(config: Config) -> None:
                 f"{prefix}.checkpoint_steps={steps} must increase and end by "
                 f"{prefix}.steps={phase.steps}"
             )
+        if name == order[0] and 0 in (phase.steps, *steps):
+            raise InputError(
+                f"{prefix}.steps={phase.steps} and {prefix}.checkpoint_steps={steps} must be at "
+                "least 1 in the first phase of phase_order"
+            )
+        if 0 < phase.rescaling <= 1:
+            raise InputError(
+                f"{prefix}.rescaling={phase.rescaling} must be above 1, the largest scale, or 0.0"
+            )
         schedule = phase.schedule
-        if schedule.warmup_steps + schedule.decay_steps > phase.steps:
+        if phase.steps and schedule.warmup_steps + schedule.decay_steps > phase.steps:
             raise InputError(
                 f"{prefix}.schedule: warmup_steps + decay_steps = "
                 f"{schedule.warmup_steps + schedule.decay_steps} exceeds {prefix}.steps="

@@ -12,7 +12,9 @@ not. These are the rescalings of a pre-layer-norm block:
            embedding, the final norm over c
 
 A GELU and the gates of an LSTM allow none. The stream's rescaling is exact only for norms without
-epsilon. A change of coordinates moves no model, so epsilon plays no part in the traces.
+epsilon. A change of coordinates moves no model, so epsilon plays no part in the traces. A model
+that is itself moved changes a little: its epsilon stays. On a trained Transformer of width 16, a
+stream scaled by 1/4 changes logits of -4.6 to 6.2 by at most 8e-4, and one scaled by 4 by 5e-5.
 """
 
 from collections.abc import Callable
@@ -51,6 +53,36 @@ def no_rescaling(params: Tree, head_size: int) -> Tree:
     """Return the rescaling T = 1 of a model with these parameters."""
     layers = jax.eval_shape(moment_function(head_size), params)["layers"]
     return _initial(layers, params["final_norm"]["scale"].shape[0], jnp.ones(()))
+
+
+@partial(jax.jit, static_argnums=2)
+def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: float) -> Tree:
+    """Return a random rescaling, all of whose scales lie between 1 / largest and largest.
+
+    Logarithms of scales are uniform. The matrices of a head are U diag(s) V' with scales s and
+    random orthogonal U and V. An Lstm ignores head_size.
+    """
+    log, (scale_key, left_key, right_key, value_key) = jnp.log(largest), jax.random.split(key, 4)
+
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.exp(jax.random.uniform(key, shape, minval=-log, maxval=log))
+
+    one, structure = jax.tree.flatten(no_rescaling(params, head_size))
+    keys = jax.random.split(scale_key, len(one))
+    scales = structure.unflatten([draw(k, x.shape) for k, x in zip(keys, one, strict=True)])
+    layers = scales["layers"]
+    if "written_HxExE" in layers:
+        shape = (2, *layers["written_HxExE"].shape[:-1])  # two matrices for every head
+        left, right = (
+            jax.random.orthogonal(k, shape[-1], shape[:-1]) for k in (left_key, right_key)
+        )
+        values = draw(value_key, shape)[..., None, :]
+        (a, b), (inverse_of_a, inverse_of_b) = (left * values) @ right, (left / values) @ right
+        layers["read_CxHxExE"] = jnp.stack([a, inverse_of_a, b], axis=1)
+        layers["written_HxExE"] = inverse_of_b.swapaxes(-1, -2)
+    if "decoder" not in params:
+        scales["final_norm_D"] = jnp.ones_like(scales["final_norm_D"]) / scales["stream"]
+    return scales
 
 
 @cache

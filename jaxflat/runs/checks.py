@@ -63,6 +63,11 @@ def check_config(config: Config) -> None:
         )
     for name in config.phase_order:
         phase, key = config.phases[name], f"phases.{name}"
+        if phase.rescaling and config.model.name in functions.sections_in(config.model):
+            raise ValueError(
+                f"{key}.rescaling={phase.rescaling} must be 0.0 for model.name="
+                f"{config.model.name!r}: the rescalings of a user's model are not known"
+            )
         for step in set(phase.projection.checkpoint_steps) - set(phase.checkpoint_steps):
             raise ValueError(
                 f"{key}.projection.checkpoint_steps: {step} is not one of "

@@ -73,6 +73,8 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
     for _, settings in decides["phases"]:
+        if settings["rescaling"] == 0:  # the default; older shared prefixes lack the key
+            del settings["rescaling"]
         if settings["objective"] == "masked_lm":  # the default; older shared prefixes lack the key
             del settings["objective"]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]

@@ -45,9 +45,12 @@ class Call(NamedTuple):
     save: Callable[[], object] | None = None
 
     @property
-    def position(self) -> tuple[int, int, int]:
-        """The position of the call in a run: calls are made in this order."""
-        return self.trunk_step, KINDS.index(self.kind), self.stop
+    def position(self) -> tuple[int, int, int, str]:
+        """The position of the call in a run: calls are made in this order.
+
+        The phase's name separates branches of one step: those of a phase's end and of the next.
+        """
+        return self.trunk_step, KINDS.index(self.kind), self.stop, self.phase.name
 
 
 class Outcome(NamedTuple):

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Generator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.console import Display
-from jaxflat.runs import recovery, shared_prefixes, trajectory
+from jaxflat.models import rescaling
+from jaxflat.runs import builders, recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage.curve import Curve
@@ -39,7 +42,7 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     unsaved = None  # saves the latest state; None if that is saved
     for phase in phases:
         if state.step == phase.start:
-            state = recovery.fresh_state(config, state.params, phase)
+            state = recovery.fresh_state(config, _rescaled(config, state.params, phase), phase)
         step = int(state.step)
         for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
             if stop > step:
@@ -56,6 +59,27 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
                     shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
                 yield from _anneal(config, folder, phase, state, curve)
+
+
+def _rescaled(config: Config, params: Any, phase: Phase) -> Any:
+    """Return the parameters with which a phase starts, after the rescaling that it asks for."""
+    if phase.settings.rescaling == 0:
+        return params
+    key = builders.purpose_key(config.init_seed, f"rescaling/{phase.name}")
+    return _rescaled_at_random(params, key, config.model.head_size, phase.settings.rescaling)
+
+
+@partial(jax.jit, static_argnums=2)
+def _rescaled_at_random(params: Any, key: jax.Array, head_size: int, largest: float) -> Any:
+    """Return T theta for a random rescaling T that leaves the features up to one factor.
+
+    An untied decoder would also allow another factor for every channel of the features. A probe
+    with an L2 penalty sees these.
+    """
+    scales = rescaling.random_rescaling(params, key, head_size, largest)
+    if "decoder" in params:
+        scales["final_norm_D"] = jnp.ones_like(scales["final_norm_D"])
+    return rescaling.rescale(scales, params)
 
 
 def _checked_outcome(call: Call, folder: Folder) -> Generator[Call, Outcome, Outcome]:

@@ -62,29 +62,7 @@ def exact_moments(params, batches):
 
 
 def random_rescaling(params, seed, head_size=HEAD_SIZE, largest=4.0):
-    """Return random scales from 1 / largest to largest, and random matrices of heads."""
-    one, key = rescaling.no_rescaling(params, head_size), jax.random.key(seed)
-    leaves, structure = jax.tree.flatten(one)
-    keys = jax.random.split(key, len(leaves))
-    log = jnp.log(largest)
-    drawn = jax.tree.unflatten(
-        structure,
-        [
-            jnp.exp(jax.random.uniform(k, x.shape, minval=-log, maxval=log))
-            for k, x in zip(keys, leaves, strict=True)
-        ],
-    )
-    layers = drawn["layers"]
-    if "written_HxExE" in layers:
-        shape = layers["written_HxExE"].shape
-        identity = jnp.broadcast_to(jnp.eye(shape[-1]), (2, *shape))
-        a, b = identity + 0.5 * jax.random.normal(key, (2, *shape))
-        inverse_of_a = jnp.linalg.inv(a).swapaxes(-1, -2)
-        layers["read_CxHxExE"] = jnp.stack([a, inverse_of_a, b], axis=1)
-        layers["written_HxExE"] = jnp.linalg.inv(b)
-    if "decoder" not in params:
-        drawn["final_norm_D"] = jnp.ones_like(drawn["final_norm_D"]) / drawn["stream"]
-    return drawn
+    return rescaling.random_rescaling(params, jax.random.key(seed), head_size, largest)
 
 
 def dense(scales, params):
@@ -105,6 +83,19 @@ def test_a_rescaling_changes_no_output(model):
     )
     same = rescaling.rescale(rescaling.no_rescaling(params, HEAD_SIZE), params)
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@pytest.mark.slow
+def test_random_scales_and_singular_values_fill_their_range(model):
+    params, _ = params_and_batches()
+    drawn = [random_rescaling(params, seed, largest=3.0) for seed in range(20)]
+    for name in drawn[0]["layers"]:
+        values = np.stack([scales["layers"][name] for scales in drawn])
+        if values.shape[-1] == values.shape[-2] == HEAD_SIZE:  # matrices of heads
+            values = np.linalg.svd(values, compute_uv=False)
+        assert 1 / 3 - 1e-9 < values.min() < 0.5 < 2 < values.max() < 3 + 1e-9
+    streams = [scales["stream"] for scales in drawn]
+    assert 1 / 3 < min(streams) < 0.6 < 1.7 < max(streams) < 3
 
 
 @pytest.mark.slow
