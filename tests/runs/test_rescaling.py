@@ -11,8 +11,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxflat import config as base_config
+from jaxflat.analysis import verdicts
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
+from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import read_results
 from jaxflat.analysis.verdicts import NONE, UNDECIDED
 from jaxflat.config import custom, param, product
@@ -206,13 +208,14 @@ def test_moved_models_are_neither_flatter_nor_more_accurate(control, size):
     """Two arms, 0.0 and 4.0, of equal loss: the invariant trace decides nothing."""
     rows = [row for row in control[1] if row.swept[BATCH] == size]
     found = answers([by_invariant(row, "hessian_trace", without=BATCH) for row in rows])
-    assert list(found.values()) == [UNDECIDED] * 3
+    assert list(found.values()) == [UNDECIDED] * 2
 
 
 def answers(rows):
     """Return the answers to the claims on models of equal loss."""
-    verdicts = [v for v in judge(compare(rows)) if v.claim.startswith("At matched excess loss")]
-    return {verdict.claim: verdict.answer for verdict in verdicts}
+    plan = replace(UNDECLARED, loss_margin=1.0)  # a few steps leave losses far apart
+    found = judge(compare(rows, plan))
+    return {v.claim: v.answer for v in found if v.kind in (verdicts.ACCURACY, verdicts.FLATNESS)}
 
 
 def by_invariant(row, trace, without):
