@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxflat.analysis.cells import Cell, last_cell
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
@@ -75,8 +75,9 @@ def _targets_key(comparison: Comparison) -> str:
 def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
     """Return the flatness measure, and the cells of the first two arms that differ in `key` only.
 
-    The cells are its first and last common checkpoints, the control's two before the others. All
-    have the same seeds. There are no cells if no two such arms have a seed at all four.
+    The cells are the first and last of the checkpoints that most seeds share, the control's two
+    before the others. All have the same seeds. There are no cells if no two such arms have a seed
+    at all four.
     """
     cells = comparison.cells
     column = next((name for name in COMPARED if any(c.interval(name) for c in cells)), "")
@@ -95,10 +96,12 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
 
     for like in cells:
         sampled, exact = arm("sampled", like), arm("exact", like)
-        steps = sorted(sampled.keys() & exact.keys())
-        if len(steps) < 2 or not (
-            last_cell([sampled[steps[-1]]]) and last_cell([exact[steps[-1]]])
-        ):
+        counts = {
+            step: len(sampled[step].rows.keys() & exact[step].rows.keys())
+            for step in sampled.keys() & exact.keys()
+        }
+        steps = sorted(step for step, count in counts.items() if count == max(counts.values()))
+        if len(steps) < 2 or not (_ends(sampled[steps[-1]]) and _ends(exact[steps[-1]])):
             continue
         four = [found[step] for found in (exact, sampled) for step in (steps[0], steps[-1])]
         measured = [cell.by_seed(name) for cell in four for name in (column, "excess_loss")]
@@ -106,3 +109,8 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
         if seeds:
             return column, [replace(cell, rows={s: cell.rows[s] for s in seeds}) for cell in four]
     return column, []
+
+
+def _ends(cell: Cell) -> bool:
+    """Return True if a run ends at this cell; one of another seed may have a later checkpoint."""
+    return any(row.last for row in cell.rows.values())
