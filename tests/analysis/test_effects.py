@@ -253,7 +253,7 @@ def test_what_loss_alone_drives_is_no_association_within_settings(amount, seeds)
     arms = [Arm({"x": str(place)}, excess=1.0 + place / 10) for place in range(2)]
 
     def rows(random):
-        return ladder_rows(random, arms, seeds, scatter=3.0, noise=1.0, loss_noise=0.01)
+        return ladder_rows(random, arms, seeds, scatter=3.0, noise=1.0, loss_noise=0.02)
 
     assert share(amount, WITHIN, rows, DECIDED) <= allowed(amount)
 

@@ -1,5 +1,6 @@
 """Results with an effect, with none and with the reverse get three different verdicts."""
 
+import csv
 from itertools import product
 
 import numpy as np
@@ -240,3 +241,15 @@ def test_the_control_has_to_be_matched(tmp_path):
 
 def test_sweeps_without_the_control_are_not_asked(sweep):
     assert CLAIM not in answers(sweep())
+
+
+@pytest.mark.parametrize("arms", [["sampled"], ["sampled", "exact"]], ids=str)
+def test_an_extra_checkpoint_in_one_seed_leaves_the_verdict_on_label_noise(tmp_path, arms):
+    path = write_noise(tmp_path, 0.3, 1.0) / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    extended = [f"{targets},0" for targets in arms]
+    rows = [row | {"last": int(row["point"] not in extended)} for row in rows]
+    ends = [row for row in rows if not row["last"] and row["step"] == "200"]
+    write_rows(path, rows + [row | {"step": 300, "last": 1} for row in ends])
+    assert answers(tmp_path)[CLAIM] == SUPPORTED
