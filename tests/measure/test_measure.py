@@ -204,9 +204,18 @@ def test_a_missed_precision_and_unconverged_chains_are_reported():
     assert line.startswith("hessian_trace: ±19.60% after 1000000 samples, not relative_error=5.00%")
     settings.relative_error = 0.0
     assert remarks({"hessian_trace": wide}, settings) == []
-    for r_hat, said in ((1.001, 0), (1.2, 1), (jnp.nan, 1)):
-        chains = Estimate(jnp.float32(r_hat), jnp.float32(jnp.nan), 4, "chains")
-        assert len(remarks({"local_learning_coefficient/r_hat": chains}, settings)) == said
+    names = (f"local_learning_coefficient{n}" for n in ("", "/r_hat", "/effective_samples"))
+    estimates = {
+        name: Estimate(jnp.float32(value), jnp.float32(jnp.nan), 4, "chains")
+        for name, value in zip(names, (1.0, 1.2, 30), strict=True)
+    }
+    assert remarks(estimates, settings) == []
+    estimates["local_learning_coefficient"] = Estimate(one * jnp.nan, one * jnp.nan, 4, "chains")
+    (line,) = remarks(estimates, settings)
+    assert line == (
+        "local_learning_coefficient: no value, because R-hat is 1.200 and there are 30 effective "
+        "samples, not below 1.05 and at least 100; raise num_draws"
+    )
 
 
 def test_nan_is_null():
