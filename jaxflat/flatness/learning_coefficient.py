@@ -76,23 +76,12 @@ def local_learning_coefficient(
     w* along eigenvector i lowers it by (n beta g_i)^2 (n beta h_i + 2 gamma) /
     (2 (n beta h_i + gamma)^2).
 
-    Generalized hybrid Monte Carlo (Horowitz, Physics Letters B 268, 1991) draws w and a velocity v
-    from exp(-U(w) - |v|^2 / 2). A step of size e and friction 2 sqrt(gamma) is
-
-        v <- c v + sqrt(1 - c^2) N(0, 1),  c = exp(-2 sqrt(gamma) e)
-        v' = v - e / 2 grad U(w),  w' = w + e v',  v' <- v' - e / 2 grad U(w')
-
-    (w', v') is accepted with probability exp(U(w) + |v|^2 / 2 - U(w') - |v'|^2 / 2), at most 1;
-    else w stays and v changes its sign. So the step size has no bias. (Plain Langevin steps have
-    one: w <- w - e / 2 a w + N(0, e) has the variance e / (1 - (1 - e a / 2)^2) =
-    1 / (a (1 - e a / 4)) instead of 1 / a.)
-
-    e = sqrt(STEP / a). a is the largest curvature of U that the chain has met, by Lanczos at w*,
-    where it starts, and whenever the number of its burn-in's steps has doubled. In directions
-    without curvature of L the relaxation time is 1 / (e sqrt(gamma)) steps; in others it is not
-    longer. A burn-in of RELAXATIONS relaxation times or more comes first, then num_draws steps,
-    each with its draw. A burn-in that is still too short after num_draws steps ends there. One step
-    takes the gradient of every microbatch.
+    A chain starts at w*. Its step is `Posterior.step` with size e = sqrt(STEP / a). a is the
+    largest curvature of U that the chain has met, by Lanczos at w* and whenever the number of its
+    burn-in's steps has doubled. In directions without curvature of L the relaxation time is
+    1 / (e sqrt(gamma)) steps; in others it is not longer. A burn-in of RELAXATIONS relaxation times
+    or more comes first, then num_draws steps, each with its draw. A burn-in that is still too short
+    after num_draws steps ends there. One step takes the gradient of every microbatch.
 
     Raises ValueError for counts or sizes out of range.
     """
@@ -137,84 +126,13 @@ def _sample(
 ) -> LearningCoefficient:
     """Return the result of all chains, which run in sequence; scale is n beta."""
     params = at_least_float32(params)
-    center_M, weights_M = jax.lax.map(lambda batch: loss_fn(params, batch), batches)
-    total_weight = weights_M.sum().astype(center_M.dtype)
-
-    def rise_and_slope(w: PyTree) -> tuple[jax.Array, PyTree]:
-        """Return L(w) - L(w*) and grad U(w)."""
-
-        def add(sums: tuple[jax.Array, PyTree], inputs: tuple) -> tuple[tuple, None]:
-            center, batch = inputs
-            (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(w, batch)
-            return jax.tree.map(jnp.add, sums, (loss - center, gradient)), None
-
-        zeros = jnp.zeros_like(total_weight), jax.tree.map(jnp.zeros_like, w)
-        (rise, gradient), _ = jax.lax.scan(add, zeros, (center_M, batches))
-        share = scale / total_weight
-        slope = jax.tree.map(
-            lambda g, w, w_star: share.astype(g.dtype) * g + localization * (w - w_star),
-            *(gradient, w, params),
-        )
-        return rise / total_weight, slope
-
-    def largest_curvature(w: PyTree, key: jax.Array) -> jax.Array:
-        """Return the largest curvature of U at w, or more: the Lanczos residual is added."""
-        how = {"num_largest": 1, "num_smallest": 0, "num_steps": LANCZOS_STEPS}
-        (values_1, residuals_1, _), _ = hessian_extremes(loss_fn, w, batches, key, **how)
-        return scale * jnp.maximum(values_1[0] + residuals_1[0], 0) + localization
-
-    def step(
-        key: jax.Array, step_size: jax.Array, state: ChainState, index: jax.Array
-    ) -> ChainState:
-        normal_key, uniform_key = jax.random.split(jax.random.fold_in(key, index))
-        kept = jnp.exp(-2 * localization**0.5 * step_size)
-        normal = normal_like(normal_key, params)
-        v = add_scaled(jax.tree.map(lambda v: kept * v, state.v), jnp.sqrt(1 - kept**2), normal)
-        half = add_scaled(v, -step_size / 2, state.slope)
-        w = add_scaled(state.w, step_size, half)
-        rise, slope = rise_and_slope(w)
-        proposed = ChainState(w, add_scaled(half, -step_size / 2, slope), rise, slope)
-
-        offset, previous = (add_scaled(x, -1, params) for x in (w, state.w))
-        energy = scale * (rise - state.rise) + localization / 2 * _increase(offset, previous)
-        energy += _increase(proposed.v, v) / 2
-        accepted = jnp.log(jax.random.uniform(uniform_key)) < -energy
-        rejected = state._replace(v=jax.tree.map(jnp.negative, v))
-        return jax.tree.map(partial(jnp.where, accepted), proposed, rejected)
-
-    def chain(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the rises of the draws, the number of burn-in steps and whether they suffice."""
-        step_key, lanczos_key, velocity_key = jax.random.split(jax.random.fold_in(key, index), 3)
-
-        def is_relaxed(curvature: jax.Array, num_steps: jax.Array) -> jax.Array:
-            return num_steps * jnp.sqrt(STEP / curvature * localization) >= RELAXATIONS
-
-        def run(carry: tuple) -> tuple:
-            """Double the number of steps; if the burn-in is over, take num_draws steps instead."""
-            state, curvature, taken, rises_T, _ = carry
-            met = largest_curvature(state.w, jax.random.fold_in(lanczos_key, taken))
-            curvature = jnp.maximum(curvature, met)
-            is_burnt_in = is_relaxed(curvature, taken) | (taken >= num_draws)
-            after = taken + jnp.where(is_burnt_in, num_draws, jnp.maximum(1, taken))
-
-            def take(i: jax.Array, carry: tuple) -> tuple:
-                state, rises_T = carry
-                state = step(step_key, jnp.sqrt(STEP / curvature), state, i)
-                return state, rises_T.at[i - taken].set(state.rise)
-
-            state, rises_T = jax.lax.fori_loop(taken, after, take, (state, rises_T))
-            return state, curvature, after, rises_T, is_burnt_in
-
-        # Any step from an infinite rise is accepted: the first one needs no gradient at w*.
-        zero = jnp.zeros_like(total_weight)
-        still = jax.tree.map(jnp.zeros_like, params)
-        start = ChainState(params, normal_like(velocity_key, params), zero + jnp.inf, still)
-        rises_T = jnp.zeros(num_draws, zero.dtype)
-        carry = start, zero + localization, jnp.asarray(0), rises_T, jnp.asarray(False)
-        _, curvature, taken, rises_T, _ = jax.lax.while_loop(lambda carry: ~carry[-1], run, carry)
-        return rises_T, taken - num_draws, is_relaxed(curvature, taken - num_draws)
-
-    rises_CxT, num_burnin_C, is_relaxed_C = jax.lax.map(chain, jnp.arange(num_chains))
+    losses_M, weights_M = jax.lax.map(lambda batch: loss_fn(params, batch), batches)
+    weight = weights_M.sum().astype(losses_M.dtype)
+    posterior = Posterior(loss_fn, params, batches, losses_M, weight, scale, localization)
+    rises_CxT, num_burnin_C, is_relaxed_C = jax.lax.map(
+        lambda index: _run_chain(posterior, jax.random.fold_in(key, index), num_draws),
+        jnp.arange(num_chains),
+    )
     return LearningCoefficient(
         rises_CxT,
         scale * rises_CxT.mean(axis=1),
@@ -222,6 +140,111 @@ def _sample(
         split_r_hat(rises_CxT),
         jnp.where(is_relaxed_C.all(), effective_sample_size(rises_CxT), 0),
     )
+
+
+class Posterior(NamedTuple):
+    """The density exp(-U(w)), U = n beta L(w) + gamma / 2 |w - w*|^2.
+
+    params: w*. losses_M: the loss sums of the microbatches at w*. weight: the total weight. scale:
+    n beta. localization: gamma.
+    """
+
+    loss_fn: LossFn
+    params: PyTree
+    batches: PyTree
+    losses_M: jax.Array
+    weight: jax.Array
+    scale: float
+    localization: float
+
+    def rise_and_slope(self, w: PyTree) -> tuple[jax.Array, PyTree]:
+        """Return L(w) - L(w*) and grad U(w)."""
+
+        def add(sums: tuple[jax.Array, PyTree], inputs: tuple) -> tuple[tuple, None]:
+            center, batch = inputs
+            (loss, _), gradient = jax.value_and_grad(self.loss_fn, has_aux=True)(w, batch)
+            return jax.tree.map(jnp.add, sums, (loss - center, gradient)), None
+
+        zeros = jnp.zeros_like(self.weight), jax.tree.map(jnp.zeros_like, w)
+        (rise, gradient), _ = jax.lax.scan(add, zeros, (self.losses_M, self.batches))
+        share = self.scale / self.weight
+        slope = jax.tree.map(
+            lambda g, w, w_star: share.astype(g.dtype) * g + self.localization * (w - w_star),
+            *(gradient, w, self.params),
+        )
+        return rise / self.weight, slope
+
+    def largest_curvature(self, w: PyTree, key: jax.Array) -> jax.Array:
+        """Return the largest curvature of U at w, or more: the Lanczos residual is added."""
+        how = {"num_largest": 1, "num_smallest": 0, "num_steps": LANCZOS_STEPS}
+        (values_1, residuals_1, _), _ = hessian_extremes(self.loss_fn, w, self.batches, key, **how)
+        return self.scale * jnp.maximum(values_1[0] + residuals_1[0], 0) + self.localization
+
+    def step(self, key: jax.Array, step_size: jax.Array, state: ChainState) -> ChainState:
+        """Return the next state; exp(-U(w) - |v|^2 / 2) is stationary for every step size.
+
+        Generalized hybrid Monte Carlo (Horowitz, Physics Letters B 268, 1991), with step size e and
+        friction 2 sqrt(gamma):
+
+            v <- c v + sqrt(1 - c^2) N(0, 1),  c = exp(-2 sqrt(gamma) e)
+            v' = v - e / 2 grad U(w),  w' = w + e v',  v' <- v' - e / 2 grad U(w')
+
+        (w', v') is accepted with probability exp(U(w) + |v|^2 / 2 - U(w') - |v'|^2 / 2), at most 1.
+        Otherwise w stays and v changes its sign. Langevin steps without this test are biased: for
+        U = a w^2 / 2, w <- w - e / 2 a w + N(0, e) has the variance e / (1 - (1 - e a / 2)^2) =
+        1 / (a (1 - e a / 4)).
+        """
+        normal_key, uniform_key = jax.random.split(key)
+        kept = jnp.exp(-2 * self.localization**0.5 * step_size)
+        normal = normal_like(normal_key, self.params)
+        v = add_scaled(jax.tree.map(lambda v: kept * v, state.v), jnp.sqrt(1 - kept**2), normal)
+        half = add_scaled(v, -step_size / 2, state.slope)
+        w = add_scaled(state.w, step_size, half)
+        rise, slope = self.rise_and_slope(w)
+        proposed = ChainState(w, add_scaled(half, -step_size / 2, slope), rise, slope)
+        offset, previous = (add_scaled(x, -1, self.params) for x in (w, state.w))
+        energy = self.scale * (rise - state.rise)
+        energy += self.localization / 2 * _increase(offset, previous)
+        energy += _increase(proposed.v, v) / 2
+        accepted = jnp.log(jax.random.uniform(uniform_key)) < -energy
+        rejected = state._replace(v=jax.tree.map(jnp.negative, v))
+        return jax.tree.map(partial(jnp.where, accepted), proposed, rejected)
+
+
+def _run_chain(
+    posterior: Posterior, key: jax.Array, num_draws: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the rises of the draws, the number of burn-in steps and whether they suffice."""
+    step_key, lanczos_key, velocity_key = jax.random.split(key, 3)
+
+    def is_relaxed(curvature: jax.Array, num_steps: jax.Array) -> jax.Array:
+        return num_steps * jnp.sqrt(STEP / curvature * posterior.localization) >= RELAXATIONS
+
+    def run(carry: tuple) -> tuple:
+        """Double the number of steps; if the burn-in is over, take num_draws steps instead."""
+        state, curvature, taken, rises_T, _ = carry
+        met = posterior.largest_curvature(state.w, jax.random.fold_in(lanczos_key, taken))
+        curvature = jnp.maximum(curvature, met)
+        is_burnt_in = is_relaxed(curvature, taken) | (taken >= num_draws)
+        after = taken + jnp.where(is_burnt_in, num_draws, jnp.maximum(1, taken))
+
+        def take(i: jax.Array, carry: tuple) -> tuple:
+            state, rises_T = carry
+            key = jax.random.fold_in(step_key, i)
+            state = posterior.step(key, jnp.sqrt(STEP / curvature), state)
+            return state, rises_T.at[i - taken].set(state.rise)
+
+        state, rises_T = jax.lax.fori_loop(taken, after, take, (state, rises_T))
+        return state, curvature, after, rises_T, is_burnt_in
+
+    # Any step from an infinite rise is accepted: the first one needs no gradient at w*.
+    zero, still = jnp.zeros_like(posterior.weight), jax.tree.map(jnp.zeros_like, posterior.params)
+    velocity = normal_like(velocity_key, posterior.params)
+    start = ChainState(posterior.params, velocity, zero + jnp.inf, still)
+    rises_T, curvature = jnp.zeros(num_draws, zero.dtype), zero + posterior.localization
+    carry = start, curvature, jnp.asarray(0), rises_T, jnp.asarray(False)
+    _, curvature, taken, rises_T, _ = jax.lax.while_loop(lambda carry: ~carry[-1], run, carry)
+    return rises_T, taken - num_draws, is_relaxed(curvature, taken - num_draws)
 
 
 def _increase(after: PyTree, before: PyTree) -> jax.Array:

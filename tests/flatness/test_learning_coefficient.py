@@ -351,7 +351,7 @@ def test_a_step_depends_on_its_key_chain_and_number_alone():
 
 @pytest.mark.slow
 def test_a_burnin_lasts_five_relaxation_times_or_the_result_has_no_value():
-    """The largest curvature of U is n beta 2 + gamma, so a relaxation takes 9.5 steps at gamma 2."""
+    """The largest curvature of U is n beta 2 + gamma, so relaxing takes 9.5 steps at gamma 2."""
     scale = 100 / np.log(100)
     needed = 5 * np.sqrt((2 * scale + 2) / 2 / sampler.STEP)
     args = quadratic, np.zeros(2), np.ones(1), jax.random.key(0)

@@ -89,7 +89,6 @@ def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
             num_examples=1000, num_chains=4, num_draws=200, localization=0.03 * scale * largest,
         )  # fmt: skip
         nothing = jnp.full_like(found.r_hat, jnp.nan)
-        assert np.isfinite(found.estimate.mean)
         return {
             "local_learning_coefficient": found.estimate,
             "local_learning_coefficient/r_hat": Estimate(found.r_hat, nothing, 4, "chains"),
