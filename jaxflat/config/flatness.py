@@ -58,10 +58,10 @@ def flatness() -> dict[str, Any]:
         # Every step of a chain takes the gradient of all microbatches.
         "learning_coefficient": {
             "num_chains": Bounded(4, least=2),
-            "num_draws": Bounded(500, least=8),  # of each chain, after its burn-in
+            "num_draws": Bounded(1000, least=8),  # of each chain, after its burn-in
             # Strength of the spring that pulls a chain to the checkpoint, in units of the largest
             # curvature. Directions of less curvature hardly count.
-            "relative_localization": 0.03,
+            "relative_localization": 0.1,
         },
         # Figures of `python -m jaxflat.measure`; extent 1: steps as long as the filters.
         "slices": {"num_directions": 5, "num_points": 41, "plane_points": 21, "extent": 1.0},

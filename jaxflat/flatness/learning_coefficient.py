@@ -20,7 +20,7 @@ from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
 
 MAX_R_HAT = 1.05
 MIN_EFFECTIVE_SAMPLES = 100
-RELAXATIONS = 5  # a burn-in, in relaxation times of the spring
+RELAXATIONS = 20  # a burn-in, in relaxation times of the spring; rejections slow it down
 STEP = 0.25  # squared step size times the largest curvature; leapfrog is unstable above 4
 LANCZOS_STEPS = 8
 

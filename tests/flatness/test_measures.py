@@ -86,7 +86,7 @@ def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
         scale = 1000 / math.log(1000)
         found = flatness.local_learning_coefficient(
             *loss, KEY,
-            num_examples=1000, num_chains=4, num_draws=200, localization=0.03 * scale * largest,
+            num_examples=1000, num_chains=4, num_draws=200, localization=0.1 * scale * largest,
         )  # fmt: skip
         nothing = jnp.full_like(found.r_hat, jnp.nan)
         return {

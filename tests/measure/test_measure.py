@@ -17,6 +17,7 @@ from jaxflat.datasets.tokenizer import TokenTexts
 from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
+from jaxflat.measure import subjects
 from jaxflat.measure import texts as measured_texts
 from jaxflat.measure.output import as_json, remarks
 from jaxflat.runs import builders
@@ -216,6 +217,16 @@ def test_a_missed_precision_and_unconverged_chains_are_reported():
         "local_learning_coefficient: no value, because R-hat is 1.200 and there are 30 effective "
         "samples, not below 1.05 and at least 100; raise num_draws"
     )
+
+
+def test_former_keys_of_the_learning_coefficient_in_a_config_of_a_run_are_dropped(tmp_path):
+    """Configs hold every key, so each run made before has them."""
+    config = tiny_config()
+    config.flatness.learning_coefficient.num_chains = 3
+    stored = config.to_dict()
+    stored["flatness"]["learning_coefficient"] |= {"num_burnin": 200, "localization": 100.0}
+    (tmp_path / "config.json").write_text(json.dumps({"config": stored}))
+    assert subjects.stored_config(tmp_path / "config.json").flatness == config.flatness
 
 
 def test_nan_is_null():
