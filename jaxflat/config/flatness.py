@@ -55,13 +55,13 @@ def flatness() -> dict[str, Any]:
             "adaptive_radius": 0.5,
             "ascent_steps": 1,  # gradient steps to the worst perturbation; 1: SAM's
         },
+        # Every step of a chain takes the gradient of all microbatches.
         "learning_coefficient": {
             "num_chains": Bounded(4, least=2),
-            "num_burnin": Bounded(200, least=0),  # discarded first steps of each chain
-            "num_draws": 500,
-            "step_size": 0.01,  # in units of 1 / (n beta), with n training sentences
-            # Strength of the spring that pulls a chain to the checkpoint.
-            "localization": Bounded(100.0, least=0),
+            "num_draws": Bounded(1000, least=8),  # of each chain, after its burn-in
+            # Strength of the spring that pulls a chain to the checkpoint, in units of the largest
+            # curvature. Directions of less curvature hardly count.
+            "relative_localization": 0.1,
         },
         # Figures of `python -m jaxflat.measure`; extent 1: steps as long as the filters.
         "slices": {"num_directions": 5, "num_points": 41, "plane_points": 21, "extent": 1.0},

@@ -6,6 +6,7 @@ from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import (
     LearningCoefficient,
+    effective_sample_size,
     local_learning_coefficient,
     split_r_hat,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "average_sharpness",
     "critical_sharpness",
     "curvature_along",
+    "effective_sample_size",
     "filter_normalized",
     "fisher_diagonal",
     "fisher_trace",

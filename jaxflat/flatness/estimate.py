@@ -16,8 +16,8 @@ Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "ch
 class Estimate:
     """A mean and its standard error, from `num_samples` independent samples.
 
-    `over` names what one sample is. Numbers without a standard error have sem nan: the local
-    learning coefficient, its R-hat, residuals of eigenvalues, and means of a single sample.
+    `over` names what one sample is. Numbers without a standard error have sem nan: R-hat,
+    effective sample sizes, residuals of eigenvalues, and means of a single sample.
     """
 
     mean: jax.Array

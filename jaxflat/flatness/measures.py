@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.gradient_noise import gradient_noise
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
-from jaxflat.flatness.learning_coefficient import local_learning_coefficient
+from jaxflat.flatness.learning_coefficient import LANCZOS_STEPS, local_learning_coefficient
 from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
     NoCriticalStepError,
@@ -197,18 +197,41 @@ def _gradient_noise(problem: Problem, settings: Any) -> Measured:
     return Measured({f"gradient_noise/{name}": value for name, value in vars(noise).items()})
 
 
+LEARNING_COEFFICIENT = tuple(
+    f"local_learning_coefficient{name}" for name in ("", "/r_hat", "/effective_samples")
+)
+
+
 def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
-    """The coefficient and its R-hat, both without errors. step_size is in units of 1 / (n beta)."""
-    options, n = settings.learning_coefficient.to_dict(), problem.num_examples
-    options["step_size"] *= math.log(max(n, 2)) / max(n, 2)
+    """The coefficient, nan if its chains are not to be trusted; R-hat and the effective samples.
+
+    The localization is relative_localization times n beta times the largest curvature at w*.
+    """
+    chosen, n = settings.learning_coefficient, problem.num_examples
     args = problem.loss_fn, problem.params, problem.sample(0), problem.key
-    coefficient = local_learning_coefficient(*args, num_examples=n, **options)
-    numbers = {"": coefficient.mean, "/r_hat": coefficient.r_hat}
-    estimates = {
-        f"local_learning_coefficient{name}": _without_error(value, options["num_chains"], "chains")
-        for name, value in numbers.items()
-    }
-    return Measured(estimates, {"rises_CxT": coefficient.rises_CxT})
+    lanczos = {"num_largest": 1, "num_smallest": 0, "num_steps": LANCZOS_STEPS}
+    largest = float(hessian_extremes(*args, **lanczos).largest.values_k[0])
+    if not largest > 0:  # no unit for the localization
+        nan = _without_error(jnp.asarray(math.nan), chosen.num_chains, "chains")
+        return Measured(dict.fromkeys(LEARNING_COEFFICIENT, nan))
+    inverse_temperature = 1 / math.log(max(n, 2))
+    coefficient = local_learning_coefficient(
+        *args,
+        num_examples=n,
+        num_chains=chosen.num_chains,
+        num_draws=chosen.num_draws,
+        localization=chosen.relative_localization * n * inverse_temperature * largest,
+        inverse_temperature=inverse_temperature,
+    )
+    diagnostics = (
+        _without_error(value, chosen.num_chains, "chains")
+        for value in (coefficient.r_hat, coefficient.effective_samples)
+    )
+    estimates = coefficient.estimate, *diagnostics
+    return Measured(
+        dict(zip(LEARNING_COEFFICIENT, estimates, strict=True)),
+        {"rises_CxT": coefficient.rises_CxT},
+    )
 
 
 def _loss_slices(problem: Problem, settings: Any) -> Measured:

@@ -8,9 +8,8 @@ from rich import box
 from rich.table import Table
 
 from jaxflat.flatness import Estimate
-from jaxflat.flatness.measures import TRACES
-
-R_HAT = 1.01  # chains have converged below it (Gelman et al. 2013, Vehtari et al. 2021)
+from jaxflat.flatness.learning_coefficient import MAX_R_HAT, MIN_EFFECTIVE_SAMPLES
+from jaxflat.flatness.measures import LEARNING_COEFFICIENT, TRACES
 
 
 def table(estimates: dict[str, Estimate]) -> Table:
@@ -35,7 +34,7 @@ def table(estimates: dict[str, Estimate]) -> Table:
 
 
 def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
-    """Return warnings: a precision that was not reached, chains that have not converged."""
+    """Return warnings: a precision that was not reached, chains that cannot be trusted."""
     lines = []
     for name in (f"{trace}{at}" for trace in TRACES for at in ("", "@invariant")):
         if name in estimates and settings.relative_error > 0:
@@ -46,11 +45,12 @@ def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
                     f"{name}: ±{share:.2%} after {found['num_samples']} samples, not "
                     f"relative_error={aim:.2%}; max_rounds={settings.max_rounds}"
                 )
-    r_hat = estimates.get("local_learning_coefficient/r_hat")
-    if r_hat is not None and not r_hat.mean <= R_HAT:
+    coefficient, r_hat, size = (estimates.get(name) for name in LEARNING_COEFFICIENT)
+    if coefficient and r_hat and size and not math.isfinite(coefficient.mean):
         lines.append(
-            f"local_learning_coefficient: R-hat is {r_hat.mean:.3f}, above {R_HAT}: the chains "
-            "have not converged; run longer chains"
+            f"local_learning_coefficient: no value, because R-hat is {r_hat.mean:.3f} and there "
+            f"are {size.mean:.0f} effective samples, not below {MAX_R_HAT} and at least "
+            f"{MIN_EFFECTIVE_SAMPLES}; raise num_draws"
         )
     return lines
 

@@ -94,6 +94,7 @@ def _find(path: Path) -> tuple[Path, Checkpoint, Config]:
 def stored_config(path: Path) -> Config:
     """Return the config of a run's config.json; keys that are newer than the run get defaults.
 
+    Keys of `flatness.learning_coefficient` that jaxflat no longer has are dropped.
     Raises InputError if the file has no config.
     """
     config = base_config.base()
@@ -107,6 +108,9 @@ def stored_config(path: Path) -> Config:
                 )
         _drop_functions(stored)
         config.phases = ConfigDict({name: base_config.phase() for name in stored.phases})
+        chosen = stored.flatness.get("learning_coefficient", {})
+        for key in set(chosen) - set(config.flatness.learning_coefficient):
+            del chosen[key]
         with config.unlocked():
             config.update(stored)
         return validation.validate(config)

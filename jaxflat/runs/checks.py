@@ -119,11 +119,6 @@ def check_flatness(settings: Config) -> None:
             f"flatness.eigenvalues.num_steps={chosen.num_steps} is less than num_largest + "
             f"num_smallest = {num_pairs}"
         )
-    num_draws = settings.learning_coefficient.num_draws
-    if "local_learning_coefficient" in settings.measures and num_draws < 4:
-        raise ValueError(
-            f"flatness.learning_coefficient.num_draws={num_draws} must be at least 4 for R-hat"
-        )
     if "gradient_noise" in settings.measures and settings.num_microbatches < 6:
         raise ValueError(
             f"flatness.num_microbatches={settings.num_microbatches} must be at least 6 for "

@@ -19,6 +19,7 @@ from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.distributed import preemption, sharding
 from jaxflat.flatness import Estimate
+from jaxflat.flatness.measures import LEARNING_COEFFICIENT
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
@@ -144,7 +145,7 @@ class Measurement(NamedTuple):
                             if not math.isfinite(estimate.mean):
                                 display.print_line(
                                     f"warning: {folder.path.name}: {column} is {estimate.mean} at "
-                                    f"{name}; the report leaves it out"
+                                    f"{name}{_reason(column, numbers)}; the report leaves it out"
                                 )
                         folder.add_lines(file, _make_lines(checkpoint, measure, digest, numbers))
                         if measure != due[-1]:
@@ -226,6 +227,15 @@ def _make_lines(
         }
         for column, estimate in estimates.items()
     ] or [made]
+
+
+def _reason(column: str, estimates: Estimates) -> str:
+    """Return in parentheses why a learning coefficient has no value; otherwise nothing."""
+    measure, at, model = column.partition("@")
+    if measure != LEARNING_COEFFICIENT[0]:
+        return ""
+    r_hat, size = (estimates[f"{name}{at}{model}"].mean for name in LEARNING_COEFFICIENT[1:])
+    return f" (R-hat {r_hat:.3f}, {size:.0f} effective samples)"
 
 
 def _measured_pairs(

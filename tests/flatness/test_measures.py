@@ -22,8 +22,7 @@ CHANGES = {
     "density.num_probes": 2,
     "density.num_steps": 5,
     "sharpness.ascent_steps": 2,
-    "learning_coefficient.num_burnin": 5,
-    "learning_coefficient.num_draws": 8,
+    "learning_coefficient.num_draws": 200,
     "slices.num_directions": 2,
     "slices.num_points": 5,
     "slices.extent": 0.5,
@@ -82,14 +81,20 @@ def direct(problem, settings) -> dict[str, dict[str, Estimate]]:
         return named
 
     def learning_coefficient():
-        how = settings.learning_coefficient.to_dict()
-        how["step_size"] *= math.log(1000) / 1000
-        found = flatness.local_learning_coefficient(*loss, KEY, num_examples=1000, **how)
-        nothing = jnp.full_like(found.mean, jnp.nan)
-        names = {"": found.mean, "/r_hat": found.r_hat}
+        how = {"num_largest": 1, "num_smallest": 0, "num_steps": 8}
+        largest = float(flatness.hessian_extremes(*loss, KEY, **how).largest.values_k[0])
+        scale = 1000 / math.log(1000)
+        found = flatness.local_learning_coefficient(
+            *loss, KEY,
+            num_examples=1000, num_chains=4, num_draws=200, localization=0.1 * scale * largest,
+        )  # fmt: skip
+        nothing = jnp.full_like(found.r_hat, jnp.nan)
         return {
-            f"local_learning_coefficient{name}": Estimate(value, nothing, 4, "chains")
-            for name, value in names.items()
+            "local_learning_coefficient": found.estimate,
+            "local_learning_coefficient/r_hat": Estimate(found.r_hat, nothing, 4, "chains"),
+            "local_learning_coefficient/effective_samples": Estimate(
+                found.effective_samples, nothing, 4, "chains"
+            ),
         }
 
     traces = {"num_probes": 3, "probes_per_pass": 3}
@@ -161,6 +166,15 @@ def test_slices_are_rises_along_the_drawn_directions(problem):
             moved = jax.tree.map(lambda p, u, s=step: p + s * u, problem.params, direction)
             loss = flatness.mean_loss(table.loss_fn, moved, problem.sample(0)).mean
             np.testing.assert_allclose(curves["rises_DxG"][d, g], loss - center, atol=1e-12)
+
+
+def test_a_loss_without_curvature_gives_the_learning_coefficient_no_unit(problem):
+    flat = problem._replace(loss_fn=lambda params, batch: (0.0 * params["bias"].sum(), 1.0))
+    measured = flatness.MEASURES["local_learning_coefficient"](flat, settings_with())
+    names = {f"local_learning_coefficient{n}" for n in ("", "/r_hat", "/effective_samples")}
+    assert measured.estimates.keys() == names
+    assert all(np.isnan(estimate.mean) for estimate in measured.estimates.values())
+    assert measured.curves == {}
 
 
 @pytest.mark.parametrize("name", ["hessian_trace", "fisher_trace"])

@@ -36,7 +36,7 @@ def settings():
     chosen.update({"num_probes": 2, "relative_error": 1e-9, "max_rounds": 2})
     chosen.eigenvalues.update({"num_largest": 2, "num_steps": 4})
     chosen.density.num_steps = 3
-    chosen.learning_coefficient.update({"num_chains": 2, "num_burnin": 2, "num_draws": 4})
+    chosen.learning_coefficient.update({"num_chains": 2, "num_draws": 8})
     chosen.slices.update({"num_directions": 2, "num_points": 3})
     return chosen
 

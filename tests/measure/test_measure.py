@@ -17,6 +17,7 @@ from jaxflat.datasets.tokenizer import TokenTexts
 from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
+from jaxflat.measure import subjects
 from jaxflat.measure import texts as measured_texts
 from jaxflat.measure.output import as_json, remarks
 from jaxflat.runs import builders
@@ -204,9 +205,28 @@ def test_a_missed_precision_and_unconverged_chains_are_reported():
     assert line.startswith("hessian_trace: ±19.60% after 1000000 samples, not relative_error=5.00%")
     settings.relative_error = 0.0
     assert remarks({"hessian_trace": wide}, settings) == []
-    for r_hat, said in ((1.001, 0), (1.2, 1), (jnp.nan, 1)):
-        chains = Estimate(jnp.float32(r_hat), jnp.float32(jnp.nan), 4, "chains")
-        assert len(remarks({"local_learning_coefficient/r_hat": chains}, settings)) == said
+    names = (f"local_learning_coefficient{n}" for n in ("", "/r_hat", "/effective_samples"))
+    estimates = {
+        name: Estimate(jnp.float32(value), jnp.float32(jnp.nan), 4, "chains")
+        for name, value in zip(names, (1.0, 1.2, 30), strict=True)
+    }
+    assert remarks(estimates, settings) == []
+    estimates["local_learning_coefficient"] = Estimate(one * jnp.nan, one * jnp.nan, 4, "chains")
+    (line,) = remarks(estimates, settings)
+    assert line == (
+        "local_learning_coefficient: no value, because R-hat is 1.200 and there are 30 effective "
+        "samples, not below 1.05 and at least 100; raise num_draws"
+    )
+
+
+def test_former_keys_of_the_learning_coefficient_in_a_config_of_a_run_are_dropped(tmp_path):
+    """Configs hold every key, so each run made before has them."""
+    config = tiny_config()
+    config.flatness.learning_coefficient.num_chains = 3
+    stored = config.to_dict()
+    stored["flatness"]["learning_coefficient"] |= {"num_burnin": 200, "localization": 100.0}
+    (tmp_path / "config.json").write_text(json.dumps({"config": stored}))
+    assert subjects.stored_config(tmp_path / "config.json").flatness == config.flatness
 
 
 def test_nan_is_null():

@@ -244,3 +244,21 @@ def test_a_value_that_is_not_finite_is_kept_and_named(copy, monkeypatch, capsys)
     assert warning in capsys.readouterr().out
     with (copy / "results.csv").open() as file:
         assert [row["gradient_noise"] for row in csv.DictReader(file)] == ["nan"]
+
+
+def test_a_learning_coefficient_without_a_value_says_why(copy, monkeypatch, capsys):
+    name = "local_learning_coefficient"
+    names = (name, f"{name}/r_hat", f"{name}/effective_samples")
+
+    def measure(*_):
+        numbers = (Estimate(jnp.asarray(x), jnp.zeros(()), 4, "x") for x in (jnp.nan, 1.25, 31.0))
+        return Measured(dict(zip(names, numbers, strict=True)))
+
+    monkeypatch.setitem(measure_flatness.MEASURES, name, measure)
+    config = small_config()
+    config.flatness.measures = (name,)
+    assert sweep.run(config, [{}], copy, stages=("flatness",)) == {}
+    warning = (
+        "is nan at checkpoints/6 (R-hat 1.250, 31 effective samples); the report leaves it out"
+    )
+    assert warning in " ".join(capsys.readouterr().out.split())

@@ -27,6 +27,7 @@ def tiny_config() -> ConfigDict:
     config.training.update({"steps_per_call": 2, "save_every": 2})
     config.evaluation.update({"num_sentences": 16, "batch_size": 8})
     config.flatness.update({"num_microbatches": 2, "microbatch_size": 8, "num_probes": 2})
+    config.flatness.learning_coefficient.num_draws = 20
     config.probes.update({"num_draws": 2, "num_validation": 16, "num_test": 32, "iterations": 5})
     config.probes.shots = (8, 16)
     return config

@@ -76,7 +76,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
     "loss_slices": ("Slices of the loss", slices),
     "loss_plane": ("A plane through the loss", plane),
     "loss_path": ("The straight line to another checkpoint", path),
-    "local_learning_coefficient": ("SGLD chains", chains),
+    "local_learning_coefficient": ("Chains of the learning coefficient", chains),
 }
 
 
