@@ -1,7 +1,7 @@
 """What a sweep declared before it ran: its primary claim, and the margins of its verdicts."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -42,4 +42,4 @@ def read_plan(workdir: Path) -> Plan:
     path = Path(workdir) / "sweep.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     declared = record.get("trains", {}).get("claims")
-    return Plan(**declared) if declared else UNDECLARED
+    return replace(UNDECLARED, **declared) if declared else UNDECLARED

@@ -14,7 +14,8 @@ RULES = (
     "the other, and otherwise 'undecided'. Undecided does not mean that there is no effect.",
     "A claim on the effect of flatness is 'negligible' if two one-sided tests at 5% show that the "
     "effect lies within the margin that the sweep declared, and if the compared models' traces "
-    "differ by a factor of at least 1.5 (the whole interval).",
+    "differ by a factor of at least 1.5 (the whole interval). A small effect may be both supported "
+    "and negligible; the verdict is then 'supported'.",
     "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
     "own number (Holm 1979). All other claims are corrected together, for theirs. So the interval "
     "of a claim may exclude the value although the claim is undecided.",
