@@ -28,7 +28,7 @@ DOSES = {
 
 def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
-    scale, config = named_scale(scale), base_config.base()
+    scale, config = named_scale(scale, "full"), base_config.base()
     num_warm, num_anneal, ladder = STEPS[scale]
     config.phase_order = ("warm", "dial")
     del config.phases.pretrain
@@ -44,12 +44,15 @@ def get_config(scale: str | None = None) -> Config:
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     config.phases.warm, config.phases.dial = warm, dial
-    config.flatness.by_block, config.probes.belief_state = False, False
+    config.flatness.update({"by_block": False, "num_probes": 2})
+    config.probes.belief_state = False
     return config
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the doses of each seed; the first dose, 0, is the baseline."""
-    scale = named_scale(scale)
+    scale = named_scale(scale, "full")
+    seeds = param("seed", range(2 if scale == "smoke" else 8))
     doses = param("phases.dial.flatness_penalty.strength", DOSES[scale])
-    return product(param("seed", range(2 if scale == "smoke" else 8)), doses)
+    languages = param("language.seed", [0, 1]) if scale == "full" else [{}]
+    return product(languages, seeds, doses)
