@@ -46,8 +46,8 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             "steps_per_call": 250,  # optimizer steps per compiled call, and per line of the curve
             "save_every": 4,  # compiled calls between recovery checkpoints
             "keep": 2,  # recovery checkpoints kept; a run resumes from the newest complete one
-            # Train up to this many points in one program, if they differ only in seeds and
-            # schedules. Unused slots still cost time.
+            # Train up to this many points in one program, if they differ only in seeds, schedules
+            # and strengths other than 0 of flatness penalties. Unused slots still cost time.
             "together": 1,
         },
         "evaluation": {

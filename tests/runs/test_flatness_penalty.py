@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxflat.config import InputError, training_settings
+from jaxflat.config import training_settings
+from jaxflat.config.ranges import InputError
 from jaxflat.languages.batches import masked_batch
 from jaxflat.runs import builders, phase_loss, shared_prefixes, slots, trajectory
 from jaxflat.runs.languages import make_language
@@ -26,8 +27,11 @@ from tests.training.test_training import losses_of_first_steps, resolved
 
 def penalised(strength: float, **chosen) -> FrozenConfigDict:
     """A phase of SGD: with Adam, rounding decides the step where a gradient is 0."""
-    sgd = {"name": "sgd"}
-    return resolved(optimizer=sgd, flatness_penalty={"strength": strength, **chosen})
+    config = ConfigDict(resolved())
+    config.phases.pretrain.optimizer.name = "sgd"
+    config.phases.pretrain.schedule.learning_rate = 0.1
+    config.phases.pretrain.flatness_penalty.update({"strength": strength, **chosen})
+    return FrozenConfigDict(config)
 
 
 def program(config):
@@ -44,7 +48,7 @@ def start(config, slot: int = 0) -> slots.Call:
 
 
 def test_strength_0_is_the_program_without_a_penalty():
-    plain = program(resolved(optimizer={"name": "sgd"}))
+    plain = program(penalised(0.0))
     assert program(penalised(0.0, measure="hessian_trace", num_probes=3)) is plain
     assert program(penalised(1e-4)) is not plain
 
@@ -161,7 +165,7 @@ def test_a_sweep_recorded_before_the_key_existed_goes_on_without_a_penalty():
         older["phases"][name] = {k: v for k, v in phase.items() if k != "flatness_penalty"}
     assert training_settings.recorded_settings(older, config, [config], "x") == recorded
     config.phases.drift.flatness_penalty.strength = 1e-4
-    with pytest.raises(InputError, match="flatness_penalty.strength=0.0, this one has"):
+    with pytest.raises(InputError, match=r"flatness_penalty\.strength=0\.0, this one has"):
         training_settings.recorded_settings(older, config, [config], "x")
 
 
