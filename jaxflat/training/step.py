@@ -105,9 +105,7 @@ def make_train_steps(
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
     step and sets its devices.
 
-    With a `penalty`, steps takes its strength as a further argument. Steps minimise the loss plus
-    strength times the curvature, and return the loss alone. Step s draws its random vectors from
-    fold_in(fold_in(key, s), 2).
+    With a `penalty`, the call takes its strength as a further argument; see `_loss_of_step`.
     """
 
     def steps(
@@ -127,13 +125,10 @@ def make_train_steps(
 
         def step_once(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
-            step = state.step
-            step_key = jax.random.fold_in(key, step)
+            step, step_key = state.step, jax.random.fold_in(key, state.step)
             batch = sample_batch(source, step_key, step - start_step)
             learning_rate = schedule(step - schedule_start)
-            minimized = loss_fn
-            if penalty is not None:
-                state, minimized = _penalize_step(penalty, state, batch, step_key, strength)
+            state, minimized = _loss_of_step(loss_fn, penalty, state, batch, step_key, strength)
             state, loss = train_step(state, batch, learning_rate, minimized, optimizer, num_shards)
             counts = jnp.isfinite(loss) | (not skips)
             return (
@@ -151,10 +146,21 @@ def make_train_steps(
     return jax.jit(steps, donate_argnums=0)
 
 
-def _penalize_step(
-    penalty: FlatnessPenalty, state: TrainState, batch: Any, step_key: jax.Array, strength: Any
+def _loss_of_step(
+    loss_fn: LossFn,
+    penalty: FlatnessPenalty | None,
+    state: TrainState,
+    batch: Any,
+    step_key: jax.Array,
+    strength: float | jax.Array | None,
 ) -> tuple[TrainState, LossFn]:
-    """Return the state with the vectors of this step, and the loss to minimise in it."""
+    """Return the state with the vectors of this step, and the function to minimise in it.
+
+    Its gradient is that of the loss plus strength times the curvature, its value the loss alone.
+    The key of the step's random vectors is fold_in(step_key, 2); batches use others.
+    """
+    if penalty is None:
+        return state, loss_fn
     carries = isinstance(state, VectorTrainState)
     previous, key = state.vectors if carries else None, jax.random.fold_in(step_key, 2)
     vectors = penalty.next_vectors(previous, state.params, batch, key)

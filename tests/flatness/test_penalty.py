@@ -88,9 +88,9 @@ def test_value_and_gradient_are_unbiased_for_the_trace(problem, name):
         return numbers(*jax.value_and_grad(estimate)(params))
 
     keys = jax.random.split(jax.random.key(5), NUM_KEYS)
-    draws = jax.jit(lambda keys: jax.lax.map(draw, keys, batch_size=20))(keys)
+    draws = np.asarray(jax.jit(lambda keys: jax.lax.map(draw, keys, batch_size=20))(keys))
     sems = draws.std(0, ddof=1) / np.sqrt(NUM_KEYS)
-    expected, varies = numbers(*exact), sems > 1e-12
+    expected, varies = np.asarray(numbers(*exact)), sems > 1e-12
     z = (draws.mean(0) - expected)[varies] / sems[varies]
     assert varies.sum() > len(expected) / 2
     assert np.abs(z).max() < 4, z
