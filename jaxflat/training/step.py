@@ -103,9 +103,8 @@ def make_train_steps(
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
     the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
-    step and sets its devices.
-
-    With a `penalty`, the call takes its strength as a further argument; see `_loss_of_step`.
+    step and sets its devices. The strength of a `penalty` is a further argument, see
+    `_loss_of_step`.
     """
 
     def steps(
