@@ -11,7 +11,7 @@ annealed and measured, so that doses can be compared at the same excess loss.
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product
 
-# Steps of the warm start and of the anneals, and those of "dial" at which anneals branch off.
+# Steps of the warm start, steps of an anneal, and the steps of "dial" where anneals branch off.
 STEPS = {
     "smoke": (40, 10, (10, 20)),
     "laptop": (2500, 250, (300, 600, 1000, 1500)),

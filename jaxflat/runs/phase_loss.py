@@ -60,8 +60,8 @@ def make_flatness_penalty(
 ) -> FlatnessPenalty:
     """Return the penalty of a phase whose loss without it is `loss_fn`; its strength is not read.
 
-    H is the Hessian of `loss_fn`. G belongs to the model's predictions of the masked words, also if
-    the phase has an objective of its own.
+    H is the Hessian of `loss_fn`. G belongs to the model's predictions of the masked words, even if
+    `loss_fn` is a user's function.
     """
     chosen = settings.flatness_penalty
     next_vectors, curvature = partial(penalty.random_signs, chosen.num_probes), None

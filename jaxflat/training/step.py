@@ -155,7 +155,7 @@ def _loss_of_step(
 ) -> tuple[TrainState, LossFn]:
     """Return the state with the vectors of this step, and the function to minimise in it.
 
-    Its gradient is that of the loss plus strength times the curvature, its value the loss alone.
+    Its gradient includes strength times the curvature's. Its value is the loss alone.
     The key of the step's random vectors is fold_in(step_key, 2); batches use others.
     """
     if penalty is None:
