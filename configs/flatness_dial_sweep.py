@@ -21,7 +21,7 @@ STEPS = {
 DOSES = {
     "smoke": (0.0, 1e-4),
     "laptop": (0.0, -1e-5, 1e-4),
-    "full": (0.0, -1e-5, -3e-6, 1e-5, 3e-5, 1e-4, 3e-4),
+    "full": (0.0, -2e-5, -1e-5, 1e-5, 3e-5, 1e-4, 3e-4),
     "paper": (0.0, -1e-5, 1e-4),
 }
 
@@ -45,7 +45,7 @@ def get_config(scale: str | None = None) -> Config:
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     config.phases.warm, config.phases.dial = warm, dial
     config.flatness.update({"by_block": False, "num_probes": 2})
-    config.probes.belief_state = False
+    config.probes.update({"labelings": ("map",), "belief_state": False})
     return config
 
 
