@@ -51,6 +51,8 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
         console.print("training: steps")
         watch = training.start_training(shape, flags.seconds)
         yield from training.measure_training(shape, watch, peak.max, flags.repeats).items()
+        console.print("training: steps with a flatness penalty and without, in turn")
+        yield from training.compare_with_penalty(shape, watch, flags.seconds, flags.repeats).items()
         if flags.peers:
             rounds = max(flags.repeats, MIN_PEER_ROUNDS)
             console.print(f"training: steps and {flags.peer_script.name} in turn, {rounds} rounds")

@@ -1,5 +1,7 @@
 """The speed of training steps: alone, relative to the machine's peak, and to a peer's steps."""
 
+from typing import Any
+
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
@@ -25,14 +27,14 @@ class TrainingRuns:
         return [outcome.loss for outcome in outcomes.values()]
 
 
-def start_training(shape: Shape, seconds: float, together: int = 1) -> Stopwatch:
-    """Return a stopwatch of training steps, compiled and warm."""
-    return Stopwatch(TrainingRuns(resolved_config(shape, together)).train, seconds)
+def start_training(shape: Shape, seconds: float, **options: Any) -> Stopwatch:
+    """Return a stopwatch of training steps, compiled and warm; options of `resolved_config`."""
+    return Stopwatch(TrainingRuns(resolved_config(shape, **options)).train, seconds)
 
 
 def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> dict[str, Figure]:
     """Return how many times faster runs are in one program than one by one, timed in turn."""
-    one, together = (start_training(shape, seconds, count) for count in (1, number))
+    one, together = (start_training(shape, seconds, together=count) for count in (1, number))
     ratios = [number * one.seconds() / together.seconds() for _ in range(rounds)]
     return {f"sweep/{number}_together_over_in_turn": summarize(ratios, "times as fast")}
 
@@ -48,6 +50,15 @@ def measure_training(
         "training/sentences_per_s": summarize([shape.batch / t for t in times], "sentences/s"),
         "training/matmul_share": summarize(shares, "of peak"),
     }
+
+
+def compare_with_penalty(
+    shape: Shape, watch: Stopwatch, seconds: float, rounds: int
+) -> dict[str, Figure]:
+    """Return a step's time with the Gauss-Newton penalty, in plain steps, timed in turn."""
+    penalized = start_training(shape, seconds, penalty_strength=1e-5)
+    ratios = [penalized.seconds() / watch.seconds() for _ in range(rounds)]
+    return {"training/gauss_newton_penalty_in_steps": summarize(ratios, "plain steps")}
 
 
 def compare_with_peer(shape: Shape, watch: Stopwatch, peer: Peer, rounds: int) -> dict[str, Figure]:

@@ -22,10 +22,10 @@ class Shape:
     words: int
 
 
-def resolved_config(shape: Shape, together: int = 1) -> Config:
+def resolved_config(shape: Shape, together: int = 1, penalty_strength: float = 0.0) -> Config:
     """Return the resolved config of a run of this shape: sampled targets, AdamW, an HMM.
 
-    together: how many such runs one program trains.
+    together: how many such runs one program trains. penalty_strength: of the Gauss-Newton trace.
 
     Raises InputError if no run can have this shape.
     """
@@ -35,6 +35,7 @@ def resolved_config(shape: Shape, together: int = 1) -> Config:
     config.language.hmm.tasks = (1,)  # not used, but a language needs one
     config.model.update(width=shape.width, num_layers=shape.layers, head_size=shape.head_size)
     config.phases.pretrain.update(targets="sampled", batch_size=shape.batch, steps=ENDLESS)
+    config.phases.pretrain.flatness_penalty.strength = penalty_strength
     config.training.together = together
     config.evaluation.update(num_sentences=2 * shape.batch, batch_size=shape.batch)
     config.flatness.update(num_microbatches=4, microbatch_size=shape.batch)

@@ -11,6 +11,10 @@ from jaxflat.config.optimizers import optimizer
 from jaxflat.config.ranges import Bounded, Config, defaults
 
 LABELINGS = ("map", "latent", "official")
+FLATNESS_PENALTIES = (
+    *("gauss_newton_trace", "hessian_trace"),
+    *("hessian_max_eigenvalue", "parameter_norm"),
+)
 
 
 def base() -> Config:
@@ -42,8 +46,8 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             "steps_per_call": 250,  # optimizer steps per compiled call, and per line of the curve
             "save_every": 4,  # compiled calls between recovery checkpoints
             "keep": 2,  # recovery checkpoints kept; a run resumes from the newest complete one
-            # Train up to this many points in one program, if they differ only in seeds and
-            # schedules. Unused slots still cost time.
+            # Train up to this many points in one program, if they differ only in seeds, schedules
+            # and strengths other than 0 of flatness penalties. Unused slots still cost time.
             "together": 1,
         },
         "evaluation": {
@@ -106,6 +110,18 @@ def phase_keys() -> dict[str, Any]:
             # Sentences that fit the regression in each step; as many others evaluate it.
             "num_sentences": Bounded(512, least=2),
             "l2": 1e-3,  # penalty of the ridge regression, relative to the features' scale
+        },
+        # Minimise the loss plus `strength` times a measure of flatness, both of the step's batch.
+        # Positive strengths flatten, negative ones sharpen.
+        "flatness_penalty": {
+            # Traces: along random signs. The eigenvalue: along a vector that takes one power step
+            # per training step. parameter_norm, the control: the squared norm of all parameters.
+            "measure": Bounded("gauss_newton_trace", choices=FLATNESS_PENALTIES),
+            "strength": Bounded(0.0, least=None),  # 0: no penalty; anneals keep the phase's
+            "num_probes": 1,  # random vectors of a trace in each step
+            # Nats: a negative strength acts only in steps in which the excess loss of the batch is
+            # at most this much. It takes exact targets. 0: no limit.
+            "max_excess": Bounded(0.0, least=0),
         },
         # At these steps of the phase a copy of the model branches off to be measured. It is
         # annealed: trained for anneal_steps more, while the learning rate decays linearly to 0.

@@ -11,10 +11,10 @@ Sweep = list[dict[str, Any]]
 """Points of a sweep, each a mapping from dotted keys to values."""
 
 
-def named_scale(scale: str | None) -> str:
-    """Return the scale, "laptop" if None; raise ValueError if it is unknown."""
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
+def named_scale(scale: str | None, *others: str) -> str:
+    """Return the scale, "laptop" if None; raise ValueError if not in `SCALES` or `others`."""
+    if scale is not None and scale not in (*SCALES, *others):
+        raise ValueError(f"scale {scale!r} is not one of {', '.join((*SCALES, *others))}")
     return scale or "laptop"
 
 

@@ -103,7 +103,7 @@ def _with_defaults(settings: Settings) -> Settings:
     """Add keys that are newer than the record, with defaults that keep its meaning."""
 
     def known(section: Settings, recorded: Settings) -> Settings:
-        new = {k: v for k, v in section.items() if k not in recorded and not isinstance(v, dict)}
+        new = {key: value for key, value in section.items() if key not in recorded}
         old = {
             key: known(section[key], value) if isinstance(section.get(key), dict) else value
             for key, value in recorded.items()
@@ -112,4 +112,5 @@ def _with_defaults(settings: Settings) -> Settings:
 
     defaults = base()
     defaults.phases = {name: phase() for name in settings["phases"]}
-    return known(_training_settings(defaults), settings)
+    sections = _optional_sections(settings).keys()  # others count only if a point chooses them
+    return known(_with_sections(_training_settings(defaults), sections), settings)

@@ -92,8 +92,23 @@ def _check_phases(config: Config) -> None:
                 f"{schedule.warmup_steps + schedule.decay_steps} exceeds {prefix}.steps="
                 f"{phase.steps}"
             )
+        _check_penalty(phase, prefix)
     if not any(config.phases[name].checkpoint_steps for name in order):
         raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
+
+
+def _check_penalty(phase: Config, prefix: str) -> None:
+    penalty, adversary = phase.flatness_penalty, phase.adversary
+    if penalty.max_excess and phase.targets != "exact":
+        raise InputError(
+            f"{prefix}.flatness_penalty.max_excess={penalty.max_excess} needs {prefix}.targets="
+            "'exact', by which the excess loss is known; set it to 0.0"
+        )
+    if penalty.strength and adversary.strength:
+        raise InputError(
+            f"{prefix}.flatness_penalty.strength={penalty.strength} and {prefix}."
+            f"adversary.strength={adversary.strength} exclude each other; set one to 0.0"
+        )
 
 
 def check_effects(config: Config, points: Sequence[tuple[Mapping[str, Any], Config]]) -> None:

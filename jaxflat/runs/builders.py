@@ -18,13 +18,14 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
+from jaxflat.flatness.penalty import first_vector
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.runs.languages import language_kind
-from jaxflat.runs.phase_loss import make_loss_and_sampler
+from jaxflat.runs.phase_loss import make_flatness_penalty, make_loss_and_sampler
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
-from jaxflat.training.step import TrainState, make_train_steps
+from jaxflat.training.step import TrainState, VectorTrainState, make_train_steps
 
 _mesh = functools.cache(sharding.make_mesh)
 
@@ -106,7 +107,7 @@ def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[...
 
 
 def phase_loss_fn(model: Any, settings: Config) -> Callable[..., Any]:
-    """Return the loss that a phase minimizes, without its adversary."""
+    """Return the loss that a phase minimizes, without its adversary and its flatness penalty."""
     own = settings.get(settings.objective)
     return functions.call(own, apply_fn=model.apply) if own else loss_functions(model)[0]
 
@@ -132,6 +133,8 @@ def train_steps(
     compiled_in = {name: settings[name] for name in names}
     if own := settings.get(settings.objective):
         compiled_in[settings.objective] = own
+    if settings.flatness_penalty.strength:  # the strength itself is an argument of the steps
+        compiled_in["flatness_penalty"] = {**settings.flatness_penalty, "strength": None}
     return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
 
 
@@ -149,7 +152,10 @@ def _train_steps(
     def place(state: TrainState) -> TrainState:
         return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
-    return make_train_steps(*objective, optimizer, num_shards, skips, place)
+    penalty = None
+    if "flatness_penalty" in settings:
+        penalty = make_flatness_penalty(model.apply, loss_fn, settings)
+    return make_train_steps(*objective, optimizer, num_shards, skips, place, penalty)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:
@@ -190,6 +196,9 @@ def num_params(config: Config) -> int:
 
 
 def init_state(params: Any, phase: Phase) -> TrainState:
-    """Return the state at a phase's start: `params` and a new optimizer state."""
-    optimizer = phase_optimizer(phase.settings.optimizer)
-    return TrainState(params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32))
+    """Return the state at a phase's start: `params`, and a new state of optimizer and penalty."""
+    optimizer, penalty = phase_optimizer(phase.settings.optimizer), phase.settings.flatness_penalty
+    fields = params, optimizer.init(params), jnp.asarray(phase.start, jnp.int32)
+    if penalty.strength and penalty.measure == "hessian_max_eigenvalue":
+        return VectorTrainState(*fields, first_vector(params))
+    return TrainState(*fields)

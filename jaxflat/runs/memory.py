@@ -50,13 +50,13 @@ def step_bytes(config: Config) -> dict[str, int]:
 
     All slots of the point's program count. state: parameters and optimizer state; gradient;
     residuals: values that the forward pass stores for the backward pass, before compiler
-    optimizations; batch. The whole step is traced as well.
+    optimizations, without adversary and flatness penalty; batch. The whole step is traced as well.
     """
     phase, model = trajectory.phases(config)[0], builders.make_model(config)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     language, masking = make_language(config.language), config.language.masking
-    settings = phase.settings
+    settings, strength = phase.settings, phase.settings.flatness_penalty.strength or None
     loss_fn = builders.phase_loss_fn(model, settings)
     sample = partial(
         masked_batch, batch_size=settings.batch_size, targets=settings.targets, masking=masking
@@ -67,7 +67,8 @@ def step_bytes(config: Config) -> dict[str, int]:
     mesh = builders.make_mesh(config)
     steps = builders.train_steps(model, settings, masking, mesh)
     schedule = builders.schedule(settings, anneal=False)
-    jax.eval_shape(steps, state, Source(language), key, schedule, phase.start, phase.stop)
+    span = phase.start, phase.stop
+    jax.eval_shape(steps, state, Source(language), key, schedule, *span, strength)
     parts = {"state": state, "gradient": params, "residuals": pullback, "batch": batch}
     num_bytes = {name: config.training.together * _num_bytes(tree) for name, tree in parts.items()}
     copies = (

@@ -1,4 +1,4 @@
-"""Make the loss and the batches that a phase trains on, with or without an adversary."""
+"""Make the loss and batches of a phase, with or without an adversary or a flatness penalty."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,13 +10,20 @@ from jax.sharding import Mesh
 
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
+from jaxflat.flatness import penalty
 from jaxflat.languages.batches import Source, source_batch
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.ridge import unexplained_variance
 from jaxflat.training.adversarial import AdversarialBatch, adversarial_loss
-from jaxflat.training.objectives import LossFn
+from jaxflat.training.flatness_penalty import FlatnessPenalty
+from jaxflat.training.objectives import (
+    LossFn,
+    masked_excess_loss,
+    masked_lm_loss_and_log_probs,
+    masked_log_probs,
+)
 
 POOLING = "concatenate"  # the head sees the representations of all words
 
@@ -46,6 +53,36 @@ def make_loss_and_sampler(
         return loss_fn, masked
     downstream = partial(_downstream_loss, model.apply, adversary.l2)
     return adversarial_loss(loss_fn, downstream, adversary.strength), with_labelled
+
+
+def make_flatness_penalty(
+    apply_fn: Callable[..., Any], loss_fn: LossFn, settings: Config
+) -> FlatnessPenalty:
+    """Return the penalty of a phase whose loss without it is `loss_fn`; its strength is not read.
+
+    H is the Hessian of `loss_fn`. G belongs to the model's predictions of the masked words, even if
+    `loss_fn` is a user's function.
+    """
+    chosen = settings.flatness_penalty
+    next_vectors, curvature = partial(penalty.random_signs, chosen.num_probes), None
+    if chosen.measure == "gauss_newton_trace":
+        both_fn = masked_lm_loss_and_log_probs(apply_fn)
+        if settings.objective in settings:  # a user's function, which has its own forward pass
+            both_fn = partial(_loss_and_log_probs, loss_fn, masked_log_probs(apply_fn))
+        curvature = partial(penalty.gauss_newton_curvature, both_fn)
+    elif chosen.measure == "parameter_norm":
+        curvature = partial(penalty.squared_norm, loss_fn)
+    else:
+        curvature = partial(penalty.hessian_curvature, loss_fn)
+        if chosen.measure == "hessian_max_eigenvalue":
+            next_vectors = partial(penalty.power_step, loss_fn)
+    return FlatnessPenalty(next_vectors, curvature, masked_excess_loss(apply_fn), chosen.max_excess)
+
+
+def _loss_and_log_probs(
+    loss_fn: LossFn, log_probs_fn: Callable[..., Any], params: Any, batch: Any
+) -> tuple[Any, Any]:
+    return loss_fn(params, batch), log_probs_fn(params, batch)
 
 
 def _labelled(language: Any, adversary: Config, key: jax.Array) -> Labelled:

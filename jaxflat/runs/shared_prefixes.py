@@ -77,6 +77,8 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
             del settings["rescaling"]
         if settings["objective"] == "masked_lm":  # the default; older shared prefixes lack the key
             del settings["objective"]
+        if settings["flatness_penalty"]["strength"] == 0:  # likewise
+            del settings["flatness_penalty"]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_to_dict)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]

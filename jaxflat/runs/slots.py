@@ -1,8 +1,9 @@
 """Train several runs in one program, with the same compiled (vmapped) call for all of them.
 
-A team is up to `training.together` points that differ in seeds and schedules only. Each has a
-slot. The program always computes every slot. If a run is absent, or at another call, its slot
-computes a copy of another run. So a run's bits do not depend on the runs in the other slots.
+A team is up to `training.together` points that differ only in seeds, schedules and strengths other
+than 0 of their flatness penalties. Each has a slot. The program always computes every slot. If a
+run is absent, or at another call, its slot computes a copy of another run. So a run's bits do not
+depend on the runs in the other slots.
 """
 
 import functools
@@ -72,6 +73,8 @@ def assign_slots(configs: Iterable[Config]) -> list[tuple[str, int]]:
             del shared[key]
         for phase in shared["phases"].values():
             del phase["schedule"]
+            penalty = phase["flatness_penalty"]
+            penalty["strength"] = penalty["strength"] != 0
         digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
         team, slot = divmod(counts[digest], config.training.together)
         counts[digest] += 1
@@ -125,10 +128,9 @@ def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     arguments = {slot: _arguments(call) for slot, call in calls.items()}
     language = make_language(config.language)
     if num_slots == 1:
-        ((slot, (state, stored, key, schedule)),) = arguments.items()
-        results = {
-            slot: steps(state, Source(language, stored), key, schedule, schedule_start, stop)
-        }
+        ((slot, (state, stored, key, schedule, strength)),) = arguments.items()
+        source = Source(language, stored)
+        results = {slot: steps(state, source, key, schedule, schedule_start, stop, strength)}
     else:
         state, *others = next(iter(arguments.values()))
         empty = [slot for slot in range(num_slots) if slot not in arguments]
@@ -144,13 +146,14 @@ def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
 
 
 def _arguments(call: Call) -> tuple[Any, ...]:
-    """Return (state, stored sentences or None, key, schedule) of a call."""
+    """Return (state, stored sentences or None, key, schedule, strength or None) of a call."""
     config, phase = call.config, call.phase
     return (
         call.state,
         _stored_sentences(config, phase, int(call.state.step)),
         builders.purpose_key(config.data_seed, f"train/{phase.name}"),
         builders.schedule(phase.settings, anneal=call.kind == "anneal"),
+        phase.settings.flatness_penalty.strength or None,
     )
 
 
@@ -176,8 +179,8 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     """
 
     def slot_steps(differs: tuple[Any, ...], language: Any, schedule_start: int, stop: int) -> Any:
-        state, stored, key, schedule = differs
-        return steps(state, Source(language, stored), key, schedule, schedule_start, stop)
+        state, stored, key, schedule, strength = differs
+        return steps(state, Source(language, stored), key, schedule, schedule_start, stop, strength)
 
     over_slots = jax.vmap(slot_steps, in_axes=(0, None, None, None), spmd_axis_name="sweep")
 

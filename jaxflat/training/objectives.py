@@ -77,6 +77,37 @@ def masked_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
     return log_probs_fn
 
 
+def masked_lm_loss_and_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Return (params, batch) -> the results of `masked_lm_loss` and of `masked_log_probs`.
+
+    Both share one forward pass.
+    """
+
+    def loss_and_log_probs_fn(params: Any, batch: Any) -> tuple[Any, Any]:
+        outputs = apply_fn(
+            {"params": params}, batch.inputs_BxT, batch.lengths_B, batch.positions_BxM
+        )
+        same_outputs = lambda *_: outputs  # noqa: E731
+        loss = masked_lm_loss(same_outputs)(params, batch)
+        return loss, masked_log_probs(same_outputs)(params, batch)
+
+    return loss_and_log_probs_fn
+
+
+def masked_excess_loss(apply_fn: ApplyFn) -> Callable[[Any, Any], jax.Array]:
+    """Return excess_loss_fn(params, batch): mean KL(target || model) of predictions, in nats.
+
+    With exact conditionals as targets this is the excess over the least possible loss.
+    """
+
+    def excess_loss_fn(params: Any, batch: Any) -> jax.Array:
+        log_probs_BxMxV, weights_BxM = masked_log_probs(apply_fn)(params, batch)
+        excess_BxM = optax.losses.kl_divergence(log_probs_BxMxV, batch.targets_BxMxV)
+        return (weights_BxM * excess_BxM).sum() / weights_BxM.sum()
+
+    return excess_loss_fn
+
+
 def causal_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
     """Return log_probs_fn(params, batch) -> (log_probs_BxSxV of the next tokens, weights_BxS)."""
 

@@ -1,7 +1,7 @@
 """One optimizer step, and a compiled loop of many steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxflat.training.flatness_penalty import FlatnessPenalty, Vectors, penalized_loss
 from jaxflat.training.objectives import LossFn
 from jaxflat.training.optimizers import Schedule
 
@@ -21,6 +22,14 @@ class TrainState:
     params: Any
     optimizer_state: Any
     step: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VectorTrainState(TrainState):
+    """The same, and the vectors that a flatness penalty carries from step to step."""
+
+    vectors: Vectors
 
 
 def train_step(
@@ -49,7 +58,8 @@ def train_step(
         state.params,
         updates,
     )
-    return TrainState(params, optimizer_state, state.step + 1), loss
+    state = replace(state, params=params, optimizer_state=optimizer_state, step=state.step + 1)
+    return state, loss
 
 
 def loss_and_gradient(
@@ -80,6 +90,7 @@ def make_train_steps(
     num_shards: int = 1,
     skips: bool = False,
     constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
+    penalty: FlatnessPenalty | None = None,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, schedule_start, stop) -> (state, mean loss).
 
@@ -92,7 +103,8 @@ def make_train_steps(
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
     the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
-    step and sets its devices.
+    step and sets its devices. The strength of a `penalty` is a further argument, see
+    `_loss_of_step`.
     """
 
     def steps(
@@ -102,6 +114,7 @@ def make_train_steps(
         schedule: Schedule,
         schedule_start: int,
         stop: int,
+        strength: float | jax.Array | None = None,
     ) -> tuple[TrainState, jax.Array]:
         start_step = state.step
 
@@ -111,10 +124,11 @@ def make_train_steps(
 
         def step_once(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
-            step = state.step
-            batch = sample_batch(source, jax.random.fold_in(key, step), step - start_step)
+            step, step_key = state.step, jax.random.fold_in(key, state.step)
+            batch = sample_batch(source, step_key, step - start_step)
             learning_rate = schedule(step - schedule_start)
-            state, loss = train_step(state, batch, learning_rate, loss_fn, optimizer, num_shards)
+            state, minimized = _loss_of_step(loss_fn, penalty, state, batch, step_key, strength)
+            state, loss = train_step(state, batch, learning_rate, minimized, optimizer, num_shards)
             counts = jnp.isfinite(loss) | (not skips)
             return (
                 constrain_sharding(state),
@@ -129,6 +143,30 @@ def make_train_steps(
         return state, jnp.where(_is_finite(state), loss_sum / num_losses, jnp.nan)
 
     return jax.jit(steps, donate_argnums=0)
+
+
+def _loss_of_step(
+    loss_fn: LossFn,
+    penalty: FlatnessPenalty | None,
+    state: TrainState,
+    batch: Any,
+    step_key: jax.Array,
+    strength: float | jax.Array | None,
+) -> tuple[TrainState, LossFn]:
+    """Return the state with the vectors of this step, and the function to minimise in it.
+
+    Its gradient includes strength times the curvature's. Its value is the loss alone.
+    The key of the step's random vectors is fold_in(step_key, 2); batches use others.
+    """
+    if penalty is None:
+        return state, loss_fn
+    carries = isinstance(state, VectorTrainState)
+    previous, key = state.vectors if carries else None, jax.random.fold_in(step_key, 2)
+    vectors = penalty.next_vectors(previous, state.params, batch, key)
+    if carries:
+        state = replace(state, vectors=vectors)
+    acting = penalty.acting_strength(jnp.asarray(strength), state.params, batch)
+    return state, penalized_loss(penalty, vectors, acting)
 
 
 def _is_finite(state: TrainState) -> jax.Array:

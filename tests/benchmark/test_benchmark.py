@@ -32,6 +32,7 @@ FIGURES = {
     "training/sentences_per_s",
     "training/matmul_share",
     "training/step_ms",
+    "training/gauss_newton_penalty_in_steps",
     "flatness/hvp_probe_in_gradients",
     "flatness/ggn_probe_in_gradients",
     "flatness/fisher_sample_in_gradients",

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
+from jaxflat.config.base import FLATNESS_PENALTIES
 from jaxflat.runs import builders, slots, trajectory
 from tests.support.counts import FULL
 from tests.support.folders import owned
@@ -15,32 +16,41 @@ from tests.support.folders import owned
 OPTIMIZERS = [
     n for n, keys in base_config.phase().optimizer.items() if isinstance(keys, ConfigDict)
 ]
-ALWAYS = [("adamw", "exact", 2), ("muon", "sampled", 1)]
-ALL_CASES = product(OPTIMIZERS, ("exact", "sampled"), (1, 2))
+ALWAYS = [
+    *(("adamw", "exact", 2, None), ("muon", "sampled", 1, None)),
+    ("adamw", "exact", 2, "hessian_max_eigenvalue"),  # it carries a vector from step to step
+]
+ALL_CASES = [
+    *product(OPTIMIZERS, ("exact", "sampled"), (1, 2), (None,)),
+    *product(("adamw", "sam"), ("exact",), (1, 2), FLATNESS_PENALTIES),
+]
 REST = [case for case in ALL_CASES if case not in ALWAYS]
 
 
-def resolved(optimizer: str, targets: str, together: int) -> FrozenConfigDict:
+def resolved(optimizer: str, targets: str, together: int, penalty: str | None) -> FrozenConfigDict:
     config = base_config.base()
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.model.update({"width": 8, "num_layers": 2 if optimizer == "muon" else 1})
     config.language.hmm.min_length = 4
     config.phases.pretrain.targets = targets
     config.phases.pretrain.optimizer.name = optimizer
+    if penalty:
+        chosen = {"measure": penalty, "strength": -1e-4, "num_probes": 2, "max_excess": 5.0}
+        config.phases.pretrain.flatness_penalty.update(chosen)
     config.training.together = together
     config.mesh.data = 1
     return FrozenConfigDict(config)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "targets", "together"),
+    ("optimizer", "targets", "together", "penalty"),
     [*ALWAYS, *(REST if FULL else REST[::20])],
 )
 @pytest.mark.slow
 def test_calls_of_any_length_and_stored_in_between_are_the_same_training(
-    optimizer, targets, together, tmp_path
+    optimizer, targets, together, penalty, tmp_path
 ):
-    config = resolved(optimizer, targets, together)
+    config = resolved(optimizer, targets, together, penalty)
     (phase,) = trajectory.phases(config)
     finals = []
     for stops in ((12,), (5, 6, 12)):

@@ -25,6 +25,7 @@ from tests.sweeps.test_sweep import assert_same, contents, saved_arrays
 pytestmark = pytest.mark.slow
 
 RATE = "phases.drift.schedule.learning_rate"
+DOSE = "phases.drift.flatness_penalty.strength"
 SLOTS = 3
 
 
@@ -242,6 +243,9 @@ def test_what_differs_in_more_than_seeds_and_schedules_is_another_team():
     assert places(param("seed", range(5)))[:3] == places(seeds)
     assert len({team for team, _ in places(product(param(RATE, [1e-3, 1e-2]), seeds), 6)}) == 1
     assert len({team for team, _ in places(seeds, 1)}) == 3
+    doses = param(DOSE, [1e-4, 0.0, -1e-5])
+    assert [slot for _, slot in places(doses)] == [0, 0, 1]  # 0 is trained by another program
+    assert len({team for team, _ in places(doses)}) == 2
     for key, values in (
         ("phases.drift.optimizer.name", ["sgd", "adamw"]),
         ("phases.drift.targets", ["exact", "sampled"]),

@@ -33,10 +33,12 @@ def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarra
     schedule = builders.schedule(phase.settings, anneal=False)
     state = builders.init_state(builders.init_params(config), phase)
     state = builders.sharding.replicate(mesh, state)
-    language = make_language(config.language)
+    source = Source(make_language(config.language))
+    strength = phase.settings.flatness_penalty.strength or None
     losses = []
     for stop in range(1, num_steps + 1):
-        state, loss = steps(state, Source(language), jax.random.key(1), schedule, 0, stop)
+        arguments = source, jax.random.key(1), schedule, 0, stop, strength
+        state, loss = steps(state, *arguments)
         losses.append(float(loss))
     return np.array(losses)
 

@@ -1,0 +1,58 @@
+"""Does flatness itself matter? A penalty turns it both ways from one trained model per seed.
+
+    python -m jaxflat.main --config=configs/flatness_dial_sweep.py
+
+"warm" trains eight seeds on the exact conditionals of a hidden Markov model. "dial" continues each
+by AdamW on exact targets, with a penalty of `strength` times the Gauss-Newton trace: doses of both
+signs, and 0. Positive doses flatten, negative ones sharpen. Branches at a ladder of steps are
+annealed and measured, so that doses can be compared at the same excess loss.
+"""
+
+from jaxflat import config as base_config
+from jaxflat.config import Config, Sweep, named_scale, param, product
+
+# Steps of the warm start, steps of an anneal, and the steps of "dial" where anneals branch off.
+STEPS = {
+    "smoke": (40, 10, (10, 20)),
+    "laptop": (2500, 250, (300, 600, 1000, 1500)),
+    "full": (5000, 500, (500, 1000, 2000, 4000)),
+    "paper": (30_000, 6000, (6000, 15_000, 30_000)),
+}
+DOSES = {
+    "smoke": (0.0, 1e-4),
+    "laptop": (0.0, -1e-5, 1e-4),
+    "full": (0.0, -2e-5, -1e-5, 1e-5, 3e-5, 1e-4, 3e-4),
+    "paper": (0.0, -1e-5, 1e-4),
+}
+
+
+def get_config(scale: str | None = None) -> Config:
+    """Return the config that all points share."""
+    scale, config = named_scale(scale, "full"), base_config.base()
+    num_warm, num_anneal, ladder = STEPS[scale]
+    config.phase_order = ("warm", "dial")
+    del config.phases.pretrain
+    warm, dial = base_config.phase(), base_config.phase()
+    warm.update({"steps": num_warm, "checkpoint_steps": ()})
+    dial.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
+    dial.flatness_penalty.max_excess = 0.05  # negative doses stop where the loss breaks down
+    if scale == "smoke":
+        config.model.num_layers = 1  # compiling takes most of the time
+        for phase in (warm, dial):
+            phase.batch_size, phase.schedule.warmup_steps = 32, 10
+        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
+        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
+        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+    config.phases.warm, config.phases.dial = warm, dial
+    config.flatness.update({"by_block": False, "num_probes": 2})
+    config.probes.update({"labelings": ("map",), "belief_state": False})
+    return config
+
+
+def get_sweep(scale: str | None = None) -> Sweep:
+    """Return the doses of each seed; the first dose, 0, is the baseline."""
+    scale = named_scale(scale, "full")
+    seeds = param("seed", range(2 if scale == "smoke" else 8))
+    doses = param("phases.dial.flatness_penalty.strength", DOSES[scale])
+    languages = param("language.seed", [0, 1]) if scale == "full" else [{}]
+    return product(languages, seeds, doses)
