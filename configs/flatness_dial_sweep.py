@@ -30,22 +30,24 @@ def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale, "full"), base_config.base()
     num_warm, num_anneal, ladder = STEPS[scale]
-    config.phase_order = ("warm", "dial")
+    config.phase_order, config.claims.primary = ("warm", "dial"), "effect"
     del config.phases.pretrain
     warm, dial = base_config.phase(), base_config.phase()
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
     dial.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
     dial.flatness_penalty.max_excess = 0.05  # negative doses stop where the loss breaks down
     if scale == "smoke":
-        config.model.num_layers = 1  # compiling takes most of the time
+        config.model.update({"num_layers": 1, "width": 8})
         for phase in (warm, dial):
             phase.batch_size, phase.schedule.warmup_steps = 32, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        few = {"num_validation": 256, "num_test": 512, "shots": (50, 200), "iterations": 50}
+        config.probes.update(few)
     config.phases.warm, config.phases.dial = warm, dial
-    config.flatness.update({"by_block": False, "num_probes": 2})
+    config.flatness.update({"measures": ("hessian_trace",), "by_block": False, "num_probes": 2})
     config.probes.update({"labelings": ("map",), "belief_state": False})
+    config.claims.shots = 200
     return config
 
 
