@@ -9,7 +9,7 @@ annealed and measured, so that doses can be compared at the same excess loss.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product
+from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
 
 # Steps of the warm start, steps of an anneal, and the steps of "dial" where anneals branch off.
 STEPS = {
@@ -42,8 +42,7 @@ def get_config(scale: str | None = None) -> Config:
             phase.batch_size, phase.schedule.warmup_steps = 32, 10
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        few = {"num_validation": 256, "num_test": 512, "shots": (50, 200), "iterations": 50}
-        config.probes.update(few)
+        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     config.phases.warm, config.phases.dial = warm, dial
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False, "num_probes": 2})
     config.probes.update({"labelings": ("map",), "belief_state": False})
@@ -54,7 +53,8 @@ def get_config(scale: str | None = None) -> Config:
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the doses of each seed; the first dose, 0, is the baseline."""
     scale = named_scale(scale, "full")
-    seeds = param("seed", range(2 if scale == "smoke" else 8))
     doses = param("phases.dial.flatness_penalty.strength", DOSES[scale])
-    languages = param("language.seed", [0, 1]) if scale == "full" else [{}]
-    return product(languages, seeds, doses)
+    if scale != "full":
+        return product(param("seed", range(2 if scale == "smoke" else 8)), doses)
+    languages = param("language.seed", [0] * 8 + [1] * 8)  # each has seeds of its own
+    return product(zipped(languages, param("seed", range(16))), doses)

@@ -61,8 +61,17 @@ def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, 
 
 
 def last_cell(cells: Sequence[Cell]) -> Cell | None:
-    """Return an arm's last checkpoint; None if only earlier ones were measured."""
-    ends = [cell for cell in cells if all(row.last for row in cell.rows.values())]
+    """Return an arm's last checkpoint; None if only earlier ones were measured.
+
+    It is the last one of most seeds. A further checkpoint of a few seeds does not count.
+    """
+    most = max((len(cell.rows) for cell in cells), default=0)
+    ends = [
+        cell
+        for cell in cells
+        if 2 * len(cell.rows) > most
+        and 2 * sum(row.last for row in cell.rows.values()) > len(cell.rows)
+    ]
     return ends[-1] if ends else None
 
 

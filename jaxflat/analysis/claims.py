@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.effects import STRENGTH, common_column, effect_tests
+from jaxflat.analysis.effects import STRENGTH, common_column, effect_tests, why_not_measured
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import label_noise_test
 from jaxflat.analysis.page import wording
@@ -89,11 +89,12 @@ def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str
 
 def _flatter(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
     """Test the geometric mean of the pairs' ratios, and say if the embedded trace disagrees."""
-    column = common_column([cell for pair in pairs for cell in (pair.first, pair.second)])
-    ratio = _ratio(pairs, column) if column else None
+    cells = [cell for pair in pairs for cell in (pair.first, pair.second)]
+    column = common_column(cells)
+    why = why_not_measured(cells, column)
+    ratio = None if why else _ratio(pairs, column)
     if ratio is None:
-        why = "a flatness measure is missing, or is not positive"
-        return ClaimTest(claim, FLATNESS, reason=why)
+        return ClaimTest(claim, FLATNESS, reason=why or "no seed has the flatness of every pair")
     evidence = wording.ratio(ratio)
     embedded = column.removesuffix("_invariant")
     if embedded != column and (other := _ratio(pairs, embedded)):

@@ -1,4 +1,4 @@
-"""Compare the models of a sweep: sizes at the nearest excess losses, or arms."""
+"""Compare the models of a sweep at equal excess losses: sizes, or arms."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -92,7 +92,7 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     arm_comparison = settings[0] if settings and one_size and differ_in_training else None
     pairs = _pairs(trained, arms, primary_columns, plan.loss_ratio)
     obstacle = "" if pairs else _obstacle(trained)
-    matched = arm_comparison.matched if arm_comparison else _matched(arms) if pairs else {}
+    fallback = arm_comparison.matched if arm_comparison else match_all(arms) if pairs else {}
     return Comparison(
         plan=plan,
         arms=arms,
@@ -101,7 +101,7 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
         lookup_tables=[cells[0] for cells in tables.values()],
         untrained=[cells[0] for cells in untrained.values()],
         pairs=pairs,
-        matched=matched,
+        matched=_read_together(arms) or fallback if fallback else {},
         primary_columns=primary_columns,
         primary_labeling=labeling,
         obstacle=obstacle,
@@ -129,10 +129,10 @@ def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, 
     return min(candidates, key=distance, default=None)
 
 
-def _matched(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
-    """Return one cell per arm at equal loss, or if the arms have none, at the nearest losses."""
+def _read_together(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
+    """Return one cell per arm, all read at the same losses; none if the losses do not overlap."""
     read = at_equal_loss(list(arms.values()))
-    return dict(zip(arms, read, strict=True)) if read else match_all(arms)
+    return dict(zip(arms, read, strict=True)) if read else {}
 
 
 def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:

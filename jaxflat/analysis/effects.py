@@ -62,8 +62,9 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     cells = [cell for contrast in contrasts for cell in contrast]
     column = common_column(cells)
     seeds = [seed for seed in cells[0].rows if all(_has(cell, seed, column) for cell in cells)]
-    if not column or len(seeds) < 2:
-        why = "fewer than two seeds have every measurement"
+    why = why_not_measured(cells, column)
+    if why or len(seeds) < 2:
+        why = why or "fewer than two seeds have every measurement"
         return ClaimTest(claim, EFFECT, reason=why)
     halvings_DxS = np.array([_halvings(*contrast, column, seeds) for contrast in contrasts])
     gains_DxS = np.array([_gains(*contrast, seeds) for contrast in contrasts])
@@ -101,11 +102,16 @@ def _has(cell: Cell, seed: str, column: str) -> bool:
 
 
 def common_column(cells: Sequence[Cell]) -> str:
-    """Return the first flatness measure that every cell has, or "" if a value is not positive."""
-    for name in COMPARED:
-        values = [list(cell.by_seed(name).values()) for cell in cells]
-        if values and all(values):
-            return name if min(map(min, values)) > 0 else ""
+    """Return the first flatness measure that every cell has, "" if there is none."""
+    return next((name for name in COMPARED if all(cell.by_seed(name) for cell in cells)), "")
+
+
+def why_not_measured(cells: Sequence[Cell], column: str) -> str:
+    """Return why the cells' flatness cannot be compared, "" if it can."""
+    if not column:
+        return "no flatness measure is in all models that are compared"
+    if min(value for cell in cells for value in cell.by_seed(column).values()) <= 0:
+        return f"the {COMPARED[column]} is not positive in every seed"
     return ""
 
 
@@ -213,11 +219,13 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     rows_GxN = [[cell.rows[seed] for seed in seeds] for cell in cells]
     rows = [row for rows_N in rows_GxN for row in rows_N]
     column = common_column(cells)
-    if not column or not all(PRIMARY_ACCURACY in row.values for row in rows):
-        return ClaimTest(WITHIN, EFFECT, reason="a measurement is missing")
+    if why := why_not_measured(cells, column):
+        return ClaimTest(WITHIN, EFFECT, reason=why)
+    if not all({PRIMARY_ACCURACY, column} <= row.values.keys() for row in rows):
+        return ClaimTest(WITHIN, EFFECT, reason="a seed lacks accuracy or flatness")
     strata_N = np.array([cells[0].rows[seed].language for seed in seeds])
     if num_orders(strata_N) < FEWEST_ORDERS:
-        why = f"it needs {FEWEST_SEEDS} seeds, and {len(seeds)} have every measurement"
+        why = f"it needs {FEWEST_SEEDS} seeds of one language, and there are {len(seeds)} in all"
         return ClaimTest(WITHIN, EFFECT, reason=why)
     halvings_GxN, gains_GxN = (
         np.array([[value(row.values[name]) for row in rows_N] for rows_N in rows_GxN])

@@ -102,15 +102,15 @@ def _mean_at(levels_L: np.ndarray, ladder: Ladder) -> Row:
     )
     mean_N = weights_K @ scaled_KxN
     mean_N = np.where(logs_N, np.exp(np.where(logs_N, mean_N, 0.0)), mean_N)
-    last = ladder[0]
+    lowest = ladder[0]
     return Row(
-        point=last.point,
-        swept=last.swept,
-        seed=last.seed,
+        point=lowest.point,
+        swept=lowest.swept,
+        seed=lowest.seed,
         step=round(float(weights_K @ [row.step for row in ladder])),
-        projected=last.projected,
+        projected=lowest.projected,
         values=dict(zip(names, mean_N.tolist(), strict=True)),
-        language=last.language,
+        language=lowest.language,
     )
 
 

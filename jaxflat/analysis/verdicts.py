@@ -18,13 +18,14 @@ RULES = (
     "and negligible; the verdict is then 'supported'.",
     "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
     "own number (Holm 1979). All other claims are corrected together, for theirs. So the interval "
-    "of a claim may exclude the value although the claim is undecided.",
+    "of a claim may exclude 0 (1 for ratios) although the claim is undecided.",
     "A claim on the effect of flatness is 'not identified' if flatness differs only together with "
     "something else that may change accuracy, such as size. The page then describes, and gives no "
     "verdict.",
     "Claims at equal excess loss read both models at the same losses, by interpolation between the "
     "checkpoints of each run. If the runs' losses do not overlap, two one-sided tests must show "
-    "the losses equal within the declared ratio. Otherwise there is 'no verdict', with the reason.",
+    "the losses equal within the declared ratio. Otherwise there is 'no verdict', with the reason. "
+    "The claim on label noise compares first and last checkpoints, by these two tests.",
 )
 
 
@@ -51,7 +52,7 @@ class ClaimTest:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`p` is corrected; `reason` says why there is no verdict, "" if there is one."""
+    """`p` is corrected, and of the test that gave the answer; `reason` says why there is none."""
 
     claim: str
     kind: str
@@ -97,7 +98,7 @@ def _decide_family(tests: Sequence[ClaimTest], primary: bool) -> list[Verdict]:
         Verdict(
             *(test.claim, test.kind, primary, test.statistic, test.evidence),
             answer=_answer(test, p, p_negligible),
-            p=p,
+            p=p_negligible if _answer(test, p, p_negligible) == NEGLIGIBLE else p,
             reason=test.reason,
         )
         for test, p, p_negligible in zip(tests, found, negligible, strict=True)

@@ -28,8 +28,8 @@ def measure_verdicts(num_sweeps: int) -> Iterator[tuple[str, dict[str, Figure]]]
 def figures_of(scenario: Scenario, counts: VerdictCounts) -> dict[str, Figure]:
     """Return the figures of one scenario by column, in % of its sweeps.
 
-    Of a kind: how often the claim is falsely judged for which this happens most. A kind without
-    claims has no figure. The last three columns are about the first claim on the effect.
+    For each kind: the share of false verdicts on its worst claim. A kind without claims has no
+    figure. The last three columns are about the first claim on the effect.
     """
     kinds = {kind for kind, _, _ in counts.answers}
     right = counts.effect[right_answer(scenario.truth.slope)]

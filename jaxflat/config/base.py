@@ -120,7 +120,7 @@ def phase_keys() -> dict[str, Any]:
             "strength": Bounded(0.0, least=None),  # 0: no penalty; anneals keep the phase's
             "num_probes": 1,  # random vectors of a trace in each step
             # Nats: a negative strength acts only in steps in which the excess loss of the batch is
-            # at most this much. It takes exact targets. 0: no limit.
+            # at most this much. Needs targets="exact". 0: no limit.
             "max_excess": Bounded(0.0, least=0),
         },
         # At these steps of the phase a copy of the model branches off to be measured. It is

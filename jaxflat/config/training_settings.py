@@ -38,7 +38,7 @@ def recorded_settings(
     used = {key for point in points for key in _chosen_sections(point)}
     forgotten = {}
     if stored is not None:
-        old = {"claims": settings["claims"]} | _with_defaults(stored)  # older: none were declared
+        old = _with_defaults({"claims": settings["claims"]} | stored)
         recorded, present = _optional_sections(old), _optional_sections(settings)
         # A config may drop the function of earlier points, unless a point still chooses it.
         forgotten = {key: value for key, value in recorded.items() if key not in {*present, *used}}
@@ -54,6 +54,8 @@ def recorded_settings(
                 f"{source}choose another --workdir"
             )
     result = _with_sections(settings, used)
+    if stored is not None and "claims" not in stored:  # an older sweep, which declared none
+        del result["claims"]
     for key, value in forgotten.items():
         parent, _, name = key.rpartition(".")
         value_at(result, parent)[name] = value

@@ -70,7 +70,7 @@ def hessian_curvature(
 def squared_norm(
     loss_fn: LossFn, params: PyTree, batch: PyTree, vectors: Vectors
 ) -> LossAndCurvature:
-    """Return the loss, and |params|^2 in the place of a curvature: a control that is none."""
+    """Return the loss, and |params|^2 instead of a curvature, as a control."""
     return *loss_fn(params, batch), inner(params, params)
 
 

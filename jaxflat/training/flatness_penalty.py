@@ -18,8 +18,8 @@ class FlatnessPenalty:
 
     next_vectors(previous vectors or None, params, batch, key) -> the vectors of a step.
     loss_and_curvature(params, batch, vectors) -> (loss_sum, weight, mean curvature).
-    excess_loss(params, batch) -> nats above the optimum. Negative strengths act only in steps in
-    which it is at most max_excess; with max_excess 0 it is not computed, and they always act.
+    excess_loss(params, batch) -> nats above the optimum. Negative strengths act only in steps whose
+    excess loss is at most max_excess. With max_excess 0 they always act.
     """
 
     next_vectors: Callable[[Vectors | None, Any, Any, jax.Array], Vectors]

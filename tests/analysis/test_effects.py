@@ -260,7 +260,10 @@ def test_what_loss_alone_drives_is_no_association_within_settings(amount, seeds)
 
 def test_few_seeds_allow_no_test_within_settings():
     found = judged(random_rows([Arm({"x": "1"}), Arm({"x": "2"})], seeds=4))[WITHIN]
-    assert (found.answer, found.reason) == (NONE, "it needs 5 seeds, and 4 have every measurement")
+    assert (found.answer, found.reason) == (
+        NONE,
+        "it needs 5 seeds of one language, and there are 4 in all",
+    )
 
 
 def settings(random, rates, batches, scatter, widths=(16,), slope=0.0, of_size=0.0):

@@ -19,10 +19,10 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
         html.paragraph(
             "Mean ± half-width of the 95% t interval over seeds. The baseline is the sweep's first "
             f"arm, {found.baseline.arm}; the others are compared with it, paired by seed. "
-            "Each arm is read at the baseline's excess losses, by interpolation between the "
-            "checkpoints of each run. If an arm's losses do not overlap with the baseline's, its "
-            "last checkpoint is compared. Two one-sided tests then say whether the losses are the "
-            "same. An arm whose loss is not shown to be the same is listed, but no verdict "
+            "Each arm and the baseline are read at the same excess losses, by interpolation "
+            "between the checkpoints of each run; an arm's row shows baseline → arm. If their "
+            "losses do not overlap, the last checkpoints are compared. Two one-sided tests then "
+            "say whether the losses are the same. An arm whose loss is not shown to be the same is listed, but no verdict "
             "compares it with the baseline: its differences may come from the loss. All arms share "
             "a seed's start; their sentences after it may differ. Intervals are not corrected for "
             "the number of arms.",
@@ -42,27 +42,27 @@ def arms_table(found: ArmComparison, controls: Sequence[Cell]) -> Table:
     measure = COMPARED.get(column, "Sharpness")
     header = ["Training", "Step", "Excess loss (nats)", "Same loss?", measure, "Ratio"]
     rows = [[*header, "Accuracy (%)", "Difference (points)"]]
-    pairs: list[tuple[Cell, Pair | None]] = [(found.baseline, None)]
-    pairs += [(pair.second, pair) for pair in found.against]
-    pairs += [(control, None) for control in controls]
-    for cell, pair in pairs:
-        numbers = [
-            wording.plus_minus(cell, name, style, scale)
-            for name, style, scale in (
-                ("excess_loss", ".4f", 1.0),
-                (column, "", 1.0),
-                (PRIMARY_ACCURACY, ".1f", 100.0),
-            )
-        ]
-        rows.append(
-            [
-                *(cell.arm, f"{cell.step:,}" if cell.step else wording.MISSING),
-                *(numbers[0], _same(pair), numbers[1]),
-                wording.ratio(pair.flatness.get(column) if pair else None),
-                *(numbers[2], wording.points(pair and pair.accuracy)),
-            ]
-        )
+    rows.append(_row(found.baseline, None, column))
+    rows += [_row(pair.second, pair, column) for pair in found.against]
+    rows += [_row(control, None, column) for control in controls]
     return rows
+
+
+def _row(cell: Cell, pair: Pair | None, column: str) -> list[str]:
+    """Describe a cell; beside a pair's second cell stand the values of the first."""
+
+    def number(name: str, style: str = "", scale: float = 1.0) -> str:
+        cells = (pair.first, cell) if pair else (cell,)
+        return " → ".join(wording.plus_minus(one, name, style, scale) for one in cells)
+
+    interpolated = pair is not None and pair.interpolated
+    loss = wording.plus_minus(cell, "excess_loss", ".4f")
+    return [
+        *(cell.arm, f"{cell.step:,}" if cell.step else wording.MISSING),
+        *(loss if interpolated else number("excess_loss", ".4f"), _same(pair), number(column)),
+        wording.ratio(pair.flatness.get(column) if pair else None),
+        *(number(PRIMARY_ACCURACY, ".1f", 100.0), wording.points(pair and pair.accuracy)),
+    ]
 
 
 def _same(pair: Pair | None) -> str:

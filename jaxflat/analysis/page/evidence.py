@@ -13,7 +13,7 @@ Table = list[list[str]]
 
 ABOUT = (
     "These correlations describe the sweep; no verdict rests on them. "
-    "Accuracy against each embedded flatness measure, and against excess loss. All checkpoints of "
+    "Accuracy against each flatness measure, and against excess loss. All checkpoints of "
     "one seed give one correlation. The table shows its mean over the seeds that have every "
     "checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
     "Negative: flatter models, or those nearer to the optimum, are more accurate. Positive: "
@@ -54,7 +54,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     header = ["Claim", "Verdict", "Value (95% interval)", "p, corrected", "Statistic"]
     return [header] + [
         [
-            f"{one.claim} (primary)" if one.primary else one.claim,
+            marked_claim(one),
             answer_words(one),
             one.evidence or wording.MISSING,
             wording.p_value(one.p),
@@ -68,15 +68,19 @@ def answer_words(verdict: Verdict) -> str:
     return f"{verdict.answer}: {verdict.reason}" if verdict.reason else verdict.answer
 
 
+def marked_claim(verdict: Verdict) -> str:
+    return f"{verdict.claim} (primary)" if verdict.primary else verdict.claim
+
+
 def verdict_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """Return each claim with its verdict and evidence, then those without a verdict by reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in verdicts:
         if one.reason:
-            reasons.setdefault((one.answer, one.reason), []).append(one.claim)
+            reasons.setdefault((one.answer, one.reason), []).append(marked_claim(one))
     return [
-        f"{'Primary claim. ' if one.primary else ''}{one.claim}: {one.answer} "
-        f"({one.statistic}: {one.evidence}; corrected p {wording.p_value(one.p)})."
+        f"{marked_claim(one)}: {one.answer} ({one.statistic}: {one.evidence}; corrected p "
+        f"{wording.p_value(one.p)})."
         for one in verdicts
         if not one.reason
     ] + [

@@ -27,6 +27,9 @@ def describe(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     """Say the verdicts on the primary claims, then describe arms or sizes."""
     primary = [verdict for verdict in verdicts if verdict.primary]
     sentences = evidence.verdict_sentences(primary)
+    if comparison.plan.primary and not primary:
+        kind = comparison.plan.primary
+        sentences.append(f"This sweep has no claim of its primary kind, {kind}.")
     sentences += trajectory_sentences(comparison.trajectories)
     if comparison.arm_comparison:
         sentences += arm_sentences(comparison.arm_comparison) + lookup_sentences(comparison)
@@ -77,8 +80,8 @@ def lookup_sentences(comparison: Comparison) -> list[str]:
     losses = [cell.mean("excess_loss") for cell in models]
     return [
         f"A probe of the exact conditional probabilities reaches {listed(tables)}. Probes of the "
-        f"models nearest to one another in excess loss ({min(losses):.4f} to {max(losses):.4f} "
-        f"nats) reach {listed(models)}."
+        f"models, read at excess losses of {min(losses):.4f} to {max(losses):.4f} nats, reach "
+        f"{listed(models)}."
     ]
 
 

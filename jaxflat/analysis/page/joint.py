@@ -68,10 +68,14 @@ def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
 
 def verdicts_table(judged: Mapping[str, Evidence]) -> list[list[str]]:
     """Return one row for each claim and each sweep that tests it, grouped by claim."""
-    header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "Statistic"]
+    header = ["Claim", "Sweep", "Verdict", "Value (95% interval)", "p, corrected", "Statistic"]
     claims = dict.fromkeys(one.claim for found in judged.values() for one in found.verdicts)
     return [header] + [
-        [claim, name, evidence.answer_words(one), one.evidence or wording.MISSING, one.statistic]
+        [
+            evidence.marked_claim(one),
+            *(name, evidence.answer_words(one), one.evidence or wording.MISSING),
+            *(wording.p_value(one.p), one.statistic),
+        ]
         for claim in claims
         for name, found in judged.items()
         for one in found.verdicts
@@ -94,11 +98,12 @@ def summary_sentence(sweeps: Sweeps, judged: Mapping[str, Evidence]) -> str:
 def matched_pairs(comparison: Comparison) -> list[Pair]:
     """Return a sweep's matched pairs: of sizes, of arms, or of a trajectory's two ends."""
     pairs: list[Pair | None] = [*comparison.pairs]
-    arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-    columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
-    pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
-    if comparison.arm_comparison and not arms:  # the arms' ends would be counted twice
+    if comparison.arm_comparison:
         pairs += comparison.arm_comparison.pairs
+    else:
+        columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
+        arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+        pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 

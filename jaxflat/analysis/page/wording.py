@@ -35,7 +35,8 @@ def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str 
         return MISSING
     text = format(scale * interval.mean, style) + unit
     if interval.low is None or interval.high is None:
-        return minus(f"{text} (one seed, no interval)")
+        why = "one seed, no interval" if interval.count < 2 else "unbounded interval"
+        return minus(f"{text} ({why})")
     low, high = (format(scale * end, style) for end in (interval.low, interval.high))
     return minus(f"{text} ({low} to {high})")
 

@@ -32,13 +32,6 @@ class Split:
         """The examples' share of the variance, at most 1; None if the variance is 0 or unknown."""
         return min(1.0, self.examples / self.total) if self.total else None
 
-    @property
-    def dominated_by(self) -> str:
-        """'seeds' or 'examples', by the larger part; '' if `share` is None."""
-        if self.share is None:
-            return ""
-        return "examples" if self.share > 0.5 else "seeds"
-
 
 def split_difference(
     first: Sequence[float],
