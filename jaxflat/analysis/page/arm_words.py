@@ -22,10 +22,10 @@ def arms_section(found: ArmComparison, controls: Sequence[Cell]) -> list[str]:
             "Each arm and the baseline are read at the same excess losses, by interpolation "
             "between the checkpoints of each run; an arm's row shows baseline → arm. If their "
             "losses do not overlap, the last checkpoints are compared. Two one-sided tests then "
-            "say whether the losses are the same. An arm whose loss is not shown to be the same is listed, but no verdict "
-            "compares it with the baseline: its differences may come from the loss. All arms share "
-            "a seed's start; their sentences after it may differ. Intervals are not corrected for "
-            "the number of arms.",
+            "say whether the losses are the same. An arm whose loss is not shown to be the same is "
+            "listed, but no verdict compares it with the baseline: its differences may come from "
+            "the loss. All arms share a seed's start; their sentences after it may differ. "
+            "Intervals are not corrected for the number of arms.",
             "note",
         ),
         html.table(arms_table(found, controls)),
