@@ -30,11 +30,13 @@ def describe(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     if comparison.plan.primary and not primary:
         kind = comparison.plan.primary
         sentences.append(f"This sweep has no claim of its primary kind, {kind}.")
-    sentences += trajectory_sentences(comparison.trajectories)
     if comparison.arm_comparison:
-        sentences += arm_sentences(comparison.arm_comparison) + lookup_sentences(comparison)
+        sentences += arm_sentences(comparison.arm_comparison)
+        sentences += trajectory_sentences(comparison.trajectories) + lookup_sentences(comparison)
+    elif comparison.trajectories:
+        sentences += [*trajectory_sentences(comparison.trajectories), INTERVALS]
     else:
-        sentences += [INTERVALS] if comparison.trajectories else sizes_sentences(comparison)
+        sentences += sizes_sentences(comparison)
     if left_out := ", ".join(comparison.missing):
         sentences.append(f"Left out, because the last checkpoint was not measured: {left_out}.")
     return sentences + untrained_sentences(comparison)

@@ -122,4 +122,4 @@ def _kind(kind: Trajectories) -> str:
 
 def _name(kind: Trajectories) -> str:
     name = (COMPARED | SHARPNESS).get(kind.measure, "sharpness")
-    return name if name.startswith(("Hessian", "Fisher", "Gauss")) else name.lower()
+    return name if name.startswith(("invariant", "Hessian", "Fisher", "Gauss")) else name.lower()
