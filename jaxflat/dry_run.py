@@ -10,10 +10,12 @@ from rich.table import Column, Table
 
 from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.power import PLANTED, ClaimPower, predict_verdicts
-from jaxflat.analysis.results_csv import SEEDS
+from jaxflat.analysis.results_csv import LANGUAGE, OF_LANGUAGE, SEEDS
 from jaxflat.analysis.synthetic import EXCESS, PlantedTruth, SyntheticArm
+from jaxflat.config import Config
 from jaxflat.console import make_console
-from jaxflat.runs import builders, memory, trajectory
+from jaxflat.runs import builders, checks, memory, trajectory
+from jaxflat.runs.measure_flatness import is_ours
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Checkpoint
 
@@ -51,6 +53,11 @@ def show_power(points: Sequence[Point]) -> None:
         highlight=False,
     )
     _print_claims(claims, console)
+    if (primary := points[0].config.claims.primary) not in {claim.kind for claim in claims}:
+        console.print(
+            f"This sweep has no claim of the declared primary kind, claims.primary={primary!r}.",
+            highlight=False,
+        )
     console.print(
         f"Power: how often the claim is supported if there is {'; '.join(PLANTED.values())}.",
         highlight=False,
@@ -63,7 +70,9 @@ def synthetic_arms(points: Sequence[Point]) -> list[SyntheticArm]:
     The excess loss falls by sqrt(2) from one checkpoint of a phase to the next, to 0.003 nats.
     """
     trained = [p for p in points if trajectory.measured_checkpoints(p.config) != UNTRAINED]
-    keys = dict.fromkeys(key for p in points for key in p.overrides if key not in SEEDS)
+    keys = dict.fromkeys(
+        key for p in points for key in p.overrides if key not in (LANGUAGE, *SEEDS)
+    )
     arms: dict[tuple[str, ...], list[Point]] = {}
     for point in trained:
         swept = (_text(point.overrides.get(key, "")) for key in keys)
@@ -88,13 +97,30 @@ def _synthetic_arm(swept: dict[str, str], runs: Sequence[Point]) -> SyntheticArm
         excess_losses=[EXCESS * 2 ** (later[checkpoint.step] / 2) for checkpoint in checkpoints],
         num_params=builders.num_params(config),
         projected=[checkpoint.projected for checkpoint in checkpoints],
+        shots=config.probes.shots,
+        sharpness_columns=_sharpness_columns(config),
     )
 
 
+def _sharpness_columns(config: Config) -> list[str]:
+    """Return the columns of sharpness that the results will have."""
+    columns = checks.sharpness_columns(config.flatness)
+    if not config.flatness.embedded_width:
+        return columns
+    has_invariant = config.flatness.invariant and is_ours(config)
+    traces = [name for name in columns if name.endswith("_trace") and has_invariant]
+    return [
+        *columns,
+        *(f"{name}@embedded" for name in columns),
+        *(f"{name}@embedded_invariant" for name in traces),
+    ]
+
+
 def _seed(point: Point) -> str:
-    """Return the seed as the analysis names it: `seed`, and the other seeds that are swept."""
+    """Return the seed as the analysis names it: with the other seeds and the language, if swept."""
     swept = [str(point.overrides[key]) for key in SEEDS[1:] if key in point.overrides]
-    return "/".join([str(point.config.seed), *swept])
+    language = f"{OF_LANGUAGE}{point.overrides[LANGUAGE]}" if LANGUAGE in point.overrides else ""
+    return "/".join([str(point.config.seed), *swept]) + language
 
 
 def _text(value: Any) -> str:

@@ -16,11 +16,12 @@ from itertools import zip_longest
 
 import numpy as np
 
-from jaxflat.analysis.results_csv import Row
+from jaxflat.analysis.results_csv import OF_LANGUAGE, Row
 
 ACCURACY, TRACE, EXCESS = 90.0, 100.0, 0.003  # the values without effects; points, -, nats
 TASKS, SHOTS = ("state_3", "state_6"), (200, 4000)
 PROBES = ("linear_probe", "linear_probe_projected")
+SHARPNESS_COLUMNS = tuple(f"hessian_trace{at}" for at in ("", "@embedded", "@embedded_invariant"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class SyntheticArm:
     Each run is measured at `steps`, where its excess losses are `excess_losses` (nats) up to noise;
     `projected` says so for each step, "()" for none. Seeds of several parts ("0/1/2") are crossed.
     `accuracy` (points) and `log_trace` are effects of the arm, and `dose` multiplies the effect of
-    a dose. `rescaling` is the logarithm of embedded over invariant trace.
+    a dose. `rescaling` is the logarithm of embedded over invariant trace. Probes see each number of
+    labelled sentences in `shots`. All `sharpness_columns` have the trace of the equations.
     """
 
     swept: Mapping[str, str]
@@ -43,6 +45,8 @@ class SyntheticArm:
     log_trace: float = 0.0
     dose: float = 0.0
     rescaling: float = 0.0
+    shots: Sequence[int] = SHOTS
+    sharpness_columns: Sequence[str] = SHARPNESS_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -153,23 +157,23 @@ def _rows(
     embedded_SxK = invariant_SxK * np.exp(arm.rescaling)
     text, rows = ",".join(arm.swept.values()), []
     kinds = [*arm.projected] or [False] * len(arm.steps)
-    probes = [(probe, task, shots) for probe in PROBES for task in TASKS for shots in SHOTS]
+    probes = [(probe, task, shots) for probe in PROBES for task in TASKS for shots in arm.shots]
     for s, seed in enumerate(arm.seeds):
         for k, step in enumerate(arm.steps):
             excess, accuracy = float(excess_SxK[s, k]), float(accuracy_SxK[s, k]) / 100
-            traces = {"": embedded_SxK, "@embedded": embedded_SxK}
-            traces["@embedded_invariant"] = invariant_SxK
             values = {"num_params": float(arm.num_params), "loss": 2.5 + excess}
             values |= {"optimal_loss": 2.5, "excess_loss": excess}
             values["excess_loss_sem"] = truth.log_excess.measurement * excess
-            for scale, trace_SxK in traces.items():
-                trace = float(trace_SxK[s, k])
-                values[f"hessian_trace{scale}"] = trace
-                values[f"hessian_trace{scale}_sem"] = truth.log_trace.measurement * trace
+            for name in arm.sharpness_columns:
+                trace_SxK = invariant_SxK if name.endswith("_invariant") else embedded_SxK
+                values[name] = trace = float(trace_SxK[s, k])
+                values[f"{name}_sem"] = truth.log_trace.measurement * trace
             for probe, task, shots in probes:
                 name = f"{probe}/{task}.map/{shots}"
-                values[name] = accuracy - 0.08 * (shots == SHOTS[0])
+                values[name] = accuracy - 0.08 * (shots == min(arm.shots))
                 values[f"{name}_sem"] = truth.accuracy.measurement / 100
             last = kinds[k] not in kinds[k + 1 :]
-            rows.append(Row(f"{text},{seed}", dict(arm.swept), seed, step, kinds[k], values, last))
+            language = seed.partition(OF_LANGUAGE)[2]
+            about = f"{text},{seed}", dict(arm.swept), seed, step, kinds[k]
+            rows.append(Row(*about, values, last, language))
     return rows

@@ -46,7 +46,12 @@ def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:
                     f"relative_error={aim:.2%}; max_rounds={settings.max_rounds}"
                 )
     coefficient, r_hat, size = (estimates.get(name) for name in LEARNING_COEFFICIENT)
-    if coefficient and r_hat and size and not math.isfinite(coefficient.mean):
+    if coefficient and r_hat and size and math.isnan(r_hat.mean) and math.isnan(size.mean):
+        lines.append(
+            "local_learning_coefficient: no value, because the Hessian has no positive eigenvalue, "
+            "the unit of the localization, or the loss is not a number"
+        )
+    elif coefficient and r_hat and size and not math.isfinite(coefficient.mean):
         lines.append(
             f"local_learning_coefficient: no value, because R-hat is {r_hat.mean:.3f} and there "
             f"are {size.mean:.0f} effective samples, not below {MAX_R_HAT} and at least "

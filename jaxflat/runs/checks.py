@@ -6,6 +6,7 @@ Every check raises ValueError with one line that names the key.
 from collections.abc import Iterable
 
 from jaxflat.config import Config, functions
+from jaxflat.flatness.measures import TRACES
 from jaxflat.flatness.terms import MIN_SAMPLES
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.function_checks import check_functions
@@ -18,6 +19,17 @@ FIXED_LABEL_MEASURES = (
     *("loss_slices", "loss_plane", "loss_path"),
 )
 """Measures that use the gradient, or the loss away from the checkpoint: they need fixed labels."""
+
+SHARPNESS_MEASURES = {"hessian_eigenvalues": "hessian_eigenvalue/largest_1"} | {
+    name: name
+    for name in (
+        *TRACES,
+        *("average_sharpness", "adaptive_average_sharpness"),
+        *("worst_sharpness", "adaptive_worst_sharpness", "critical_sharpness"),
+        "local_learning_coefficient",
+    )
+}
+"""For each measure of sharpness, the column that verdicts compare."""
 
 
 def check_config(config: Config) -> None:
@@ -39,7 +51,6 @@ def check_config(config: Config) -> None:
             f"evaluation.num_sentences={config.evaluation.num_sentences}"
         )
     check_finetuning(config.probes.finetune)
-    check_claims(config)
     trained = config.model.name != "lookup_table"
     if config.probes.finetune.pooling == "cls" and trained and not config.model.cls:
         raise ValueError("probes.finetune.pooling='cls' needs a transformer with model.cls=True")
@@ -81,8 +92,8 @@ def check_config(config: Config) -> None:
 
 
 def check_claims(config: Config) -> None:
-    """Raise ValueError if the accuracy that the claims rest on is not measured."""
-    claims, probes = config.claims, config.probes
+    """Raise ValueError if the accuracy or the flatness that the claims rest on is not measured."""
+    claims, probes, flatness = config.claims, config.probes, config.flatness
     if claims.shots and claims.shots not in probes.shots:
         raise ValueError(f"claims.shots={claims.shots} is not one of probes.shots={probes.shots}")
     if claims.probe == "linear_probe_projected" and not probes.projected_dimension:
@@ -90,6 +101,24 @@ def check_claims(config: Config) -> None:
             f"claims.probe={claims.probe!r} needs probes.projected_dimension; set it, for example "
             "to 128"
         )
+    if claims.primary != "accuracy" and config.phase_order and not sharpness_columns(flatness):
+        raise ValueError(
+            f"claims.primary={claims.primary!r} needs a measure of sharpness, such as "
+            f"hessian_trace; flatness.measures={flatness.measures} has none"
+        )
+
+
+def sharpness_columns(settings: Config) -> list[str]:
+    """Return the columns of sharpness that are measured; a user's own measures are not among them.
+
+    The largest eigenvalue needs eigenvalues.num_largest.
+    """
+    return [
+        column
+        for measure, column in SHARPNESS_MEASURES.items()
+        if measure in settings.measures
+        and (measure != "hessian_eigenvalues" or settings.eigenvalues.num_largest)
+    ]
 
 
 def check_finetuning(settings: Config) -> None:

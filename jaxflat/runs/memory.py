@@ -14,6 +14,7 @@ from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
 from jaxflat.runs.measure_flatness import is_ours
+from jaxflat.runs.trajectory import Phase
 
 GIB = 2**30
 
@@ -46,13 +47,19 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
 
 
 def step_bytes(config: Config) -> dict[str, int]:
-    """Return the bytes that the first phase's training step holds, by `jax.eval_shape`.
+    """Return the bytes that a training step holds, by `jax.eval_shape`, in the largest phase.
 
     All slots of the point's program count. state: parameters and optimizer state; gradient;
     residuals: values that the forward pass stores for the backward pass, before compiler
-    optimizations, without adversary and flatness penalty; batch. The whole step is traced as well.
+    optimizations, without adversary and flatness penalty; batch. The step of every phase is traced
+    as a whole, too.
     """
-    phase, model = trajectory.phases(config)[0], builders.make_model(config)
+    sizes = (_step_bytes(config, phase) for phase in trajectory.phases(config))
+    return max(sizes, key=lambda parts: sum(parts.values()))
+
+
+def _step_bytes(config: Config, phase: Phase) -> dict[str, int]:
+    model = builders.make_model(config)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     language, masking = make_language(config.language), config.language.masking

@@ -42,6 +42,7 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         frozen.append(FrozenConfigDict(point_config))
         try:
             checks.check_config(frozen[-1])
+            checks.check_claims(frozen[-1])
         except ValueError as error:
             raise InputError(str(error)) from error
     return [

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxflat import dry_run
 from jaxflat.analysis import power
+from jaxflat.analysis.claims import judge
+from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.plan import UNDECLARED
+from jaxflat.analysis.synthetic import PlantedTruth, draw_sweep
 from jaxflat.config import Sweep, chain, loading, param, product
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config, tiny_sweep
@@ -83,6 +87,90 @@ def test_arms_have_the_points_seeds_checkpoints_and_sizes(tmp_path):
 def test_a_claim_that_no_result_decides_is_listed_with_its_reason(tmp_path, capsys):
     text = shown(tiny_points(product(param("seed", [0, 1])), tmp_path), capsys)
     assert "No verdict on 'At equal excess loss the larger model is the more accurate'" in text
+
+
+WIDTHS = product(param("seed", range(8)), param("model.width", [8, 16]))
+MISSING = "a flatness measure is missing"
+
+
+@pytest.mark.parametrize(("probe", "num_projected"), [("", 0), ("_projected", 4)])
+@pytest.mark.parametrize("shots", [0, 8, 16])
+def test_the_declared_probe_and_shots_are_drawn(probe, num_projected, shots, tmp_path, capsys):
+    config = tiny_config()
+    config.probes.projected_dimension = num_projected
+    config.claims.update({"probe": f"linear_probe{probe}", "shots": shots})
+    text = shown(points.expand(config, WIDTHS, tmp_path), capsys)
+    assert "no seed has the accuracy of every pair" not in text
+    assert "No verdict on 'At equal excess loss the larger model is the more accurate'" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        (
+            {"measures": ("fisher_trace", "gradient_noise")},
+            ["fisher_trace", "fisher_trace@embedded", "fisher_trace@embedded_invariant"],
+        ),
+        (
+            {"measures": ("fisher_trace",), "invariant": False},
+            ["fisher_trace", "fisher_trace@embedded"],
+        ),
+        (
+            {"measures": ("hessian_eigenvalues",)},
+            [f"hessian_eigenvalue/largest_1{at}" for at in ("", "@embedded")],
+        ),
+        ({"measures": ("gradient_noise",)}, []),
+    ],
+)
+def test_only_measured_columns_of_sharpness_are_drawn(settings, columns, tmp_path, capsys):
+    config = tiny_config()
+    config.flatness.update({"num_microbatches": 6} | settings)
+    expanded = points.expand(config, WIDTHS, tmp_path)
+    rows = draw_sweep(
+        dry_run.synthetic_arms(expanded), PlantedTruth(), np.random.default_rng(0)
+    ).rows
+    found = [name for name in rows[0].values if name.startswith(("hessian", "fisher"))]
+    assert [name for name in found if not name.endswith("_sem")] == columns
+    assert (MISSING in shown(expanded, capsys)) == (not columns)
+
+
+def test_languages_are_replicates_and_no_arms(tmp_path):
+    """As `results_csv` reads them."""
+    strength = param("phases.drift.flatness_penalty.strength", [0.0, 1e-4])
+    sweep = product(param("language.seed", [0, 1]), param("seed", [0, 1]), strength)
+    arms = dry_run.synthetic_arms(tiny_points(sweep, tmp_path))
+    assert [[*arm.swept.values()] for arm in arms] == [["0.0"], ["0.0001"]]
+    seeds = [f"{seed} of language {language}" for language in (0, 1) for seed in (0, 1)]
+    assert arms[0].seeds == arms[1].seeds == seeds
+    rows = draw_sweep(arms, PlantedTruth(), np.random.default_rng(0)).rows
+    assert {row.seed: row.language for row in rows} == {name: name[-1] for name in seeds}
+
+
+def test_the_full_dial_has_seven_arms(tmp_path):
+    config, listed = loading.load(f"{ROOT}/configs/flatness_dial_sweep.py:full")
+    arms = dry_run.synthetic_arms(points.expand(config, listed, tmp_path))
+    assert len(arms) == 7
+    assert all(len(arm.seeds) == 16 for arm in arms)
+    rows = draw_sweep(arms, PlantedTruth(), np.random.default_rng(0)).rows
+    claims = [verdict.claim for verdict in judge(compare(rows))]
+    assert not any("larger model" in claim for claim in claims)
+
+
+@pytest.mark.parametrize(
+    ("primary", "tested"), [("accuracy", True), ("effect", True), ("label noise", False)]
+)
+def test_a_primary_claim_that_the_design_cannot_test_is_said(primary, tested, tmp_path, capsys):
+    config = tiny_config()
+    config.claims.primary = primary
+    text = shown(points.expand(config, WIDTHS, tmp_path), capsys)
+    line = f"This sweep has no claim of the declared primary kind, claims.primary='{primary}'."
+    assert (line in text) == (not tested)
+
+
+def test_doses_cannot_test_a_primary_claim_on_accuracy(tmp_path, capsys):
+    doses = param("phases.drift.flatness_penalty.strength", [0.0, 1e-4])
+    text = shown(tiny_points(product(param("seed", [0, 1]), doses), tmp_path), capsys)
+    assert "no claim of the declared primary kind, claims.primary='accuracy'." in text
 
 
 def test_power_grows_with_the_number_of_seeds(tmp_path, monkeypatch):

@@ -81,6 +81,36 @@ def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num
     assert f"{builders.num_params(config):,}" in capture.get()
 
 
+@pytest.mark.slow
+def test_the_memory_of_a_point_is_that_of_its_largest_phase():
+    """Here the second, whose penalty keeps one vector more than AdamW does."""
+    config = ConfigDict(resolved())
+    dial = config.phases.drift
+    dial.optimizer.name, dial.targets = "adamw", "exact"
+    dial.flatness_penalty.update({"measure": "hessian_max_eigenvalue", "strength": 1e-4})
+    num_params = builders.num_params(FrozenConfigDict(config))
+    for order, vectors in ((("pretrain", "drift"), 4), (("pretrain",), 3)):
+        config.phase_order = order
+        sizes = memory.step_bytes(FrozenConfigDict(config))
+        assert sizes["state"] == vectors * 4 * num_params + 2 * 4
+
+
+def test_the_step_of_every_phase_is_traced(monkeypatch):
+    """The strength of a penalty is an argument of its step."""
+    config = ConfigDict(resolved())
+    config.phases.drift.flatness_penalty.strength = 1e-4
+    traced = []
+
+    def train_steps(model, settings, masking, mesh):
+        return lambda *args: traced.append((settings.optimizer.name, args[-1]))
+
+    monkeypatch.setattr(builders, "train_steps", train_steps)
+    memory.step_bytes(FrozenConfigDict(config))
+    assert [name for name, _ in traced] == ["adamw", "sgd"]
+    assert traced[0][1] is None
+    assert traced[1][1].shape == ()
+
+
 def training_step(name: str = "transformer"):
     config = resolved(name=name)
     phase = trajectory.phases(config)[0]

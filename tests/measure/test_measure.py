@@ -217,6 +217,12 @@ def test_a_missed_precision_and_unconverged_chains_are_reported():
         "local_learning_coefficient: no value, because R-hat is 1.200 and there are 30 effective "
         "samples, not below 1.05 and at least 100; raise num_draws"
     )
+    nothing = estimates["local_learning_coefficient"]
+    (line,) = remarks(dict.fromkeys(estimates, nothing), settings)
+    assert line == (
+        "local_learning_coefficient: no value, because the Hessian has no positive eigenvalue, the "
+        "unit of the localization, or the loss is not a number"
+    )
 
 
 def test_former_keys_of_the_learning_coefficient_in_a_config_of_a_run_are_dropped(tmp_path):

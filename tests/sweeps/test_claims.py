@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.plan import UNDECLARED, read_plan
-from jaxflat.config import param, product
-from jaxflat.config.validation import InputError
+from jaxflat.config import custom, param, product
+from jaxflat.config.validation import InputError, validate
+from jaxflat.runs.checks import SHARPNESS_MEASURES, check_claims
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps.points import expand
 from jaxflat.sweeps.sweep_record import record_sweep
@@ -83,3 +85,48 @@ def test_a_claim_of_another_kind_is_refused(tmp_path):
 def test_an_accuracy_that_is_not_measured_cannot_be_declared(tmp_path, claims, message):
     with pytest.raises(InputError, match=message):
         record(tmp_path, **claims)
+
+
+def expand_with(tmp_path, primary: str, measures: tuple[str, ...], **flatness):
+    config = tiny_config()
+    config.claims.primary = primary
+    config.flatness.update({"measures": measures, "num_microbatches": 6, **flatness})
+    return expand(config, SEEDS, tmp_path)
+
+
+@pytest.mark.parametrize("primary", ["flatness", "effect", "label noise"])
+def test_a_claim_on_flatness_that_is_not_measured_cannot_be_declared(tmp_path, primary):
+    message = (
+        rf"^claims\.primary='{primary}' needs a measure of sharpness, such as hessian_trace; "
+        r"flatness\.measures=\('gradient_noise', 'hessian_density'\) has none$"
+    )
+    with pytest.raises(InputError, match=message):
+        expand_with(tmp_path, primary, ("gradient_noise", "hessian_density"))
+    expand_with(tmp_path, "accuracy", ("gradient_noise", "hessian_density"))
+
+
+def test_a_users_own_measure_of_flatness_does_not_count():
+    config = tiny_config()
+    config.claims.primary = "effect"
+    config.flatness.update({"measures": ("own_measure",), "own_measure": custom(own_measure)})
+    with pytest.raises(ValueError, match=r"flatness\.measures=\('own_measure',\) has none"):
+        check_claims(validate(config))
+
+
+def own_measure(problem):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("measure", SHARPNESS_MEASURES)
+def test_any_measure_of_sharpness_allows_a_claim_on_flatness(tmp_path, measure):
+    expand_with(tmp_path, "flatness", (measure, "gradient_noise"))
+
+
+def test_no_largest_eigenvalue_is_no_measure_of_sharpness(tmp_path):
+    eigenvalues = {"num_largest": 0, "num_smallest": 1, "num_steps": 10}
+    with pytest.raises(InputError, match=r"flatness\.measures=\('hessian_eigenvalues',\)"):
+        expand_with(tmp_path, "flatness", ("hessian_eigenvalues",), eigenvalues=eigenvalues)
+
+
+def test_the_measures_of_sharpness_are_those_that_verdicts_compare():
+    assert {*SHARPNESS_MEASURES.values()} == SHARPNESS.keys()
