@@ -144,21 +144,3 @@ def distinguishing_keys(rows: Sequence[Row]) -> list[str]:
         if len(with_it) > len(without):
             kept.append(key)
     return kept
-
-
-def treatment_keys(rows: Sequence[Row]) -> list[str]:
-    """Return the swept keys that distinguish rows of one size, such as a learning rate.
-
-    Keys that the number of parameters and earlier keys determine are left out. Numbers of steps
-    come last, because they often change together with another key.
-    """
-    keys = list(dict.fromkeys(key for row in rows for key in row.swept))
-    kept: list[str] = []
-    for key in sorted(keys, key=lambda key: key.endswith("steps")):
-        known = [
-            (row.values.get("num_params"), *(row.swept.get(k, "") for k in kept)) for row in rows
-        ]
-        values = [row.swept.get(key, "") for row in rows]
-        if len(set(zip(known, values, strict=True))) > len(set(known)):
-            kept.append(key)
-    return kept

@@ -75,7 +75,11 @@ def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str
     means = _seed_means(pairs, difference, PRIMARY_ACCURACY)
     if not means:
         return ClaimTest(claim, ACCURACY, reason="no seed has the accuracy of every pair")
-    interval = mean_interval(means)
+    interval = mean_interval([round(mean, 12) for mean in means])
+    sides = [pair.accuracy.side(0.0) for pair in pairs if pair.accuracy]
+    if interval.side(0.0) and -interval.side(0.0) in sides:
+        why = f"pairs disagree; their mean is {wording.points(interval)} points"
+        return ClaimTest(claim, ACCURACY, reason=why)
     return ClaimTest(
         claim,
         ACCURACY,
@@ -95,6 +99,10 @@ def _flatter(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> C
     ratio = None if why else _ratio(pairs, column)
     if ratio is None:
         return ClaimTest(claim, FLATNESS, reason=why or "no seed has the flatness of every pair")
+    sides = [found.side(1.0) for pair in pairs if (found := pair.flatness.get(column))]
+    if ratio.side(1.0) and -ratio.side(1.0) in sides:
+        why = f"pairs disagree; their mean ratio is {wording.ratio(ratio)}"
+        return ClaimTest(claim, FLATNESS, reason=why)
     evidence = wording.ratio(ratio)
     embedded = column.removesuffix("_invariant")
     if embedded != column and (other := _ratio(pairs, embedded)):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxflat.analysis import results_csv
 from jaxflat.analysis.arms import ArmComparison, compare_arms
-from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys, treatment_keys
+from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
 from jaxflat.analysis.equal_loss import at_equal_loss
 from jaxflat.analysis.pairs import Pair, compare_pair, pair_at_equal_loss, paired_values
 from jaxflat.analysis.plan import UNDECLARED, Plan, read_plan
@@ -90,7 +90,7 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     one_size = len({row.values.get("num_params") for row in trained}) == 1
     differ_in_training = all(key.startswith(OF_TRAINING) for key in varied)
     arm_comparison = settings[0] if settings and one_size and differ_in_training else None
-    pairs = _pairs(trained, arms, primary_columns, plan.loss_ratio)
+    pairs = _pairs(arms, primary_columns, plan.loss_ratio)
     obstacle = "" if pairs else _obstacle(trained)
     fallback = arm_comparison.matched if arm_comparison else match_all(arms) if pairs else {}
     return Comparison(
@@ -153,17 +153,13 @@ def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
 
 
 def _pairs(
-    trained: Sequence[Row],
-    arms: dict[str, list[Cell]],
-    primary_columns: list[str],
-    loss_ratio: float,
+    arms: dict[str, list[Cell]], primary_columns: list[str], loss_ratio: float
 ) -> list[Pair]:
     """Compare each two sizes that are trained in the same way."""
-    keys = ["model.name", *treatment_keys(trained)]
 
-    def treatment(cells: list[Cell]) -> list[str]:
-        row = next(iter(cells[0].rows.values()))
-        return [row.swept.get(key, "") for key in keys]
+    def treatment(cells: list[Cell]) -> dict[str, str]:
+        swept = next(iter(cells[0].rows.values())).swept
+        return {key: text for key, text in swept.items() if not _is_of_size(key)}
 
     pairs = []
     for smaller, larger in combinations(arms.values(), 2):
@@ -179,6 +175,12 @@ def _pairs(
     return [pair for pair in pairs if pair]
 
 
+def _is_of_size(key: str) -> bool:
+    """Return True for keys in which two sizes may differ: the model's, and numbers of steps."""
+    others = ("model.name", "model.tied_decoder", "model.cls", "model.features")
+    return key.endswith("steps") or (key.startswith("model.") and key not in others)
+
+
 def _obstacle(trained: Sequence[Row]) -> str:
     """Say why no sizes were compared."""
     sizes = {row.values.get("num_params") for row in trained}
@@ -186,6 +188,12 @@ def _obstacle(trained: Sequence[Row]) -> str:
         return "no trained model has results"
     if len(sizes) < 2 or None in sizes:
         return "the results hold models of one size only"
-    if len({row.swept.get("model.name", "") for row in trained}) > 1 or treatment_keys(trained):
-        return "models differ in more than their size, so size alone is not compared"
+    others = {
+        key
+        for row in trained
+        for key, text in row.swept.items()
+        if text != trained[0].swept.get(key, "") and not _is_of_size(key)
+    }
+    if others:
+        return f"models of different sizes differ in {min(others)} too"
     return "no two sizes share a seed"

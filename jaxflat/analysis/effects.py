@@ -2,8 +2,7 @@
 
 An effect is in points of accuracy per halving of the trace, at equal excess loss. It is identified
 where flatness differs and little else does: between doses of a flatness penalty, between label
-noise and none, and between the seeds of one setting. Settings of one size that differ in two or
-more keys show an association, which a permutation test over settings judges.
+noise and none, and between the seeds of one setting. Settings that differ otherwise describe.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +11,19 @@ from math import comb
 
 import numpy as np
 
-from jaxflat.analysis.cells import Cell, treatment_keys
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.equal_loss import seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.pairs import Pair, why_unmatched
+from jaxflat.analysis.pairs import why_unmatched
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import (
     LEVEL,
     log_ratio_interval,
     mean_interval,
     quotient_interval,
+    tost,
     tost_quotient,
 )
 from jaxflat.analysis.statistics.permutation import num_orders, permutation_test
@@ -31,7 +31,6 @@ from jaxflat.analysis.verdicts import EFFECT, ClaimTest
 
 FEWEST_SEEDS = 5  # with four, 24 permutations leave no room for a correction
 FEWEST_ORDERS = 120  # permutations of five seeds
-FEWEST_SETTINGS = 6
 LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
 WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
 ACROSS = "At equal excess loss the flatter models are the more accurate"
@@ -56,7 +55,10 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
         b_s = sum_d x_d y_ds / sum_d x_d^2,    a_s = sum_d x_d x_ds / sum_d x_d^2.
 
     Its interval is Fieller's (see `quotient_interval`), so it allows for the scatter of the traces.
-    The two cells of a contrast have equal excess losses. The effect is identified if the extreme
+    The two cells of a contrast have equal excess losses. The mean over arms and languages may hide
+    that they disagree. So there is no verdict if one of them has a gain that its t interval puts on
+    the other side. And a negligible effect has to be shown for each: a gain within the margin times
+    the halvings between the extreme traces. The effect is identified if the extreme
     traces differ, by a t test that is corrected for the number of pairs of arms (Bonferroni).
     """
     cells = [cell for contrast in contrasts for cell in contrast]
@@ -84,6 +86,15 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     weights_D = x_D / (x_D @ x_D)
     slopes_S, shares_S = weights_D @ gains_DxS, weights_D @ halvings_DxS
     slope = quotient_interval(slopes_S, shares_S)
+    languages = np.array([cells[0].rows[seed].language for seed in seeds])
+    parts = _parts(np.sign(x_D)[:, None] * gains_DxS, languages)
+    slope_p = mean_interval(slopes_S.tolist()).p(0.0) or 0.0
+    disagree = any(mean_interval(part).side(0.0) * slope.mean < 0 for part in parts)
+    if disagree and slope_p < 1 - LEVEL:
+        why = f"arms or languages disagree; the mean is {wording.slope(slope)} points per halving"
+        return ClaimTest(claim, EFFECT, reason=why)
+    margins = [tost(part, negligible * float(np.log2(ratio.mean))).p or 0.0 for part in parts]
+    margins.append(tost_quotient(slopes_S, shares_S, negligible).p or 0.0)
     wide = ratio.low is not None and ratio.low >= LEAST_RATIO
     return ClaimTest(
         claim,
@@ -91,9 +102,15 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
         f"points of accuracy per halving of the {COMPARED[column]}, {range_words}",
         wording.slope(slope),
         side=int(np.sign(slope.mean)),
-        p=mean_interval(slopes_S.tolist()).p(0.0),
-        p_negligible=tost_quotient(slopes_S, shares_S, negligible).p if wide else None,
+        p=slope_p,
+        p_negligible=max(margins) if wide else None,
     )
+
+
+def _parts(gains_DxS: np.ndarray, languages_S: np.ndarray) -> list[list[float]]:
+    """Return the gains of each arm in each language that has two seeds or more."""
+    own = [languages_S == language for language in np.unique(languages_S)]
+    return [gains_S[own_S].tolist() for gains_S in gains_DxS for own_S in own if own_S.sum() > 1]
 
 
 def _has(cell: Cell, seed: str, column: str) -> bool:
@@ -102,14 +119,19 @@ def _has(cell: Cell, seed: str, column: str) -> bool:
 
 
 def common_column(cells: Sequence[Cell]) -> str:
-    """Return the first flatness measure that every cell has, "" if there is none."""
-    return next((name for name in COMPARED if all(cell.by_seed(name) for cell in cells)), "")
+    """Return the first flatness measure that any of the cells has, "" if there is none.
+
+    A checkpoint that lacks it does not change the measure.
+    """
+    return next((name for name in COMPARED if any(cell.by_seed(name) for cell in cells)), "")
 
 
 def why_not_measured(cells: Sequence[Cell], column: str) -> str:
     """Return why the cells' flatness cannot be compared, "" if it can."""
     if not column:
-        return "no flatness measure is in all models that are compared"
+        return "no flatness was measured"
+    if not all(cell.by_seed(column) for cell in cells):
+        return f"the {COMPARED[column]} is missing at a checkpoint that is compared"
     if min(value for cell in cells for value in cell.by_seed(column).values()) <= 0:
         return f"the {COMPARED[column]} is not positive in every seed"
     return ""
@@ -173,40 +195,16 @@ def _on_contrasts(
 
 
 def _across_settings(comparison: Comparison) -> ClaimTest:
-    """Test the association of accuracy with the trace over settings of one size.
+    """Say why settings do not identify the effect: what makes one flat may make it accurate.
 
-    Settings are units, so their number decides and not the number of seeds. A permutation exchanges
-    the settings of one size, so sizes may differ in both.
+    A permutation test over settings would not help. Settings that share the value of a key are not
+    exchangeable, and two smooth functions of a few keys are often associated by chance.
     """
-    keys = treatment_keys([row for cell in comparison.cells for row in cell.rows.values()])
-    if len(keys) < 2:
-        only = (keys or comparison.varied or ["the seed"])[0]
-        why = f"flatness differs only with {only}"
-        return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
-    matched = [
-        [pair for pair in found.against if pair.equivalence.holds] for found in comparison.settings
-    ]
-    column = common_column([c for pairs in matched for p in pairs for c in (p.first, p.second)])
-    settings = []
-    for size, pairs in enumerate(matched):
-        for pair in pairs:
-            seeds = [seed for seed in pair.first.rows if _both_have(pair, seed, column)]
-            if seeds:
-                values = (
-                    _halvings(pair.first, pair.second, column, seeds),
-                    _gains(pair.first, pair.second, seeds),
-                )
-                settings.append((size, *(float(one.mean()) for one in values)))
-    settings += [(size, 0.0, 0.0) for size in {size for size, *_ in settings}]  # the baselines
-    if len(settings) < FEWEST_SETTINGS:
-        why = (
-            f"{len(settings)} settings have equal excess losses within a size, and a verdict needs "
-            f"{FEWEST_SETTINGS}"
-        )
-        return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
-    sizes_N, halvings_N, gains_N = np.array(settings).T
-    r, p = permutation_test(halvings_N[None, :], gains_N[None, :], sizes_N)
-    return _association(ACROSS, f"{len(settings)} settings", column, r, p)
+    rows = [row for cell in comparison.cells for row in cell.rows.values()]
+    swept = dict.fromkeys(key for row in rows for key in row.swept)
+    keys = [key for key in swept if len({row.swept.get(key, "") for row in rows}) > 1]
+    why = f"flatness differs only with {', '.join(keys) or 'the seed'}"
+    return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
 
 
 def _within_settings(comparison: Comparison) -> ClaimTest:
@@ -270,10 +268,6 @@ def _text(key: str, arm: list[Cell]) -> str:
 
 def _number(key: str, arm: list[Cell]) -> float:
     return float(_text(key, arm) or 0.0)
-
-
-def _both_have(pair: Pair, seed: str, column: str) -> bool:
-    return _has(pair.first, seed, column) and _has(pair.second, seed, column)
 
 
 def _halvings(first: Cell, second: Cell, column: str, seeds: Sequence[str]) -> np.ndarray:

@@ -34,6 +34,7 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
         why = "no seed has a first and a last checkpoint in both arms"
         return ClaimTest(CLAIM, LABEL_NOISE, reason=why)
     loss_ratio = comparison.plan.loss_ratio
+    control = change(column, loss_ratio, *cells[:2])
     both = change(column, loss_ratio, *cells[2:]), change(column, loss_ratio, *cells)
     ratios = [one.ratio for one in both if one.ratio]
     if len(ratios) < 2:
@@ -46,7 +47,7 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     side, p, reason = -1, None, ""
     if len(cells[0].rows) == 1:
         reason = "one seed gives no interval"
-    elif not all(one.equal and one.equal.holds for one in both):
+    elif not all(one.equal and one.equal.holds for one in (control, *both)):
         reason = f"the excess losses are not shown to be equal within a factor of {loss_ratio:g}"
     else:
         side, p = _both_below_one(ratios)

@@ -82,7 +82,8 @@ def independent_rows(rows: Sequence[Row]) -> list[Row]:
     depend on each other, so of replicates that share a seed only the first is returned. A seed
     that never varies does not count.
     """
-    names = {row.seed: _seed_parts(row.seed) for row in rows}
+    trained_first = sorted(rows, key=lambda row: row.is_control)
+    names = {row.seed: _seed_parts(row.seed) for row in trained_first}
     width = max((len(seeds) for seeds, _ in names.values()), default=0)
     varying = [
         place
