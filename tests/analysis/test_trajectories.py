@@ -79,9 +79,8 @@ def test_a_fall_and_a_rise_are_worded_alike(tmp_path):
         folder.mkdir()
         words[way] = summary_sentences(write_arms(folder, ratios=(1.0, ratio)))
         assert f"a {way}; a factor of 2 is exceeded" in " ".join(words[way])
-    control = next(
-        sentence for sentence in words["fall"] if sentence.startswith("Targets exact (projected)")
-    )
+    sentences = (one for one in words["fall"] if one.startswith("Targets exact (projected)"))
+    control = next(sentences)
     assert "undecided, the interval includes 1; a factor of 2 is excluded" in control
     assert len(words["fall"]) == len(words["rise"])
 
