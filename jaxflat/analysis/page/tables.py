@@ -41,10 +41,11 @@ COLUMNS = (
 )
 
 
+INVARIANT_TRACE, EMBEDDED_TRACE = "Trace,\ninvariant", "Trace,\nembedded"
 SUMMARY = {
     "Excess loss\n(nats)": COLUMNS[0],
-    "Trace,\ninvariant": COLUMNS[1],
-    "Trace,\nembedded": COLUMNS[2],
+    INVARIANT_TRACE: COLUMNS[1],
+    EMBEDDED_TRACE: COLUMNS[2],
     "Accuracy,\nmap (%)": COLUMNS[-4],
     "Accuracy,\nlatent (%)": COLUMNS[-3],
     "Accuracy,\ngiven (%)": COLUMNS[-2],
@@ -60,6 +61,8 @@ def summary_table(workdir: Path) -> Table:
         for name, spec in SUMMARY.items()
         if any(cell.interval(spec[1]) for cell in cells)
     }
+    if INVARIANT_TRACE in measured:  # one trace fits in 80 columns
+        measured.pop(EMBEDDED_TRACE, None)
     rows = [
         [
             cell.arm.replace("lookup table", "lookup"),
