@@ -308,10 +308,10 @@ def test_the_interval_of_an_effect_covers_it(amount, scatter):
 @pytest.mark.parametrize(
     ("points", "answers"),
     [
-        ((-1.0, -1.0), {UNDECIDED, NONE}),
-        ((-2.0, -2.0), {UNDECIDED, NONE}),
-        ((1.0, -1.0), {CONTRADICTED}),
-        ((0.0, 0.0), {NEGLIGIBLE}),
+        ((-1.0, -1.0), (UNDECIDED, NONE)),
+        ((-2.0, -2.0), (UNDECIDED, NONE)),
+        ((1.0, -1.0), (CONTRADICTED,)),
+        ((0.0, 0.0), (NEGLIGIBLE,)),
     ],
     ids=str,
 )
