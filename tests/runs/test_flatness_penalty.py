@@ -118,6 +118,7 @@ def test_negative_strengths_stop_where_the_excess_exceeds_its_limit():
         assert moved(*dose) > 1e-5
 
 
+@pytest.mark.slow
 def test_the_penalty_of_an_own_objective_is_on_its_hessian_and_the_models_predictions():
     config = penalised(1e-3)
     model, params = builders.make_model(config), builders.init_params(config)
