@@ -12,6 +12,8 @@ from jaxflat.analysis.comparison import compare, match_all, match_cells, read_co
 from jaxflat.analysis.pairs import compare_pair, paired_values
 from jaxflat.analysis.results_csv import Row, read_results
 from jaxflat.analysis.statistics.intervals import paired_t_interval, tost_paired
+from jaxflat.analysis.verdicts import FLATNESS, NONE
+from tests.support.simulation import TRACE, Arm, ladder_rows
 
 
 def cell(step, losses, arm="", **values):
@@ -163,3 +165,26 @@ def test_a_learning_rate_that_is_swept_beside_width_leaves_the_verdicts_on_sizes
         claim = f"At equal excess loss the larger model is the {word}"
         assert beside[claim] == alone[claim] != "no verdict"
     assert len(compare(both).pairs) == 6
+
+
+WIDTHS = [Arm({"model.width": str(width)}, num_params=float(width)) for width in (16, 32)]
+
+
+def test_a_trace_that_is_missing_at_one_checkpoint_does_not_change_the_measure():
+    """The embedded trace, which says the opposite, does not take the invariant one's place."""
+    rows = ladder_rows(np.random.default_rng(0), WIDTHS, seeds=5)
+    for row in rows:
+        row.values["hessian_trace@embedded"] = 1 / row.values[TRACE]
+        if row.step == 2000 and row.swept["model.width"] == "32":
+            del row.values[TRACE]
+    found = next(one for one in judge(compare(rows)) if one.kind == FLATNESS)
+    assert found.answer == NONE
+    assert "invariant Hessian trace is missing" in found.reason
+
+
+@pytest.mark.parametrize("key", ["phases.pretrain.schedule.learning_rate", "model.tied_decoder"])
+def test_sizes_that_differ_in_something_else_too_are_not_compared(key):
+    arms = [replace(arm, swept={**arm.swept, key: str(place)}) for place, arm in enumerate(WIDTHS)]
+    comparison = compare(ladder_rows(np.random.default_rng(0), arms, seeds=5))
+    assert comparison.pairs == []
+    assert comparison.obstacle == f"models of different sizes differ in {key} too"

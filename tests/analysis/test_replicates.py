@@ -8,7 +8,7 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
-from jaxflat.analysis.results_csv import independent_rows, read_results
+from jaxflat.analysis.results_csv import Row, independent_rows, read_results
 from tests.analysis.conftest import write_rows
 from tests.support.counts import in_full
 from tests.support.simulation import PROBE, TRACE
@@ -43,6 +43,16 @@ def test_crossed_data_and_initial_seeds_leave_a_diagonal(tmp_path):
     assert kept(write_replicates(tmp_path, crossed)) == ["0/0", "1/1", "2/2", "3/3"]
     pair, *_ = read_comparison(tmp_path).pairs
     assert pair.accuracy.count == 4
+
+
+def test_controls_do_not_decide_which_crossed_replicates_are_kept():
+    """A lookup table has no initial seed, and may be listed first."""
+    values = {"num_params": 1.0, "excess_loss": 0.01}
+    table = Row("t", {"model.name": "lookup_table"}, "0", 0, False, dict(values))
+    models = [
+        Row(s, {"model.name": "transformer"}, s, 1, False, dict(values)) for s in ("0/0", "1/1")
+    ]
+    assert [row.seed for row in independent_rows([table, *models])][-2:] == ["0/0", "1/1"]
 
 
 def test_crossed_seeds_of_unequal_number_leave_the_smaller_number(tmp_path):
