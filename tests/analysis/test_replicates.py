@@ -49,9 +49,8 @@ def test_controls_do_not_decide_which_crossed_replicates_are_kept():
     """A lookup table has no initial seed, and may be listed first."""
     values = {"num_params": 1.0, "excess_loss": 0.01}
     table = Row("t", {"model.name": "lookup_table"}, "0", 0, False, dict(values))
-    models = [
-        Row(s, {"model.name": "transformer"}, s, 1, False, dict(values)) for s in ("0/0", "1/1")
-    ]
+    swept = {"model.name": "transformer"}
+    models = [Row(seed, swept, seed, 1, False, dict(values)) for seed in ("0/0", "1/1")]
     assert [row.seed for row in independent_rows([table, *models])][-2:] == ["0/0", "1/1"]
 
 
