@@ -120,9 +120,9 @@ def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
 @pytest.mark.slow
 def test_one_seed_has_no_verdict_and_traces_that_are_not_positive_none(tmp_path):
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, 0.25), seeds=1))
-    assert "undecided with one seed" in sentences[0]
+    assert "undecided with one seed" in " ".join(sentences)
     sentences = summary_sentences(write_arms(tmp_path, ratios=(1.0, -0.25)))
-    assert "undecided, because it was not measured, or is not positive" in sentences[0]
+    assert "undecided, because it was not measured, or is not positive" in " ".join(sentences)
     write_report(tmp_path)
 
 
@@ -135,9 +135,8 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
     for word in ("flatter", "more accurate"):
         claim = f"At equal excess loss targets sampled is {word} than targets exact"
         assert found[claim] == SUPPORTED
-    # Each arm's end against its start; comparing the two ends too would count them twice.
-    assert [pair.first.step for pair in matched_pairs(comparison)] == [4000, 4000]
-    assert "Arms, at their last checkpoints" in write_report(tmp_path).read_text()
+    assert [pair.first.step for pair in matched_pairs(comparison)] == [12_000]
+    assert "<h2>Arms</h2>" in write_report(tmp_path).read_text()
 
 
 def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
