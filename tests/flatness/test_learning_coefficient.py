@@ -118,7 +118,7 @@ def test_unequal_microbatches_and_a_slope_have_the_closed_form():
     assert abs(mean - truth) < 3 * sem
 
 
-@pytest.mark.parametrize("step", [0.25, 2.0])
+@pytest.mark.parametrize("step", [0.25, *in_full(2.0)])
 @pytest.mark.slow
 def test_normal_crossings_agree_with_the_integral(monkeypatch, step):
     """L = x^2 y^2 (lambda 1/2, multiplicity 2), with y integrated out; at n = 1000 it is 0.36."""
@@ -220,6 +220,7 @@ def test_it_is_local():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="takes six minutes: make full")
 def test_a_singular_posterior_has_no_bias_left():
     """y = b . a x, a and b of 3, at finite n, b integrated out: a radial integral over a."""
     n = 1000
@@ -346,7 +347,8 @@ def test_a_step_depends_on_its_key_chain_and_number_alone():
     scale = 100 / np.log(100)
     np.testing.assert_allclose(found.per_chain_C, scale * found.rises_CxT.mean(axis=1))
     np.testing.assert_allclose(found.r_hat, split_r_hat(found.rises_CxT))
-    np.testing.assert_allclose(found.effective_samples, effective_sample_size(found.rises_CxT))
+    assert (found.num_burnin_C < 64).all()  # 20 draws cut it short, so no draw counts
+    np.testing.assert_array_equal(found.effective_samples, 0.0)
 
 
 @pytest.mark.slow
