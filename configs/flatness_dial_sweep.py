@@ -56,5 +56,5 @@ def get_sweep(scale: str | None = None) -> Sweep:
     doses = param("phases.dial.flatness_penalty.strength", DOSES[scale])
     if scale != "full":
         return product(param("seed", range(2 if scale == "smoke" else 8)), doses)
-    languages = param("language.seed", [0] * 8 + [1] * 8)  # each has seeds of its own
+    languages = param("language.seed", [0] * 8 + [1] * 8)  # with different seeds
     return product(zipped(languages, param("seed", range(16))), doses)

@@ -29,7 +29,7 @@ class Comparison:
 
     `pairs` compares sizes that are trained in the same way, and `settings` compares, for each size,
     the ways in which it is trained. `varied` names the swept keys that distinguish arms.
-    `arm_comparison` is that of a sweep with one size whose arms differ only in training.
+    `arm_comparison` is set if all models have one size and differ only in training.
     `obstacle` says why sizes were not compared, "" if they were. `missing` names the arms
     that are not compared because their last checkpoint was not measured.
     """

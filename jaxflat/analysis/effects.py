@@ -7,7 +7,7 @@ noise and none, and between the seeds of one setting. Settings that differ other
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import comb
+from math import comb, factorial
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from jaxflat.analysis.statistics.permutation import num_orders, permutation_test
 from jaxflat.analysis.verdicts import EFFECT, ClaimTest
 
 FEWEST_SEEDS = 5  # with four, 24 permutations leave no room for a correction
-FEWEST_ORDERS = 120  # permutations of five seeds
 LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
 WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
 ACROSS = "At equal excess loss the flatter models are the more accurate"
@@ -56,18 +55,18 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
 
     Its interval is Fieller's (see `quotient_interval`), so it allows for the scatter of the traces.
     The two cells of a contrast have equal excess losses. The mean over arms and languages may hide
-    that they disagree. So there is no verdict if one of them has a gain that its t interval puts on
-    the other side. And a negligible effect has to be shown for each: a gain within the margin times
-    the halvings between the extreme traces. The effect is identified if the extreme
-    traces differ, by a t test that is corrected for the number of pairs of arms (Bonferroni).
+    that they disagree. So there is no verdict if the t interval of one of them lies on the other
+    side. A negligible effect has to be shown for each: its gain lies within the margin times the
+    halvings between the extreme traces. The effect is identified if the extreme traces differ, by a
+    t test that is corrected for the number of pairs of arms (Bonferroni).
     """
     cells = [cell for contrast in contrasts for cell in contrast]
     column = common_column(cells)
     seeds = [seed for seed in cells[0].rows if all(_has(cell, seed, column) for cell in cells)]
-    why = why_not_measured(cells, column)
-    if why or len(seeds) < 2:
-        why = why or "fewer than two seeds have every measurement"
+    if why := why_not_measured(cells, column):
         return ClaimTest(claim, EFFECT, reason=why)
+    if len(seeds) < 2:
+        return ClaimTest(claim, EFFECT, reason="fewer than two seeds have every measurement")
     halvings_DxS = np.array([_halvings(*contrast, column, seeds) for contrast in contrasts])
     gains_DxS = np.array([_gains(*contrast, seeds) for contrast in contrasts])
     x_D = halvings_DxS.mean(1)
@@ -222,7 +221,7 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     if not all({PRIMARY_ACCURACY, column} <= row.values.keys() for row in rows):
         return ClaimTest(WITHIN, EFFECT, reason="a seed lacks accuracy or flatness")
     strata_N = np.array([cells[0].rows[seed].language for seed in seeds])
-    if num_orders(strata_N) < FEWEST_ORDERS:
+    if num_orders(strata_N) < factorial(FEWEST_SEEDS):
         why = f"it needs {FEWEST_SEEDS} seeds of one language, and there are {len(seeds)} in all"
         return ClaimTest(WITHIN, EFFECT, reason=why)
     halvings_GxN, gains_GxN = (
@@ -231,12 +230,8 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     )
     r, p = permutation_test(halvings_GxN, gains_GxN, strata_N)
     over = f"{wording.plural(len(seeds), 'seed')} of {wording.plural(len(cells), 'setting')}"
-    return _association(WITHIN, over, column, r, p)
-
-
-def _association(claim: str, over: str, column: str, r: float, p: float) -> ClaimTest:
     return ClaimTest(
-        claim,
+        WITHIN,
         EFFECT,
         f"rank correlation of accuracy with a smaller {COMPARED[column]}; permutations of {over}",
         wording.minus(format(r, "+.2f")),

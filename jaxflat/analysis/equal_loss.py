@@ -97,11 +97,9 @@ def _mean_at(levels_L: np.ndarray, ladder: Ladder) -> Row:
     names = [name for name in ladder[0].values if all(name in row.values for row in ladder)]
     values_KxN = np.array([[row.values[name] for name in names] for row in ladder])
     logs_N = np.array([_is_log(name) for name in names]) & (values_KxN > 0).all(0)
-    scaled_KxN = np.where(
-        logs_N[None, :], np.log(np.where(logs_N[None, :], values_KxN, 1.0)), values_KxN
-    )
-    mean_N = weights_K @ scaled_KxN
-    mean_N = np.where(logs_N, np.exp(np.where(logs_N, mean_N, 0.0)), mean_N)
+    values_KxN[:, logs_N] = np.log(values_KxN[:, logs_N])
+    mean_N = weights_K @ values_KxN
+    mean_N[logs_N] = np.exp(mean_N[logs_N])
     lowest = ladder[0]
     return Row(
         point=lowest.point,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.effects import common_column
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.statistics.intervals import Interval
@@ -81,7 +82,7 @@ def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
     at all four.
     """
     cells = comparison.cells
-    column = next((name for name in COMPARED if any(c.interval(name) for c in cells)), "")
+    column = common_column(cells)
 
     def other_keys(cell: Cell) -> tuple[tuple[str, str], ...]:
         swept = next(iter(cell.rows.values())).swept

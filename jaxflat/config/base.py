@@ -171,7 +171,7 @@ def claims() -> dict[str, Any]:
         # others together for theirs. accuracy, flatness: of sizes or arms; effect: of flatness on
         # accuracy; label noise: on flatness.
         "primary": Bounded("accuracy", choices=("accuracy", "flatness", "effect", "label noise")),
-        # Accuracy is that of this probe, fitted to this many labelled sentences; 0: the most of
+        # This probe measures accuracy, fitted to this many labelled sentences; 0: the most of
         # probes.shots. linear_probe_projected needs probes.projected_dimension.
         "probe": Bounded("linear_probe", choices=("linear_probe", "linear_probe_projected")),
         "shots": Bounded(0, least=0),

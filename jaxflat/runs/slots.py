@@ -49,7 +49,7 @@ class Call(NamedTuple):
     def position(self) -> tuple[int, int, int, str]:
         """The position of the call in a run: calls are made in this order.
 
-        The phase's name separates branches of one step: those of a phase's end and of the next.
+        The phase's name separates branches of one step: a phase may end where the next one begins.
         """
         return self.trunk_step, KINDS.index(self.kind), self.stop, self.phase.name
 

@@ -145,7 +145,7 @@ def quotient_interval(tops: np.ndarray, bottoms: np.ndarray) -> Interval:
 def tost_quotient(tops: np.ndarray, bottoms: np.ndarray, margin: float) -> Equivalence:
     """Test whether mean(tops) / mean(bottoms) lies within +-margin; `bottoms` has a mean above 0.
 
-    The two one-sided t tests are of tops - margin bottoms and tops + margin bottoms.
+    Two one-sided t tests compare tops - margin bottoms and tops + margin bottoms with 0.
     """
     sides = [mean_interval((s * tops - margin * bottoms).tolist()) for s in (-1, 1)]
     if len(tops) < 2:

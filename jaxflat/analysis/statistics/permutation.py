@@ -22,8 +22,8 @@ def permutation_test(
         r = sum x y / sqrt(sum x^2 sum y^2)
 
     over groups and units (Spearman's correlation if there is one group and stratum). A permutation
-    exchanges units within their stratum, in all groups alike, so units keep what their values in
-    different groups share. If x and y are not associated, and the units of a stratum are
+    exchanges units within their stratum, and is the same in all groups, so units keep what their
+    values in different groups share. If x and y are not associated, and the units of a stratum are
     exchangeable, every permutation is as probable as the data. p is the share of permutations
     whose |r| is at least as large, the identity included (Fisher 1935, The Design of Experiments;
     random permutations: Phipson and Smyth 2010, arXiv:1603.05766).
