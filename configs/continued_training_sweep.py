@@ -11,11 +11,13 @@ on exact targets; accuracy +0.2 (-0.1 to +0.5) and +0.0 (-0.1 to +0.2) points.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product
+from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of the warm start, of its final decay, of continued training and of a projection.
 STEPS = {"smoke": (60, 20, 60, 20), "laptop": (4000, 1500, 8000, 1500)}
+STEPS["full"] = (4000, 1500, 16_000, 1500)
 STEPS["paper"] = (60_000, 6000, 200_000, 6000)
+SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -54,5 +56,5 @@ def get_config(scale: str | None = None) -> Config:
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
-    seeds = range(2 if named_scale(scale) == "smoke" else 5)
-    return product(param("seed", seeds), param("phases.continue.targets", ["sampled", "exact"]))
+    targets = param("phases.continue.targets", ["sampled", "exact"])
+    return product(SEEDS[named_scale(scale)], targets)

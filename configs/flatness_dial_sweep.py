@@ -9,26 +9,27 @@ traces differ by 1.96 (1.91 to 2.01), accuracy by -0.46 (-0.75 to -0.16) points 
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
+from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of the warm start, steps of an anneal, and the steps of "dial" where anneals branch off.
 STEPS = {
     "smoke": (40, 10, (10, 20)),
     "laptop": (2500, 250, (300, 600, 1000, 1500)),
-    "full": (5000, 500, (500, 1000, 2000, 4000)),
+    "full": (2500, 250, (300, 600, 1000, 1500)),
     "paper": (30_000, 6000, (6000, 15_000, 30_000)),
 }
 DOSES = {
     "smoke": (0.0, 1e-4),
     "laptop": (0.0, -1e-5, 1e-4),
-    "full": (0.0, -2e-5, -1e-5, 1e-5, 3e-5, 1e-4, 3e-4),
+    "full": (0.0, -2e-5, 1e-4),
     "paper": (0.0, -1e-5, 1e-4),
 }
+SEEDS = {"smoke": seeds(2), "laptop": seeds(8), "full": seeds(8, 2), "paper": seeds(8)}
 
 
 def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
-    scale, config = named_scale(scale, "full"), base_config.base()
+    scale, config = named_scale(scale), base_config.base()
     num_warm, num_anneal, ladder = STEPS[scale]
     config.phase_order, config.claims.primary = ("warm", "dial"), "effect"
     del config.phases.pretrain
@@ -52,9 +53,5 @@ def get_config(scale: str | None = None) -> Config:
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the doses of each seed; the first dose, 0, is the baseline."""
-    scale = named_scale(scale, "full")
-    doses = param("phases.dial.flatness_penalty.strength", DOSES[scale])
-    if scale != "full":
-        return product(param("seed", range(2 if scale == "smoke" else 8)), doses)
-    languages = param("language.seed", [0] * 8 + [1] * 8)  # with different seeds
-    return product(zipped(languages, param("seed", range(16))), doses)
+    scale = named_scale(scale)
+    return product(SEEDS[scale], param("phases.dial.flatness_penalty.strength", DOSES[scale]))

@@ -7,14 +7,16 @@ compared. Small models train longer, so that excess losses overlap.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
+from jaxflat.config import Config, Sweep, named_scale, param, product, seeds, zipped
 
 # Widths and, for each, the steps at which measured checkpoints branch off.
 STEPS = {
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (2000, 3200), 32: (600, 1000), 64: (250, 500)},
+    "full": {16: (1200, 2000, 3200), 32: (400, 600, 1000), 64: (250, 350, 500)},
     "paper": dict.fromkeys((480, 960, 1920), (30_000, 60_000)),
 }
+SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -39,11 +41,10 @@ def get_config(scale: str | None = None) -> Config:
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
-    scale = named_scale(scale)
-    steps = STEPS[scale]
+    steps = STEPS[named_scale(scale)]
     sizes = zipped(
         param("model.width", steps),
         param("phases.pretrain.checkpoint_steps", steps.values()),
         param("phases.pretrain.steps", [s[-1] for s in steps.values()]),
     )
-    return product(param("seed", range(2 if scale == "smoke" else 5)), sizes)
+    return product(SEEDS[named_scale(scale)], sizes)

@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.main --config=configs/model_size_sweep.py[:smoke|laptop|paper]"""
+"""The command: python -m jaxflat.main --config=FILE.py[:smoke|laptop|full|paper]"""
 
 import argparse
 import logging

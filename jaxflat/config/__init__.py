@@ -15,4 +15,5 @@ from jaxflat.config.sweeps import chain as chain
 from jaxflat.config.sweeps import named_scale as named_scale
 from jaxflat.config.sweeps import param as param
 from jaxflat.config.sweeps import product as product
+from jaxflat.config.sweeps import seeds as seeds
 from jaxflat.config.sweeps import zipped as zipped

@@ -4,23 +4,34 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-SCALES = ("smoke", "laptop", "paper")
-"""A test of all stages, minutes on two cores, and the paper's sizes for accelerators."""
+SCALES = ("smoke", "laptop", "full", "paper")
+"""A test of all stages; minutes and hours on two cores; the paper's sizes for accelerators."""
 
 Sweep = list[dict[str, Any]]
 """Points of a sweep, each a mapping from dotted keys to values."""
 
 
-def named_scale(scale: str | None, *others: str) -> str:
-    """Return the scale, "laptop" if None; raise ValueError if not in `SCALES` or `others`."""
-    if scale is not None and scale not in (*SCALES, *others):
-        raise ValueError(f"scale {scale!r} is not one of {', '.join((*SCALES, *others))}")
+def named_scale(scale: str | None) -> str:
+    """Return the scale, "laptop" if None; raise ValueError if it is not in `SCALES`."""
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
     return scale or "laptop"
 
 
 def param(key: str, values: Iterable[Any]) -> Sweep:
     """Return one point per value of a dotted key."""
     return [{key: value} for value in values]
+
+
+def seeds(num: int, num_languages: int = 1) -> Sweep:
+    """Return one point per seed: `num` seeds on each language, no seed on two languages.
+
+    One language leaves `language.seed` to the config.
+    """
+    if num_languages == 1:
+        return param("seed", range(num))
+    languages = [language for language in range(num_languages) for _ in range(num)]
+    return zipped(param("language.seed", languages), param("seed", range(num * num_languages)))
 
 
 def product(*sweeps: Sweep) -> Sweep:

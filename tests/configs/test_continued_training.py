@@ -13,7 +13,7 @@ from jaxflat.sweeps import points
 CONFIG = f"{Path(__file__).parents[2]}/configs/continued_training_sweep.py"
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
 def test_arms_differ_in_their_targets_alone_and_end_projected(scale, tmp_path):
     config, listed = loading.load(f"{CONFIG}:{scale}")
     expanded = points.expand(config, listed, tmp_path)

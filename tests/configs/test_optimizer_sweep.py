@@ -11,7 +11,7 @@ from jaxflat.sweeps import points
 CONFIG = f"{Path(__file__).parents[2]}/configs/optimizer_sweep.py"
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
 @pytest.mark.slow
 def test_ways_on_share_their_start_and_leave_one_annealed_checkpoint(scale, tmp_path):
     config, listed = loading.load(f"{CONFIG}:{scale}")

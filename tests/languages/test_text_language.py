@@ -303,7 +303,7 @@ def test_what_no_teacher_can_be_made_of_is_one_line_and_exit_code_2(command, arg
     assert re.search(REFUSED_BY_THE_TEACHER[argument], command(argument))
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
 def test_the_config_of_generated_text_expands_at_every_scale(scale, tmp_path, monkeypatch):
     asked = []
 
