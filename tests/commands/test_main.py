@@ -9,7 +9,7 @@ import pytest
 
 from jaxflat import config as base_config
 from jaxflat import main
-from jaxflat.config import chain, loading, param, product, validation, zipped
+from jaxflat.config import chain, loading, param, product, seeds, validation, zipped
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep_record
 
@@ -229,6 +229,11 @@ def test_sweep_algebra():
         {"seed": 1, "w": 2, "s": 20},
     ]
     assert chain(param("w", [1]), param("v", [2])) == [{"w": 1}, {"v": 2}]
+    assert seeds(2) == [{"seed": 0}, {"seed": 1}]
+    assert seeds(1, num_languages=2) == [
+        {"language.seed": 0, "seed": 0},
+        {"language.seed": 1, "seed": 1},
+    ]
     with pytest.raises(ValueError, match="twice"):
         product(param("w", [1]), param("w", [2]))
     with pytest.raises(ValueError, match="zip"):
