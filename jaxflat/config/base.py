@@ -13,7 +13,7 @@ from jaxflat.config.ranges import Bounded, Config, defaults
 LABELINGS = ("map", "latent", "official")
 FLATNESS_PENALTIES = (
     *("gauss_newton_trace", "hessian_trace"),
-    *("hessian_max_eigenvalue", "parameter_norm"),
+    *("hessian_max_eigenvalue", "parameter_norm", "feature_rank"),
 )
 
 
@@ -115,7 +115,8 @@ def phase_keys() -> dict[str, Any]:
         # Positive strengths flatten, negative ones sharpen.
         "flatness_penalty": {
             # Traces: along random signs. The eigenvalue: along a vector that takes one power step
-            # per training step. parameter_norm, the control: the squared norm of all parameters.
+            # per training step. Controls: parameter_norm, the squared norm of all parameters;
+            # feature_rank, the effective rank of the representations that probes see.
             "measure": Bounded("gauss_newton_trace", choices=FLATNESS_PENALTIES),
             "strength": Bounded(0.0, least=None),  # 0: no penalty; anneals keep the phase's
             "num_probes": 1,  # random vectors of a trace in each step

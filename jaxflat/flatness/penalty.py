@@ -1,5 +1,7 @@
 """Curvatures of one batch's loss that training can differentiate, each together with the loss.
 
+Two controls take the place of a curvature: the parameters' norm and the features' rank.
+
 The functions return (loss_sum, weight, curvature): the loss summed over predictions, the sum of
 their weights, and the mean curvature along the vectors. So a training step shares one forward pass
 between the loss and its curvature. The gradient of a curvature takes third derivatives for H, and
@@ -72,6 +74,36 @@ def squared_norm(
 ) -> LossAndCurvature:
     """Return the loss, and |params|^2 instead of a curvature, as a control."""
     return *loss_fn(params, batch), inner(params, params)
+
+
+def feature_rank(
+    loss_fn: LossFn,
+    features_fn: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
+    params: PyTree,
+    batch: PyTree,
+    vectors: Vectors,
+) -> LossAndCurvature:
+    """Return the loss, and the effective rank of the features instead of a curvature.
+
+    features_fn(params, batch) -> (features_...xD, weights_...) as in `effective_rank`.
+    """
+    return *loss_fn(params, batch), effective_rank(*features_fn(params, batch))
+
+
+def effective_rank(features_xD: jax.Array, weights_x: jax.Array) -> jax.Array:
+    """Return (tr C)^2 / tr C^2 for the weighted covariance C of features, between 1 and D.
+
+    This is R_0 of Bartlett, Long, Lugosi and Tsigler (PNAS 2020), an effective rank in their bounds
+    on linear regression, which is what a probe fits. Its gradient is finite at every C except 0.
+    The entropy of singular values (Roy and Vetterli, 2007) has an infinite gradient at the value 0.
+    Returns nan if all features are equal.
+    """
+    features_NxD = features_xD.reshape(-1, features_xD.shape[-1])
+    weights_Nx1 = weights_x.reshape(-1, 1) / weights_x.sum()
+    mean_1xD = (weights_Nx1 * features_NxD).sum(0, keepdims=True)
+    centered_NxD = jnp.sqrt(weights_Nx1) * (features_NxD - mean_1xD)
+    covariance_DxD = centered_NxD.T @ centered_NxD
+    return jnp.trace(covariance_DxD) ** 2 / (covariance_DxD**2).sum()
 
 
 def random_signs(

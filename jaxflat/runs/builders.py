@@ -144,17 +144,19 @@ def _train_steps(
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     loss_fn = phase_loss_fn(model, settings)
     objective = make_loss_and_sampler(model, loss_fn, settings, masking, mesh)
-    # The adversary's head is fitted to all sentences together, so its batch is not cut into shards.
-    by_shard = jax.default_backend() == "cpu" and settings.adversary.strength == 0
+    # An adversary's head is fitted to all sentences together, and feature_rank is the rank of all
+    # their features. Such batches are not cut into shards.
+    penalty, whole = None, settings.adversary.strength > 0
+    if "flatness_penalty" in settings:
+        penalty = make_flatness_penalty(model.apply, loss_fn, settings)
+        whole = settings.flatness_penalty.measure == "feature_rank"
+    by_shard = jax.default_backend() == "cpu" and not whole
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
 
     def place(state: TrainState) -> TrainState:
         return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
-    penalty = None
-    if "flatness_penalty" in settings:
-        penalty = make_flatness_penalty(model.apply, loss_fn, settings)
     return make_train_steps(*objective, optimizer, num_shards, skips, place, penalty)
 
 

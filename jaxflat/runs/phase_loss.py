@@ -23,6 +23,7 @@ from jaxflat.training.objectives import (
     masked_excess_loss,
     masked_lm_loss_and_log_probs,
     masked_log_probs,
+    word_features,
 )
 
 POOLING = "concatenate"  # the head sees the representations of all words
@@ -72,6 +73,8 @@ def make_flatness_penalty(
         curvature = partial(penalty.gauss_newton_curvature, both_fn)
     elif chosen.measure == "parameter_norm":
         curvature = partial(penalty.squared_norm, loss_fn)
+    elif chosen.measure == "feature_rank":
+        curvature = partial(penalty.feature_rank, loss_fn, word_features(apply_fn))
     else:
         curvature = partial(penalty.hessian_curvature, loss_fn)
         if chosen.measure == "hessian_max_eigenvalue":

@@ -77,6 +77,22 @@ def masked_log_probs(apply_fn: ApplyFn) -> LogProbsFn:
     return log_probs_fn
 
 
+def word_features(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+    """Return features_fn(params, batch) -> (features_BxTxD that probes see, weights_BxT).
+
+    The sentences are the batch's, with their masks. weights_BxT: 1 at words and 0 at padding.
+    """
+
+    def features_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        _, outputs = apply_fn({"params": params}, batch.inputs_BxT, batch.lengths_B)
+        features_BxTxD = outputs["features_BxMxD"]
+        positions_T = jnp.arange(batch.inputs_BxT.shape[1], dtype=batch.lengths_B.dtype)
+        words_BxT = positions_T[None, :] < batch.lengths_B[:, None]
+        return features_BxTxD, words_BxT.astype(features_BxTxD.dtype)
+
+    return features_fn
+
+
 def masked_lm_loss_and_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tuple[Any, Any]]:
     """Return (params, batch) -> the results of `masked_lm_loss` and of `masked_log_probs`.
 

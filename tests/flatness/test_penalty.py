@@ -22,10 +22,18 @@ def loss_and_log_probs(params, batch):
     return lm.loss_fn(params, batch), lm.log_probs_fn(params, batch)
 
 
+def features(params, batch):
+    """Of every token, by positions; padding has weight 0."""
+    _, outputs = lm.MODEL.apply({"params": params}, batch["tokens"], batch["lengths"])
+    words = jnp.arange(lm.T)[None] < batch["lengths"][:, None]
+    return outputs["features_BxMxD"], words.astype(float)
+
+
 CURVATURES = {
     "gauss_newton": partial(penalty.gauss_newton_curvature, loss_and_log_probs),
     "hessian": partial(penalty.hessian_curvature, lm.loss_fn),
     "norm": partial(penalty.squared_norm, lm.loss_fn),
+    "rank": partial(penalty.feature_rank, lm.loss_fn, features),
 }
 
 
@@ -46,6 +54,11 @@ def test_values_are_the_loss_and_the_dense_mean_over_vectors(problem, name):
     flat = [ravel_pytree(vector)[0] for vector in problem.vectors]
     if name == "norm":
         expected = (ravel_pytree(problem.params)[0] ** 2).sum()
+    elif name == "rank":
+        found_BxTxD, words_BxT = features(problem.params, problem.batch)
+        assert 0 < words_BxT.mean() < 1
+        eigenvalues = np.linalg.eigvalsh(np.cov(found_BxTxD[words_BxT == 1], rowvar=False))
+        expected = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
     else:
         expected = sum(v @ getattr(problem, name) @ v for v in flat) / 2
     np.testing.assert_allclose(found[2], expected, rtol=1e-9)
@@ -68,7 +81,7 @@ def test_gradients_are_central_finite_differences(problem, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gauss_newton", *(["hessian"] if FULL else [])])
+@pytest.mark.parametrize("name", ["gauss_newton", "hessian"])
 def test_value_and_gradient_are_unbiased_for_the_trace(problem, name):
     params, batch = problem.params, problem.batch
     dense = {"hessian": lm.dense_hessian, "gauss_newton": lm.dense_gauss_newton}[name]
@@ -95,6 +108,22 @@ def test_value_and_gradient_are_unbiased_for_the_trace(problem, name):
     assert varies.sum() > len(expected) / 2
     assert np.abs(z).max() < 4, z
     np.testing.assert_allclose(draws.mean(0)[~varies], expected[~varies], atol=1e-9)
+
+
+@pytest.mark.parametrize("variances", [(1, 1, 1), (3, 0, 0), (4, 2, 1), (1, 1e-12, 0)])
+def test_the_effective_rank_of_a_known_covariance(variances):
+    """Rows +-sqrt(variance) on each axis, rotated and moved, in any unit, and padding far off."""
+    rotation = jax.random.orthogonal(jax.random.key(6), 3)
+    rows = jnp.diag(jnp.sqrt(jnp.array(variances, float))) @ rotation
+    padding = jnp.full((1, 3), 1e3)
+    tokens = jnp.concatenate([rows, -rows, padding - 5.0]) + 5.0
+    weights = jnp.array([1.0] * 6 + [0.0])
+    expected = sum(variances) ** 2 / sum(v**2 for v in variances)
+    for scale in (1, 1e-6, 1e6):
+        value, gradient = jax.value_and_grad(penalty.effective_rank)(scale * tokens, weights)
+        np.testing.assert_allclose(value, expected, rtol=1e-7)
+        assert jnp.isfinite(gradient).all()
+        assert not gradient[-1].any()
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat.config import training_settings
+from jaxflat.config.base import FLATNESS_PENALTIES
 from jaxflat.config.ranges import InputError
+from jaxflat.flatness.penalty import effective_rank
 from jaxflat.languages.batches import masked_batch
 from jaxflat.runs import builders, phase_loss, shared_prefixes, slots, trajectory
 from jaxflat.runs.languages import make_language
@@ -20,6 +22,7 @@ from jaxflat.training.objectives import (
     masked_lm_loss,
     masked_lm_loss_and_log_probs,
     masked_log_probs,
+    word_features,
 )
 from tests.support.counts import in_full
 from tests.support.sweeps import tiny_config
@@ -48,10 +51,11 @@ def start(config, slot: int = 0) -> slots.Call:
     return slots.Call(config, phase, state, 3, 0, "trunk")
 
 
-def test_strength_0_is_the_program_without_a_penalty():
+@pytest.mark.parametrize("measure", FLATNESS_PENALTIES)
+def test_strength_0_is_the_program_without_a_penalty(measure):
     plain = program(penalised(0.0))
-    assert program(penalised(0.0, measure="hessian_trace", num_probes=3)) is plain
-    assert program(penalised(1e-4)) is not plain
+    assert program(penalised(0.0, measure=measure, num_probes=3)) is plain
+    assert program(penalised(1e-4, measure=measure)) is not plain
 
 
 def test_doses_share_one_program():
@@ -74,9 +78,15 @@ def test_losses_and_log_probs_of_one_pass_are_those_of_two():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("measure", ["gauss_newton_trace", *in_full("hessian_max_eigenvalue")])
-def test_eight_devices_train_like_one(measure):
-    config = penalised(1e-3, measure=measure)
+@pytest.mark.parametrize(
+    ("measure", "strength"),
+    [
+        *(("gauss_newton_trace", 1e-3), ("feature_rank", 0.1)),
+        *in_full(("hessian_max_eigenvalue", 1e-3)),
+    ],
+)
+def test_eight_devices_train_like_one(measure, strength):
+    config = penalised(strength, measure=measure)
     one, eight = (losses_of_first_steps(config, n, 5) for n in (1, 8))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     plain = losses_of_first_steps(penalised(0.0), 1, 5)
@@ -85,8 +95,9 @@ def test_eight_devices_train_like_one(measure):
 
 
 @pytest.mark.slow
-def test_each_dose_of_a_team_trains_as_it_does_alone():
-    configs = [penalised(strength) for strength in (1e-3, -1e-3)]
+@pytest.mark.parametrize("measure", ["gauss_newton_trace", *in_full("feature_rank")])
+def test_each_dose_of_a_team_trains_as_it_does_alone(measure):
+    configs = [penalised(strength, measure=measure) for strength in (1e-3, -1e-3)]
     alone = [slots.run_calls({0: start(c, i)})[0] for i, c in enumerate(configs)]
     teams = [FrozenConfigDict({**c.to_dict(), "training": {**c.training, "together": 2}})
              for c in configs]  # fmt: skip
@@ -116,6 +127,22 @@ def test_negative_strengths_stop_where_the_excess_exceeds_its_limit():
     assert moved(-1e-3, 0.01) < 1e-6
     for dose in [(-1e-3, 0.0), (-1e-3, 9.0), (1e-3, 0.01)]:
         assert moved(*dose) > 1e-5
+
+
+@pytest.mark.slow
+def test_a_penalty_on_feature_rank_lowers_it_and_a_negative_one_raises_it():
+    config = penalised(0.0)
+    model, language = builders.make_model(config), make_language(config.language)
+    batch = masked_batch(language, jax.random.key(0), 256, "exact")
+    assert (batch.lengths_B < batch.inputs_BxT.shape[1]).any()
+    _, weights_BxT = word_features(model.apply)(builders.init_params(config), batch)
+    np.testing.assert_array_equal(weights_BxT, batch.inputs_BxT != language.num_words)  # the pad
+    ranks = []
+    for strength in (-0.1, 0.0, 0.1):
+        dose = penalised(strength, measure="feature_rank")
+        (outcome,) = slots.run_calls({0: start(dose)._replace(stop=30)}).values()
+        ranks.append(effective_rank(*word_features(model.apply)(outcome.state.params, batch)))
+    assert ranks[0] > ranks[1] + 0.1 > ranks[2] + 0.2
 
 
 @pytest.mark.slow
