@@ -117,38 +117,51 @@ def plain_warnings() -> Iterator[None]:
         warnings.showwarning = show_as_before
 
 
+class Kind(NamedTuple):
+    """What points have in common that take equally long.
+
+    settings: see `point_kind`. size: a first guess at the time, in any unit, for kinds of which no
+    point has finished: the number of stages of work, for example.
+    """
+
+    settings: str
+    size: int = 1
+
+
 class FinishedPoint(NamedTuple):
     """The kind of a finished point, its seconds without compilation, and those of compilation."""
 
-    kind: str
+    kind: Kind
     seconds: float
     compiling: float
 
 
-def point_kind(overrides: Mapping[str, Any]) -> str:
-    """Return the settings that decide how long a point takes: its overrides without the seeds."""
+def point_kind(overrides: Mapping[str, Any], size: int = 1) -> Kind:
+    """Return the kind of a point: its overrides without the seeds, which cost no time."""
     chosen = {key: value for key, value in overrides.items() if not key.endswith("seed")}
-    return json.dumps(chosen, sort_keys=True, default=str)
+    return Kind(json.dumps(chosen, sort_keys=True, default=str), size)
 
 
 def estimate_remaining(
-    finished: Iterable[FinishedPoint], left: Iterable[tuple[str, float]]
+    finished: Iterable[FinishedPoint], left: Iterable[tuple[Kind, float]]
 ) -> float:
     """Return the seconds that the points `left` take: (kind, seconds already spent) of each.
 
     A point takes as long as the finished ones of its kind on average. A kind of which none is
-    finished takes as long as the average kind, and is compiled once, as long as the average kind.
+    finished takes as long as the average kind of its size, and is compiled once, as long as the
+    average kind.
     """
-    running: dict[str, list[float]] = {}
-    compiling = Counter[str]()
+    running: dict[Kind, list[float]] = {}
+    compiling = Counter[Kind]()
     for kind, seconds, compiled in finished:
         running.setdefault(kind, []).append(seconds)
         compiling[kind] += compiled
     expected = {kind: fmean(seconds) for kind, seconds in running.items()}
-    average, to_compile = fmean(expected.values()), fmean(compiling.values())
+    of_size_1 = fmean(seconds / kind.size for kind, seconds in expected.items())
+    to_compile = fmean(compiling.values())
     remaining, compiled = 0.0, set(expected)
     for kind, spent in left:
-        due = expected.get(kind, average) + (0.0 if kind in compiled else to_compile)
+        due = expected.get(kind, kind.size * of_size_1) + (kind not in compiled) * to_compile
         remaining += max(due - spent, 0.0)
         compiled.add(kind)
     return remaining
@@ -161,12 +174,12 @@ class Display:
         self,
         num_points: int,
         done: Collection[str] = (),
-        kinds: Mapping[str, str] | None = None,
+        kinds: Mapping[str, Kind] | None = None,
         compile_seconds: Callable[[], float] = lambda: 0.0,
     ):
         """Start with `num_points` points; `done` names those that earlier runs finished.
 
-        kinds: each point's `point_kind`; None: all are of one kind. compile_seconds: returns the
+        kinds: the kind of each point; None: all are of one kind. compile_seconds: returns the
         seconds that this process has spent on compilation.
         """
         self.console = make_console()
@@ -182,7 +195,8 @@ class Display:
         )
         self._done, self._kinds, self._compile_seconds = done, kinds or {}, compile_seconds
         names = self._kinds.keys() - done
-        self._left = Counter(map(self._kind, names) if kinds else [""] * (num_points - len(done)))
+        anonymous = [Kind("")] * (0 if kinds else num_points - len(done))
+        self._left = Counter([*map(self._kind, names), *anonymous])
         self._finished: list[FinishedPoint] = []
         end = None if self._left else 0.0
         self._sweep = self._progress.add_task("sweep", total=num_points, end=end)
@@ -249,14 +263,14 @@ class Display:
             text += f" (ETA {timedelta(seconds=round(remaining))})"
         self.print_line(text)
 
-    def _spent(self) -> list[tuple[str, float]]:
+    def _spent(self) -> list[tuple[Kind, float]]:
         """Return (kind, seconds already spent) of each point that is not finished."""
         ahead = [(self._kind(name), seconds) for name, (seconds, _) in self._ahead.items()]
         untouched = self._left - Counter(kind for kind, _ in ahead)
         return ahead + [(kind, 0.0) for kind in untouched.elements()]
 
-    def _kind(self, name: str) -> str:
-        return self._kinds.get(name, "")
+    def _kind(self, name: str) -> Kind:
+        return self._kinds.get(name, Kind(""))
 
     @property
     def _elapsed(self) -> float:

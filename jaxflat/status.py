@@ -17,6 +17,7 @@ from jaxflat.config.validation import InputError
 from jaxflat.console import (
     CommandParser,
     FinishedPoint,
+    Kind,
     command,
     estimate_remaining,
     make_console,
@@ -32,10 +33,10 @@ class PointStatus:
 
     state: waiting, running, done, partial (some stages only), preempted, failed, or died (recorded
     as running, but no process holds its lease). worker: the process that runs it. step: finished
-    training steps, of num_steps. loss: the last one, in nats. seconds: the time of its finished
-    stages; while it runs, plus its share of the worker's time since the last of them, or since the
-    attempt started. compiling: those spent on compilation. idle: seconds since its last write; None
-    before the first. kind: see `console.point_kind`.
+    training steps, of num_steps. loss: of the curve's last line, in nats. seconds: the time of its
+    finished stages; while it runs, plus its share of the worker's time since the last of them, or
+    since the attempt started. compiling: those spent on compilation. idle: seconds since its last
+    write; None before the first. kind: see `console.Kind`.
     """
 
     name: str
@@ -48,7 +49,7 @@ class PointStatus:
     seconds: float
     compiling: float
     idle: float | None
-    kind: str
+    kind: Kind
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -166,7 +167,7 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
 
 def _read_point(
     directory: Path,
-    kind: str,
+    kind: Kind,
     status: dict[str, Any],
     worker: str | None,
     num_points: int,

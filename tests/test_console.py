@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxflat.console import (
     Display,
     FinishedPoint,
+    Kind,
     estimate_remaining,
     make_console,
     plain_warnings,
@@ -82,7 +83,7 @@ def test_preparations_for_all_points_do_not_count_in_the_estimate(clock, capsys)
 
 def test_points_take_as_long_as_others_of_their_kind_without_compilation(clock, capsys):
     """Two kinds, of 30 and 3 seconds; the first point of each compiles for 60 and 6 more."""
-    compiled, kinds = [0.0], {f"{kind}{seed}": kind for seed in range(3) for kind in "ab"}
+    compiled, kinds = [0.0], {f"{kind}{seed}": Kind(kind) for seed in range(3) for kind in "ab"}
     with Display(6, (), kinds, lambda: compiled[0]) as display:
         for name, seconds, compiling in (
             *(("a0", 90, 60), ("b0", 9, 6), ("a1", 30, 0), ("b1", 3, 0)),
@@ -108,8 +109,8 @@ def test_compilation_of_points_trained_together_counts_apart(clock, capsys):
     assert etas(capsys.readouterr().out) == [15, 10, 5, 0]
 
 
-# Seconds of the points of a sweep of three sizes and two lookup tables, seed by seed, and those that
-# went into compilation: measured on two busy cores.
+# Seconds of the points of a sweep, three sizes and two lookup tables for each seed, and the part of
+# them that went into compilation: measured on two busy cores.
 SWEEP = [
     *((110, 79), (68, 34), (56, 15), (8, 5), (4, 1)),
     *((31, 0), (33, 0), (40, 0), (3, 0), (3, 0)),
@@ -120,7 +121,8 @@ SWEEP = [
 
 
 def test_the_estimate_is_within_a_factor_of_2_from_the_second_point_on():
-    kinds = [f"kind {number % 5}" for number in range(len(SWEEP))]
+    stages = (7, 7, 7, 2, 2)
+    kinds = [Kind(str(number % 5), stages[number % 5]) for number in range(len(SWEEP))]
     finished = [
         FinishedPoint(kind, seconds - compiling, compiling)
         for kind, (seconds, compiling) in zip(kinds, SWEEP, strict=True)
@@ -129,6 +131,11 @@ def test_the_estimate_is_within_a_factor_of_2_from_the_second_point_on():
         left = [(kind, 0.0) for kind in kinds[number:]]
         taken = sum(seconds for seconds, _ in SWEEP[number:])
         assert 1 / 2 < estimate_remaining(finished[:number], left) / taken < 2
+
+
+def test_a_kind_without_finished_points_takes_the_time_of_its_size():
+    finished = [FinishedPoint(Kind("a", 3), 30.0, 0.0), FinishedPoint(Kind("b", 1), 20.0, 0.0)]
+    assert estimate_remaining(finished, [(Kind("c", 4), 0.0)]) == 4 * (30 / 3 + 20 / 1) / 2
 
 
 def test_the_kind_of_a_point_is_its_settings_without_the_seeds():
