@@ -118,10 +118,10 @@ def plain_warnings() -> Iterator[None]:
 
 
 class Kind(NamedTuple):
-    """What points have in common that take equally long.
+    """What is equal in points that take equally long.
 
-    settings: see `point_kind`. size: a first guess at the time, in any unit, for kinds of which no
-    point has finished: the number of stages of work, for example.
+    settings: see `point_kind`. size: a first guess at the time, in any unit, such as a number of
+    stages. It counts until a point of the kind has finished.
     """
 
     settings: str
@@ -129,7 +129,7 @@ class Kind(NamedTuple):
 
 
 class FinishedPoint(NamedTuple):
-    """The kind of a finished point, its seconds without compilation, and those of compilation."""
+    """A finished point: its kind, its seconds without compilation, and seconds of compilation."""
 
     kind: Kind
     seconds: float
@@ -147,9 +147,9 @@ def estimate_remaining(
 ) -> float:
     """Return the seconds that the points `left` take: (kind, seconds already spent) of each.
 
-    A point takes as long as the finished ones of its kind on average. A kind of which none is
-    finished takes as long as the average kind of its size, and is compiled once, as long as the
-    average kind.
+    A point takes as long as the finished points of its kind on average. The first point of a new
+    kind also compiles, as long as the average kind did. Points of a new kind take the average time
+    of the others, in proportion to their sizes.
     """
     running: dict[Kind, list[float]] = {}
     compiling = Counter[Kind]()
@@ -179,8 +179,8 @@ class Display:
     ):
         """Start with `num_points` points; `done` names those that earlier runs finished.
 
-        kinds: the kind of each point; None: all are of one kind. compile_seconds: returns the
-        seconds that this process has spent on compilation.
+        kinds: the kind of each point; None: all have the same. compile_seconds: returns the seconds
+        that this process has spent on compilation.
         """
         self.console = make_console()
         self._progress = Progress(

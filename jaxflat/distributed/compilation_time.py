@@ -14,7 +14,7 @@ class Watch:
         self._start, self._compiling = time.perf_counter(), compile_seconds()
 
     def read(self) -> tuple[float, float]:
-        """Return the seconds since the start, and those of them that went into compilation."""
+        """Return the seconds since the start, and how many of them went into compilation."""
         return time.perf_counter() - self._start, compile_seconds() - self._compiling
 
 

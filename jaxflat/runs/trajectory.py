@@ -125,7 +125,7 @@ def longest_call(config: Config, phase: Phase) -> int:
 
 
 def recovery_steps(config: Config, phase: Phase) -> list[int]:
-    """Return the steps at which a phase saves a recovery checkpoint: also those of its branches."""
+    """Return the steps at which a phase saves a recovery checkpoint: branches among them."""
     chosen = config.training
     regular = range(phase.start, phase.stop, chosen.steps_per_call * chosen.save_every)[1:]
     return sorted({*regular, *phase.branches, phase.stop})
