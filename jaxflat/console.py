@@ -152,10 +152,10 @@ def estimate_remaining(
     of the others, in proportion to their sizes.
     """
     running: dict[Kind, list[float]] = {}
-    compiling = Counter[Kind]()
+    compiling: dict[Kind, float] = {}
     for kind, seconds, compiled in finished:
         running.setdefault(kind, []).append(seconds)
-        compiling[kind] += compiled
+        compiling[kind] = compiling.get(kind, 0.0) + compiled
     expected = {kind: fmean(seconds) for kind, seconds in running.items()}
     of_size_1 = fmean(seconds / kind.size for kind, seconds in expected.items())
     to_compile = fmean(compiling.values())

@@ -23,16 +23,17 @@ def compile_seconds() -> float:
     return sum(end - start for start, end in _spans)
 
 
-def _record(event: str, seconds: float, **_: object) -> None:
+def _record(event: str, duration_secs: float, **_: object) -> None:
     """Add an event's time. A function traced within another ends first, so the outer replaces it.
 
     JAX reports an event when it ends.
     """
     if event.startswith("/jax/core/compile/"):
         end = time.perf_counter()
-        while _spans and _spans[-1][0] >= end - seconds:
+        start = end - duration_secs
+        while _spans and _spans[-1][0] >= start:
             _spans.pop()
-        _spans.append((end - seconds, end))
+        _spans.append((start, end))
 
 
 jax.monitoring.register_event_duration_secs_listener(_record)

@@ -117,6 +117,8 @@ def test_more_than_eight_findings_are_counted(sweep, monkeypatch):
         for number in range(12)
     ]
     monkeypatch.setattr(findings, "judge", lambda _: verdicts)
-    *lines, last = console_lines(sweep())
-    assert lines == [f"claim {number}: undecided (slope: 1 (0 to 2))." for number in range(7)]
-    assert last == "The report has 5 more findings."
+    lines = console_lines(sweep())
+    shown = [
+        f"claim {number}: undecided (slope: 1 (0 to 2))." for number in (0, 1, 2, 3, 9, 10, 11)
+    ]
+    assert lines == [*shown[:4], "The report has 5 more findings.", *shown[4:]]

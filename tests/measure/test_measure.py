@@ -150,9 +150,8 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     half = stats.t.ppf(0.975, 5) * sem
     expected = {"mean": mean, "sem": sem, "low": mean - half, "high": mean + half}
     expected = {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    loss = {**expected, "num_samples": 6, "over": "sentences"}
-    assert written["measured"]["loss"] == loss
-    assert written["measured"].keys() == {"loss", "fisher_trace"}
+    others = {k: v for k, v in written["measured"].items() if not k.startswith("fisher_trace")}
+    assert others == {"loss": {**expected, "num_samples": 6, "over": "sentences"}}
     curves = written["curves"]["loss_slices"]
     np.testing.assert_allclose(curves["steps_G"], np.linspace(-1, 1, 5))
     rises_DxG = np.array(curves["rises_DxG"])

@@ -28,14 +28,11 @@ def console_lines(workdir: Path) -> list[str]:
         if not one.reason
     ]
     lines += evidence.verdict_sentences([one for one in verdicts if one.reason])
-    lines, last = (
-        (lines, left_out_sentences(comparison))
-        if verdicts
-        else (describe(comparison, verdicts), [])
-    )
-    if (room := MAX_LINES - len(last)) < len(lines):
-        lines = [*lines[: room - 1], f"The report has {len(lines) - room + 1} more findings."]
-    return lines + last
+    lines = lines + left_out_sentences(comparison) if verdicts else describe(comparison, verdicts)
+    if num_more := max(len(lines) - MAX_LINES, 0):
+        place = MAX_LINES // 2  # keeps what was left out, the last line
+        lines[place : place + num_more + 1] = [f"The report has {num_more + 1} more findings."]
+    return lines
 
 
 def summary_sentences(workdir: Path) -> list[str]:
