@@ -5,12 +5,15 @@ This file imports no JAX: parsing a command's arguments and `jaxflat.status` nee
 
 import argparse
 import functools
+import json
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from statistics import fmean
+from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -28,7 +31,7 @@ from jaxflat.distributed import leases, preemption, ranks
 from jaxflat.storage.files import DISK_FULL
 
 EXIT_NOT_HOLDING, EXIT_UNUSABLE_INPUT, EXIT_SOME_FAILED, EXIT_PREEMPTED = 1, 2, 3, 75
-FILE_WIDTH = 160  # columns of output to a file, which has space for whole tables
+FILE_WIDTH = 100_000  # columns of output to a file: no table is cut and no line wrapped
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -87,7 +90,7 @@ def first_line(error: BaseException) -> str:
 def make_console() -> Console:
     """Return the console for stdout, quiet on other ranks than 0; files get FILE_WIDTH columns."""
     console = Console(quiet=not ranks.is_rank_0())
-    if not console.is_terminal:
+    if not console.file.isatty():  # rich's is_terminal may be set by the environment
         console.width = FILE_WIDTH
     return console
 
@@ -114,12 +117,72 @@ def plain_warnings() -> Iterator[None]:
         warnings.showwarning = show_as_before
 
 
+class Kind(NamedTuple):
+    """What is equal in points that take equally long.
+
+    settings: see `point_kind`. size: a first guess at the time, in any unit, such as a number of
+    stages. It counts until a point of the kind has finished.
+    """
+
+    settings: str
+    size: int = 1
+
+
+class FinishedPoint(NamedTuple):
+    """A finished point: its kind, its seconds without compilation, and seconds of compilation."""
+
+    kind: Kind
+    seconds: float
+    compiling: float
+
+
+def point_kind(overrides: Mapping[str, Any], size: int = 1) -> Kind:
+    """Return the kind of a point: its overrides without the seeds, which cost no time."""
+    chosen = {key: value for key, value in overrides.items() if not key.endswith("seed")}
+    return Kind(json.dumps(chosen, sort_keys=True, default=str), size)
+
+
+def estimate_remaining(
+    finished: Iterable[FinishedPoint], left: Iterable[tuple[Kind, float]]
+) -> float:
+    """Return the seconds that the points `left` take: (kind, seconds already spent) of each.
+
+    A point takes as long as the finished points of its kind on average. The first point of a new
+    kind also compiles, as long as the average kind did. Points of a new kind take the average time
+    of the others, in proportion to their sizes.
+    """
+    running: dict[Kind, list[float]] = {}
+    compiling: dict[Kind, float] = {}
+    for kind, seconds, compiled in finished:
+        running.setdefault(kind, []).append(seconds)
+        compiling[kind] = compiling.get(kind, 0.0) + compiled
+    expected = {kind: fmean(seconds) for kind, seconds in running.items()}
+    of_size_1 = fmean(seconds / kind.size for kind, seconds in expected.items())
+    to_compile = fmean(compiling.values())
+    remaining, compiled = 0.0, set(expected)
+    for kind, spent in left:
+        due = expected.get(kind, kind.size * of_size_1) + (kind not in compiled) * to_compile
+        remaining += max(due - spent, 0.0)
+        compiled.add(kind)
+    return remaining
+
+
 class Display:
     """A progress bar for the points of a sweep, one for the current stage, and plain lines."""
 
-    def __init__(self, num_points: int, done: Collection[str] = ()):
-        """Start with `num_points` points; `done` names those that earlier runs finished."""
-        self.console = Console(quiet=not ranks.is_rank_0())
+    def __init__(
+        self,
+        num_points: int,
+        done: Collection[str] = (),
+        kinds: Mapping[str, Kind] | None = None,
+        compile_seconds: Callable[[], float] = lambda: 0.0,
+    ):
+        """Start with `num_points` points; `done` names those that earlier runs finished.
+
+        kinds: the kind of each point; None: all have the same. compile_seconds: returns the seconds
+        that this process has spent on compilation.
+        """
+        self.console = make_console()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -130,12 +193,17 @@ class Display:
             console=self.console,
             speed_estimate_period=3600,
         )
-        self._done, self._left, self._num_finished = done, num_points - len(done), 0
+        self._done, self._kinds, self._compile_seconds = done, kinds or {}, compile_seconds
+        names = self._kinds.keys() - done
+        anonymous = [Kind("")] * (0 if kinds else num_points - len(done))
+        self._left = Counter([*map(self._kind, names), *anonymous])
+        self._finished: list[FinishedPoint] = []
         end = None if self._left else 0.0
         self._sweep = self._progress.add_task("sweep", total=num_points, end=end)
         self._stage = self._progress.add_task("", total=1, visible=False)
-        self._awaited, self._prepared = "", 0.0
-        self._ahead: dict[str, float] = {}
+        self._awaited = ""
+        self._accounted, self._compiled = 0.0, compile_seconds()
+        self._ahead: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -166,30 +234,43 @@ class Display:
 
     def finish_preparations(self) -> None:
         """Exclude the time until now, which served all points, from the estimate for one point."""
-        self._prepared = self._elapsed
+        self._accounted, self._compiled = self._elapsed, self._compile_seconds()
 
-    def add_seconds(self, name: str, seconds: float) -> None:
-        """Add time spent on a point that finishes later, perhaps after other points."""
-        self._ahead[name] = self._ahead.get(name, 0.0) + seconds
+    def add_seconds(self, name: str, seconds: float, compiling: float = 0.0) -> None:
+        """Add time spent on a point that finishes later, perhaps after other points.
+
+        compiling: the part of it that went into compilation.
+        """
+        self._accounted, self._compiled = self._accounted + seconds, self._compiled + compiling
+        old = self._ahead.get(name, (0.0, 0.0))
+        self._ahead[name] = old[0] + seconds - compiling, old[1] + compiling
 
     def finish_point(self, name: str, outcome: str) -> None:
-        """Count a point as finished, and print a line with the remaining time.
-
-        The estimate: each remaining point takes as long as the points finished since the start,
-        on average, minus the time already spent on it.
-        """
+        """Count a point as finished, and print a line with the remaining time."""
         self._progress.advance(self._sweep)
-        self._ahead.pop(name, None)
         task = self._progress.tasks[self._sweep]
         text = f"[{task.completed:g}/{task.total:g}] {name}: {outcome}"
+        ahead, compiled_ahead = self._ahead.pop(name, (0.0, 0.0))
         if name not in self._done:
-            self._left, self._num_finished = self._left - 1, self._num_finished + 1
-            ahead = sum(self._ahead.values())
-            each = (self._elapsed - self._prepared - ahead) / self._num_finished
-            remaining = max(each * self._left - ahead, 0.0)
+            seconds = self._elapsed - self._accounted
+            compiling = self._compile_seconds() - self._compiled
+            point = (seconds - compiling + ahead, compiling + compiled_ahead)
+            self._finished.append(FinishedPoint(self._kind(name), *point))
+            self._left[self._kind(name)] -= 1
+            self._accounted, self._compiled = self._elapsed, self._compile_seconds()
+            remaining = estimate_remaining(self._finished, self._spent())
             self._progress.update(self._sweep, end=self._elapsed + remaining)
             text += f" (ETA {timedelta(seconds=round(remaining))})"
         self.print_line(text)
+
+    def _spent(self) -> list[tuple[Kind, float]]:
+        """Return (kind, seconds already spent) of each point that is not finished."""
+        ahead = [(self._kind(name), seconds) for name, (seconds, _) in self._ahead.items()]
+        untouched = self._left - Counter(kind for kind, _ in ahead)
+        return ahead + [(kind, 0.0) for kind in untouched.elements()]
+
+    def _kind(self, name: str) -> Kind:
+        return self._kinds.get(name, Kind(""))
 
     @property
     def _elapsed(self) -> float:

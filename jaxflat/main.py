@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         dry_run.show_power(expanded)
         return 0
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every exception it raises
-    cache = compilation_cache.enable() or "not cached"
+    cache = compilation_cache.enable()
     failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
     console = make_console()
     console.print(f"compiled programs: {cache}", highlight=False, markup=False)
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
 def show_report(workdir: Path) -> None:
     """Write the report, and print its table, its findings and its path."""
     from jaxflat.analysis.page.document import write_report
-    from jaxflat.analysis.page.findings import summary_sentences
+    from jaxflat.analysis.page.findings import console_lines
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
@@ -98,8 +98,8 @@ def show_report(workdir: Path) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for sentence in summary_sentences(workdir):
-        console.print(sentence, highlight=False, markup=False)
+    for line in console_lines(workdir):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)
 
 

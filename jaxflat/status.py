@@ -14,7 +14,15 @@ from rich import box
 from rich.table import Column, Table
 
 from jaxflat.config.validation import InputError
-from jaxflat.console import CommandParser, command, make_console
+from jaxflat.console import (
+    CommandParser,
+    FinishedPoint,
+    Kind,
+    command,
+    estimate_remaining,
+    make_console,
+    point_kind,
+)
 from jaxflat.distributed import leases
 from jaxflat.storage.files import read_lines, write_json
 
@@ -25,9 +33,10 @@ class PointStatus:
 
     state: waiting, running, done, partial (some stages only), preempted, failed, or died (recorded
     as running, but no process holds its lease). worker: the process that runs it. step: finished
-    training steps, of num_steps. loss: the last one, in nats. seconds: the time of its finished
-    stages; while it runs, plus its share of the worker's time since the last of them, or since the
-    attempt started. idle: seconds since its last write; None before the first.
+    training steps, of num_steps. loss: of the curve's last line, in nats. seconds: the time of its
+    finished stages; while it runs, plus its share of the worker's time since the last of them, or
+    since the attempt started. compiling: those spent on compilation. idle: seconds since its last
+    write; None before the first. kind: see `console.Kind`.
     """
 
     name: str
@@ -38,7 +47,9 @@ class PointStatus:
     num_steps: int
     loss: float | None
     seconds: float
+    compiling: float
     idle: float | None
+    kind: Kind
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -80,28 +91,35 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
             f"WORKDIR={workdir} has no sweep.json. A sweep that has just started writes it once "
             "its config is checked; otherwise name a directory of python -m jaxflat.main."
         )
-    directories = [workdir / point["name"] for point in json.loads(path.read_text())["points"]]
+    points = json.loads(path.read_text())["points"]
+    directories = [workdir / point["name"] for point in points]
     found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
     num_points = Counter(worker for _, _, worker in found)
     return [
-        _read_point(directory, status, worker, num_points[worker], now)
-        for directory, status, worker in found
+        _read_point(
+            directory, point_kind(point["overrides"]), status, worker, num_points[worker], now
+        )
+        for point, (directory, status, worker) in zip(points, found, strict=True)
     ]
 
 
 def remaining_seconds(points: list[PointStatus]) -> float | None:
     """Return the estimated time for the remaining points with the workers that run now.
 
-    Each takes as long as the done ones on average. None before the first is done, or if points
-    remain and no worker runs.
+    See `console.estimate_remaining`. None before the first is done, or if points remain and no
+    worker runs.
     """
-    done = [point.seconds for point in points if point.state == "done"]
+    done = [
+        FinishedPoint(point.kind, point.seconds - point.compiling, point.compiling)
+        for point in points
+        if point.state == "done"
+    ]
     workers = {point.worker for point in points if point.worker}
     left = [point for point in points if point.state not in ("done", "failed")]
     if not done or (left and not workers):
         return None
-    each = sum(done) / len(done)
-    return sum(max(each - point.seconds, 0) for point in left) / max(len(workers), 1)
+    spent = [(point.kind, point.seconds - point.compiling) for point in left]
+    return estimate_remaining(done, spent) / max(len(workers), 1)
 
 
 def summary(points: list[PointStatus]) -> str:
@@ -148,7 +166,12 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
 
 
 def _read_point(
-    directory: Path, status: dict[str, Any], worker: str | None, num_points: int, now: float
+    directory: Path,
+    kind: Kind,
+    status: dict[str, Any],
+    worker: str | None,
+    num_points: int,
+    now: float,
 ) -> PointStatus:
     """Return the progress of a point whose worker runs `num_points` points."""
     config = _read(directory / "config.json")
@@ -157,7 +180,8 @@ def _read_point(
     curve = list(read_lines(directory / "metrics.jsonl"))
     trunk = [line["step"] for line in curve if "branch" not in line]
     written = [path.stat().st_mtime for path in directory.glob("[!.]*.json*")]
-    seconds = sum(line["seconds"] for line in read_lines(directory / "timing.jsonl"))
+    timing = list(read_lines(directory / "timing.jsonl"))
+    seconds = sum(line["seconds"] for line in timing)
     if worker:  # timing.jsonl lists finished stages only
         marks = [directory / name for name in ("config.json", "timing.jsonl")]
         since = max((path.stat().st_mtime for path in marks if path.exists()), default=now)
@@ -171,7 +195,9 @@ def _read_point(
         num_steps=sum(phases[phase]["steps"] for phase in order),
         loss=curve[-1]["loss"] if curve else None,
         seconds=seconds,
+        compiling=sum(line.get("compiling", 0.0) for line in timing),
         idle=max(now - max(written), 0) if written else None,
+        kind=kind,
     )
 
 

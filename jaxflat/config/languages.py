@@ -91,7 +91,8 @@ def generated() -> dict[str, Any]:
         "num_words": 256,
         "length": 16,
         "min_length": 4,
-        "tasks": ("reviews",),  # labelled: also sst2, qnli, a .tsv with a label column
+        # Labelled: also sst2, qnli, a .tsv with a label column. (): no probes.
+        "tasks": Bounded(("reviews",), may_be_empty=True),
         "trained": {  # the teacher that is trained
             "vocabulary": 512,
             "width": 96,

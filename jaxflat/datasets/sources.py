@@ -10,6 +10,9 @@ from jaxflat.datasets.text import Examples, read_sentences, read_table
 from jaxflat.storage.files import sha256
 
 GLUE = ("sst2", "qnli")
+NAMED = ("reviews", *GLUE)
+"""The sources that are no files of the user."""
+
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax
 MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not cached
 
 
-def enable() -> Path | None:
-    """Let JAX cache the programs that it compiles from now on; return the folder, or None.
+def enable() -> str:
+    """Let JAX cache the programs that it compiles from now on; return where, or why not.
 
     The folder is $JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder for this kind of
     CPU. A program compiled for another kind may crash at an unknown instruction. Nothing is cached
@@ -25,19 +26,20 @@ def enable() -> Path | None:
     settings: Any = jax.config  # JAX defines its attributes at run time
     chosen = settings.jax_compilation_cache_dir
     if not settings.jax_enable_compilation_cache:
-        return None
+        return "not cached: JAX_ENABLE_COMPILATION_CACHE=0"
     kind = cpu_kind()
     if not chosen and jax.default_backend() == "cpu" and "avx512" in kind:
-        return None
+        return "not cached: JAX refuses cached programs on CPUs with AVX-512"
     folder = Path(chosen) if chosen else default_folder(kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # for example in a read-only home
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # for example in a read-only home
         settings.update("jax_enable_compilation_cache", False)
-        return None
+        return f"not cached: {folder} cannot be written: {error.strerror}"
     settings.update("jax_compilation_cache_dir", str(folder))
     settings.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-    return folder
+    return str(folder)
 
 
 def default_folder(kind: str) -> Path:

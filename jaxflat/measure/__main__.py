@@ -88,10 +88,11 @@ def main(arguments: list[str]) -> int:
     preemption.install_handlers()
     compilation_cache.enable()
     subject = find_subject(flags, loading.parse_overrides(rest))
+    asked = flags.measures.split(",")
     console = make_console()
     console.print(subject.about, highlight=False, markup=False)
     with jax.default_matmul_precision("highest"):
-        estimates, curves, failures = measure(subject, flags.measures.split(","))
+        estimates, curves, failures = measure(subject, asked)
     console.print(table(estimates))
     for line in remarks(estimates, subject.config.flatness):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -101,6 +102,9 @@ def main(arguments: list[str]) -> int:
         write_json(flags.json, {"about": subject.about, "measured": measured, "curves": listed})
     for path in save_curves(curves, flags.figures) if flags.figures else []:
         console.print(f"figure {path}", highlight=False, markup=False, soft_wrap=True)
+    without = [name for name in asked if name not in curves and name not in failures]
+    if flags.figures and without:
+        console.print(f"no figure: {', '.join(without)} (single numbers)", highlight=False)
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0

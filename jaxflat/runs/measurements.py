@@ -8,7 +8,6 @@ the settings of other measures change, or when measures are added.
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.distributed import preemption, sharding
+from jaxflat.distributed.compilation_time import Watch
 from jaxflat.flatness import Estimate
 from jaxflat.flatness.measures import LEARNING_COEFFICIENT
 from jaxflat.runs import builders, trajectory
@@ -132,7 +132,7 @@ class Measurement(NamedTuple):
             due = [name for name in recorded["measures"] if (checkpoint, name) not in done]
             if due:
                 preemption.stop_if_requested()
-                seconds = time.perf_counter()
+                watch = Watch()
                 name = f"{checkpoint.folder}/{checkpoint.step}"
                 partial_results = PartialResults(folder, unfinished, name, recorded["measures"])
                 with jax.default_matmul_precision("highest"):
@@ -150,7 +150,7 @@ class Measurement(NamedTuple):
                         folder.add_lines(file, _make_lines(checkpoint, measure, digest, numbers))
                         if measure != due[-1]:
                             partial_results.stop_if_requested()
-                log_seconds(folder, self.section, time.perf_counter() - seconds)
+                log_seconds(folder, self.section, *watch.read())
             display.advance_stage(number, self.section)
         folder.delete(unfinished)
 
@@ -201,9 +201,10 @@ def load_params(config: Config, folder: Folder, checkpoint: Checkpoint) -> Any:
     return (folder / checkpoint.folder).restore(checkpoint.step, template)
 
 
-def log_seconds(folder: Folder, stage: str, seconds: float) -> None:
-    """Add a line to timing.jsonl."""
-    folder.append_line("timing.jsonl", {"stage": stage, "seconds": round(seconds, 3)})
+def log_seconds(folder: Folder, stage: str, seconds: float, compiling: float) -> None:
+    """Add a line to timing.jsonl. compiling: the part of the seconds spent on compilation."""
+    spent = {"seconds": round(seconds, 3), "compiling": round(compiling, 3)}
+    folder.append_line("timing.jsonl", {"stage": stage, **spent})
 
 
 def _make_lines(

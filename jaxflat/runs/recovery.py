@@ -1,6 +1,7 @@
 """Save the state from which a run resumes, restore it, and rename damaged checkpoints."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,14 @@ def delete_after_missing(config: Config, folder: Folder) -> None:
 def resume(config: Config, folder: Folder, phases: list[Phase]) -> tuple[TrainState, Curve]:
     """Return the state and curve of the last recovery checkpoint, or of a new run."""
     params = builders.init_params(config, builders.make_mesh(config))
+    position = partial(trajectory.curve_position, config)
     if not (steps := (folder / "recovery").steps()):
-        return fresh_state(config, params, phases[0]), Curve(folder, 0)
+        return fresh_state(config, params, phases[0]), Curve(folder, position=position)
     phase = next(phase for phase in phases if steps[-1] <= phase.stop)
     state = fresh_state(config, params, phase)
     template = {"state": state, "curve_bytes": np.asarray(0, np.int64)}
     stored = (folder / "recovery").restore(steps[-1], template)
-    return stored["state"], Curve(folder, int(stored["curve_bytes"]))
+    return stored["state"], Curve(folder, int(stored["curve_bytes"]), steps[-1], position)
 
 
 def save(config: Config, folder: Folder, state: TrainState, curve: Curve) -> None:

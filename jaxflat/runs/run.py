@@ -7,7 +7,6 @@ whose lines exist under the present settings is skipped; an interrupted one is r
 import json
 import platform
 import subprocess
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -21,6 +20,7 @@ import jax
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.distributed import ranks
+from jaxflat.distributed.compilation_time import Watch
 from jaxflat.runs import builders, slots, stages
 from jaxflat.runs.measurements import Measurement, log_seconds
 from jaxflat.runs.recovery import is_trained
@@ -183,11 +183,11 @@ def train_points(
     points: Sequence[Point], display: Display, fail: Callable[[Point, Exception], object]
 ) -> None:
     """Train points of one team in one program; call `fail` for each that cannot be trained."""
-    by_slot, seconds = {point.slot: point for point in points}, time.perf_counter()
+    by_slot, watch = {point.slot: point for point in points}, Watch()
     trainings = {p.slot: train(p.config, p.folder, display) for p in points}
     folders = [point.folder for point in points]
     slots.train_together(trainings, lambda slot, error: fail(by_slot.pop(slot), error), folders)
+    shares = [seconds / len(points) for seconds in watch.read()]
     for point in by_slot.values():
-        share = (time.perf_counter() - seconds) / len(points)
-        display.add_seconds(point.name, share)
-        log_seconds(point.folder, "train", share)
+        display.add_seconds(point.name, *shares)
+        log_seconds(point.folder, "train", *shares)

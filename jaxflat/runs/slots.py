@@ -22,7 +22,7 @@ from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
-from jaxflat.runs.trajectory import Phase
+from jaxflat.runs.trajectory import Phase, longest_call
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.training.step import TrainState
 
@@ -164,7 +164,7 @@ def _stored_sentences(config: Config, phase: Phase, step: int) -> Any:
     """
     if not config.language.stored_sentences:
         return None
-    sizes = (step, config.training.steps_per_call, phase.settings.batch_size)
+    sizes = (step, longest_call(config, phase), phase.settings.batch_size)
     stored = corpus.stored_sentences(config.language, config.data_seed, *sizes)
     mesh = builders.make_mesh(config)
     return sharding.shard_examples(mesh, stored, axis=1, over=sharding.RUN_AXES)

@@ -4,7 +4,8 @@ A new measurement is one line in MEASUREMENTS. This list decides `--stages`, the
 which runs are done, and the columns of results.csv.
 """
 
-from jaxflat.runs import measure_flatness, measure_loss, measure_probes
+from jaxflat.config import Config
+from jaxflat.runs import measure_flatness, measure_loss, measure_probes, trajectory
 from jaxflat.runs.measurements import Measurement
 
 MEASUREMENTS = (
@@ -14,3 +15,9 @@ MEASUREMENTS = (
 )
 
 STAGES = tuple(dict.fromkeys(["train", *(m.stage for m in MEASUREMENTS), "report"]))
+
+
+def num_stages(config: Config) -> int:
+    """Return the number of a run's stages: each phase, and each measurement of each checkpoint."""
+    measured = [m for m in MEASUREMENTS if m.settings(config)]
+    return len(config.phase_order) + len(measured) * len(trajectory.measured_checkpoints(config))

@@ -43,16 +43,15 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
     for phase in phases:
         if state.step == phase.start:
             state = recovery.fresh_state(config, _rescaled(config, state.params, phase), phase)
-        step = int(state.step)
-        for number, stop in enumerate(trajectory.call_ends(config, phase), start=1):
+        step, saved_steps = int(state.step), trajectory.recovery_steps(config, phase)
+        for stop in trajectory.call_ends(config, phase):
             if stop > step:
                 call = Call(config, phase, state, stop, int(state.step), "trunk", unsaved)
                 state, loss = yield from _checked_outcome(call, folder)
                 curve.add(phase.name, stop, loss, None)
                 display.advance_stage(stop, f"train  loss {loss:.4f}")
-                due = number % config.training.save_every == 0
                 unsaved = partial(recovery.save, config, folder, state, curve)
-                if due or stop in phase.branches or stop == phase.stop:
+                if stop in saved_steps:
                     unsaved()
                     unsaved = None
                 if stop == phase.stop:
@@ -102,9 +101,8 @@ def _anneal(
 
     Where the config asks for it, a projection follows and is saved separately.
     """
-    branch, num_steps = int(origin.step), phase.settings.anneal_steps
-    end, length = branch + num_steps, config.training.steps_per_call
-    stops = (*range(branch + length, end, length), *([end] if num_steps else []))
+    branch = int(origin.step)
+    end, stops = branch + phase.settings.anneal_steps, trajectory.anneal_ends(config, phase, branch)
     state = jax.tree.map(lambda x: x.copy(), origin)
     start = Call(config, phase, state, branch, branch, "anneal")
     yield from _train_branch(folder, start, curve, stops, Checkpoint(end))
@@ -123,18 +121,19 @@ def _train_branch(
     """Train an anneal through `stops`, and save its parameters as `checkpoint`.
 
     `start` carries the initial state and runs no steps. Steps that an earlier process recorded in
-    the curve's next lines are not repeated: all of them, or those before an interruption.
+    the curve are not repeated: all of them, or those before an interruption.
     """
     measured, aside = folder / checkpoint.folder, folder / "aside" / checkpoint.folder
     interrupted = (
         f"aside/{checkpoint.folder}/{checkpoint.step}"  # deleted when the anneal is complete
     )
-    if checkpoint.step in measured.steps() and curve.skip(len(stops)):
+    has_lines = partial(curve.has, start.phase.name, start.stop)
+    if checkpoint.step in measured.steps() and has_lines(stops):
         return folder.delete(interrupted)
     call = start
     if checkpoint.step in aside.steps():
         saved = aside.restore(checkpoint.step, start.state)
-        if curve.skip(stops.index(int(saved.step)) + 1):
+        if has_lines(stop for stop in stops if stop <= saved.step):
             call = start._replace(state=saved)
     for stop in stops:
         if stop > call.state.step:

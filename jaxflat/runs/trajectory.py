@@ -1,12 +1,16 @@
 """The plan of a run: its phases and the steps at which checkpoints are measured."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.config import Config
+
+MIN_LINES = 50  # of the curve of a phase: one at least every 2% of it
+PROJECTION = "/projection"  # ends the names of projections
 
 
 class Phase(NamedTuple):
@@ -62,7 +66,7 @@ def projection_phase(phase: Phase, step: int) -> Phase:
     schedule = {"learning_rate": chosen.learning_rate, "decay_steps": chosen.steps}
     settings.schedule.update({**schedule, "warmup_steps": 0})
     settings.checkpoint_steps = ()
-    name = f"{phase.name}/projection"
+    name = f"{phase.name}{PROJECTION}"
     return Phase(name, FrozenConfigDict(settings), step, step + chosen.steps)
 
 
@@ -95,7 +99,45 @@ def sentences_seen(config: Config, checkpoint: Checkpoint) -> int:
     return 0
 
 
+def call_length(config: Config, num_steps: int) -> int:
+    """Return the most steps of a compiled call within `num_steps`; each gives a line of the curve.
+
+    It depends on no other phase: runs that share their first phases share these lines, too.
+    """
+    return min(config.training.steps_per_call, max(num_steps // MIN_LINES, 1))
+
+
 def call_ends(config: Config, phase: Phase) -> list[int]:
     """Return the steps at which compiled calls end; they depend on the config only."""
-    regular = range(phase.start, phase.stop, config.training.steps_per_call)[1:]
+    regular = range(phase.start, phase.stop, call_length(config, phase.settings.steps))[1:]
+    return sorted({*regular, *recovery_steps(config, phase), *phase.branches, phase.stop})
+
+
+def anneal_ends(config: Config, phase: Phase, branch: int) -> list[int]:
+    """Return the steps at which the compiled calls of an anneal end."""
+    end = branch + phase.settings.anneal_steps
+    return [*range(branch, end, longest_call(config, phase))[1:], *([end] if end > branch else [])]
+
+
+def longest_call(config: Config, phase: Phase) -> int:
+    """Return the most steps of a compiled call of a phase and its anneals."""
+    return call_length(config, max(phase.settings.steps, phase.settings.anneal_steps))
+
+
+def recovery_steps(config: Config, phase: Phase) -> list[int]:
+    """Return the steps at which a phase saves a recovery checkpoint: branches among them."""
+    chosen = config.training
+    regular = range(phase.start, phase.stop, chosen.steps_per_call * chosen.save_every)[1:]
     return sorted({*regular, *phase.branches, phase.stop})
+
+
+def curve_position(config: Config, line: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return the trunk's step when a line of the curve was written, and whether a branch wrote it.
+
+    A projection's line names the end of the anneal that it continues.
+    """
+    if "branch" not in line:
+        return line["step"], False
+    name = line["phase"].removesuffix(PROJECTION)
+    is_projection = name != line["phase"]
+    return line["branch"] - is_projection * config.phases[name].anneal_steps, True

@@ -1,11 +1,13 @@
 """The training curve of a run, as JSON lines and as TensorBoard events.
 
-The lines hold no times, so a repeated run writes the same file.
+The lines are in the order of their steps and hold no times, so a repeated run writes the same file.
 """
 
+import json
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -16,19 +18,42 @@ from jaxflat.storage.leased_folder import Folder
 
 FILE = "metrics.jsonl"
 
+Line = dict[str, Any]
+Position = tuple[int, bool]
+"""The trunk's step when a line was written, and whether a branch from that step wrote it."""
+
 
 class Curve:
     """A training curve: metrics.jsonl, and events.out.tfevents.* for TensorBoard."""
 
-    def __init__(self, folder: Folder, num_bytes: int):
-        """Continue after the first `num_bytes` of metrics.jsonl; the next line replaces the rest.
+    def __init__(
+        self,
+        folder: Folder,
+        num_bytes: int = 0,
+        step: int = 0,
+        position: Callable[[Line], Position] = lambda line: (line["step"], False),
+    ):
+        """Continue at a step of the trunk; the next line that is added removes all later ones.
 
-        Raises ValueError if the file is shorter.
+        Lines of branches from that step remain until they are added again. num_bytes: how much the
+        curve had when it came to that step. Raises ValueError if metrics.jsonl has less of it.
         """
-        self._folder, self.num_bytes = folder, num_bytes
-        self._check_length()
+        self._folder = folder
+        found = folder.on_rank_0(self._read)
+        found_bytes = _num_bytes(line for line in found if position(line) <= (step, False))
+        if found_bytes < num_bytes:
+            raise ValueError(
+                f"{folder.path / FILE}: the file has {found_bytes} bytes of the curve to step "
+                f"{step} but its checkpoint recorded {num_bytes}; cannot resume"
+            )
+        self._lines = {_key(line): line for line in found if position(line) <= (step, True)}
         self._events = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._add_event(file_version="brain.Event:2")
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the lines, in bytes."""
+        return _num_bytes(self._lines.values())
 
     def add(self, phase: str, step: int, loss: float, branch: int | None) -> None:
         """Add the mean loss (nats) since the line before.
@@ -36,37 +61,20 @@ class Curve:
         branch: the step at which this anneal left the trunk; None on the trunk.
         """
         fields = {} if branch is None else {"branch": branch}
-        record = {"phase": phase, **fields, "step": step, "loss": loss}
-        self.num_bytes = self._folder.on_rank_0(self._replace_end, record)
+        line = {"phase": phase, **fields, "step": step, "loss": loss}
+        self._lines[_key(line)] = line
+        self._folder.write_lines(FILE, [self._lines[key] for key in sorted(self._lines)])
         tag = phase if branch is None else f"{phase}/anneal_{branch}"
         self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
 
-    def skip(self, num_lines: int) -> bool:
-        """Continue after the next lines if an earlier process has written them; say whether so."""
-        end = self._folder.on_rank_0(self._find_end, num_lines)
-        self.num_bytes = end or self.num_bytes
-        return end is not None
+    def has(self, phase: str, branch: int, steps: Iterable[int]) -> bool:
+        """Return whether a branch has lines at these steps."""
+        return all((step, branch, phase) in self._lines for step in steps)
 
-    def _check_length(self) -> None:
-        if (found := self._folder.touch(FILE)) < self.num_bytes:
-            raise ValueError(
-                f"{self._folder.path / FILE}: the file has {found} bytes but its checkpoint "
-                f"recorded {self.num_bytes}; cannot resume"
-            )
-
-    def _replace_end(self, record: dict[str, Any]) -> int:
-        """Replace the rest of the file by a line; return the position of its end."""
-        self._check_length()
-        self._folder.truncate(FILE, self.num_bytes)
-        self._folder.append_line(FILE, record)
-        return self._folder.touch(FILE)
-
-    def _find_end(self, num_lines: int) -> int | None:
-        """Return the position after the next lines; None if there are fewer."""
-        with (self._folder.path / FILE).open("rb") as file:
-            file.seek(self.num_bytes)
-            are_whole = all(file.readline().endswith(b"\n") for _ in range(num_lines))
-            return file.tell() if are_whole else None
+    def _read(self) -> list[Line]:
+        path = self._folder.path / FILE
+        content = path.read_bytes() if path.exists() else b""
+        return [json.loads(line) for line in content.split(b"\n")[:-1]]  # without a torn last line
 
     def _add_event(self, **content: Any) -> None:
         """Append an event. The thread of a SummaryWriter would die on a full disk, and all hang."""
@@ -74,3 +82,12 @@ class Curve:
         parts = (struct.pack("<Q", len(event)), event)
         record = b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
         self._folder.append_bytes(self._events, record)
+
+
+def _key(line: Line) -> tuple[int, int, str]:
+    """Return what lines are sorted by: the trunk's line of a step comes first."""
+    return line["step"], line.get("branch", -1), line["phase"]
+
+
+def _num_bytes(lines: Iterable[Line]) -> int:
+    return sum(len(json.dumps(line)) + 1 for line in lines)

@@ -104,13 +104,6 @@ class Folder:
         files.write_lines(path, [*files.read_lines(path), *records], self.lease.assert_owned)
 
     @ranks.on_rank_0
-    def touch(self, name: str) -> int:
-        """Make an empty file if there is none, and return the file's length."""
-        self.lease.assert_owned()
-        (self.path / name).touch()
-        return (self.path / name).stat().st_size
-
-    @ranks.on_rank_0
     def append_bytes(self, name: str, content: bytes) -> None:
         """Append to a file and flush it; if that fails, the file keeps its old length."""
         self.lease.assert_owned()
@@ -119,12 +112,6 @@ class Folder:
     def append_line(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON line and flush it."""
         self.append_bytes(name, f"{json.dumps(record)}\n".encode())
-
-    @ranks.on_rank_0
-    def truncate(self, name: str, num_bytes: int) -> None:
-        """Cut a file to its first bytes."""
-        self.lease.assert_owned()
-        os.truncate(self.path / name, num_bytes)
 
     @ranks.on_rank_0
     def delete(self, name: str) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from jaxflat.config import Config, Sweep
 from jaxflat.config.validation import InputError
-from jaxflat.console import Display
+from jaxflat.console import Display, point_kind
 from jaxflat.distributed import leases, preemption, ranks
+from jaxflat.distributed.compilation_time import compile_seconds
 from jaxflat.distributed.preemption import defer_signals
 from jaxflat.runs import corpus
 from jaxflat.runs.run import Done, Failed, HeldElsewhere, Point, was_done
-from jaxflat.runs.stages import STAGES
+from jaxflat.runs.stages import STAGES, num_stages
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import workers
@@ -49,7 +50,8 @@ def run(
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, folder)
     done = {point.name for point in chosen if was_done(point, stages)}
-    with Display(len(chosen), done) as display:
+    kinds = {p.name: point_kind(p.overrides, num_stages(p.config)) for p in chosen}
+    with Display(len(chosen), done, kinds, compile_seconds) as display:
         undone = (point.config.language for point in chosen if point.name not in done)
         for section in dict.fromkeys(undone):
             folder.on_rank_0(_prepare, section, display)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jaxflat.analysis.page.findings import summary_sentences
-from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED
+from jaxflat.analysis.page import findings
+from jaxflat.analysis.page.findings import MAX_LINES, console_lines, summary_sentences
+from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED, Verdict
 
 FLATTER, SHARPER = {"log_trace": -0.3}, {"log_trace": 0.3}
 BETTER, WORSE = {"accuracy": 1.5}, {"accuracy": -1.5}
@@ -96,3 +97,28 @@ def test_beside_any_result_on_sizes_the_parametrisation_is_named(sweep, effects)
     assert "invariant Hessian trace, larger over smaller" in only(beside, FLAT)
     assert "by the embedded trace" in only(beside, FLAT)
     assert "dissociate" not in " ".join(sentences + beside)
+
+
+@pytest.mark.parametrize("widths", [(8,), (8, 16), (8, 16, 32, 64)])
+@pytest.mark.parametrize("effects", [BETTER | FLATTER, {}])
+def test_the_console_has_a_line_a_verdict_and_few_lines(sweep, effects, widths):
+    folder = sweep(**effects, widths=widths)
+    lines = console_lines(declare(folder, "flatness"))
+    assert 1 <= len(lines) <= MAX_LINES == 8
+    assert not [line for line in lines if "\n" in line]
+    if len(widths) > 1:
+        assert lines[0].startswith(f"{FLAT[:-2]} (primary): ")
+        assert sum(line.startswith(ACCURATE) for line in lines) == 1
+
+
+def test_more_than_eight_findings_are_counted(sweep, monkeypatch):
+    verdicts = [
+        Verdict(f"claim {number}", "effect", False, "slope; of seeds", "1 (0 to 2)", UNDECIDED, 0.5)
+        for number in range(12)
+    ]
+    monkeypatch.setattr(findings, "judge", lambda _: verdicts)
+    lines = console_lines(sweep())
+    shown = [
+        f"claim {number}: undecided (slope: 1 (0 to 2))." for number in (0, 1, 2, 3, 9, 10, 11)
+    ]
+    assert lines == [*shown[:4], "The report has 5 more findings.", *shown[4:]]

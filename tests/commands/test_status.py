@@ -30,7 +30,8 @@ def hold(workdir, name, worker):
 def make_sweep(workdir, states):
     """Write a sweep's files; in state "running 3" worker 3 holds the point, in "running" none."""
     names = [f"seed={seed}" for seed in range(len(states))]
-    write_json(workdir / "sweep.json", {"points": [{"name": name} for name in names]})
+    listed = [{"name": name, "overrides": {"seed": seed}} for seed, name in enumerate(names)]
+    write_json(workdir / "sweep.json", {"points": listed})
     for name, state in zip(names, states, strict=True):
         state, _, worker = state.partition(" ")
         if worker:
@@ -123,6 +124,21 @@ def test_workers_share_the_time_of_the_remaining_points(states, expected, tmp_pa
     make_sweep(tmp_path, states)
     points = status.read_points(tmp_path, now=0.0)  # no time has passed since their last stages
     assert status.remaining_seconds(points) == expected
+
+
+def test_the_remaining_time_is_by_kind_with_compilation_apart(tmp_path):
+    make_sweep(tmp_path, ["done", "done", "running 1", "waiting", "waiting"])
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    for point, width in zip(sweep["points"], (8, 16, 8, 16, 32), strict=True):
+        point["overrides"] |= {"model.width": width}
+    write_json(tmp_path / "sweep.json", sweep)
+    for name, seconds, compiling in (("seed=0", 70.0, 40.0), ("seed=1", 12.0, 2.0)):
+        line = {"stage": "train", "seconds": seconds, "compiling": compiling}
+        write_lines(tmp_path / name / "timing.jsonl", [line])
+    points = status.read_points(tmp_path, now=0.0)
+    assert [point.seconds - point.compiling for point in points[:3]] == [30, 10, 5]
+    # Of width 32 nothing is known: the mean over the other widths, and of their compilations.
+    assert status.remaining_seconds(points) == (30 - 5) + 10 + (20 + 21)
 
 
 def test_the_printed_table_and_the_json_file(tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswi
 compilation_cache.MIN_COMPILE_SECONDS = 0.0
 folder = compilation_cache.enable()
 value = jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 4))).sum()
-print(folder, sum(hits), float(value).hex())
+print(folder, sum(hits), float(value).hex(), sep=",")
 """
 
 
@@ -29,7 +29,7 @@ def run(tmp_path):
         command = [sys.executable, "-c", PROGRAM]
         done = subprocess.run(command, env=kept, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        folder, hits, value = done.stdout.split()
+        folder, hits, value = done.stdout.strip().split(",")
         return folder, int(hits), value, done.stderr
 
     return run
@@ -55,9 +55,24 @@ def test_the_next_process_reads_what_this_one_compiled(run, tmp_path):
     assert "UserWarning: Error reading persistent compilation cache entry" in said
 
 
-def test_no_cache_in_a_folder_that_cannot_be_made(run, tmp_path):
-    (tmp_path / "jaxflat").write_text("a file")
-    assert run()[0] == "None"
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"JAX_ENABLE_COMPILATION_CACHE": "0"}, "JAX_ENABLE_COMPILATION_CACHE=0"),
+        ({"JAX_COMPILATION_CACHE_DIR": "FILE/programs"}, "FILE/programs cannot be written: Not a"),
+    ],
+)
+def test_the_reason_why_nothing_is_cached_is_returned(run, tmp_path, environment, reason):
+    file = tmp_path / "a file"
+    file.write_text("")
+    environment = {key: value.replace("FILE", str(file)) for key, value in environment.items()}
+    expected = f"not cached: {reason.replace('FILE', str(file))}"
+    assert run(**environment)[0].startswith(expected)
+
+
+@pytest.mark.skipif("avx512" not in compilation_cache.cpu_kind(), reason="a CPU without AVX-512")
+def test_a_cpu_with_avx512_is_the_reason(run):
+    assert run()[0] == "not cached: JAX refuses cached programs on CPUs with AVX-512"
 
 
 def test_another_kind_of_cpu_has_another_folder():

@@ -103,7 +103,7 @@ def test_an_owner_that_lost_its_lease_writes_nothing(target, silent, tmp_path):
         for write in (
             folder.make,
             lambda: folder.append_line("metrics.jsonl", {"step": 2}),
-            lambda: folder.truncate("metrics.jsonl", 0),
+            lambda: folder.append_bytes("metrics.jsonl", b"2"),
             lambda: folder.write_json("status.json", {"state": "done"}),
             lambda: folder.write_text("error.txt", "no"),
             lambda: folder.write_lines("metrics.jsonl", []),

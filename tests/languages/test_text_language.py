@@ -117,6 +117,16 @@ def test_the_report_names_the_untrained_control(finished):
     assert "has f, given, 16 shots" in page
 
 
+def test_texts_without_labels_have_no_probes(finished, tmp_path):
+    config = text_config(finished[1])
+    config.language.generated.tasks = ()
+    assert sweep.run(config, POINTS, tmp_path) == {}
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [row["step"] for row in rows_of(finished[0])]
+    assert not [name for name in rows[0] if "probe/" in name]
+    assert "Excess loss" in write_report(tmp_path).read_text()
+
+
 def test_the_teacher_and_its_sentences_are_what_the_config_says(finished):
     _, folder = finished
     (teacher,) = folder.glob("jaxflat/teacher-*")
@@ -259,7 +269,9 @@ REFUSED = {
     (f"{TEXT}.tasks=('{{folder}}/has_f.tsv','{{folder}}/other/has_f.tsv')",): "has_f",
     (f"{TEXT}.tasks=('imdb',)",): "'imdb' is no source of labelled text",
     (f"{TEXT}.text=reviews",): "pip download --no-deps.*vaderSentiment==3.3.2 -d ",
-    (f"{TEXT}.tasks=('reviews',)",): "pip download --no-deps.*vaderSentiment==3.3.2 -d ",
+    (f"{TEXT}.tasks=('reviews',)",): (
+        r"tasks=\('reviews',\) are labels of other texts than .*texts\.txt; .* \(\) for no probes"
+    ),
     (f"{TEXT}.num_words=263",): "num_words=263 exceeds the teacher's .*vocabulary=262",
     (f"{TEXT}.length=9",): r"length=9 exceeds the teacher's .*trained\.length=8",
     (f"{TEXT}.min_length=7",): "min_length.*7",

@@ -143,14 +143,15 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     how = ("--config.flatness.slices.num_points=5", "--config.flatness.slices.num_directions=2")
     new = tmp_path / "new" / "folder"
     out = (f"--json={new / 'out.json'}", f"--figures={new / 'figures'}")
-    assert command(*where, *how, *out, "--measures=loss_slices") == 0
+    assert command(*where, *how, *out, "--measures=fisher_trace,loss_slices") == 0
     written = strict_json(new / "out.json")
     assert written["about"] == "gpt2, 6 microbatches of 1 of 6 texts, labels data"
     mean, sem = expected_loss("gpt2", text_subject(files, "gpt2").problem.sample(0))
     half = stats.t.ppf(0.975, 5) * sem
     expected = {"mean": mean, "sem": sem, "low": mean - half, "high": mean + half}
     expected = {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    assert written["measured"] == {"loss": {**expected, "num_samples": 6, "over": "sentences"}}
+    others = {k: v for k, v in written["measured"].items() if not k.startswith("fisher_trace")}
+    assert others == {"loss": {**expected, "num_samples": 6, "over": "sentences"}}
     curves = written["curves"]["loss_slices"]
     np.testing.assert_allclose(curves["steps_G"], np.linspace(-1, 1, 5))
     rises_DxG = np.array(curves["rises_DxG"])
@@ -164,7 +165,8 @@ def test_the_command_writes_strict_json_and_pictures(files, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(written["about"])
     assert f"{mean:.4g}"[:4] in said
-    assert said.count("figure ") == 2
+    assert said.count("figure /") == 2
+    assert "no figure: fisher_trace (single numbers)" in said
 
 
 @pytest.mark.slow

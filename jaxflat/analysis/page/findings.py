@@ -14,6 +14,26 @@ from jaxflat.analysis.pairs import paired_difference
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.verdicts import Verdict
 
+MAX_LINES = 8  # of findings on the console
+
+
+def console_lines(workdir: Path) -> list[str]:
+    """Return a line for each verdict, the primary ones first, and for what was left out."""
+    comparison = read_comparison(Path(workdir))
+    verdicts = judge(comparison)
+    lines = [
+        f"{evidence.marked_claim(one)}: {one.answer} ({one.statistic.partition(';')[0]}: "
+        f"{one.evidence})."
+        for one in verdicts
+        if not one.reason
+    ]
+    lines += evidence.verdict_sentences([one for one in verdicts if one.reason])
+    lines = lines + left_out_sentences(comparison) if verdicts else describe(comparison, verdicts)
+    if num_more := max(len(lines) - MAX_LINES, 0):
+        place = MAX_LINES // 2  # keeps what was left out, the last line
+        lines[place : place + num_more + 1] = [f"The report has {num_more + 1} more findings."]
+    return lines
+
 
 def summary_sentences(workdir: Path) -> list[str]:
     """Say what the sweep in `workdir` found, the answer first."""
@@ -37,9 +57,14 @@ def describe(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
         sentences += [*trajectory_sentences(comparison.trajectories), INTERVALS]
     else:
         sentences += sizes_sentences(comparison)
-    if left_out := ", ".join(comparison.missing):
-        sentences.append(f"Left out, because the last checkpoint was not measured: {left_out}.")
-    return sentences + untrained_sentences(comparison)
+    return sentences + left_out_sentences(comparison) + untrained_sentences(comparison)
+
+
+def left_out_sentences(comparison: Comparison) -> list[str]:
+    """Name the runs that no comparison uses, in one sentence if there are any."""
+    left_out = ", ".join(comparison.missing)
+    reason = "Left out, because the last checkpoint was not measured"
+    return [f"{reason}: {left_out}."] if left_out else []
 
 
 def arm_sentences(found: ArmComparison) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
-from jaxflat.datasets.sources import file_digest, read_labelled, read_texts, split_pairs
+from jaxflat.datasets.sources import NAMED, file_digest, read_labelled, read_texts, split_pairs
 from jaxflat.datasets.text import manual_folder
 from jaxflat.distributed.leases import acquire_lease
 from jaxflat.languages.generated.language import Generated
@@ -58,6 +58,12 @@ def check_language(section: Config, num_labelled: int = 0) -> None:
     stems = [Path(name).stem for name in generated.tasks]
     if len(set(stems)) < len(stems):
         raise ValueError(f"language.generated.tasks={generated.tasks}: two have the same name")
+    if Path(generated.text).suffix and any(name in NAMED for name in generated.tasks):
+        raise ValueError(
+            f"language.generated.tasks={generated.tasks} are labels of other texts than "
+            f"language.generated.text={generated.text}; set it to .tsv files with your labels, or "
+            "to () for no probes"
+        )
     if generated.teacher and not Path(generated.teacher).is_dir():
         raise ValueError(f"language.generated.teacher={generated.teacher}: no such folder")
     if not generated.teacher and generated.num_words > trained.vocabulary:
