@@ -11,7 +11,7 @@ on exact targets; accuracy +0.2 (-0.1 to +0.5) and +0.0 (-0.1 to +0.2) points.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product
+from jaxflat.config import Config, Sweep, arm, chain, named_scale, param, product
 
 # Steps of the warm start, of its final decay, of continued training and of a projection.
 STEPS = {"smoke": (60, 20, 60, 20), "laptop": (4000, 1500, 8000, 1500)}
@@ -55,4 +55,6 @@ def get_config(scale: str | None = None) -> Config:
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
     seeds = range(2 if named_scale(scale) == "smoke" else 5)
-    return product(param("seed", seeds), param("phases.continue.targets", ["sampled", "exact"]))
+    noise = arm("label noise", {"phases.continue.targets": "sampled"})
+    exact = arm("exact targets", {"phases.continue.targets": "exact"})
+    return product(param("seed", seeds), chain(noise, exact))

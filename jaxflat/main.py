@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxflat.config import loading, validation
@@ -96,7 +97,7 @@ def show_report(workdir: Path) -> None:
     columns = [Column(name, no_wrap=True) for name in header]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     for sentence in summary_sentences(workdir):
         console.print(sentence, highlight=False, markup=False)
