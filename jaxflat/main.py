@@ -24,7 +24,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
-    parser.add_argument("--points", default="", help='points to run, e.g. "0,3-5" or "*width=16*"')
+    parser.add_argument("--points", default="", help='points to run: "0,3-5", "*width=16*", an arm')
     parser.add_argument(
         "--stages",
         help="stages to run, e.g. train,flatness (default: all, including report)",

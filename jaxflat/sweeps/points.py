@@ -32,8 +32,8 @@ class _Resolved(NamedTuple):
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     """Return the points with their resolved configs, after all checks that need no training.
 
-    Points that set the same values are one point; a key at its default counts as not set. A point
-    that the folder already records keeps its name there, whatever its arm is called now.
+    Points that set the same values are one point; a key at its default counts as not set. Points
+    that the folder records keep the names that they have there.
 
     Raises InputError that names the key and the fault.
     """
