@@ -49,8 +49,8 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
         first = distinct.setdefault(identity, one._replace(name=recorded.get(identity, one.name)))
         if one.arm and first.arm and one.arm != first.arm:
             raise InputError(
-                f"arms {first.arm!r} and {one.arm!r} are one point, {first.name}: they set the "
-                "same values, and a default counts as set; keep one of them"
+                f"arms {first.arm!r} and {one.arm!r} are one point, {first.name}: their values are "
+                "the same in every key, defaults included; keep one of them"
             )
         distinct[identity] = first._replace(arm=first.arm or one.arm)
     resolved = list(distinct.values())

@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 
 from jaxflat import main
-from jaxflat.analysis.comparison import read_comparison
 from jaxflat.config import arm, chain, param, product
 from jaxflat.config.validation import InputError
-from jaxflat.runs import run
 from jaxflat.storage.leased_folder import Folder
-from jaxflat.sweeps import sweep
 from jaxflat.sweeps.points import expand, select
 from jaxflat.sweeps.sweep_record import record_sweep
 from tests.support.sweeps import tiny_config
@@ -179,27 +176,3 @@ def test_a_sweep_that_has_begun_keeps_its_baseline(tmp_path):
     record(ARMS, tmp_path)
     record(product(SEEDS, chain(arm("wide", {BATCH: 16}), arm("usual", {}))), tmp_path)
     assert list(dict.fromkeys(name for _, name in recorded(tmp_path))) == ["slow", "usual", "wide"]
-
-
-@pytest.mark.slow
-def test_renaming_an_arm_trains_nothing_and_renames_it_in_the_results(tmp_path, monkeypatch):
-    config = tiny_config()
-    config.phases.drift.targets, config.phases.drift.optimizer.name = "exact", "adamw"
-    config.flatness.update({"measures": ("fisher_trace",), "invariant": False})
-    one_seed = param("seed", [0])
-    first = product(one_seed, chain(arm("slow", {RATE: 1e-3}), arm("usual", {RATE: DEFAULT})))
-    assert sweep.run(config, first, tmp_path) == {}
-    assert list(read_comparison(tmp_path).arms) == ["slow", "usual"]
-    old = (tmp_path / "results.csv").read_text()
-    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*[!k]/**/*")}
-
-    def refuse(*_):
-        raise AssertionError("nothing is left to do")
-
-    monkeypatch.setattr(run, "train", refuse)
-    second = product(one_seed, chain(arm("[slow] & co", {RATE: 1e-3}), arm("default", {})))
-    assert sweep.run(config, second, tmp_path) == {}
-    assert {path: path.stat().st_mtime_ns for path in trained} == trained
-    assert list(read_comparison(tmp_path).arms) == ["[slow] & co", "default"]
-    renamed = old.replace(",slow,", ",[slow] & co,").replace(",usual,", ",default,")
-    assert (tmp_path / "results.csv").read_text() == renamed
