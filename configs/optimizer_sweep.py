@@ -3,20 +3,20 @@
     python -m jaxflat.main --config=configs/optimizer_sweep.py
 
 "warm" trains five seeds on the exact conditionals of a balanced tree to near the optimum. The arms
-continue by AdamW, SAM, Muon, or AdamW with an adversary that hides downstream labels, also followed
-by AdamW without it ("off"). Each checkpoint is annealed by the training that made it. Controls: the
-exact conditionals as features, and the untrained model.
+continue by AdamW, SAM, Muon, or AdamW with an adversary that hides downstream labels, then without
+("off"). Each checkpoint is annealed by the training that made it. Controls: the exact conditionals
+as features, and the untrained model.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, chain, named_scale, param, product, seeds
+from jaxflat.config import Config, Sweep, arm, chain, named_scale, product, seeds
 
 # Steps of the warm start, of its final decay, of each later phase, and of its anneal.
 STEPS = {"smoke": (60, 20, 40, 20), "laptop": (4000, 1500, 800, 300)}
 STEPS["full"] = (4000, 1500, 800, 300)
 STEPS["paper"] = (60_000, 6000, 30_000, 6000)
-# The first arm is the baseline. "off" continues from the end of "adversary".
-WAYS = (("adamw",), ("sam",), ("muon",), ("adversary", "off"), ("adversary",))
+WAYS = {"AdamW": ("adamw",), "SAM": ("sam",), "Muon": ("muon",)}
+WAYS |= {"adversary then off": ("adversary", "off"), "adversary": ("adversary",)}
 SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
 
 
@@ -29,8 +29,7 @@ def get_config(scale: str | None = None) -> Config:
     for name in ("warm", "adamw", "sam", "muon", "adversary", "off"):
         phase = config.phases[name] = base_config.phase()
         phase.update({"steps": num_on, "checkpoint_steps": (num_on,), "anneal_steps": num_anneal})
-        if name in phase.optimizer:
-            phase.optimizer.name = name
+        phase.optimizer.name = name if name in ("sam", "muon") else "adamw"
     config.phases.warm.update({"steps": num_warm, "checkpoint_steps": ()})
     config.phases.warm.schedule.decay_steps = num_decay
     config.phases.adversary.adversary.strength = 0.005
@@ -52,9 +51,10 @@ def get_config(scale: str | None = None) -> Config:
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
-    """Return the points, seed by seed."""
-    orders = param("phase_order", [*(("warm", *way) for way in WAYS), ()])
-    exact = product(param("model.features", ["p", "log_p"]), param("phase_order", [()]))
-    trained = product(param("model.name", ["transformer"]), orders)
-    tables = product(param("model.name", ["lookup_table"]), exact)
-    return product(SEEDS[named_scale(scale)], chain(trained, tables))
+    """Return the points, seed by seed; the first arm is the baseline."""
+    model, table = {"model.name": "transformer"}, {"model.name": "lookup_table", "phase_order": ()}
+    trained = [arm(name, model | {"phase_order": ("warm", *way)}) for name, way in WAYS.items()]
+    untrained = arm("untrained", model | {"phase_order": ()})
+    p, log_p = (table | {"model.features": features} for features in ("p", "log_p"))
+    tables = chain(arm("lookup p", p), arm("lookup log p", log_p))
+    return product(SEEDS[named_scale(scale)], chain(*trained, untrained, tables))

@@ -26,7 +26,7 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     """Print the memory of numbered points, and which of them one program trains."""
     console = make_console()
     console.print(
-        memory.table((f"{number} {point.name}", point.config) for number, point in chosen)
+        memory.table((escape(f"{number} {point.title}"), point.config) for number, point in chosen)
     )
     teams: dict[tuple[str, int], list[str]] = {}
     for number, point in chosen:
@@ -73,12 +73,13 @@ def synthetic_arms(points: Sequence[Point]) -> list[SyntheticArm]:
     keys = dict.fromkeys(
         key for p in points for key in p.overrides if key not in (LANGUAGE, *SEEDS)
     )
-    arms: dict[tuple[str, ...], list[Point]] = {}
+    arms: dict[tuple[str, ...], list[Point]] = {}  # by name and swept values
     for point in trained:
         swept = (_text(point.overrides.get(key, "")) for key in keys)
-        arms.setdefault(tuple(swept), []).append(point)
+        arms.setdefault((point.arm, *swept), []).append(point)
     return [
-        _synthetic_arm(dict(zip(keys, values, strict=True)), runs) for values, runs in arms.items()
+        _synthetic_arm(dict(zip(keys, values, strict=True)), runs)
+        for (_, *values), runs in arms.items()
     ]
 
 
@@ -99,6 +100,7 @@ def _synthetic_arm(swept: dict[str, str], runs: Sequence[Point]) -> SyntheticArm
         projected=[checkpoint.projected for checkpoint in checkpoints],
         shots=config.probes.shots,
         sharpness_columns=_sharpness_columns(config),
+        name=runs[0].arm,
     )
 
 

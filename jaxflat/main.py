@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxflat.config import loading, validation
@@ -23,7 +24,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:SCALE")
     parser.add_argument("--workdir", type=Path, help="default: runs/<config>-<scale>")
-    parser.add_argument("--points", default="", help='points to run, e.g. "0,3-5" or "*width=16*"')
+    parser.add_argument("--points", default="", help='points to run: "0,3-5", "*width=16*", an arm')
     parser.add_argument(
         "--stages",
         help="stages to run, e.g. train,flatness (default: all, including report)",
@@ -96,7 +97,7 @@ def show_report(workdir: Path) -> None:
     columns = [Column(name, no_wrap=True) for name in header]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     for line in console_lines(workdir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

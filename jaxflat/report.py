@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
     flags = parse_arguments(arguments)
     # Imported late: parsing the arguments needs no plots.
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from jaxflat.analysis.page import joint
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     header, *rows = joint.verdicts_table(judged)
     table = Table(*(Column(name, overflow="fold") for name in header[:4]))
     for row in rows:
-        table.add_row(*row[:4])
+        table.add_row(*map(escape, row[:4]))
     console = make_console()
     console.print(table)
     console.print(joint.summary_sentence(sweeps, judged), highlight=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxflat.config.validation import InputError
@@ -31,15 +32,17 @@ from jaxflat.storage.files import read_lines, write_json
 class PointStatus:
     """The progress of a point of a sweep.
 
-    state: waiting, running, done, partial (some stages only), preempted, failed, or died (recorded
-    as running, but no process holds its lease). worker: the process that runs it. step: finished
-    training steps, of num_steps. loss: of the curve's last line, in nats. seconds: the time of its
-    finished stages; while it runs, plus its share of the worker's time since the last of them, or
-    since the attempt started. compiling: those spent on compilation. idle: seconds since its last
-    write; None before the first. kind: see `console.Kind`.
+    arm: the name of its arm, "" if the sweep gives none. state: waiting, running, done, partial
+    (some stages only), preempted, failed, or died (recorded as running, but no process holds its
+    lease). worker: the process that runs it. step: finished training steps, of num_steps. loss: of
+    the curve's last line, in nats. seconds: the time of its finished stages; while it runs, plus
+    its share of the worker's time since the last of them, or since the attempt started. compiling:
+    those spent on compilation. idle: seconds since its last write; None before the first. kind: see
+    `console.Kind`.
     """
 
     name: str
+    arm: str
     state: str
     reason: str
     worker: str | None
@@ -96,9 +99,7 @@ def read_points(workdir: Path, now: float) -> list[PointStatus]:
     found = [(directory, *_status_and_worker(directory, now)) for directory in directories]
     num_points = Counter(worker for _, _, worker in found)
     return [
-        _read_point(
-            directory, point_kind(point["overrides"]), status, worker, num_points[worker], now
-        )
+        _read_point(directory, point, status, worker, num_points[worker], now)
         for point, (directory, status, worker) in zip(points, found, strict=True)
     ]
 
@@ -136,15 +137,20 @@ def summary(points: list[PointStatus]) -> str:
 
 
 def points_table(points: list[PointStatus]) -> Table:
-    """Return a table with a row for each point that has started; losses in nats."""
-    names = ("Point", "State", "Step", "Loss", "Time", "Written")
-    columns = [Column(name, no_wrap=index > 0) for index, name in enumerate(names)]
-    columns[0].overflow = "fold"
+    """Return a table with a row for each point that has started; losses in nats.
+
+    It has a column of arms if some have names.
+    """
+    named = any(point.arm for point in points)
+    arm, names = ["Arm"] if named else [], ("State", "Step", "Loss", "Time", "Written")
+    columns = [Column(name, overflow="fold") for name in (*arm, "Point")]
+    columns += [Column(name, no_wrap=True) for name in names]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for point in points:
         if point.state != "waiting":
             table.add_row(
-                point.name,
+                *([escape(point.arm)] if named else []),
+                escape(point.name),
                 point.state,
                 f"{point.step:,}/{point.num_steps:,}" if point.num_steps else "–",
                 "–" if point.loss is None else f"{point.loss:.4f}",
@@ -167,7 +173,7 @@ def _status_and_worker(directory: Path, now: float) -> tuple[dict[str, Any], str
 
 def _read_point(
     directory: Path,
-    kind: Kind,
+    point: dict[str, Any],
     status: dict[str, Any],
     worker: str | None,
     num_points: int,
@@ -188,6 +194,7 @@ def _read_point(
         seconds += max(now - since, 0) / num_points
     return PointStatus(
         name=directory.name,
+        arm=point.get("arm", ""),
         state=status.get("state", "waiting"),
         reason=status.get("reason", ""),
         worker=worker,
@@ -197,7 +204,7 @@ def _read_point(
         seconds=seconds,
         compiling=sum(line.get("compiling", 0.0) for line in timing),
         idle=max(now - max(written), 0) if written else None,
-        kind=kind,
+        kind=point_kind(point["overrides"]),
     )
 
 

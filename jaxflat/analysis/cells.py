@@ -41,7 +41,8 @@ class Cell:
 def group_cells(rows: Sequence[Row], named_as: Sequence[Row] = ()) -> dict[str, list[Cell]]:
     """Return cells by arm, smallest model first, then in the sweep's order; steps ascending.
 
-    An arm's name holds the swept values that distinguish the rows of `named_as`, by default `rows`.
+    An arm has the name that the sweep gives it. If it gives none, the name is made of the swept
+    values that distinguish the rows of `named_as`, by default `rows`.
     """
     varying = naming_keys(named_as or rows)
     skipped = _shared_phases(named_as or rows)
@@ -76,7 +77,12 @@ def last_cell(cells: Sequence[Cell]) -> Cell | None:
 
 
 def arm_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
-    """Name a row by its values of `keys`, without its first `num_skipped` phases."""
+    """Return the name of a row's arm; unless the sweep gives one, by the row's values of `keys`.
+
+    The first `num_skipped` phases are left out.
+    """
+    if row.arm:
+        return row.arm
     if row.is_lookup_table:
         return f"lookup table {row.swept.get('model.features', '')}".replace("_", " ").strip()
     labels = _labels(keys)

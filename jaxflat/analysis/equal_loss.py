@@ -109,6 +109,7 @@ def _mean_at(levels_L: np.ndarray, ladder: Ladder) -> Row:
         projected=lowest.projected,
         values=dict(zip(names, mean_N.tolist(), strict=True)),
         language=lowest.language,
+        arm=lowest.arm,
     )
 
 

@@ -28,7 +28,8 @@ class Row:
 
     `swept` has the text of every swept key, "" if the point does not set it. `last` is True at the
     last checkpoint that its run measures, projected or not. If the sweep varies language.seed, the
-    languages are replicates: `language` has its value, and `seed` has it too.
+    languages are replicates: `language` has its value, and `seed` has it too. `arm` is the name
+    that the sweep gives, "" if it gives none.
     """
 
     point: str
@@ -39,6 +40,7 @@ class Row:
     values: dict[str, float]
     last: bool = True
     language: str = ""
+    arm: str = ""
 
     @property
     def is_lookup_table(self) -> bool:
@@ -169,8 +171,8 @@ def add_task_means(rows: Sequence[Row], plan: Plan) -> None:
 
 def _read_row(record: dict[str, str], header: list[str]) -> Row:
     before_step = header[: header.index("step")]
-    swept = [name for name in before_step if name not in ("point", LANGUAGE, *SEEDS)]
-    taken = {"point", "step", "projected", "last", LANGUAGE, *swept, *SEEDS}
+    swept = [name for name in before_step if name not in ("point", "arm", LANGUAGE, *SEEDS)]
+    taken = {"point", "arm", "step", "projected", "last", LANGUAGE, *swept, *SEEDS}
     measured = {name: text for name, text in record.items() if text and name not in taken}
     numbers = {name: read_number(text) for name, text in measured.items()}
     for name, number in numbers.items():
@@ -188,6 +190,7 @@ def _read_row(record: dict[str, str], header: list[str]) -> Row:
         values={name: one for name, one in numbers.items() if one is not None and np.isfinite(one)},
         last=record.get("last") != "0",
         language=language,
+        arm=record.get("arm") or "",
     )
 
 

@@ -32,7 +32,8 @@ class SyntheticArm:
     `projected` says so for each step, "()" for none. Seeds of several parts ("0/1/2") are crossed.
     `accuracy` (points) and `log_trace` are effects of the arm, and `dose` multiplies the effect of
     a dose. `rescaling` is the logarithm of embedded over invariant trace. Probes see each number of
-    labelled sentences in `shots`. All `sharpness_columns` have the trace of the equations.
+    labelled sentences in `shots`. All `sharpness_columns` have the trace of the equations. `name`
+    is the arm's name, "" for none.
     """
 
     swept: Mapping[str, str]
@@ -47,6 +48,7 @@ class SyntheticArm:
     rescaling: float = 0.0
     shots: Sequence[int] = SHOTS
     sharpness_columns: Sequence[str] = SHARPNESS_COLUMNS
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,5 +177,5 @@ def _rows(
             last = kinds[k] not in kinds[k + 1 :]
             language = seed.partition(OF_LANGUAGE)[2]
             about = f"{text},{seed}", dict(arm.swept), seed, step, kinds[k]
-            rows.append(Row(*about, values, last, language))
+            rows.append(Row(*about, values, last, language, arm.name))
     return rows

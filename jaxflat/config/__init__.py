@@ -11,6 +11,7 @@ from jaxflat.config.flatness import MEASURES as MEASURES
 from jaxflat.config.functions import custom as custom
 from jaxflat.config.ranges import Config as Config
 from jaxflat.config.sweeps import Sweep as Sweep
+from jaxflat.config.sweeps import arm as arm
 from jaxflat.config.sweeps import chain as chain
 from jaxflat.config.sweeps import named_scale as named_scale
 from jaxflat.config.sweeps import param as param

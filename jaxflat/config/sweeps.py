@@ -1,4 +1,4 @@
-"""Combine values of config keys into a sweep: product, zipped, chain; and the scales' names."""
+"""Combine values of config keys into a sweep: product, zipped, chain, arm; and scales' names."""
 
 import itertools
 from collections.abc import Iterable
@@ -8,7 +8,9 @@ SCALES = ("smoke", "laptop", "full", "paper")
 """A test of all stages; minutes and hours on two cores; the paper's sizes for accelerators."""
 
 Sweep = list[dict[str, Any]]
-"""Points of a sweep, each a mapping from dotted keys to values."""
+"""Points of a sweep, each a mapping from dotted keys to values; the key `ARM` has its name."""
+
+ARM = "arm"
 
 
 def named_scale(scale: str | None) -> str:
@@ -49,10 +51,22 @@ def chain(*sweeps: Sweep) -> Sweep:
     return list(itertools.chain(*sweeps))
 
 
+def arm(name: str, points: Sweep | dict[str, Any]) -> Sweep:
+    """Return the points under a name: arm("SAM", {"phases.on.optimizer.name": "sam"}).
+
+    The name is only a label, which tables, figures and verdicts show. In a product of named points
+    the names are joined: "small, SAM".
+    """
+    return product([{ARM: name}], [points] if isinstance(points, dict) else points)
+
+
 def _merge(points: Iterable[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for point in points:
-        if repeated := merged.keys() & point.keys():
+        if repeated := (merged.keys() & point.keys()) - {ARM}:
             raise ValueError(f"a sweep sets {sorted(repeated)} twice in one point")
+        names = [named[ARM] for named in (merged, point) if ARM in named]
         merged |= point
+        if len(names) > 1:
+            merged[ARM] = ", ".join(names)
     return merged

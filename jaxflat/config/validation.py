@@ -210,7 +210,7 @@ def check_key(section: Any, prefix: str, name: str, config: Config | None = None
         return
     key = f"{prefix}.{name}" if prefix else name
     known = [f"{prefix}.{k}" if prefix else k for k in section] if _is_dict(section) else []
-    everywhere = (k.split(".") for k in _flatten(config or ConfigDict()))
+    everywhere = (k.split(".") for k in flatten(config or ConfigDict()))
     paths = {".".join(parts[: end + 1]) for parts in everywhere for end in range(len(parts))}
     elsewhere = sorted(path for path in paths if path.endswith(f".{name}"))
     near = [
@@ -271,11 +271,12 @@ def value_at(config: Config, dotted: str) -> Any:
     return config
 
 
-def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by their dotted keys."""
     flat = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        flat |= _flatten(value, f"{key}.") if _is_dict(value) else {key: value}
+        flat |= flatten(value, f"{key}.") if _is_dict(value) else {key: value}
     return flat
 
 

@@ -35,7 +35,8 @@ PACKAGES = ("jaxflat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 class Point:
     """One run of a sweep: its name, overrides, resolved config and folder.
 
-    Points of one team can be trained in one program, each in its own slot, see `runs.slots`.
+    `arm` is the name of its arm, "" if the sweep gives none. Points of one team can be trained in
+    one program, each in its own slot, see `runs.slots`.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Point:
     folder: Folder
     team: str
     slot: int
+    arm: str = ""
+
+    @property
+    def title(self) -> str:
+        """The arm, if it has a name, and the point's name, for the console."""
+        return f"{self.arm} ({self.name})" if self.arm else self.name
 
 
 @dataclass(frozen=True)
@@ -189,5 +196,5 @@ def train_points(
     slots.train_together(trainings, lambda slot, error: fail(by_slot.pop(slot), error), folders)
     shares = [seconds / len(points) for seconds in watch.read()]
     for point in by_slot.values():
-        display.add_seconds(point.name, *shares)
+        display.add_seconds(point.title, *shares)
         log_seconds(point.folder, "train", *shares)

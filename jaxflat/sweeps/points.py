@@ -4,53 +4,140 @@ import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, Sweep, functions, loading, validation
+from jaxflat.config.sweeps import ARM
 from jaxflat.config.validation import InputError
 from jaxflat.runs import checks, slots
 from jaxflat.runs.run import Point
 from jaxflat.storage.leased_folder import Folder
+from jaxflat.sweeps.sweep_record import read_entries
+
+SEEDS = ("data_seed", "init_seed", "probe_seed")
+"""The seeds that follow `seed` unless they are set."""
+
+
+class _Resolved(NamedTuple):
+    """A point's name, its arm's name or "", its overrides and its config with all keys."""
+
+    name: str
+    arm: str
+    overrides: dict[str, Any]
+    config: Config
 
 
 def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
     """Return the points with their resolved configs, after all checks that need no training.
 
+    Points that set the same values are one point; a key at its default counts as not set. Points
+    that the folder records keep the names that they have there.
+
     Raises InputError that names the key and the fault.
     """
-    resolved: dict[str, tuple[dict[str, Any], Config]] = {}
-    for overrides in points:
-        point_config = validation.validate(loading.override(config, overrides))
-        for key in ("data_seed", "init_seed", "probe_seed"):
-            if point_config[key] is None:
-                point_config[key] = point_config.seed
-        set_keys = {key: validation.value_at(point_config, key) for key in sorted(overrides)}
-        resolved[point_name(set_keys)] = (set_keys, point_config)
-    swept = {key for overrides in points for key in overrides}
+    defaults = validation.flatten(validation.complete(config))
+    entries = Folder(workdir).on_rank_0(read_entries, workdir)
+    recorded: dict[str, str] = {}
+    for entry in entries:
+        recorded.setdefault(_identity(entry["overrides"], defaults), entry["name"])
+    distinct: dict[str, _Resolved] = {}
+    for point in points:
+        one = _resolve(config, point)
+        identity = _identity(one.overrides, defaults)
+        first = distinct.setdefault(identity, one._replace(name=recorded.get(identity, one.name)))
+        if one.arm and first.arm and one.arm != first.arm:
+            raise InputError(
+                f"arms {first.arm!r} and {one.arm!r} are one point, {first.name}: their values are "
+                "the same in every key, defaults included; keep one of them"
+            )
+        distinct[identity] = first._replace(arm=first.arm or one.arm)
+    resolved = list(distinct.values())
+    _check_arms(resolved, entries, defaults, workdir)
+    swept = {key for one in resolved for key in one.overrides}
     for key in sorted(key for key in swept if key.startswith("claims.")):
         raise InputError(f"{key} cannot be swept: a sweep declares its claims once")
-    _check_phases_used([point_config for _, point_config in resolved.values()])
-    width, num_layers = _common_size([point_config for _, point_config in resolved.values()])
+    _check_phases_used([one.config for one in resolved])
+    width, num_layers = _common_size([one.config for one in resolved])
     frozen = []
-    for _, point_config in resolved.values():
-        if point_config.flatness.embedded_width == 0:
-            if point_config.flatness.embedded_layers:
+    for one in resolved:
+        if one.config.flatness.embedded_width == 0:
+            if one.config.flatness.embedded_layers:
                 raise InputError("flatness.embedded_layers needs flatness.embedded_width; set both")
-            point_config.flatness.update(embedded_width=width, embedded_layers=num_layers)
-        frozen.append(FrozenConfigDict(point_config))
+            one.config.flatness.update(embedded_width=width, embedded_layers=num_layers)
+        frozen.append(FrozenConfigDict(one.config))
         try:
             checks.check_config(frozen[-1])
             checks.check_claims(frozen[-1])
         except ValueError as error:
             raise InputError(str(error)) from error
     return [
-        Point(name, set_keys, point_config, Folder(workdir / name), *team_slot)
-        for (name, (set_keys, _)), point_config, team_slot in zip(
-            resolved.items(), frozen, slots.assign_slots(frozen), strict=True
+        Point(name, overrides, point_config, Folder(workdir / name), *team_slot, arm)
+        for (name, arm, overrides, _), point_config, team_slot in zip(
+            resolved, frozen, slots.assign_slots(frozen), strict=True
         )
     ]
+
+
+def _resolve(config: Config, point: dict[str, Any]) -> _Resolved:
+    overrides, arm = {key: point[key] for key in point if key != ARM}, point.get(ARM, "")
+    if ARM in point and not (isinstance(arm, str) and arm.strip() and arm.isprintable()):
+        raise InputError(f"arm {arm!r}: a name must be text on one line, for example 'SAM'")
+    if "$" in arm:  # figures would read it as a formula
+        raise InputError(f"arm {arm!r}: a name must not have a $")
+    resolved = validation.validate(loading.override(config, overrides))
+    for key in SEEDS:
+        if resolved[key] is None:
+            resolved[key] = resolved.seed
+    set_keys = {key: validation.value_at(resolved, key) for key in sorted(overrides)}
+    return _Resolved(point_name(set_keys), arm, set_keys, resolved)
+
+
+def _with_seeds(overrides: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of every key at its default; the seeds that are not set follow `seed`."""
+    seed = overrides.get("seed", defaults["seed"])
+    return defaults | {key: seed for key in SEEDS if defaults[key] is None}
+
+
+def _identity(overrides: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """Return the overrides that differ from the defaults, as JSON."""
+    unset = _with_seeds(overrides, defaults)
+    changed = {
+        key: value
+        for key, value in overrides.items()
+        if json.dumps(value) != json.dumps(unset.get(key))
+    }
+    return json.dumps(changed, sort_keys=True)
+
+
+def _check_arms(
+    resolved: list[_Resolved],
+    entries: list[dict[str, Any]],
+    defaults: dict[str, Any],
+    workdir: Path,
+) -> None:
+    """Raise InputError if one name is on two points of one seed, here or in the folder."""
+    present = {one.name for one in resolved}
+    named = [(one.arm, one.overrides, "") for one in resolved if one.arm]
+    named += [
+        (entry["arm"], entry["overrides"], f", in {workdir},")
+        for entry in entries
+        if entry.get("arm") and entry["name"] not in present
+    ]
+    swept = sorted({key for _, overrides, _ in named for key in overrides})
+    first_of: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for arm, overrides, place in named:
+        values = _with_seeds(overrides, defaults) | overrides
+        seeds = [values[key] for key in ("seed", *SEEDS, "language.seed")]
+        settings = {key: values.get(key) for key in swept}
+        first = first_of.setdefault((arm, *seeds), settings)
+        if difference := validation.first_difference(*json.loads(json.dumps([first, settings]))):
+            key, one, other = difference
+            raise InputError(
+                f"arm {arm!r} has two points of seed {seeds[0]}: one with {key}={one!r} and{place} "
+                f"one with {key}={other!r}; give each its own name"
+            )
 
 
 def _check_phases_used(configs: list[Config]) -> None:
@@ -77,7 +164,7 @@ def point_name(overrides: dict[str, Any]) -> str:
 
 
 def select(points: list[Point], selection: str) -> list[Point]:
-    """Return the points chosen by "0,3-5" (indices in the list) or a pattern such as "width=16*".
+    """Return the points chosen by "0,3-5" (indices), an arm's name or a pattern ("*width=16*").
 
     Raises InputError if a part matches no point.
     """
@@ -89,11 +176,11 @@ def select(points: list[Point], selection: str) -> list[Point]:
         if first.isdigit() and (last or first).isdigit():
             matches = points[int(first) : int(last or first) + 1]
         else:
-            matches = [point for point in points if fnmatch(point.name, part)]
+            matches = [p for p in points if fnmatch(p.name, part) or fnmatch(p.arm, part)]
         if not matches:
             raise InputError(
                 f"--points={part} matches none of the {len(points)} points; "
-                f"the first is 0, {points[0].name}"
+                f"the first is 0, {points[0].title}"
             )
         chosen |= {point.name: point for point in matches}
     return list(chosen.values())

@@ -32,6 +32,9 @@ def write_results(folder: Folder) -> None:
 
 def _table(workdir: Path) -> str:
     points = json.loads((workdir / "sweep.json").read_text())["points"]
+    for point in points:
+        named = {"arm": point["arm"]} if "arm" in point else {}
+        point["overrides"] = named | point["overrides"]
     swept = list(dict.fromkeys(key for point in points for key in point["overrides"]))
     rows: list[dict[str, Any]] = []
     for point in points:

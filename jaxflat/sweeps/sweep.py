@@ -49,10 +49,10 @@ def run(
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, folder)
-    done = {point.name for point in chosen if was_done(point, stages)}
-    kinds = {p.name: point_kind(p.overrides, num_stages(p.config)) for p in chosen}
+    done = {point.title for point in chosen if was_done(point, stages)}
+    kinds = {p.title: point_kind(p.overrides, num_stages(p.config)) for p in chosen}
     with Display(len(chosen), done, kinds, compile_seconds) as display:
-        undone = (point.config.language for point in chosen if point.name not in done)
+        undone = (point.config.language for point in chosen if point.title not in done)
         for section in dict.fromkeys(undone):
             folder.on_rank_0(_prepare, section, display)
         display.finish_preparations()
@@ -101,7 +101,7 @@ def _run_or_wait(points: list[Point], stages: Sequence[str], display: Display) -
                 if failed
                 else point.folder.on_rank_0(summary, point.folder)
             )
-            display.finish_point(point.name, text)
+            display.finish_point(point.title, text)
         if len(outcomes) == num_ended:
             display.print_wait(
                 f"Waiting for {workers.list_names(left)}: another worker holds them, or died; they "

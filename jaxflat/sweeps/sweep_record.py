@@ -46,6 +46,13 @@ def record_sweep(config: Config, points: list[Point], folder: Folder) -> None:
     folder.on_rank_0(record)
 
 
+def read_entries(workdir: Path) -> list[dict[str, Any]]:
+    """Return the points that a folder records: their names, overrides, measurements and arms."""
+    path = workdir / "sweep.json"
+    with _unusable_as_input_error(workdir):
+        return json.loads(path.read_text())["points"] if path.exists() else []
+
+
 @contextmanager
 def _unusable_as_input_error(workdir: Path) -> Iterator[None]:
     try:
@@ -63,6 +70,7 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
     entries = {entry["name"]: entry for entry in stored["points"]} if stored else {}
     for point in points:
         measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
-        entry = {"name": point.name, "overrides": point.overrides, "measured": measured}
-        entries[point.name] = entry
+        overrides = entries.get(point.name, {}).get("overrides", point.overrides)
+        entry = {"name": point.name, "overrides": overrides, "measured": measured}
+        entries[point.name] = entry | ({"arm": point.arm} if point.arm else {})
     return {"trains": trains, "points": list(entries.values())}

@@ -46,7 +46,7 @@ def train_team(points: list[Point], display: Display) -> None:
 
         def fail(point: Point, error: Exception) -> None:
             running.remove(point)
-            display.print_line(f"{point.name}: failed, {record_failure(point, error)}")
+            display.print_line(f"{point.title}: failed, {record_failure(point, error)}")
 
         try:
             for point in acquired:
@@ -84,7 +84,7 @@ def run_if_free(point: Point, stages: Sequence[str], display: Display) -> PointO
             outcome = _run_one(point, stages, display)
         except LeaseLost:
             display.print_line(
-                f"{point.name}: taken over by another worker while this one was suspended"
+                f"{point.title}: taken over by another worker while this one was suspended"
             )
             return HeldElsewhere()
     write_results(Folder(point.folder.path.parent))
@@ -94,7 +94,7 @@ def run_if_free(point: Point, stages: Sequence[str], display: Display) -> PointO
 def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Failed:
     """Run a point whose lease this worker holds."""
     if not display.console.is_terminal:  # there is no progress bar
-        display.print_line(f"{point.name}: started")
+        display.print_line(f"{point.title}: started")
     record_start(point)
     try:
         run_point(point, stages, display)
@@ -111,6 +111,6 @@ def _run_one(point: Point, stages: Sequence[str], display: Display) -> Done | Fa
 
 
 def list_names(points: list[Point]) -> str:
-    """Return the names of the first three points, and the number of the others, for a message."""
+    """Return the titles of the first three points, and the number of the others, for a message."""
     more = f" and {len(points) - 3} more" if len(points) > 3 else ""
-    return ", ".join(point.name for point in points[:3]) + more
+    return ", ".join(point.title for point in points[:3]) + more

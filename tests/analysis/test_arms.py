@@ -1,5 +1,10 @@
 """Arms of one size: an effect, none and its reverse; unequal losses get no verdict."""
 
+import csv
+import html
+import re
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
@@ -7,10 +12,11 @@ from jaxflat.analysis import claims
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS
-from jaxflat.analysis.page import joint
+from jaxflat.analysis.page import drawing, joint
 from jaxflat.analysis.page.arm_words import arms_table
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import summary_sentences
+from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
 from jaxflat.report import main
 from tests.analysis.conftest import write_rows
@@ -189,3 +195,55 @@ def test_other_settings_than_of_training_are_no_ways_of_training(tmp_path):
     path = write_arms_results(tmp_path) / "results.csv"
     path.write_text(path.read_text().replace("phase_order", "language.seed", 1))
     assert read_comparison(tmp_path).arm_comparison is None
+
+
+NAMES = {"sgd": "SGD", "adamw": "Adam [with] decay", "adversary → off": "<off> & on"}
+
+
+def write_named(folder, names, **effects):
+    """Write the same three arms, with the names that a sweep gives them; "" gives none."""
+    path = write_arms_results(folder, **effects) / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    arms = dict(zip(ORDERS.values(), names, strict=True))
+    rows = [{"point": row["point"], "arm": arms.get(row["phase_order"], ""), **row} for row in rows]
+    write_rows(path, rows)
+    return folder
+
+
+def test_names_stand_in_verdicts_tables_figures_and_findings(tmp_path, monkeypatch):
+    """They change no number: the texts without names differ in the names only."""
+    legends = []
+    monkeypatch.setattr(drawing, "legend", lambda ax: legends.extend(labels_of(ax)))
+    effects = {"accuracy": 0.05, "log_trace": -0.5}
+    (tmp_path / "plain").mkdir()
+    plain = write_arms_results(tmp_path / "plain", **effects)
+    named = write_named(tmp_path, NAMES.values(), **effects)
+    page = write_report(named).read_text()
+    assert {*NAMES.values()} <= {*legends}
+    assert html.escape("<off> & on") in page
+    assert "<off> & on" not in page
+
+    def texts(folder):
+        comparison = read_comparison(folder)
+        found = [" ".join(map(str, astuple(one))) for one in judge(comparison)]
+        found += [" ".join(row) for row in arms_table(comparison.arm_comparison, [])]
+        found += [" ".join(row) for row in summary_table(folder)]
+        return [*found, *summary_sentences(folder)]
+
+    def with_names(text):
+        for words, name in NAMES.items():
+            text = re.sub(rf"(?<!\w){words}(?!\w| →)", name, text, flags=re.IGNORECASE)
+        return text
+
+    assert [with_names(text) for text in texts(plain)] == texts(named)
+
+
+def test_an_arm_without_a_name_is_called_by_its_keys(tmp_path):
+    comparison = read_comparison(write_named(tmp_path, ("SGD", "", "")))
+    assert list(comparison.arms) == ["SGD", "adamw", "adversary → off"]
+    assert comparison.arm_comparison.baseline.arm == "SGD"
+
+
+def labels_of(ax):
+    return ax.get_legend_handles_labels()[1]

@@ -11,7 +11,7 @@ from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.synthetic import PlantedTruth, draw_sweep
-from jaxflat.config import Sweep, chain, loading, param, product
+from jaxflat.config import Sweep, arm, chain, loading, param, product
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config, tiny_sweep
 
@@ -195,3 +195,12 @@ def test_one_program_of_two_slots_is_still_listed(tmp_path, capsys):
     expanded = points.expand(config, sweep, tmp_path)
     dry_run.show_points(list(enumerate(expanded)))
     assert "trained in one program of 2 slots: 0, 1" in capsys.readouterr().out
+
+
+def test_the_prediction_and_the_points_have_the_names_of_arms(tmp_path, capsys):
+    rate = "phases.drift.schedule.learning_rate"
+    arms = chain(arm("[slow]", {rate: 1e-3}), arm("usual", {}))
+    expanded = points.expand(tiny_config(), product(param("seed", range(2)), arms), tmp_path)
+    assert "usual is more accurate than [slow]" in shown(expanded, capsys)
+    dry_run.show_points([*enumerate(expanded)][:1])
+    assert f"0 [slow] ({expanded[0].name})" in " ".join(capsys.readouterr().out.split())

@@ -154,6 +154,20 @@ def test_the_printed_table_and_the_json_file(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_points_are_listed_with_the_names_of_their_arms(tmp_path, capsys):
+    make_sweep(tmp_path, ["done", "done"])
+    assert status.main([str(tmp_path)]) == 0
+    assert "Arm" not in capsys.readouterr().out
+    named = [{"name": "seed=0", "arm": "[SAM]"}, {"name": "seed=1"}]
+    write_json(tmp_path / "sweep.json", {"points": named})
+    assert status.main([str(tmp_path), f"--json={tmp_path}/status.json"]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["[SAM]", "seed=0", "done"] in rows
+    assert ["seed=1", "done", "10/40"] in rows
+    written = json.loads((tmp_path / "status.json").read_text())
+    assert [point["arm"] for point in written] == ["[SAM]", ""]
+
+
 @pytest.mark.parametrize("states", [["done", "running"], ["done", "waiting"], ["preempted"]])
 def test_a_sweep_without_workers_has_no_remaining_time(states, tmp_path, capsys):
     make_sweep(tmp_path, states)

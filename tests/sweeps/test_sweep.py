@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from jaxflat.config import Sweep, chain, param, product
+from jaxflat.analysis.comparison import read_comparison
+from jaxflat.config import Sweep, arm, chain, param, product
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.measure import __main__ as measure
@@ -257,6 +258,28 @@ def test_another_training_config_in_an_old_folder_is_refused(small):
     with pytest.raises(InputError, match=r"phases\.pretrain\.batch_size=8.*batch_size=16"):
         sweep.run(config, small_sweep(), small)
     assert modified(small, "**/*") == before
+
+
+def test_an_unnamed_sweep_gets_names_and_new_ones_and_trains_nothing(small, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(small, tmp_path / "copy"))
+    monkeypatch.setattr(workers, "run_point", lambda point, *_: pytest.fail(point.name))
+    measured = modified(workdir, "*/*.jsonl") | modified(workdir, "*/checkpoints/*/*")
+    header, *rows = (small / "results.csv").read_text().splitlines()
+    table = {"model.name": "lookup_table", "phase_order": ()}
+    for trained, exact in (("SAM", "exact"), ("[SAM] & co", "lookup")):
+        # The width of the trained point is now left out: it is the config's.
+        listed = product(param("seed", [0]), chain(arm(trained, {}), arm(exact, table)))
+        assert sweep.run(small_config(), listed, workdir) == {}
+        names = [trained] * (len(rows) - 1) + [exact]
+        new = [row.replace(",", f",{name},", 1) for name, row in zip(names, rows, strict=True)]
+        lines = [header.replace(",", ",arm,", 1), *new]
+        assert (workdir / "results.csv").read_text().splitlines() == lines
+        comparison = read_comparison(workdir)
+        assert [*comparison.arms, *(cell.arm for cell in comparison.controls)] == [trained, exact]
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
+    assert sorted(path.name for path in workdir.iterdir()) == sorted(
+        path.name for path in small.iterdir()
+    )
 
 
 @pytest.mark.slow

@@ -125,8 +125,9 @@ def untrained_sentences(comparison: Comparison) -> list[str]:
                 f"{wording.plus_minus(cell, PRIMARY_ACCURACY, '.1f', 100)}%"
                 for cell in (cells[-1], control)
             )
+            trained = wording.capitalized(place_words(cells[-1]))
             sentences.append(
-                f"{place_words(cells[-1]).capitalize()} against the same model at initialisation: "
+                f"{trained} against the same model at initialisation: "
                 f"a probe reaches {' against '.join(reached)}, difference "
                 f"{wording.points(difference)} points."
             )

@@ -43,8 +43,9 @@ def _losses(pair: Pair) -> str:
     """Say where the two models are read, and whether their losses are equal."""
     if pair.interpolated:
         loss = f"{pair.first.mean('excess_loss'):.4f}"
-        return f"{pair.first.arm.capitalize()} and {pair.second.arm}, at excess loss {loss} nats"
-    names = f"{place_words(pair.first).capitalize()} and {place_words(pair.second)}"
+        names = f"{wording.capitalized(pair.first.arm)} and {pair.second.arm}"
+        return f"{names}, at excess loss {loss} nats"
+    names = f"{wording.capitalized(place_words(pair.first))} and {place_words(pair.second)}"
     losses = " and ".join(f"{cell.mean('excess_loss'):.4f}" for cell in (pair.first, pair.second))
     p = pair.equivalence.p
     if p is None:

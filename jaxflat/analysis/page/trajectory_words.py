@@ -72,8 +72,8 @@ def verdict(ratio: Interval | None) -> str:
 
 def _contrast(kind: Trajectories, first: Arm, second: Arm, change: Change) -> str:
     return (
-        f"{second.name.capitalize()} against {first.name} ({_kind(kind)}): the ratio of the "
-        f"{_name(kind)}, end over start, is {wording.ratio(change.ratio)} the other arm's: "
+        f"{wording.capitalized(second.name)} against {first.name} ({_kind(kind)}): the ratio of "
+        f"the {_name(kind)}, end over start, is {wording.ratio(change.ratio)} the other arm's: "
         f"{verdict(change.ratio)}. {_losses(change)}. {_others(change)}"
     )
 
@@ -90,8 +90,9 @@ def _losses(change: Change) -> str:
 def _arm(kind: Trajectories, arm: Arm) -> str:
     ends = [wording.plus_minus(cell, kind.measure) for cell in (arm.start, arm.end)]
     return (
-        f"{arm.name.capitalize()} ({_kind(kind)}), step {arm.start.step:,} to {arm.end.step:,}: "
-        f"the {_name(kind)} goes from {ends[0]} to {ends[1]}, {wording.ratio(arm.change.ratio)}: "
+        f"{wording.capitalized(arm.name)} ({_kind(kind)}), step {arm.start.step:,} to "
+        f"{arm.end.step:,}: the {_name(kind)} goes from {ends[0]} to {ends[1]}, "
+        f"{wording.ratio(arm.change.ratio)}: "
         f"{verdict(arm.change.ratio)}. {_others(arm.change)}"
     )
 

@@ -79,5 +79,10 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
+def capitalized(text: str) -> str:
+    """Return the text with its first letter in upper case; a name such as SAM keeps the others."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
