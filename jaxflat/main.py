@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> int:
 
 def show_report(workdir: Path) -> None:
     """Write the report, and print its table, its findings and its path."""
+    from jaxflat.analysis.mixed_settings import mixed_settings
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import summary_sentences
     from jaxflat.analysis.page.tables import summary_table
@@ -100,6 +101,8 @@ def show_report(workdir: Path) -> None:
     console.print(table)
     for sentence in summary_sentences(workdir):
         console.print(sentence, highlight=False, markup=False)
+    for sentence in mixed_settings(workdir):
+        console.print(f"warning: {sentence}", highlight=False, markup=False)
     console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)
 
 

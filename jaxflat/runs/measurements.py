@@ -90,6 +90,13 @@ class Measurement(NamedTuple):
         """Return a digest of each measure's settings."""
         return {name: _digest(chosen) for name, chosen in self.settings(config).items()}
 
+    def digests_without_seed(self, config: Config) -> dict[str, str]:
+        """Return a digest of each measure's settings except probe_seed: one for all seeds."""
+        return {
+            name: _digest({key: value for key, value in chosen.items() if key != "probe_seed"})
+            for name, chosen in self.settings(config).items()
+        }
+
     def recorded(self, config: Config) -> dict[str, Any]:
         """Return the digests by which sweep.json records which lines of the file are current.
 

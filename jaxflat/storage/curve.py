@@ -17,6 +17,11 @@ from jaxflat.storage.leased_folder import Folder
 FILE = "metrics.jsonl"
 
 
+def tag(phase: str, branch: int | None) -> str:
+    """Return the name of a part of the curve: a phase, or an anneal that left it at a step."""
+    return phase if branch is None else f"{phase}/anneal_{branch}"
+
+
 class Curve:
     """A training curve: metrics.jsonl, and events.out.tfevents.* for TensorBoard."""
 
@@ -38,8 +43,7 @@ class Curve:
         fields = {} if branch is None else {"branch": branch}
         record = {"phase": phase, **fields, "step": step, "loss": loss}
         self.num_bytes = self._folder.on_rank_0(self._replace_end, record)
-        tag = phase if branch is None else f"{phase}/anneal_{branch}"
-        self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
+        self._add_event(step=step, summary=scalar(f"loss/{tag(phase, branch)}", loss))
 
     def skip(self, num_lines: int) -> bool:
         """Continue after the next lines if an earlier process has written them; say whether so."""
