@@ -29,7 +29,7 @@ class FinishedPoint:
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """A sweep: the name of its folder, its measured points, and those of FILES that exist."""
+    """A sweep: the name of its folder, its measured points, and the FILES that exist."""
 
     name: str
     points: list[FinishedPoint]

@@ -34,8 +34,8 @@ def load(path: Path | str) -> SavedModel:
     POINT/checkpoints/STEP or POINT/projected/STEP. A run without phases gives its initial
     parameters.
 
-    Raises InputError if there is no such run or checkpoint, or if the run is a lookup table; and
-    DamagedError that names a file which differs from its manifest.
+    Raises InputError if there is no such run or checkpoint, or if the run is a lookup table. Raises
+    DamagedError if a file differs from its manifest, and names it.
     """
     path = Path(path)
     if is_checkpoint(path):

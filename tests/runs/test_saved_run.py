@@ -12,6 +12,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat import runs
+from jaxflat.config import param
 from jaxflat.config.validation import InputError
 from jaxflat.runs import builders
 from jaxflat.storage.leased_folder import Folder
@@ -51,8 +52,9 @@ def trained(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     workdir = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Folder, "save", save_and_note)
-        assert sweep.run(config, [{}], workdir, stages=("train",)) == {}
-    return workdir / "run", held
+        assert sweep.run(config, param("model.width", [8]), workdir, stages=("train",)) == {}
+    (point,) = workdir.glob("width=8*")
+    return point, held
 
 
 def test_every_checkpoint_gives_the_logits_of_the_run(trained):
@@ -106,3 +108,14 @@ def test_a_run_without_phases_gives_its_initial_parameters(trained, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     _, params, config = runs.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, builders.init_params(config))
+
+
+def test_the_example_of_the_page_on_outputs_runs(trained, capsys):
+    pytest.importorskip("pandas", reason="needs pip install 'jaxflat[pandas]'")
+    page = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    workdir = "runs/model_size_sweep-laptop"
+    assert workdir in example
+    names = {}
+    exec(example.replace(workdir, str(trained[0].parent)), names)
+    assert names["logits_BxTxV"].shape == (1, 4, 6)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxflat import main
 from jaxflat.analysis import results_csv
 from jaxflat.analysis.mixed_settings import mixed_settings
 from jaxflat.config import param, product
@@ -123,7 +124,7 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path):
         results_csv.read_results(path)
 
 
-def test_mixed_settings_are_named_and_seeds_are_none(tmp_path):
+def test_mixed_settings_are_named_and_seeds_are_none(tmp_path, capsys):
     config = tiny_config()
     widths = param("model.width", [8])
     add_points(config, product(param("seed", [0, 1]), widths), tmp_path)
@@ -137,6 +138,9 @@ def test_mixed_settings_are_named_and_seeds_are_none(tmp_path):
         f"(2 like {names[0]}, 1 like {names[-1]}); their config.json files show the "
         "difference"
     )
+    main.show_report(tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"warning: {sentence}" in printed
 
 
 def test_mixed_settings_need_no_long_table(tmp_path):
