@@ -14,6 +14,7 @@ def write(sweep: FinishedSweep) -> None:
     """
     try:
         import mlflow  # pyright: ignore[reportMissingImports]
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError("the package mlflow is missing: pip install 'jaxflat[mlflow]'") from None
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "jaxflat")
@@ -28,7 +29,7 @@ def write(sweep: FinishedSweep) -> None:
                     for step, numbers in point.history:
                         named = {metric_name(name): value for name, value in numbers.items()}
                         mlflow.log_metrics(named, step=step)
-    except mlflow.exceptions.MlflowException as error:
+    except MlflowException as error:
         raise InputError(str(error)) from error
 
 

@@ -24,7 +24,10 @@ def read_results(workdir: Path | str) -> pandas.DataFrame:
     path = Path(workdir) / "measurements.csv"
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the sweep's command again to write it")
-    text = {"value": str, "sem": str}  # `astype` reads numbers exactly, unlike some parsers
-    whole = {"shots": "Int64", "n": "Int64"}
-    table = pandas.read_csv(path, dtype=text | whole, keep_default_na=False, na_values=[""])
-    return table.astype({"value": float, "sem": float})
+    table = pandas.read_csv(
+        path,
+        dtype={"value": "str", "sem": "str", "shots": "Int64", "n": "Int64"},
+        keep_default_na=False,
+        na_values=[""],
+    )
+    return table.astype({"value": float, "sem": float})  # exact, unlike some parsers of read_csv
