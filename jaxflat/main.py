@@ -85,6 +85,7 @@ def main(arguments: list[str]) -> int:
 
 def show_report(workdir: Path) -> None:
     """Write the report, and print its table, its findings and its path."""
+    from jaxflat.analysis.mixed_settings import mixed_settings
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import console_lines
     from jaxflat.analysis.page.tables import summary_table
@@ -101,6 +102,8 @@ def show_report(workdir: Path) -> None:
     console.print(table)
     for line in console_lines(workdir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in mixed_settings(workdir):
+        console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)
 
 

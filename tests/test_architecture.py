@@ -21,7 +21,7 @@ LAYERS = (
     ("sweeps",),
     ("analysis",),
     ("theory",),
-    ("build", "dry_run", "measure", "report", "status"),
+    ("build", "dry_run", "export", "measure", "report", "status"),
     ("benchmark", "main"),
 )
 # Core rooms know nothing but arrays and files: these import no other room of jaxflat, or few.

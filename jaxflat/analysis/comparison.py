@@ -61,7 +61,9 @@ class Comparison:
 
 
 def read_comparison(workdir: Path) -> Comparison:
-    return compare(results_csv.read_results(workdir / "results.csv"), read_plan(workdir))
+    """Read the table and the plan of a sweep, and compare its models."""
+    rows = results_csv.read_results(results_csv.table_path(workdir))
+    return compare(rows, read_plan(workdir))
 
 
 def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:

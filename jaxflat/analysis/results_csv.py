@@ -1,4 +1,4 @@
-"""Read results.csv as typed rows, and add the means over tasks that comparisons use."""
+"""Read the table of a sweep as typed rows, and add the means over tasks that comparisons use."""
 
 import csv
 import re
@@ -62,8 +62,17 @@ class Row:
         return re.findall(r"\w+", self.swept.get("phase_order", ""))
 
 
+def table_path(workdir: Path) -> Path:
+    """Return the table to read: measurements.csv, or results.csv where a sweep has only that."""
+    long = workdir / "measurements.csv"
+    return long if long.exists() else workdir / "results.csv"
+
+
 def read_results(path: Path) -> list[Row]:
-    """Return the rows of `path`, or none if the file is missing. Swept keys come before `step`."""
+    """Return the rows of measurements.csv or of results.csv, or none if the file is missing.
+
+    Swept keys come before `step`. Raises ValueError that names the file and line of a wrong cell.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -71,10 +80,32 @@ def read_results(path: Path) -> list[Row]:
         header = list(reader.fieldnames or [])
         if header and not {"point", "step"} <= set(header):
             raise ValueError(f"{path}: needs the columns 'point' and 'step', has {header}")
-        try:
-            return [_read_row(record, header) for record in reader]
-        except ValueError as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        rows = []
+        for line, record in _wide_records(reader, header):
+            try:
+                rows.append(_read_row(record, header))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line}: {error}") from error
+        return rows
+
+
+def _wide_records(
+    reader: csv.DictReader, header: list[str]
+) -> Iterable[tuple[int, dict[str, str]]]:
+    """Return each checkpoint as a record of results.csv, and the number of its line.
+
+    In measurements.csv, where each line has one number, that is the checkpoint's first line.
+    """
+    if not {"measure", "column", "value", "sem"} <= set(header):
+        return ((reader.line_num, record) for record in reader)
+    checkpoint = header[: header.index("measure")]
+    found: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
+    for line in reader:
+        key = line["point"], line["step"], line["projected"]
+        start = reader.line_num, {name: line[name] for name in checkpoint}
+        _, record = found.setdefault(key, start)
+        record |= {line["column"]: line["value"], f"{line['column']}_sem": line["sem"]}
+    return found.values()
 
 
 def independent_rows(rows: Sequence[Row]) -> list[Row]:

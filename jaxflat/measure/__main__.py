@@ -21,7 +21,7 @@ from jaxflat.measure.output import as_json, plain, remarks, table
 from jaxflat.measure.subjects import Subject
 from jaxflat.measure.texts import text_subject
 from jaxflat.measure.toward import lead_toward
-from jaxflat.runs import checks
+from jaxflat.runs import checks, saved_run
 from jaxflat.storage.files import write_json
 
 OF_TEXTS = {"data": "language", "length": "sentences"}
@@ -119,13 +119,15 @@ def find_subject(flags: argparse.Namespace, overrides: dict[str, Any]) -> Subjec
             raise InputError(f"--config.{key}: only keys of flatness other than measures count")
     # Pictures have no settings to check; the trace, in place of them, has none either.
     overrides = {**overrides, "flatness.measures": measures or ("hessian_trace",)}
-    if subjects.is_run(checkpoint):
+    if saved_run.is_checkpoint(checkpoint):
         for name, own in OF_TEXTS.items():
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} is for Hugging Face folders; a run has its own {own}")
         subject = subjects.run_subject(checkpoint, overrides, flags.seed)
     elif (checkpoint / "checkpoints").is_dir():
-        raise InputError(f"--checkpoint={checkpoint} is a run: {subjects.listed(checkpoint)}")
+        raise InputError(
+            f"--checkpoint={checkpoint} is a run: {saved_run.list_checkpoints(checkpoint)}"
+        )
     elif not (checkpoint / "config.json").is_file():
         raise InputError(
             f"--checkpoint={checkpoint} is neither POINT/checkpoints/STEP of a run nor a "

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxflat.config.validation import InputError
-from jaxflat.measure.subjects import Subject, is_run, run_model, run_params
+from jaxflat.measure.subjects import Subject, run_model
 from jaxflat.models.huggingface import load_model, read_model
+from jaxflat.runs.saved_run import is_checkpoint, load
 
 
 def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
@@ -14,7 +15,7 @@ def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
 
     Raises InputError if `end` is not a checkpoint or has another model.
     """
-    if is_run(end):
+    if is_checkpoint(end):
         there = run_model(end)
     elif (end / "config.json").is_file():
         there = read_model(end)
@@ -23,10 +24,10 @@ def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
             f"--toward={end} is neither POINT/checkpoints/STEP of a run nor a "
             "folder with a config.json"
         )
-    here = run_model(start) if is_run(start) else read_model(start)
+    here = run_model(start) if is_checkpoint(start) else read_model(start)
     if here != there:
         raise InputError(f"--toward={end} is another model: {_difference(here, there)}")
-    params = run_params(end) if is_run(end) else load_model(end).params
+    params = load(end).params if is_checkpoint(end) else load_model(end).params
     return subject._replace(problem=subject.problem._replace(toward=params))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat.config import Config
 from jaxflat.console import Display
@@ -89,6 +90,12 @@ class Measurement(NamedTuple):
     def digests(self, config: Config) -> dict[str, str]:
         """Return a digest of each measure's settings."""
         return {name: _digest(chosen) for name, chosen in self.settings(config).items()}
+
+    def digests_without_seed(self, config: Config) -> dict[str, str]:
+        """Return the digests with probe_seed 0, which are the same for all seeds of a sweep."""
+        same = ConfigDict(config)
+        same.probe_seed = 0
+        return self.digests(FrozenConfigDict(same))
 
     def recorded(self, config: Config) -> dict[str, Any]:
         """Return the digests by which sweep.json records which lines of the file are current.

@@ -23,6 +23,11 @@ Position = tuple[int, bool]
 """The trunk's step when a line was written, and whether a branch from that step wrote it."""
 
 
+def tag(phase: str, branch: int | None) -> str:
+    """Return the name of a part of the curve: a phase, or an anneal that left it at a step."""
+    return phase if branch is None else f"{phase}/anneal_{branch}"
+
+
 class Curve:
     """A training curve: metrics.jsonl, and events.out.tfevents.* for TensorBoard."""
 
@@ -64,8 +69,7 @@ class Curve:
         line = {"phase": phase, **fields, "step": step, "loss": loss}
         self._lines[_key(line)] = line
         self._folder.write_lines(FILE, [self._lines[key] for key in sorted(self._lines)])
-        tag = phase if branch is None else f"{phase}/anneal_{branch}"
-        self._add_event(step=step, summary=scalar(f"loss/{tag}", loss))
+        self._add_event(step=step, summary=scalar(f"loss/{tag(phase, branch)}", loss))
 
     def has(self, phase: str, branch: int, steps: Iterable[int]) -> bool:
         """Return whether a branch has lines at these steps."""

@@ -69,8 +69,13 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
     trains = recorded_settings(old, config, own, f"{path.parent} holds a sweep")
     entries = {entry["name"]: entry for entry in stored["points"]} if stored else {}
     for point in points:
-        measured = {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS}
-        overrides = entries.get(point.name, {}).get("overrides", point.overrides)
-        entry = {"name": point.name, "overrides": overrides, "measured": measured}
-        entries[point.name] = entry | ({"arm": point.arm} if point.arm else {})
+        entries[point.name] = {
+            "name": point.name,
+            "overrides": entries.get(point.name, {}).get("overrides", point.overrides),
+            "measured": {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS},
+            "settings": {
+                m.section: m.digests_without_seed(point.config) for m in stages.MEASUREMENTS
+            },
+            **({"arm": point.arm} if point.arm else {}),
+        }
     return {"trains": trains, "points": list(entries.values())}

@@ -1,4 +1,4 @@
-"""What the seven commands share: the line and the exit code of an error, and quick parsing."""
+"""What the eight commands share: the line and the exit code of an error, and quick parsing."""
 
 import errno
 import importlib
@@ -16,6 +16,7 @@ COMMANDS = {
     "build": ["--config=configs/model_size_sweep.py", "--output=none", "--num_sentences=1"],
     "status": ["none"],
     "report": ["none"],
+    "export.__main__": ["wandb", "none"],
     "measure.__main__": ["--checkpoint=none"],
     "benchmark.__main__": [],
     "theory.__main__": ["dyck"],
@@ -35,7 +36,8 @@ def test_a_misspelt_flag_is_one_line_and_exit_code_2(name, capsys):
 
 def test_arguments_are_parsed_without_jax():
     """`build` and `measure` import JAX at the top, because they always need it."""
-    names = ["main", "status", "report", "benchmark.__main__", "theory.__main__"]
+    names = ["main", "status", "report", "export.__main__", "benchmark.__main__"]
+    names += ["theory.__main__"]
     program = f"""
 import importlib, sys
 for name in {names}:

@@ -158,7 +158,10 @@ def test_points_are_listed_with_the_names_of_their_arms(tmp_path, capsys):
     make_sweep(tmp_path, ["done", "done"])
     assert status.main([str(tmp_path)]) == 0
     assert "Arm" not in capsys.readouterr().out
-    named = [{"name": "seed=0", "arm": "[SAM]"}, {"name": "seed=1"}]
+    named = [
+        {"name": "seed=0", "overrides": {"seed": 0}, "arm": "[SAM]"},
+        {"name": "seed=1", "overrides": {"seed": 1}},
+    ]
     write_json(tmp_path / "sweep.json", {"points": named})
     assert status.main([str(tmp_path), f"--json={tmp_path}/status.json"]) == 0
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]

@@ -17,10 +17,9 @@ from jaxflat.datasets.tokenizer import TokenTexts
 from jaxflat.distributed import preemption
 from jaxflat.flatness import Estimate, mean_loss
 from jaxflat.measure import __main__ as measure
-from jaxflat.measure import subjects
 from jaxflat.measure import texts as measured_texts
 from jaxflat.measure.output import as_json, remarks
-from jaxflat.runs import builders
+from jaxflat.runs import builders, saved_run
 from jaxflat.sweeps import points
 from tests.models.test_bert import published_logits as bert_logits
 from tests.models.test_huggingface import Published
@@ -234,7 +233,7 @@ def test_former_keys_of_the_learning_coefficient_in_a_config_of_a_run_are_droppe
     stored = config.to_dict()
     stored["flatness"]["learning_coefficient"] |= {"num_burnin": 200, "localization": 100.0}
     (tmp_path / "config.json").write_text(json.dumps({"config": stored}))
-    assert subjects.stored_config(tmp_path / "config.json").flatness == config.flatness
+    assert saved_run.read_config(tmp_path / "config.json").flatness == config.flatness
 
 
 def test_nan_is_null():

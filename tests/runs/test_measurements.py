@@ -176,6 +176,7 @@ def written_by_version_0_1(workdir: Path) -> Path:
             lines = [{key: line[key] for key in keys} for line in read_lines(path)]
             write_lines(path, [{"measure": line.pop("column"), **line} for line in lines])
             del recorded["measures"]
+        del point["settings"]
         write_json(
             workdir / point["name"] / "status.json", status | {"measured": point["measured"]}
         )

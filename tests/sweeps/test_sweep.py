@@ -228,8 +228,10 @@ def test_new_measurement_settings_measure_again_and_train_nothing(copy):
     assert [modified(copy, part) for part in parts] == before
     changed = {name for name, text in contents(copy).items() if text != flatness[name]}
     # sweep.json says what each point's measurements depend on.
-    assert {Path(n).name for n in changed} == {"flatness.jsonl", "results.csv", "sweep.json"}
-    assert len(changed) == 4 + 2
+    assert {Path(n).name for n in changed} == {
+        *("flatness.jsonl", "measurements.csv", "results.csv", "sweep.json")
+    }
+    assert len(changed) == 4 + 3
 
 
 @pytest.mark.slow
