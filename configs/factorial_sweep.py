@@ -9,23 +9,23 @@ page has the effect of each factor, averaged over the others.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product, zipped
+from jaxflat.config import Config, Sweep, named_scale, param, product
 
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
     "smoke": (100, 100, (50, 100), 20),
-    "laptop": (800, 2000, (100, 400, 1200), 100),
-    "full": (800, 6000, (100, 400, 1600, 6400), 100),
+    "laptop": (800, 2500, (100, 400, 1200), 100),
+    "full": (800, 8000, (100, 400, 1600, 6400), 100),
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
 }
 WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
-SEEDS_PER_LANGUAGE = {"smoke": 1, "laptop": 2, "full": 8, "paper": 3}
+LANGUAGES = {"smoke": [0, 1], "laptop": [0, 0, 1, 1], "full": [0] * 8 + [1] * 8, "paper": [0, 1]}
 
 
 def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale, "full"), base_config.base()
-    *(num_warm, num_drift, ladder), num_anneal = STEPS[scale]
+    num_warm, num_drift, ladder, num_anneal = STEPS[scale]
     warm, drift, settle = (base_config.phase() for _ in range(3))
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
     drift.update({"steps": num_drift, "checkpoint_steps": (), "optimizer": {"name": "sgd"}})
@@ -40,6 +40,7 @@ def get_config(scale: str | None = None) -> Config:
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.probes.update({"num_validation": 256, "num_test": 512, "iterations": 50})
     if scale == "paper":
+        config.language.hmm.update({"num_states": 100, "num_words": 200})
         config.model.update({"num_layers": 26, "head_size": 48})
         warm.batch_size = settle.batch_size = 4096
     config.phases = {"warm": warm, "drift": drift, "settle": settle}
@@ -48,13 +49,12 @@ def get_config(scale: str | None = None) -> Config:
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
-    """Return the points, seed by seed. The seeds of the two languages differ."""
+    """Return the points, seed by seed; LANGUAGES has the language of each."""
     scale = named_scale(scale, "full")
-    languages = [language for language in (0, 1) for _ in range(SEEDS_PER_LANGUAGE[scale])]
     return product(
-        zipped(param("language.seed", languages), param("seed", range(len(languages)))),
+        [{"language.seed": one, "seed": seed} for seed, one in enumerate(LANGUAGES[scale])],
         param("model.width", WIDTHS[scale]),
-        param("phases.drift.schedule.learning_rate", [0.025, 0.1]),
-        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),
+        param("phases.drift.schedule.learning_rate", [0.015, 0.06]),
+        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [8, 32]),
         param("phases.drift.targets", ["exact", "sampled"]),
     )
