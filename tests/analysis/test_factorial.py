@@ -90,25 +90,28 @@ def test_without_noise_effects_are_exact(name, truth):
 
 @pytest.mark.parametrize("amount", [40, *in_full(pytest.param(2000, marks=pytest.mark.slow))])
 def test_intervals_cover_the_planted_effects(amount):
-    random, intervals = np.random.default_rng(1), {}
+    """Of the learning rate and the targets, which interact, at one width."""
+    random, one_width, intervals = np.random.default_rng(1), arms(COMBINATIONS[:4]), {}
     for _ in range(amount):
-        found = effects_of(ladder_rows(random, arms(), seeds=5))
-        for name, (points, halvings, log) in true_effects().items():
-            for shift, contrast in (
-                (log, found[name].at_equal_steps),
-                (0.0, found[name].at_equal_loss),
+        for name, one in effects_of(ladder_rows(random, one_width, seeds=5)).items():
+            points, halvings, log = true_effects()[name]
+            for where, shift, contrast in (
+                ("equal steps", log, one.at_equal_steps),
+                ("equal loss", 0.0, one.at_equal_loss),
             ):
                 ratio = 0.5**halvings * np.exp(0.5 * shift)
+                of_sweeps = intervals.setdefault((name, where), {})
                 for truth, interval in (
                     (0.01 * (points - 2 * shift), contrast.accuracy),
                     (ratio, contrast.trace_ratio),
                 ):
-                    intervals.setdefault((name, shift, truth), []).append(interval)
+                    of_sweeps.setdefault(truth, []).append(interval)
     chance = 0.0 if amount >= 2000 else 3 * np.sqrt(0.95 * 0.05 / amount)
-    for (name, _, truth), found in intervals.items():
-        covered = share_covering(found, truth)
-        print(f"coverage, {name} {truth:+.3f}: {covered:.3f}")
-        assert 0.93 - chance <= covered <= 0.97 + chance
+    assert len(intervals) == 2 * 5
+    for name, of_sweeps in intervals.items():
+        covered = [share_covering(found, truth) for truth, found in of_sweeps.items()]
+        print(f"coverage, {name}: accuracy {covered[0]:.3f}, trace {covered[1]:.3f}")
+        assert all(0.93 - chance <= one <= 0.97 + chance for one in covered)
 
 
 def test_every_pair_of_factors_has_an_interaction_once_and_numbers_ascend():

@@ -18,7 +18,10 @@ FACTORS = (
 )
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
+MANY = pytest.param("full", marks=pytest.mark.slow)  # 256 points
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", MANY, "paper"])
 def test_every_seed_has_every_combination_and_shares_its_warm_start(scale, tmp_path):
     config, listed = loading.load(f"{CONFIG}:{scale}")
     levels = [dict.fromkeys(point[key] for point in listed) for key in FACTORS]
