@@ -14,7 +14,7 @@ from jaxflat.config import Config, Sweep, named_scale, param, product
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
     "smoke": (100, 100, (50, 100), 20),
-    "laptop": (800, 2500, (100, 400, 1200), 100),
+    "laptop": (800, 2000, (100, 400, 1200), 100),
     "full": (800, 8000, (100, 400, 1600, 6400), 100),
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
 }
@@ -54,7 +54,7 @@ def get_sweep(scale: str | None = None) -> Sweep:
     return product(
         [{"language.seed": one, "seed": seed} for seed, one in enumerate(LANGUAGES[scale])],
         param("model.width", WIDTHS[scale]),
-        param("phases.drift.schedule.learning_rate", [0.015, 0.06]),
-        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [8, 32]),
+        param("phases.drift.schedule.learning_rate", [0.02, 0.08]),
+        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),
         param("phases.drift.targets", ["exact", "sampled"]),
     )

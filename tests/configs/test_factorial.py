@@ -47,6 +47,6 @@ def test_the_smoke_scale_runs_and_the_page_has_the_effect_of_each_factor(tmp_pat
     assert len(list((tmp_path / "trunks").iterdir())) == 2 * 2
     printed = " ".join(capsys.readouterr().out.split())
     page = (tmp_path / "report.html").read_text()
-    for factor in ("width 8 → 16", "batch_size 8 → 32", "targets exact → sampled"):
+    for factor in ("width 8 → 16", "batch_size 16 → 64", "targets exact → sampled"):
         assert f"{factor.capitalize()}, averaged over the other factors: at equal" in printed
         assert page.count(f"{factor}") > 2
