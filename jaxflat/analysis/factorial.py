@@ -165,7 +165,7 @@ def _at_step(step: int, arms: Sequence[Sequence[Cell]]) -> list[Cell] | None:
 
 def _conditions(
     factors: Sequence[Factor], factor: Factor
-) -> list[tuple[Factor | None, tuple[str, ...]]]:
+) -> Sequence[tuple[Factor | None, tuple[str, ...]]]:
     """Return the main effect, then each level of each later factor and the interaction with it."""
     later = factors[factors.index(factor) + 1 :]
     return [(None, ())] + [
