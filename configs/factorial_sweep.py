@@ -14,8 +14,8 @@ from jaxflat.config import Config, Sweep, named_scale, param, product
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
     "smoke": (100, 100, (50, 100), 20),
-    "laptop": (800, 2000, (100, 400, 1200), 100),
-    "full": (800, 8000, (100, 400, 1600, 6400), 100),
+    "laptop": (600, 2000, (100, 400, 1600), 100),
+    "full": (600, 8000, (100, 400, 1600, 6400), 100),
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
 }
 WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
