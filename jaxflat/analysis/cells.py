@@ -85,7 +85,7 @@ def arm_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
         return row.arm
     if row.is_lookup_table:
         return f"lookup table {row.swept.get('model.features', '')}".replace("_", " ").strip()
-    labels = _labels(keys)
+    labels = short_names(keys)
     keys = [key for key in labels if not (row.is_untrained and key == "phase_order")]
     parts = [
         " → ".join(row.phases[num_skipped:] or row.phases)
@@ -99,7 +99,7 @@ def arm_name(row: Row, keys: Iterable[str], num_skipped: int = 0) -> str:
     return ", ".join(parts) or EVERY_POINT
 
 
-def _labels(keys: Iterable[str]) -> dict[str, str]:
+def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Shorten each dotted key to the fewest last parts that no other key shares.
 
     Two arms may set different keys with the same last part.

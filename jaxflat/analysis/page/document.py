@@ -8,6 +8,7 @@ from jaxflat.analysis.equal_loss import NUM_LEVELS
 from jaxflat.analysis.page import evidence, figures, findings, html, tables
 from jaxflat.analysis.page.arm_words import arms_section
 from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.factor_words import factors_section
 from jaxflat.analysis.page.settings import Provenance, read_provenance
 from jaxflat.analysis.page.trajectory_words import trajectory_section
 
@@ -56,6 +57,7 @@ def sweep_sections(comparison: Comparison, judged: Evidence, made: Provenance) -
         *evidence.verdicts_section(judged.verdicts),
         *_figures(comparison),
         *_pairs(comparison),
+        *factors_section(comparison),
         *trajectory_section(comparison.trajectories),
         *evidence.correlations_section(judged.correlations),
         *_results(comparison),

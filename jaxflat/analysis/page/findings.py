@@ -8,6 +8,7 @@ from jaxflat.analysis.cells import Cell, trained_as
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison, read_comparison
 from jaxflat.analysis.page import evidence, wording
+from jaxflat.analysis.page.factor_words import factor_sentences
 from jaxflat.analysis.page.pair_words import INTERVALS, count_matched, pair_sentence, place_words
 from jaxflat.analysis.page.trajectory_words import trajectory_sentences
 from jaxflat.analysis.pairs import paired_difference
@@ -57,6 +58,7 @@ def describe(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
         sentences += [*trajectory_sentences(comparison.trajectories), INTERVALS]
     else:
         sentences += sizes_sentences(comparison)
+    sentences += factor_sentences(comparison)
     return sentences + left_out_sentences(comparison) + untrained_sentences(comparison)
 
 

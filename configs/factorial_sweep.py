@@ -1,0 +1,60 @@
+"""What flattens: size, learning rate, batch size or label noise? Every combination of two levels.
+
+    python -m jaxflat.main --config=configs/factorial_sweep.py
+
+"warm" trains on the exact conditionals of two hidden Markov models. "drift" continues by plain SGD,
+on sampled words or, without label noise, on exact conditionals. "settle" then removes the noise, by
+AdamW on exact conditionals. Its annealed branches let runs be compared at the same excess loss. The
+page has the effect of each factor, averaged over the others.
+"""
+
+from jaxflat import config as base_config
+from jaxflat.config import Config, Sweep, named_scale, param, product
+
+# Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
+STEPS = {
+    "smoke": (100, 100, (50, 100), 20),
+    "laptop": (600, 2000, (100, 400, 1600), 100),
+    "full": (600, 8000, (100, 400, 1600, 6400), 100),
+    "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
+}
+WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
+LANGUAGES = {"smoke": [0, 1], "laptop": [0, 0, 1, 1], "full": [0] * 8 + [1] * 8, "paper": [0, 1]}
+
+
+def get_config(scale: str | None = None) -> Config:
+    """Return the config that all points share."""
+    scale, config = named_scale(scale, "full"), base_config.base()
+    num_warm, num_drift, ladder, num_anneal = STEPS[scale]
+    warm, drift, settle = (base_config.phase() for _ in range(3))
+    warm.update({"steps": num_warm, "checkpoint_steps": ()})
+    drift.update({"steps": num_drift, "checkpoint_steps": (), "optimizer": {"name": "sgd"}})
+    settle.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
+    settle.batch_size, settle.schedule.learning_rate = 64, 2e-3
+    config.flatness.update({"measures": ("hessian_trace",), "by_block": False, "num_probes": 2})
+    config.probes.update({"labelings": ("map",), "belief_state": False, "shots": (200,)})
+    config.probes.projected_dimension, config.flatness.num_microbatches = 128, 16
+    config.claims.update({"primary": "flatness", "probe": "linear_probe_projected"})
+    if scale == "smoke":
+        config.model.num_layers, config.flatness.microbatch_size = 1, 32
+        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
+        config.probes.update({"num_validation": 256, "num_test": 512, "iterations": 50})
+    if scale == "paper":
+        config.language.hmm.update({"num_states": 100, "num_words": 200})
+        config.model.update({"num_layers": 26, "head_size": 48})
+        warm.batch_size = settle.batch_size = 4096
+    config.phases = {"warm": warm, "drift": drift, "settle": settle}
+    config.phase_order = ("warm", "drift", "settle")
+    return config
+
+
+def get_sweep(scale: str | None = None) -> Sweep:
+    """Return the points, seed by seed; LANGUAGES has the language of each."""
+    scale = named_scale(scale, "full")
+    return product(
+        [{"language.seed": one, "seed": seed} for seed, one in enumerate(LANGUAGES[scale])],
+        param("model.width", WIDTHS[scale]),
+        param("phases.drift.schedule.learning_rate", [0.02, 0.08]),
+        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),
+        param("phases.drift.targets", ["exact", "sampled"]),
+    )
