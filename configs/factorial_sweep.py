@@ -9,7 +9,7 @@ page has the effect of each factor, averaged over the others.
 """
 
 from jaxflat import config as base_config
-from jaxflat.config import Config, Sweep, named_scale, param, product
+from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
@@ -19,12 +19,12 @@ STEPS = {
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
 }
 WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
-LANGUAGES = {"smoke": [0, 1], "laptop": [0, 0, 1, 1], "full": [0] * 8 + [1] * 8, "paper": [0, 1]}
+NUM_SEEDS = {"smoke": 1, "laptop": 2, "full": 8, "paper": 3}  # on each of two languages
 
 
 def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
-    scale, config = named_scale(scale, "full"), base_config.base()
+    scale, config = named_scale(scale), base_config.base()
     num_warm, num_drift, ladder, num_anneal = STEPS[scale]
     warm, drift, settle = (base_config.phase() for _ in range(3))
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
@@ -49,10 +49,10 @@ def get_config(scale: str | None = None) -> Config:
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
-    """Return the points, seed by seed; LANGUAGES has the language of each."""
-    scale = named_scale(scale, "full")
+    """Return the points, seed by seed."""
+    scale = named_scale(scale)
     return product(
-        [{"language.seed": one, "seed": seed} for seed, one in enumerate(LANGUAGES[scale])],
+        seeds(NUM_SEEDS[scale], num_languages=2),
         param("model.width", WIDTHS[scale]),
         param("phases.drift.schedule.learning_rate", [0.02, 0.08]),
         param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),

@@ -39,14 +39,11 @@ def test_every_seed_has_every_combination_and_shares_its_warm_start(scale, tmp_p
 
 
 @pytest.mark.slow
-def test_the_smoke_scale_runs_and_the_page_has_the_effect_of_each_factor(tmp_path, capsys):
+def test_the_smoke_scale_runs_and_the_page_has_the_effect_of_each_factor(tmp_path):
     assert main.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path}"]) == 0
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 16 * 2
-    assert len(list((tmp_path / "trunks").iterdir())) == 2 * 2
-    printed = " ".join(capsys.readouterr().out.split())
     page = (tmp_path / "report.html").read_text()
     for factor in ("width 8 → 16", "batch_size 16 → 64", "targets exact → sampled"):
-        assert f"{factor.capitalize()}, averaged over the other factors: at equal" in printed
-        assert page.count(f"{factor}") > 2
+        assert page.count(factor) > 2
