@@ -32,10 +32,12 @@ def run(
     *,
     stages: Sequence[str] = STAGES,
     selection: str = "",
+    command: str = "",
 ) -> dict[str, str]:
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
     All points are checked before the first one starts. `selection` is the command's --points.
+    `command` has its --config and config keys, which sweep.json records for the report.
     Several workers may run the same sweep concurrently. One of them runs each point, and all return
     when all points have ended.
 
@@ -47,7 +49,7 @@ def run(
     expanded = expand(config, points, folder.path)
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
-    record_sweep(config, expanded, folder)
+    record_sweep(config, expanded, folder, command)
     done = {point.name for point in chosen if was_done(point, stages)}
     with Display(len(chosen), done) as display:
         undone = (point.config.language for point in chosen if point.name not in done)

@@ -41,4 +41,4 @@ def test_the_smoke_scale_runs_and_compares_the_arms(tmp_path, monkeypatch, capsy
     assert len(list((tmp_path / "trunks").iterdir())) == 2
     printed = " ".join(capsys.readouterr().out.split())
     assert "Targets exact against targets sampled (projected)" in printed
-    assert "Trajectories" in (tmp_path / "report.html").read_text()
+    assert "Changes from the first checkpoint" in (tmp_path / "report.html").read_text()
