@@ -52,7 +52,7 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
     _, page, _ = reported
     for tag, address in page.addresses:
         assert address.startswith("data:") if tag == "img" else address.startswith("https://arxiv")
-    assert sum(tag == "img" for tag, _ in page.addresses) == 9
+    assert sum(tag == "img" for tag, _ in page.addresses) == 12
 
 
 def test_the_page_shows_the_numbers_of_the_table(reported):

@@ -245,18 +245,16 @@ def limits(
 
 
 def bar(ax: Axes, interval: Interval, y: float, color: str, low: float, high: float) -> None:
-    """Draw a mean and its interval; an arrow marks an end beyond the axis from low to high."""
-    ax.plot(interval.mean, y, "D", color=color, markersize=6)
-    if interval.low is None or interval.high is None:
-        return
-    ends = max(interval.low, low), min(interval.high, high)
+    """Draw a mean and its interval; an arrow marks what lies beyond the axis from low to high."""
+    if low <= interval.mean <= high:
+        ax.plot(interval.mean, y, "D", color=color, markersize=6)
+    known = [one for one in (interval.low, interval.mean, interval.high) if one is not None]
+    first, last = min(known), max(known)
+    ends = np.clip((first, last), low, high)
     ax.plot(ends, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
-    for end, beyond, marker in (
-        (ends[0], interval.low < low, "<"),
-        (ends[1], interval.high > high, ">"),
-    ):
-        if beyond:
-            ax.plot(end, y, marker, color=color, markersize=6, clip_on=False)
+    for end, is_beyond, marker in ((ends[0], first < low, "<"), (ends[1], last > high, ">")):
+        if is_beyond:
+            ax.plot(end, y, marker, color=color, markersize=7, clip_on=False)
 
 
 def legend(ax: Axes) -> None:

@@ -146,13 +146,19 @@ def _interval(value: str, unit: str = "") -> str:
 def _of_several(leading: Sequence[Verdict]) -> list[str]:
     """Count the answers; a first, longer sentence adds the value that differs most clearly."""
     answers = [one.answer for one in leading]
-    counts = ", ".join(f"{answers.count(one)} {one}" for one in YES_OR_NO if one in answers)
-    counted = f"Of {len(leading)} claims: {counts}"
+    nouns = {
+        ACCURACY: ("arms", "more accurate", "less accurate"),
+        FLATNESS: ("arms", "flatter", "sharper"),
+    }
+    noun, *sides = nouns.get(leading[0].kind, ("claims", SUPPORTED, CONTRADICTED))
+    words = dict(zip((SUPPORTED, CONTRADICTED), sides, strict=True))
+    counts = (f"{answers.count(one)} {words.get(one, one)}" for one in YES_OR_NO if one in answers)
+    counted = f"Of {len(leading)} {noun}: {', '.join(counts)}"
     tested = [one for one in leading if one.p is not None and not one.reason]
     if not tested:
         reasons = dict.fromkeys((one.answer, one.reason) for one in leading)
         answer, reason = next(iter(reasons))
-        word = f"{YES_OR_NO[answer]} on {len(leading)} claims"
+        word = f"{YES_OR_NO[answer]} on {len(leading)} {noun}"
         return [f"{word}: {reason}."] * (len(reasons) == 1) + [f"{counted}."]
     clearest = min(tested, key=lambda one: one.p or 0.0)
     unit = " points" if clearest.kind in (ACCURACY, EFFECT) else ""
@@ -162,7 +168,7 @@ def _of_several(leading: Sequence[Verdict]) -> list[str]:
 
 
 def _chips(verdicts: Sequence[Verdict]) -> list[Chip]:
-    """Return one chip for each tested claim, then one for each reason that others share."""
+    """Return a chip for each tested claim, and for each reason for no test; primary ones first."""
     tested = [
         Chip(one.answer, [_short(one.claim)], _detail(one), one.primary)
         for one in verdicts
@@ -172,16 +178,22 @@ def _chips(verdicts: Sequence[Verdict]) -> list[Chip]:
     for one in verdicts:
         if one.reason:
             reasons.setdefault((one.answer, one.reason, one.primary), []).append(_short(one.claim))
-    return tested + [
+    found = tested + [
         Chip(answer, _counted(claims), reason, primary)
         for (answer, reason, primary), claims in reasons.items()
     ]
+    return sorted(found, key=lambda one: not one.primary)
 
 
 def _detail(verdict: Verdict) -> str:
-    """Return a verdict's numbers with their units, and its corrected p."""
+    """Return a verdict's numbers with their units, and its corrected p.
+
+    The embedded trace stands beside the invariant one only if it says the opposite.
+    """
     unit = {ACCURACY: " points", EFFECT: " points per halving of the trace", FLATNESS: " the trace"}
     value = verdict.evidence
+    if verdict.kind == FLATNESS and "the opposite" not in value:
+        value = value.partition("; ")[0]
     if verdict.claim == WITHIN:
         value = f"rank correlation {value}"
     elif verdict.kind in unit:

@@ -185,7 +185,10 @@ def _differences(
     ]
     caption = f"Against {first.pop()}. {_CAPTION}" if len(first) == 1 else _CAPTION
     if any(not row.equal_loss for row in rows):
-        caption += " Hollow: the losses are not shown to be equal, so the loss may be the cause."
+        caption += (
+            " Hollow: the losses are not shown to be equal, so the loss may be the cause. "
+            "An arrow points beyond the axis."
+        )
     if len(rows) > MOST_ROWS:
         caption += f" {MOST_ROWS} of {len(rows)} pairs, those of equal loss first."
         rows = sorted(rows, key=lambda row: not row.equal_loss)[:MOST_ROWS]
@@ -249,8 +252,9 @@ def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: i
     ax.grid(axis="y", visible=False)
     if picture.null == 1.0:
         ax.set_xscale("log")
-    values = [value for row in picture.rows for value in row.by_seed]
-    intervals = [row.interval for row in picture.rows]
+    fitted = [row for row in picture.rows if row.equal_loss] or picture.rows
+    values = [value for row in fitted for value in row.by_seed]
+    intervals = [row.interval for row in fitted]
     low, high = drawing.limits(values, intervals, picture.null, log=picture.null == 1.0)
     ax.set_xlim(low, high)
     if picture.null == 1.0:
@@ -264,9 +268,10 @@ def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: i
         drawing.bar(ax, row.interval, y, color, low, high)
         style = ".2f" if picture.unit else "+.1f"
         number = wording.ranged(row.interval, style, unit=picture.unit)
-        at = ax.get_yaxis_transform()
-        ax.text(0.0, y + 0.2, wording.short(row.name, most), transform=at, fontsize=size)
-        ax.text(1.0, y + 0.2, number, transform=at, fontsize=size, ha="right", fontweight="bold")
+        at = {"transform": ax.get_yaxis_transform(), "fontsize": size}
+        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        ax.text(0.0, y + 0.2, wording.short(row.name, most), **at)
+        ax.text(1.0, y + 0.2, number, ha="right", fontweight="bold", **at)
     ax.set_ylim(-len(picture.rows) + 0.6, 0.6)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
