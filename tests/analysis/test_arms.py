@@ -160,7 +160,12 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     assert "…" not in printed
     assert "6 pairs of models at equal excess loss; primary claims: none declared" in printed
     page = (output / "report.html").read_text()
-    for text in ("Over 2 sweeps", "adamw is more accurate than sgd", "6 pairs of models"):
+    for text in (
+        "Over 2 sweeps",
+        "Verdicts of all sweeps",
+        "adamw is more accurate than sgd",
+        "6 pairs of models",
+    ):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in file.read_text()

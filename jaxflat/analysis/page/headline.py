@@ -150,8 +150,8 @@ def _of_several(leading: Sequence[Verdict]) -> list[str]:
         ACCURACY: ("arms", "more accurate", "less accurate"),
         FLATNESS: ("arms", "flatter", "sharper"),
     }
-    noun, *sides = nouns.get(leading[0].kind, ("claims", SUPPORTED, CONTRADICTED))
-    words = dict(zip((SUPPORTED, CONTRADICTED), sides, strict=True))
+    noun, more, less = nouns.get(leading[0].kind, ("claims", SUPPORTED, CONTRADICTED))
+    words: dict[str, str] = {SUPPORTED: more, CONTRADICTED: less}
     counts = (f"{answers.count(one)} {words.get(one, one)}" for one in YES_OR_NO if one in answers)
     counted = f"Of {len(leading)} {noun}: {', '.join(counts)}"
     tested = [one for one in leading if one.p is not None and not one.reason]

@@ -15,13 +15,9 @@ from jaxflat.analysis.pairs import Pair
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
-    "Each point is a pair of models of equal excess loss: a larger against a smaller model, an arm "
-    "against an earlier one of the sweep, or the end of a trajectory against its start. The "
-    "second model is flatter left of 1 and more accurate above 0. Sharpness is the invariant "
-    "trace if the sweep has it, else the embedded measure (see 'How to read the traces'). "
-    "Pairs differ in more than flatness, so the figure describes and decides nothing. Bars: 95% "
-    "t intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
-    "left out."
+    "A number is a pair of models of equal excess loss. Left of 1 the second model is flatter, "
+    "above 0 more accurate. Pairs differ in more than flatness, so the figure only describes. "
+    "Bars: 95% t intervals over seeds."
 )
 
 
