@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def main(arguments: list[str]) -> int:
         return 0
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every exception it raises
     cache = compilation_cache.enable()
-    failures = sweep.run(config, listed, workdir, stages=stages, selection=flags.points)
+    command_text = shlex.join([f"--config={flags.config}", *override_arguments])
+    failures = sweep.run(
+        config, listed, workdir, stages=stages, selection=flags.points, command=command_text
+    )
     console = make_console()
     console.print(f"compiled programs: {cache}", highlight=False, markup=False)
     if "report" in stages:

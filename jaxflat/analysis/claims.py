@@ -1,6 +1,7 @@
 """Judge the claims that a sweep can test, each by statistics over seeds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -69,10 +70,7 @@ def _on_second(
 
 
 def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
-    def difference(a: Values, b: Values) -> float:
-        return b[PRIMARY_ACCURACY] - a[PRIMARY_ACCURACY]
-
-    means = _seed_means(pairs, difference, PRIMARY_ACCURACY)
+    means = seed_means(pairs, accuracy_difference, PRIMARY_ACCURACY)
     if not means:
         return ClaimTest(claim, ACCURACY, reason="no seed has the accuracy of every pair")
     interval = mean_interval([round(mean, 12) for mean in means])
@@ -123,10 +121,7 @@ def _flatter(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> C
 def _ratio(pairs: list[Pair], column: str) -> Interval | None:
     """Return the geometric mean over pairs of second over first."""
 
-    def log_ratio(a: Values, b: Values) -> float:
-        return float(np.log(b[column] / a[column])) if min(a[column], b[column]) > 0 else np.nan
-
-    logs = _seed_means(pairs, log_ratio, column)
+    logs = seed_means(pairs, partial(log_ratio, column), column)
     if not logs or not np.isfinite(logs).all():
         return None
     return log_ratio_interval([1.0] * len(logs), np.exp(logs).tolist())
@@ -135,10 +130,21 @@ def _ratio(pairs: list[Pair], column: str) -> Interval | None:
 Values = dict[str, float]
 
 
-def _seed_means(
+def accuracy_difference(first: Values, second: Values) -> float:
+    """Return the second model's accuracy minus the first's."""
+    return second[PRIMARY_ACCURACY] - first[PRIMARY_ACCURACY]
+
+
+def log_ratio(column: str, first: Values, second: Values) -> float:
+    """Return the logarithm of second over first; nan if one is not positive."""
+    values = first[column], second[column]
+    return float(np.log(values[1] / values[0])) if min(values) > 0 else np.nan
+
+
+def seed_means(
     pairs: list[Pair], value: Callable[[Values, Values], float], column: str
 ) -> list[float]:
-    """Return the mean over pairs, for each seed that has the column in every pair."""
+    """Return the mean of `value` over pairs, for each seed that has the column in every pair."""
     cells = [cell for pair in pairs for cell in (pair.first, pair.second)]
     by_seed = [cell.by_seed(column) for cell in cells]
     seeds = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]

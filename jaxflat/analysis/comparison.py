@@ -116,6 +116,18 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     )
 
 
+def matched_pairs(comparison: Comparison) -> list[Pair]:
+    """Return a sweep's matched pairs: of sizes, of arms, or of a trajectory's two ends."""
+    pairs: list[Pair | None] = [*comparison.pairs]
+    if comparison.arm_comparison:
+        pairs += comparison.arm_comparison.pairs
+    else:
+        columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
+        arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
+        pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
+    return [pair for pair in pairs if pair and pair.equivalence.holds]
+
+
 def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, Cell] | None:
     """Return the two cells nearest in mean excess loss over shared seeds; ignore other columns."""
 

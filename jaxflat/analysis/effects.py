@@ -143,7 +143,7 @@ def _on_doses(comparison: Comparison) -> list[ClaimTest]:
         section = key.removesuffix("strength")
         strength, measure = partial(_number, key), partial(_text, f"{section}measure")
         by_measure: dict[str, list[Arms]] = {}
-        for own in _alike(comparison, lambda name, section=section: name.startswith(section)):
+        for own in arms_alike(comparison, lambda name, section=section: name.startswith(section)):
             baseline = next((arm for arm in own if strength(arm) == 0), None)
             for dose in (arm for arm in own if strength(arm) != 0):
                 contrasts = by_measure.setdefault(measure(dose), [])
@@ -160,7 +160,7 @@ def _on_label_noise(comparison: Comparison) -> list[ClaimTest]:
     tests = []
     for key in [key for key in comparison.varied if key.endswith(".targets")]:
         contrasts: list[Arms] = []
-        for own in _alike(comparison, lambda name, key=key: name == key):
+        for own in arms_alike(comparison, lambda name, key=key: name == key):
             by_targets = {_text(key, arm): arm for arm in own}
             if {"exact", "sampled"} <= by_targets.keys():
                 contrasts.append((by_targets["exact"], by_targets["sampled"]))
@@ -240,7 +240,7 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     )
 
 
-def _alike(comparison: Comparison, differs: Callable[[str], bool]) -> list[list[list[Cell]]]:
+def arms_alike(comparison: Comparison, differs: Callable[[str], bool]) -> list[list[list[Cell]]]:
     """Group the arms that differ only in swept keys for which `differs` is true."""
 
     def others(arm: list[Cell]) -> tuple[object, ...]:

@@ -27,10 +27,9 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     Otherwise the claim is contradicted if either lies above 1, so p is twice the smaller p of
     those that do.
     """
-    key = _targets_key(comparison)
-    if not key:
+    if not targets_key(comparison):
         return None
-    column, cells = _arms(comparison, key)
+    column, cells = control_and_noise(comparison)
     if not cells:
         why = "no seed has a first and a last checkpoint in both arms"
         return ClaimTest(CLAIM, LABEL_NOISE, reason=why)
@@ -63,7 +62,7 @@ def _both_below_one(ratios: list[Interval]) -> tuple[int, float]:
     return 1, max(p for _, p in p_values)
 
 
-def _targets_key(comparison: Comparison) -> str:
+def targets_key(comparison: Comparison) -> str:
     """Return the swept key that takes the values sampled and exact, or ""."""
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     values: dict[str, set[str]] = {}
@@ -74,14 +73,14 @@ def _targets_key(comparison: Comparison) -> str:
     return next((key for key, found in values.items() if {"sampled", "exact"} <= found), "")
 
 
-def _arms(comparison: Comparison, key: str) -> tuple[str, list[Cell]]:
-    """Return the flatness measure, and the cells of the first two arms that differ in `key` only.
+def control_and_noise(comparison: Comparison) -> tuple[str, list[Cell]]:
+    """Return the flatness measure, and the cells of the first two arms that differ in targets only.
 
     The cells are the first and last of the checkpoints that most seeds share, the control's two
     before the others. All have the same seeds. There are no cells if no two such arms have a seed
     at all four.
     """
-    cells = comparison.cells
+    key, cells = targets_key(comparison), comparison.cells
     column = common_column(cells)
 
     def other_keys(cell: Cell) -> tuple[tuple[str, str], ...]:

@@ -33,10 +33,12 @@ def run(
     *,
     stages: Sequence[str] = STAGES,
     selection: str = "",
+    command: str = "",
 ) -> dict[str, str]:
     """Run the points of a sweep that are not done yet; return the reasons of those that failed.
 
     All points are checked before the first one starts. `selection` is the command's --points.
+    `command` has its --config and config keys, which sweep.json records for the report.
     Several workers may run the same sweep concurrently. One of them runs each point, and all return
     when all points have ended.
 
@@ -48,7 +50,7 @@ def run(
     expanded = expand(config, points, folder.path)
     chosen = select(expanded, selection)
     _check_agreed(chosen, stages)
-    record_sweep(config, expanded, folder)
+    record_sweep(config, expanded, folder, command)
     done = {point.title for point in chosen if was_done(point, stages)}
     kinds = {p.title: point_kind(p.overrides, num_stages(p.config)) for p in chosen}
     with Display(len(chosen), done, kinds, compile_seconds) as display:

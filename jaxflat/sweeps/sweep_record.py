@@ -29,8 +29,9 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
             validation.check_effects(config, [(p.overrides, p.config) for p in points])
 
 
-def record_sweep(config: Config, points: list[Point], folder: Folder) -> None:
-    """Write or extend sweep.json: the training settings, and the points with their measurements.
+def record_sweep(config: Config, points: list[Point], folder: Folder, command: str = "") -> None:
+    """Write or extend sweep.json: the training settings, the points with their measurements, and
+    the arguments of the command, "" if the sweep was started from Python.
 
     Raises InputError if the folder cannot be used or its sweep has other training settings.
     """
@@ -41,7 +42,9 @@ def record_sweep(config: Config, points: list[Point], folder: Folder) -> None:
         with _unusable_as_input_error(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             with acquire_lease(path) as lease:
-                write_json(path, _extended_record(path, config, points), lease.assert_owned)
+                record = _extended_record(path, config, points)
+                record |= {"command": command} if command else {}
+                write_json(path, record, lease.assert_owned)
 
     folder.on_rank_0(record)
 
@@ -78,4 +81,4 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
             },
             **({"arm": point.arm} if point.arm else {}),
         }
-    return {"trains": trains, "points": list(entries.values())}
+    return (stored or {}) | {"trains": trains, "points": list(entries.values())}

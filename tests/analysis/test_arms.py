@@ -13,9 +13,9 @@ from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS
 from jaxflat.analysis.page import drawing, joint
-from jaxflat.analysis.page.arm_words import arms_table
 from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import summary_sentences
+from jaxflat.analysis.page.overview import overview
 from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
 from jaxflat.report import main
@@ -134,7 +134,7 @@ def test_one_seed_is_no_verdict(tmp_path):
 @pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
 def test_sharpness_is_shown_to_the_digits_that_its_interval_asks_for(tmp_path, trace, shown):
     comparison = read_comparison(write_arms_results(tmp_path, trace=trace))
-    assert arms_table(comparison.arm_comparison, [])[1][4] == shown
+    assert overview(comparison).rows[0][3] == shown
 
 
 def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
@@ -166,7 +166,12 @@ def test_one_page_over_several_sweeps(tmp_path, sweep, capsys, monkeypatch):
     assert "…" not in printed
     assert "6 pairs of models at equal excess loss; primary claims: none declared" in printed
     page = (output / "report.html").read_text()
-    for text in ("Verdicts of all sweeps", "adamw is more accurate than sgd", "6 pairs of models"):
+    for text in (
+        "Over 2 sweeps",
+        "Verdicts of all sweeps",
+        "adamw is more accurate than sgd",
+        "6 pairs of models",
+    ):
         assert text in page
     assert (output / "figures" / "interventions.png").stat().st_size > 0
     assert '"answer": "supported"' in file.read_text()
@@ -227,7 +232,7 @@ def test_names_stand_in_verdicts_tables_figures_and_findings(tmp_path, monkeypat
     def texts(folder):
         comparison = read_comparison(folder)
         found = [" ".join(map(str, astuple(one))) for one in judge(comparison)]
-        found += [" ".join(row) for row in arms_table(comparison.arm_comparison, [])]
+        found += [" ".join(row) for row in overview(comparison).rows]
         found += [" ".join(row) for row in summary_table(folder)]
         return [*found, *summary_sentences(folder)]
 

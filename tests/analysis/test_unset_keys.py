@@ -1,6 +1,5 @@
 """Arms of a sweep that set different keys: an empty cell of results.csv means "not set"."""
 
-import re
 from itertools import product
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxflat.analysis.page.findings import summary_sentences
 from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.results_csv import read_number, read_results
 from tests.analysis.conftest import write_rows
+from tests.support.pages import read_page
 
 RATE = "phases.pretrain.schedule.learning_rate"
 BATCH = "phases.pretrain.batch_size"
@@ -77,7 +77,7 @@ def everything(folder):
     texts = [*summary_sentences(folder), *verdict_sentences(judge(comparison))]
     texts += [text for row in summary_table(folder) for text in row]
     texts += [text for row in correlations_table(found) for text in row]
-    texts += [re.sub('src="[^"]*"', "", path.read_text()) for path in pages]
+    texts += [read_page(path).visible for path in pages]
     return texts
 
 

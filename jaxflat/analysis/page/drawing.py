@@ -21,7 +21,7 @@ GREY = "#777777"
 def excess_against_size(ax: Axes, comparison: Comparison) -> None:
     style(ax, "Excess loss (nats)")
     _over_sizes(ax, comparison, "excess_loss")
-    ax.set_ylim(bottom=0)
+    fit_y(ax, _found(comparison.cells, "excess_loss"))
     _size_axis(ax, comparison)
 
 
@@ -36,37 +36,44 @@ def trace_against_size(ax: Axes, comparison: Comparison) -> None:
             _line(ax, cells, column, color=GREY, marker=marker, label=label)
     if compared != raw:
         legend(ax)
-    ax.set_ylim(bottom=0)
+    shown = [cell for cell in comparison.cells if cell.interval(compared)]
+    columns = dict.fromkeys((compared, embedded, raw))
+    fit_y(ax, [one for column in columns for one in _found(shown, column)])
     _size_axis(ax, comparison)
 
 
 def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
-    """Draw map labels (their ceiling is 1) and latent labels, whose ceiling is Bayes accuracy."""
-    style(ax, "Probe accuracy (%)")
+    """Draw the compared labels, and latent labels with their ceiling, the Bayes accuracy."""
+    style(ax, "Accuracy (%)")
     cells = list(comparison.matched.values())
     _over_sizes(ax, comparison, PRIMARY_ACCURACY, 100, f"{comparison.primary_labeling} labels")
-    _line(ax, cells, LATENT_ACCURACY, 100, color=GREY, marker="s", label="latent labels")
+    latent = comparison.primary_labeling != "latent"
+    if latent:
+        _line(ax, cells, LATENT_ACCURACY, 100, color=GREY, marker="s", label="latent labels")
     ceiling = _mean(comparison.cells, LATENT_CEILING)
-    if ceiling is not None:
+    if latent and ceiling is not None and any(cell.interval(LATENT_ACCURACY) for cell in cells):
         ax.axhline(100 * ceiling, color=GREY, linestyle="--", label="their Bayes ceiling")
-    _lookup_levels(ax, comparison)
+    levels = _lookup_levels(ax, comparison)
+    columns = [PRIMARY_ACCURACY, LATENT_ACCURACY] if latent else [PRIMARY_ACCURACY]
+    fit_y(ax, [one for name in columns for one in _found(comparison.cells, name)] + levels, 100)
     legend(ax)
     _size_axis(ax, comparison)
 
 
 def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
-    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", "Excess loss (nats)")
+    style(ax, accuracy_label(comparison), "Excess loss (nats)")
     losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
     if losses and min(losses) > 0:
-        middle, half = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio**0.5
-        ax.axvspan(middle / half, middle * half, color=GREY, alpha=0.2, lw=0)
+        middle, ratio = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio
+        name = f"within a factor of {ratio:g}"
+        ax.axvspan(middle / ratio, middle * ratio, color=GREY, alpha=0.2, lw=0, label=name)
     _trajectories(ax, comparison, "excess_loss")
     _log_axis(ax, comparison, "excess_loss")
 
 
 def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:
     column, _, name = trace_columns(comparison)
-    style(ax, f"Probe accuracy, {comparison.primary_labeling} labels (%)", name)
+    style(ax, accuracy_label(comparison), name)
     _trajectories(ax, comparison, column)
     _log_axis(ax, comparison, column)
 
@@ -130,8 +137,19 @@ def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
                 100 * ringed.mean(PRIMARY_ACCURACY),
                 **{"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"},
             )
-    _lookup_levels(ax, comparison)
+    levels = _lookup_levels(ax, comparison)
+    cells = [cell for cell in comparison.cells if cell.interval(column)]
+    fit_y(ax, [*_found(cells, PRIMARY_ACCURACY), *levels], 100)
     legend(ax)
+
+
+def accuracy_label(comparison: Comparison, unit: str = " (%)") -> str:
+    """Name the accuracy that is compared, for an axis."""
+    return f"Accuracy, {comparison.primary_labeling} labels{unit}"
+
+
+def _found(cells: Iterable[Cell], column: str) -> list[Interval]:
+    return [one for cell in cells if (one := cell.interval(column))]
 
 
 def _intervals(cells: list[Cell], column: str) -> list[Interval]:
@@ -143,11 +161,14 @@ def _mean(cells: Iterable[Cell], column: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _lookup_levels(ax: Axes, comparison: Comparison) -> None:
+def _lookup_levels(ax: Axes, comparison: Comparison) -> list[Interval]:
+    """Draw the accuracies of probes of the exact conditionals; return them."""
     for cell, color in zip(comparison.lookup_tables, ("black", GREY), strict=False):
         if cell.interval(PRIMARY_ACCURACY):
             level = 100 * cell.mean(PRIMARY_ACCURACY)
             ax.axhline(level, color=color, linestyle=":", label=cell.arm)
+    levels = [cell.mean(PRIMARY_ACCURACY) for cell in comparison.lookup_tables[:2]]
+    return [Interval(level, None, None, 1) for level in levels if np.isfinite(level)]
 
 
 def style(ax: Axes, y_label: str, x_label: str = "Parameters, log scale") -> None:
@@ -179,13 +200,61 @@ def _log_axis(ax: Axes, comparison: Comparison, column: str) -> None:
 
 
 def log_axis(ax: Axes, values: Sequence[float]) -> None:
-    """Make x a log axis that spans the values, with four ticks rounded to two digits."""
+    """Make x a log axis that spans the values, with ticks rounded to two digits."""
     low, high = min(values) / 1.2, max(values) * 1.2
     ax.set_xscale("log", nonpositive="clip")
-    ticks = [float(f"{tick:.2g}") for tick in np.geomspace(low * 1.05, high / 1.05, 4)]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xticks([], minor=True)
+    log_ticks(ax, low * 1.05, high / 1.05)
     ax.set_xlim(low, high)
+
+
+def log_ticks(ax: Axes, low: float, high: float) -> None:
+    """Put four ticks between two values of a log axis, rounded to two digits."""
+    ticks = dict.fromkeys(float(f"{tick:.2g}") for tick in np.geomspace(low, high, 6)[1:-1])
+    ax.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+
+
+def fit_y(ax: Axes, intervals: Sequence[Interval], scale: float = 1.0) -> None:
+    """Let y span the means and, as far as `limits` lets them, their intervals."""
+    if intervals:
+        low, high = limits([one.mean for one in intervals], intervals)
+        ax.set_ylim(scale * low, scale * high)
+
+
+def limits(
+    values: Sequence[float],
+    intervals: Sequence[Interval],
+    also: float | None = None,
+    log: bool = False,
+) -> tuple[float, float]:
+    """Return the ends of an axis for the values, their intervals, and the value `also`.
+
+    Intervals widen the axis to at most three times the range of the values: an interval of two
+    seeds may be a hundred times as long.
+    """
+    forward, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+    points = forward([*values, *(one.mean for one in intervals), *([] if also is None else [also])])
+    ends = [end for one in intervals for end in (one.low, one.high) if end is not None]
+    ends = forward([end for end in ends if end > 0 or not log])
+    low, high = points.min(), points.max()
+    span = high - low or 0.1 * abs(high) or 1.0
+    most = (low - span, high + span)
+    inside = np.clip([*points, *ends], *most)
+    margin = 0.06 * (inside.max() - inside.min()) or 0.1 * span
+    return float(back(inside.min() - margin)), float(back(inside.max() + margin))
+
+
+def bar(ax: Axes, interval: Interval, y: float, color: str, low: float, high: float) -> None:
+    """Draw a mean and its interval; an arrow marks what lies beyond the axis from low to high."""
+    if low <= interval.mean <= high:
+        ax.plot(interval.mean, y, "D", color=color, markersize=6)
+    known = [one for one in (interval.low, interval.mean, interval.high) if one is not None]
+    first, last = min(known), max(known)
+    ends = np.clip((first, last), low, high)
+    ax.plot(ends, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
+    for end, is_beyond, marker in ((ends[0], first < low, "<"), (ends[1], last > high, ">")):
+        if is_beyond:
+            ax.plot(end, y, marker, color=color, markersize=7, clip_on=False)
 
 
 def legend(ax: Axes) -> None:

@@ -1,4 +1,4 @@
-"""The verdicts and the correlations of a sweep, as sections of the page and as sentences."""
+"""The verdicts and the correlations of a sweep, as tables and as sentences."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,35 +6,10 @@ from typing import NamedTuple
 from jaxflat.analysis.associations import STATISTICS, Association, associations
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.page import html, wording
-from jaxflat.analysis.verdicts import RULES, Verdict
+from jaxflat.analysis.page import wording
+from jaxflat.analysis.verdicts import Verdict
 
 Table = list[list[str]]
-
-ABOUT = (
-    "These correlations describe the sweep; no verdict rests on them. "
-    "Accuracy against each flatness measure, and against excess loss. All checkpoints of "
-    "one seed give one correlation. The table shows its mean over the seeds that have every "
-    "checkpoint, with the 95% t interval over seeds (of Fisher's z for Spearman). "
-    "Negative: flatter models, or those nearer to the optimum, are more accurate. Positive: "
-    "sharper models, or those further from it, are more accurate. The interval says what other "
-    "seeds would give for these arms, not what other arms would give."
-)
-SIMPSON = (
-    "Simpson's paradox: correlations can differ in sign within arms and across them, if size, "
-    "optimizer or loss affects both measures. Kendall's correlation over all pairs of checkpoints "
-    "is a mean, weighted by numbers of pairs, of two parts: pairs within one arm (the same run "
-    "at two steps), and pairs across two arms. Read both parts. 'Given' removes from the ranks "
-    "what is linear in the ranks of the covariates: excess loss, then also learning rate, batch "
-    "size and steps if they vary. Seeds in which nothing remains are left out."
-)
-JIANG = (
-    "Granulated Kendall compares only checkpoints that differ in one hyper-parameter, and averages "
-    "for each hyper-parameter, then over all. Information is the smallest fraction, over "
-    "conditioning sets of up to two hyper-parameters, of the uncertainty about which of two "
-    "checkpoints is more accurate that the measure removes. It lies between 0 and 1 and ignores "
-    "the sign. By chance: the same for the measure in random order (Jiang et al. 2020)."
-)
 
 
 class Evidence(NamedTuple):
@@ -114,27 +89,6 @@ def missing_numbers(found: Sequence[Association]) -> list[str]:
             what = "correlation" if len(names) == len(STATISTICS) else ", ".join(names)
             reasons.setdefault((what, why), []).append(one.name)
     return [f"{', '.join(of)}: no {what}, because {why}." for (what, why), of in reasons.items()]
-
-
-def verdicts_section(verdicts: Sequence[Verdict]) -> list[str]:
-    return [
-        html.heading("Verdicts"),
-        html.table(verdicts_table(verdicts)),
-        html.details("The rules", html.bullets(RULES)),
-    ]
-
-
-def correlations_section(found: Sequence[Association]) -> list[str]:
-    if not found:
-        why = "No seed has accuracy and excess loss at every checkpoint, so there is none."
-        return [html.heading("Correlations over all checkpoints"), html.paragraph(why)]
-    return [
-        html.heading("Correlations over all checkpoints"),
-        html.paragraph(ABOUT, "note"),
-        html.table(correlations_table(found)),
-        html.bullets(missing_numbers(found)),
-        *(html.paragraph(note, "note") for note in (SIMPSON, JIANG) if any(o.found for o in found)),
-    ]
 
 
 def _information(one: Association) -> str:

@@ -1,4 +1,4 @@
-"""The effect of each factor of a factorial sweep, as a section of the page and as sentences."""
+"""The effect of each factor of a factorial sweep, as tables and as sentences."""
 
 from collections.abc import Sequence
 
@@ -6,38 +6,23 @@ from jaxflat.analysis.cells import short_names
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.factorial import FactorContrast, FactorEffect, Factorial, factor_effects
 from jaxflat.analysis.flatness_columns import COMPARED
-from jaxflat.analysis.page import html, wording
+from jaxflat.analysis.page import wording
 
 Table = list[list[str]]
 
 
-def factors_section(comparison: Comparison) -> list[str]:
-    """Return the part of the page about factors, empty if the sweep varies fewer than two keys."""
-    found = factor_effects(comparison.arms)
-    if found is None:
-        return []
-    heading = html.heading("The effect of each factor")
+def factor_tables(found: Factorial) -> list[Table]:
+    """Return the table of main effects, and that of effects at the levels of other factors."""
     if found.obstacle:
-        return [heading, html.paragraph(f"There is none, because {found.obstacle}.")]
-    return [
-        heading,
-        html.paragraph(
-            "The second level of each factor against its first: ratios of geometric means and "
-            "differences in points, averaged over all combinations of the other factors. Brackets "
-            "are 95% t intervals over seeds, paired by seed, and not corrected for their number. "
-            f"Equal steps: at step {found.step:,}, the last that every combination measured. Equal "
-            "loss: both models of each pair are read at the same excess losses, by interpolation "
-            "between the checkpoints of each run. These effects describe. A factor changes more "
-            "than flatness, so they do not identify the effect of flatness on accuracy.",
-            "note",
-        ),
-        html.table(effects_table(found, found.main)),
-        html.details(
-            "Each factor at the levels of another, and interactions: the effect at the other's "
-            "second level against the effect at its first",
-            html.table(effects_table(found, found.conditional)),
-        ),
-    ]
+        return []
+    return [effects_table(found, effects) for effects in (found.main, found.conditional)]
+
+
+def factor_lines(found: Factorial) -> list[str]:
+    """Say which step the table compares, or why there is none."""
+    if found.obstacle:
+        return [f"There is none, because {found.obstacle}."]
+    return [f"Equal steps: at step {found.step:,}, the last that every combination measured."]
 
 
 def effects_table(found: Factorial, effects: Sequence[FactorEffect]) -> Table:
@@ -61,7 +46,7 @@ def factor_sentences(comparison: Comparison) -> list[str]:
         if len(one.levels) == 2 and one.other and one.other.key.endswith(".targets")
     ]
     return [
-        f"{_factor(found, one).capitalize()}, {_at(found, one)}: "
+        f"{wording.capitalized(_factor(found, one))}, {_at(found, one)}: "
         + "; ".join(
             f"at {where} {contrast.reason or _differences(measure, contrast)}"
             for where, contrast in (

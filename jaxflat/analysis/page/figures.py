@@ -11,6 +11,14 @@ from matplotlib.figure import Figure
 
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.page import drawing, line_panels
+from jaxflat.analysis.page import equal_loss_panels as panels
+from jaxflat.analysis.page.primary_picture import (
+    Picture,
+    accuracy_differences,
+    draw_differences,
+    draw_picture,
+    flatness_ratios,
+)
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, budgets
 
 Panel = Callable[[Axes, Comparison], None]
@@ -28,70 +36,95 @@ class Plate:
 
 BY_SIZE = Plate(
     "size",
-    "Each size, read at one common excess loss (solid, with 95% t intervals over seeds); its "
-    "checkpoints are faint. Only excess loss decides where a size is read. The lookup table is a "
-    "probe of the exact conditional probabilities.",
+    "Each size at one common excess loss (solid). Its checkpoints are faint.",
     (
-        ("Excess loss", drawing.excess_against_size),
-        ("Flatness", drawing.trace_against_size),
-        ("Transfer", drawing.accuracy_against_size),
+        ("Excess loss by size", drawing.excess_against_size),
+        ("Flatness by size", drawing.trace_against_size),
+        ("Accuracy by size", drawing.accuracy_against_size),
     ),
 )
 TRAJECTORIES = Plate(
     "trajectories",
-    "Every checkpoint, one line per model. A vertical line compares accuracies at equal loss or at "
-    "equal trace. Rings: each arm at one common excess loss, with a grey band of the ratio within "
-    "which losses count as equal. Bars: 95% t intervals over seeds.",
+    "Every checkpoint, one line an arm. Rings: models of equal excess loss.",
     (
-        ("Transfer at equal loss", drawing.accuracy_against_excess),
-        ("Transfer at equal trace", drawing.accuracy_against_trace),
+        ("Accuracy against loss", drawing.accuracy_against_excess),
+        ("Accuracy against flatness", drawing.accuracy_against_trace),
     ),
 )
-
-
-ARMS = Plate(
-    "arms",
-    "Each arm. Rings: the baseline, and the arms compared with it at equal excess loss. Bars: 95% "
-    "t intervals over seeds.",
-    TRAJECTORIES.panels,
+ONE_LOSS = Plate(
+    "one_loss",
+    "Accuracy against flatness of single runs of one size, read at equal excess loss. A dot is a "
+    "seed.",
+    (("One size, one loss", panels.accuracy_against_flatness),),
+)
+RESCALING = Plate(
+    "rescaling",
+    "Rescaling weights without changing the function changes a trace, but not the invariant one. "
+    "If the arms' order differs between the axes, the parametrisation decides which is flatter.",
+    (("Before and after rescaling", panels.invariant_against_raw),),
 )
 BY_STEP = Plate(
     "steps",
-    "The same checkpoints by the step at which each was measured, one line per arm. Bars: 95% "
-    "t intervals over seeds.",
+    "The checkpoints by the step at which each was measured.",
     (
-        ("Excess loss", line_panels.excess_against_step),
-        ("Flatness", line_panels.trace_against_step),
-        ("Transfer", line_panels.accuracy_against_step),
+        ("Excess loss by step", line_panels.excess_against_step),
+        ("Flatness by step", line_panels.trace_against_step),
+        ("Accuracy by step", line_panels.accuracy_against_step),
     ),
 )
 BY_LABELS = Plate(
     "labels",
-    "Probe accuracy by the number of labelled sentences, mean over tasks: each arm's last "
-    "checkpoint, and the untrained controls. Losses may differ. Bars: 95% t intervals over seeds.",
-    (("Label budget", line_panels.accuracy_against_labels),),
+    "Each arm's last checkpoint, and the untrained controls. Losses may differ.",
+    (("Accuracy by labelled examples", line_panels.accuracy_against_labels),),
 )
 
 
-def plates(comparison: Comparison) -> list[Plate]:
-    """Return the figures for which this sweep has numbers."""
-    chosen = [BY_SIZE] if comparison.matched and not comparison.arm_comparison else []
+def plates(comparison: Comparison, picture: Picture | None) -> list[Plate]:
+    """Return the figures for which this sweep has numbers, without those of the first picture."""
+    found = [_seed_differences(comparison, picture)]
+    if comparison.matched and not comparison.arm_comparison:
+        found.append(BY_SIZE)
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
-        chosen.append(ARMS if comparison.arm_comparison else TRAJECTORIES)
+        found.append(TRAJECTORIES)
+    if panels.cells_of_one_size(comparison):
+        found.append(ONE_LOSS)
+    if panels.rescaled_columns(comparison):
+        found.append(RESCALING)
     if any(len(cells) > 1 for cells in comparison.arms.values()):
-        chosen.append(BY_STEP)
+        found.append(BY_STEP)
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
-    return [*chosen, BY_LABELS] if len(budgets(rows)) > 1 else chosen
+    if len(budgets(rows)) > 1:
+        found.append(BY_LABELS)
+    return [plate for plate in found if plate.panels]
 
 
-def save_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Save each plate, its panels side by side, as .png and .svg; return the files."""
+def _seed_differences(comparison: Comparison, picture: Picture | None) -> Plate:
+    """Return the paired differences of accuracy and of flatness that `picture` does not show."""
+    found = {
+        "Accuracy, seed by seed": accuracy_differences(comparison),
+        "Flatness, seed by seed": flatness_ratios(comparison),
+    }
+    drawn = {title: one for title, one in found.items() if one and one != picture}
+    caption = next((one.caption for one in drawn.values()), "")
+    return Plate(
+        "differences",
+        caption,
+        tuple(
+            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 26))
+            for title, one in drawn.items()
+        ),
+    )
+
+
+def save_figures(comparison: Comparison, picture: Picture | None, folder: Path) -> list[Path]:
+    """Save the first picture as `answer`, and each plate, as .png and .svg; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = {"answer": draw_picture(picture)} if picture else {}
+    drawn |= {one.name: draw(one.panels, comparison) for one in plates(comparison, picture)}
     paths = []
-    for plate in plates(comparison):
-        figure = draw(plate.panels, comparison)
+    for name, figure in drawn.items():
         for kind in ("png", "svg"):
-            paths.append(folder / f"{plate.name}.{kind}")
+            paths.append(folder / f"{name}.{kind}")
             paths[-1].write_bytes(render(figure, kind, transparent=False))
     return paths
 

@@ -6,22 +6,18 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.comparison import Comparison, read_comparison
-from jaxflat.analysis.page import document, drawing, evidence, figures, html, wording
+from jaxflat.analysis.comparison import Comparison, matched_pairs, read_comparison
+from jaxflat.analysis.page import document, drawing, evidence, figures, wording
 from jaxflat.analysis.page.evidence import Evidence
 from jaxflat.analysis.page.settings import read_provenance
-from jaxflat.analysis.pairs import Pair, compare_pair
-from jaxflat.analysis.verdicts import RULES
+from jaxflat.analysis.page.view import image, view_sweep
+from jaxflat.analysis.pairs import Pair
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
-    "Each point is a pair of models of equal excess loss: a larger against a smaller model, an arm "
-    "against an earlier one of the sweep, or the end of a trajectory against its start. The "
-    "second model is flatter left of 1 and more accurate above 0. Sharpness is the invariant "
-    "trace if the sweep has it, else the embedded measure (see 'How to read the traces'). "
-    "Pairs differ in more than flatness, so the figure describes and decides nothing. Bars: 95% "
-    "t intervals over seeds. Different sweeps have different tasks. Pairs without both numbers are "
-    "left out."
+    "A number is a pair of models of equal excess loss. Left of 1 the second model is flatter, "
+    "above 0 more accurate. Pairs differ in more than flatness, so the figure only describes. "
+    "Bars: 95% t intervals over seeds."
 )
 
 
@@ -41,24 +37,26 @@ def write_joint(
     for kind in ("png", "svg"):
         path = output / "figures" / f"interventions.{kind}"
         path.write_bytes(figures.render(figure, kind, transparent=False))
-    title = f"jaxflat: {', '.join(sweeps)}"
-    svg = figures.render(figure, "svg", transparent=True)
-    body = [
-        html.heading(title, 1),
-        html.paragraph(document.QUESTION, "question"),
-        html.paragraph(summary_sentence(sweeps, judged), "lead"),
-        html.heading("Verdicts of all sweeps"),
-        html.table(verdicts_table(judged)),
-        html.details("The rules", html.bullets(RULES)),
-        html.figure([("Accuracy against flatness at matched loss", svg)], CAPTION),
+    shown = [
+        view_sweep(
+            name,
+            comparison,
+            judged[name],
+            read_provenance(workdirs[name]),
+            workdirs[name] / "results.csv",
+        )
+        for name, comparison in sweeps.items()
     ]
-    for name, comparison in sweeps.items():
-        made = read_provenance(workdirs[name])
-        language = made.config.get("language", {}).get("name", "")
-        body.append(html.heading(f"{name}: {language}" if language else name, 1))
-        body += document.sweep_sections(comparison, judged[name], made)
+    joint = {
+        "answer": summary_sentence(sweeps, judged),
+        "table": verdicts_table(judged),
+        "picture": image(figure, "Accuracy against flatness at equal loss"),
+        "caption": CAPTION,
+    }
     path = output / "report.html"
-    path.write_text(html.page(title, [*body, *document.closing_sections()]), encoding="utf-8")
+    path.write_text(
+        document.render_page(f"jaxflat: {', '.join(sweeps)}", shown, joint), encoding="utf-8"
+    )
     return path
 
 
@@ -93,18 +91,6 @@ def summary_sentence(sweeps: Sweeps, judged: Mapping[str, Evidence]) -> str:
         f"{wording.plural(len(matched), 'pair')} of models at equal excess loss; "
         f"primary claims: {counts or 'none declared'}."
     )
-
-
-def matched_pairs(comparison: Comparison) -> list[Pair]:
-    """Return a sweep's matched pairs: of sizes, of arms, or of a trajectory's two ends."""
-    pairs: list[Pair | None] = [*comparison.pairs]
-    if comparison.arm_comparison:
-        pairs += comparison.arm_comparison.pairs
-    else:
-        columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
-        arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-        pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
-    return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
 def draw_pairs(sweeps: Sweeps) -> Figure:

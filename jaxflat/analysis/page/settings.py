@@ -1,6 +1,7 @@
 """Read how a sweep was made from its points' folders; missing files are left out."""
 
 import json
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Provenance:
-    """`facts` maps versions, git commit and device to the distinct texts of their values."""
+    """`facts` maps versions, git commit and device to the distinct texts of their values.
+
+    `command` has the arguments --config and --workdir that resume the sweep. Folders of older
+    versions and sweeps from Python record no --config: FILE stands in its place.
+    """
 
     config_point: str
     config: dict[str, Any]
@@ -17,6 +22,8 @@ class Provenance:
     seconds: dict[str, float]
     unfinished: dict[str, str]
     num_points: int
+    command: str
+    is_smoke: bool
 
 
 def read_provenance(workdir: Path) -> Provenance:
@@ -28,7 +35,12 @@ def read_provenance(workdir: Path) -> Provenance:
         for line in _read_json_lines(folder / "timing.jsonl"):
             seconds[str(line.get("stage"))] += float(line.get("seconds", 0.0))
     statuses = {folder.name: _read_json(folder / "status.json") for folder in folders}
+    arguments = _read_json(workdir / "sweep.json").get("command", "")
     return Provenance(
+        command=f"python -m jaxflat.main {arguments or '--config=FILE'} "
+        f"--workdir={shlex.quote(str(workdir))}",
+        is_smoke=arguments.partition(" ")[0].strip("'").endswith(":smoke")
+        or (not arguments and workdir.resolve().name.endswith("-smoke")),
         config_point=first,
         config=configs[first]["config"] if first else {},
         facts={

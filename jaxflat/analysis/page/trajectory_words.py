@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS
-from jaxflat.analysis.page import html, wording
+from jaxflat.analysis.page import wording
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.trajectories import Arm, Change, Trajectories
@@ -18,25 +18,6 @@ def trajectory_sentences(found: Sequence[Trajectories]) -> list[str]:
         sentences += [_contrast(kind, *contrast) for contrast in kind.contrasts]
         sentences += [_arm(kind, arm) for arm in kind.arms]
     return sentences
-
-
-def trajectory_section(found: Sequence[Trajectories]) -> list[str]:
-    """Return the part of the page about trajectories, empty if there are none."""
-    if not found:
-        return []
-    return [
-        html.heading("Trajectories: from the first measured checkpoint to the last"),
-        html.paragraph(
-            "Mean ± half-width of the 95% t interval over seeds. Ratios are ratios of geometric "
-            "means, with intervals of the mean log ratio, paired by seed. Projected: before it was "
-            "measured, the checkpoint got a projection (a short anneal by AdamW on exact targets, "
-            "the learning rate decaying to 0). In rows with two arms, the ratio is the "
-            "first arm's over the second's, and differences are the first arm's minus the "
-            "second's.",
-            "note",
-        ),
-        html.table(trajectory_table(found)),
-    ]
 
 
 def trajectory_table(found: Sequence[Trajectories]) -> list[list[str]]:

@@ -86,3 +86,8 @@ def capitalized(text: str) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def short(text: str, most: int) -> str:
+    """Cut a text for a picture to `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

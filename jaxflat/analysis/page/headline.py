@@ -1,0 +1,253 @@
+"""The question of a sweep, its answer in one sentence, and its verdicts in short."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.effects import ACROSS, WITHIN, common_column
+from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.page import wording
+from jaxflat.analysis.plan import UNDECLARED
+from jaxflat.analysis.verdicts import (
+    ACCURACY,
+    CONTRADICTED,
+    EFFECT,
+    FLATNESS,
+    LABEL_NOISE,
+    NEGLIGIBLE,
+    NONE,
+    NOT_IDENTIFIED,
+    SUPPORTED,
+    UNDECIDED,
+    Verdict,
+)
+
+MOST_WORDS = 25
+EQUAL_LOSS = "At equal excess loss "  # the first words of most claims
+YES_OR_NO = {
+    SUPPORTED: "Yes",
+    CONTRADICTED: "No, the opposite",
+    NEGLIGIBLE: "No, negligible",
+    UNDECIDED: "Undecided",
+    NOT_IDENTIFIED: "Not identified",
+    NONE: "No verdict",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Claims with one verdict: its word, the claims, and their numbers or the reason for none."""
+
+    answer: str
+    claims: list[str]
+    detail: str
+    primary: bool
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first screen's words. `basis` names what was measured; `fallbacks`, what replaced it."""
+
+    question: str
+    answer: str
+    chips: list[Chip]
+    basis: list[tuple[str, str]]
+    fallbacks: list[str]
+
+
+def headline(comparison: Comparison, verdicts: Sequence[Verdict]) -> Headline:
+    """Say what the sweep asks, and what its leading claims answer."""
+    leading = leading_verdicts(verdicts)
+    return Headline(
+        question=_question(comparison, leading[0].kind),
+        answer=answer_sentence(comparison, leading),
+        chips=_chips(verdicts),
+        basis=_basis(comparison),
+        fallbacks=_fallbacks(comparison, verdicts),
+    )
+
+
+def leading_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts that the answer rests on: the primary ones, if the sweep has any.
+
+    Otherwise they are of the first kind, in the order below, that was tested. A claim on an
+    intervention comes before those that compare seeds or settings.
+    """
+    primary = [one for one in verdicts if one.primary]
+    kinds = [[one for one in verdicts if one.kind == kind] for kind in _KINDS]
+    tested = [of_kind for of_kind in kinds if any(one.p is not None for one in of_kind)]
+    found = primary or [*tested, *filter(None, kinds)][0]
+    interventions = [one for one in found if one.claim not in (ACROSS, WITHIN)]
+    within = [one for one in found if one.claim == WITHIN and one.p is not None]
+    return interventions or within or found[:1]
+
+
+_KINDS = (ACCURACY, EFFECT, LABEL_NOISE, FLATNESS)
+
+
+def _question(comparison: Comparison, kind: str) -> str:
+    if kind == EFFECT:
+        return "At equal pre-training loss, does a flatter model transfer better?"
+    if kind == LABEL_NOISE:
+        return "At equal pre-training loss, does label noise make a model flatter?"
+    word = "more accurate downstream" if kind == ACCURACY else "flatter"
+    if not comparison.arm_comparison:
+        return f"At equal pre-training loss, is the larger model {word}?"
+    baseline, others = comparison.arm_comparison.baseline.arm, comparison.arm_comparison.against
+    one = others[0].second.arm if len(others) == 1 else "any other arm"
+    return f"At equal pre-training loss, is {one} {word} than {baseline}?"
+
+
+def answer_sentence(comparison: Comparison, leading: Sequence[Verdict]) -> str:
+    """Return the answer with its size and interval, in at most MOST_WORDS words."""
+    first = leading[0]
+    sentences = [_of_one(comparison, first)] if len(leading) == 1 else _of_several(leading)
+    sentences.append(f"{YES_OR_NO[first.answer]}: the verdicts and the tests below say why.")
+    return next(one for one in sentences if len(one.split()) <= MOST_WORDS)
+
+
+def _of_one(comparison: Comparison, verdict: Verdict) -> str:
+    word = YES_OR_NO[verdict.answer]
+    if verdict.reason:
+        return f"{word}: {verdict.reason}."
+    value, *others = verdict.evidence.split("; ")
+    column = common_column(comparison.cells)
+    measure = COMPARED.get(column, "sharpness")
+    if verdict.claim == WITHIN:
+        p = wording.p_value(verdict.p)
+        return f"{word}: accuracy and a smaller {measure} have rank correlation {value} (p {p})."
+    if verdict.kind == EFFECT:
+        return f"{word}: halving the {measure} changes accuracy by {_interval(value, ' points')}."
+    if verdict.kind == LABEL_NOISE:
+        return (
+            f"{word}: under label noise the trace changes {value}; relative to exact targets, "
+            + (f"{others[0]}." if others else "it was not measured.")
+        )
+    if verdict.kind == ACCURACY:
+        over = verdict.statistic.partition("; ")[2]
+        over = f", {over}" if over else ""
+        value = _interval(value, " points")
+        return f"{word}: {_second(verdict)} differs in accuracy by {value}{over}."
+    value = _interval(value.replace("×", ""), f" times the {measure}")
+    return f"{word}: {_second(verdict)} has {value}."
+
+
+def _second(verdict: Verdict) -> str:
+    """Return the words for the second of the compared models: "the larger model", "sam"."""
+    return verdict.claim.removeprefix(EQUAL_LOSS).partition(" is ")[0]
+
+
+def _interval(value: str, unit: str = "") -> str:
+    """'+2.7 (−0.3 to +5.8)' -> '+2.7 points (95% interval −0.3 to +5.8)'."""
+    return re.sub(r" \((.* to .*)\)", rf"{unit} (95% interval \1)", value)
+
+
+def _of_several(leading: Sequence[Verdict]) -> list[str]:
+    """Count the answers; a first, longer sentence adds the value that differs most clearly."""
+    answers = [one.answer for one in leading]
+    nouns = {
+        ACCURACY: ("arms", "more accurate", "less accurate"),
+        FLATNESS: ("arms", "flatter", "sharper"),
+    }
+    noun, more, less = nouns.get(leading[0].kind, ("claims", SUPPORTED, CONTRADICTED))
+    words: dict[str, str] = {SUPPORTED: more, CONTRADICTED: less}
+    counts = (f"{answers.count(one)} {words.get(one, one)}" for one in YES_OR_NO if one in answers)
+    counted = f"Of {len(leading)} {noun}: {', '.join(counts)}"
+    tested = [one for one in leading if one.p is not None and not one.reason]
+    if not tested:
+        reasons = dict.fromkeys((one.answer, one.reason) for one in leading)
+        answer, reason = next(iter(reasons))
+        word = f"{YES_OR_NO[answer]} on {len(leading)} {noun}"
+        return [f"{word}: {reason}."] * (len(reasons) == 1) + [f"{counted}."]
+    clearest = min(tested, key=lambda one: one.p or 0.0)
+    unit = " points" if clearest.kind in (ACCURACY, EFFECT) else ""
+    value = _interval(clearest.evidence.partition("; ")[0], unit)
+    name = _second(clearest) if clearest.kind in (ACCURACY, FLATNESS) else "the clearest"
+    return [f"{counted}. Clearest: {name}, {value}.", f"{counted}."]
+
+
+def _chips(verdicts: Sequence[Verdict]) -> list[Chip]:
+    """Return a chip for each tested claim, and for each reason for no test; primary ones first."""
+    tested = [
+        Chip(one.answer, [_short(one.claim)], _detail(one), one.primary)
+        for one in verdicts
+        if not one.reason
+    ]
+    reasons: dict[tuple[str, str, bool], list[str]] = {}
+    for one in verdicts:
+        if one.reason:
+            reasons.setdefault((one.answer, one.reason, one.primary), []).append(_short(one.claim))
+    found = tested + [
+        Chip(answer, _counted(claims), reason, primary)
+        for (answer, reason, primary), claims in reasons.items()
+    ]
+    return sorted(found, key=lambda one: not one.primary)
+
+
+def _detail(verdict: Verdict) -> str:
+    """Return a verdict's numbers with their units, and its corrected p.
+
+    The embedded trace stands beside the invariant one only if it says the opposite.
+    """
+    unit = {ACCURACY: " points", EFFECT: " points per halving of the trace", FLATNESS: " the trace"}
+    value = verdict.evidence
+    if verdict.kind == FLATNESS and "the opposite" not in value:
+        value = value.partition("; ")[0]
+    if verdict.claim == WITHIN:
+        value = f"rank correlation {value}"
+    elif verdict.kind in unit:
+        value = re.sub(r" \(", f"{unit[verdict.kind]} (", value, count=1)
+    return f"{value}; p {wording.p_value(verdict.p)}"
+
+
+def _counted(claims: list[str]) -> list[str]:
+    """Return the claims, or their number if there are many: the tests list them."""
+    return claims if len(claims) <= 4 else [f"{len(claims)} claims"]
+
+
+def _short(claim: str) -> str:
+    return claim.removeprefix(EQUAL_LOSS)
+
+
+def endpoint(comparison: Comparison) -> str:
+    """Name the accuracy that was used: its probe, labels, and number of labelled examples."""
+    if not comparison.primary_columns:
+        return "not measured"
+    probe, *_, shots = comparison.primary_columns[0].split("/")
+    return (
+        f"{probe.replace('_', ' ')}, {comparison.primary_labeling} labels, {int(shots):,} labelled "
+        f"examples, mean over {wording.plural(len(comparison.primary_columns), 'task')}"
+    )
+
+
+def _basis(comparison: Comparison) -> list[tuple[str, str]]:
+    column, plan = common_column(comparison.cells), comparison.plan
+    seeds = dict.fromkeys(seed for cell in comparison.cells for seed in cell.rows)
+    return [
+        ("Accuracy", endpoint(comparison)),
+        ("Flatness", COMPARED.get(column, "not measured")),
+        ("Equal loss", f"excess losses within a factor of {plan.loss_ratio:g}"),
+        ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the trace"),
+        ("Replicates", wording.plural(len(seeds), "seed")),
+    ]
+
+
+def _fallbacks(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
+    """Say what was used instead of what was declared or preferred, or that it is missing."""
+    plan, found = comparison.plan, []
+    if plan == UNDECLARED:
+        found.append("This folder records no claims, so the endpoint and the margins are defaults.")
+    elif not any(one.primary for one in verdicts):
+        found.append(
+            f"The declared primary claim ({plan.primary}) has no test in this sweep; the answer "
+            "is on other claims."
+        )
+    if not comparison.primary_columns:
+        found.append(f"The accuracy to compare ({plan.accuracy}) was not measured.")
+    elif comparison.primary_labeling != "map":
+        found.append(f"No map labels: {comparison.primary_labeling} labels are used instead.")
+    preferred, used = next(iter(COMPARED)), common_column(comparison.cells)
+    if used and used != preferred:
+        found.append(f"No {COMPARED[preferred]}: the {COMPARED[used]} is used instead.")
+    return found
