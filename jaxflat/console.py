@@ -128,7 +128,7 @@ class Kind(NamedTuple):
     size: int = 1
 
 
-class FinishedPoint(NamedTuple):
+class PointTime(NamedTuple):
     """A finished point: its kind, its seconds without compilation, and seconds of compilation."""
 
     kind: Kind
@@ -143,7 +143,7 @@ def point_kind(overrides: Mapping[str, Any], size: int = 1) -> Kind:
 
 
 def estimate_remaining(
-    finished: Iterable[FinishedPoint], left: Iterable[tuple[Kind, float]]
+    finished: Iterable[PointTime], left: Iterable[tuple[Kind, float]]
 ) -> float:
     """Return the seconds that the points `left` take: (kind, seconds already spent) of each.
 
@@ -197,7 +197,7 @@ class Display:
         names = self._kinds.keys() - done
         anonymous = [Kind("")] * (0 if kinds else num_points - len(done))
         self._left = Counter([*map(self._kind, names), *anonymous])
-        self._finished: list[FinishedPoint] = []
+        self._finished: list[PointTime] = []
         end = None if self._left else 0.0
         self._sweep = self._progress.add_task("sweep", total=num_points, end=end)
         self._stage = self._progress.add_task("", total=1, visible=False)
@@ -255,7 +255,7 @@ class Display:
             seconds = self._elapsed - self._accounted
             compiling = self._compile_seconds() - self._compiled
             point = (seconds - compiling + ahead, compiling + compiled_ahead)
-            self._finished.append(FinishedPoint(self._kind(name), *point))
+            self._finished.append(PointTime(self._kind(name), *point))
             self._left[self._kind(name)] -= 1
             self._accounted, self._compiled = self._elapsed, self._compile_seconds()
             remaining = estimate_remaining(self._finished, self._spent())

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from jaxflat.config.validation import InputError
 from jaxflat.console import (
     CommandParser,
-    FinishedPoint,
+    PointTime,
     Kind,
     command,
     estimate_remaining,
@@ -111,7 +111,7 @@ def remaining_seconds(points: list[PointStatus]) -> float | None:
     worker runs.
     """
     done = [
-        FinishedPoint(point.kind, point.seconds - point.compiling, point.compiling)
+        PointTime(point.kind, point.seconds - point.compiling, point.compiling)
         for point in points
         if point.state == "done"
     ]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxflat.console import (
     Display,
-    FinishedPoint,
+    PointTime,
     Kind,
     estimate_remaining,
     make_console,
@@ -124,7 +124,7 @@ def test_the_estimate_is_within_a_factor_of_2_from_the_second_point_on():
     stages = (7, 7, 7, 2, 2)
     kinds = [Kind(str(number % 5), stages[number % 5]) for number in range(len(SWEEP))]
     finished = [
-        FinishedPoint(kind, seconds - compiling, compiling)
+        PointTime(kind, seconds - compiling, compiling)
         for kind, (seconds, compiling) in zip(kinds, SWEEP, strict=True)
     ]
     for number in range(2, len(SWEEP)):
@@ -134,7 +134,7 @@ def test_the_estimate_is_within_a_factor_of_2_from_the_second_point_on():
 
 
 def test_a_kind_without_finished_points_takes_the_time_of_its_size():
-    finished = [FinishedPoint(Kind("a", 3), 30.0, 0.0), FinishedPoint(Kind("b", 1), 20.0, 0.0)]
+    finished = [PointTime(Kind("a", 3), 30.0, 0.0), PointTime(Kind("b", 1), 20.0, 0.0)]
     assert estimate_remaining(finished, [(Kind("c", 4), 0.0)]) == 4 * (30 / 3 + 20 / 1) / 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from jaxflat.analysis.cells import group_cells
 from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.factorial import factor_effects
-from jaxflat.analysis.page.factor_words import effects_table, factor_sentences, factors_section
+from jaxflat.analysis.page.factor_words import effects_table, factor_lines, factor_sentences, factor_tables
 from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import add_task_means
 from tests.support.counts import in_full
@@ -143,7 +143,7 @@ def test_a_sweep_of_one_key_has_no_factors():
     one_width = [row for row in rows() if row.swept[RATE] == "0.002" != row.swept[TARGETS]]
     exact = [row for row in one_width if row.swept[TARGETS] == "exact"]
     assert factor_effects(compare(exact).arms) is None
-    assert factors_section(compare(exact)) == factor_sentences(compare(exact)) == []
+    assert factor_sentences(compare(exact)) == []
 
 
 def with_third_rate(made):
@@ -169,7 +169,8 @@ def test_other_designs_are_refused_with_a_reason(why, change):
     assert found
     assert found.obstacle == why
     assert found.main == found.conditional == factor_sentences(comparison) == []
-    assert f"There is none, because {why}." in " ".join(factors_section(comparison))
+    assert factor_lines(found) == [f"There is none, because {why}."]
+    assert factor_tables(found) == []
 
 
 def test_a_seed_that_one_combination_lacks_does_not_count():
@@ -236,5 +237,4 @@ def test_the_table_and_the_sentences_have_the_numbers():
         "Learning_rate 0.002 → 0.010, effect with targets sampled against "
     )
     assert "invariant Hessian trace 0.76× (" in sentences[-1]
-    page = " ".join(factors_section(comparison))
-    assert all(row[-2] in page for row in table)
+    assert factor_tables(found)[0] == [header, *table]
