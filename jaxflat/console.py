@@ -142,9 +142,7 @@ def point_kind(overrides: Mapping[str, Any], size: int = 1) -> Kind:
     return Kind(json.dumps(chosen, sort_keys=True, default=str), size)
 
 
-def estimate_remaining(
-    finished: Iterable[PointTime], left: Iterable[tuple[Kind, float]]
-) -> float:
+def estimate_remaining(finished: Iterable[PointTime], left: Iterable[tuple[Kind, float]]) -> float:
     """Return the seconds that the points `left` take: (kind, seconds already spent) of each.
 
     A point takes as long as the finished points of its kind on average. The first point of a new

@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from jaxflat.config.validation import InputError
 from jaxflat.console import (
     CommandParser,
-    PointTime,
     Kind,
+    PointTime,
     command,
     estimate_remaining,
     make_console,

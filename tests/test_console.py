@@ -9,8 +9,8 @@ from rich.table import Table
 
 from jaxflat.console import (
     Display,
-    PointTime,
     Kind,
+    PointTime,
     estimate_remaining,
     make_console,
     plain_warnings,

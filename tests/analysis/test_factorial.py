@@ -9,7 +9,12 @@ import pytest
 from jaxflat.analysis.cells import group_cells
 from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.factorial import factor_effects
-from jaxflat.analysis.page.factor_words import effects_table, factor_lines, factor_sentences, factor_tables
+from jaxflat.analysis.page.factor_words import (
+    effects_table,
+    factor_lines,
+    factor_sentences,
+    factor_tables,
+)
 from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import add_task_means
 from tests.support.counts import in_full
