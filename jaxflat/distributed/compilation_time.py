@@ -1,6 +1,6 @@
 """Measure how long this process traces, lowers and compiles programs, by JAX's own events."""
 
-import time
+from time import perf_counter
 
 import jax
 
@@ -11,11 +11,11 @@ class Watch:
     """A clock that starts now, and knows how much of its time went into compilation."""
 
     def __init__(self) -> None:
-        self._start, self._compiling = time.perf_counter(), compile_seconds()
+        self._start, self._compiling = perf_counter(), compile_seconds()
 
     def read(self) -> tuple[float, float]:
         """Return the seconds since the start, and how many of them went into compilation."""
-        return time.perf_counter() - self._start, compile_seconds() - self._compiling
+        return perf_counter() - self._start, compile_seconds() - self._compiling
 
 
 def compile_seconds() -> float:
@@ -29,7 +29,7 @@ def _record(event: str, duration_secs: float, **_: object) -> None:
     JAX reports an event when it ends.
     """
     if event.startswith("/jax/core/compile/"):
-        end = time.perf_counter()
+        end = perf_counter()
         start = end - duration_secs
         while _spans and _spans[-1][0] >= start:
             _spans.pop()

@@ -87,7 +87,10 @@ class RandomSweep:
         }
 
 
-@pytest.mark.parametrize("seed", range(200 if FULL else 20))
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 200 if FULL else 20)]
+
+
+@pytest.mark.parametrize("seed", [*range(5), *SLOW])
 def test_any_sweep_has_a_page(tmp_path, monkeypatch, seed):
     """Figures are drawn, and rendered in one sweep of twenty."""
     if seed % 20:

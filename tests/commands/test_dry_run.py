@@ -30,7 +30,9 @@ def shown(expanded, capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
+@pytest.mark.parametrize(
+    "scale", ["smoke", "laptop", pytest.param("full", marks=pytest.mark.slow), "paper"]
+)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_has_a_prediction(name, scale, tmp_path, capsys, monkeypatch):
     """Neither a teacher's files nor the memory of large models are needed."""

@@ -178,7 +178,7 @@ def test_an_older_sweep_continues_with_keys_without_effect(tmp_path, monkeypatch
 
 
 SHIPPED = [
-    f"{path}:{scale}"
+    pytest.param(f"{path}:{scale}", marks=pytest.mark.slow if scale == "full" else ())
     for path in sorted(Path("configs").glob("*.py"))
     for scale in ("smoke", "laptop", "full", "paper")
 ]

@@ -11,7 +11,7 @@ from jaxflat.distributed.compilation_time import Watch
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(compilation_time.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(compilation_time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(compilation_time, "_spans", [])
     return now
 

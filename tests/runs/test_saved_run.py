@@ -21,6 +21,8 @@ from jaxflat.sweeps import sweep
 from tests.support import damage
 from tests.support.sweeps import tiny_config
 
+pytestmark = pytest.mark.slow  # they train a run
+
 TOKENS_BXT = jnp.asarray([[0, 3, 5, 1], [2, 2, 4, 0]])
 LENGTHS_B = jnp.asarray([4, 3])
 
