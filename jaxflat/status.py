@@ -34,8 +34,8 @@ class PointStatus:
 
     arm: the name of its arm, "" if the sweep gives none. state: waiting, running, done, partial
     (some stages only), preempted, failed, or died (recorded as running, but no process holds its
-    lease). worker: the process that runs it. step: finished training steps, of num_steps. loss: of
-    the curve's last line, in nats. seconds: the time of its finished stages; while it runs, plus
+    lease). worker: the process that runs it. step: finished training steps, of num_steps. loss: at
+    that step, in nats. seconds: the time of its finished stages; while it runs, plus
     its share of the worker's time since the last of them, or since the attempt started. compiling:
     those spent on compilation. idle: seconds since its last write; None before the first. kind: see
     `console.Kind`.
@@ -184,7 +184,7 @@ def _read_point(
     phases = config.get("config", {}).get("phases", {})
     order = config.get("config", {}).get("phase_order", [])
     curve = list(read_lines(directory / "metrics.jsonl"))
-    trunk = [line["step"] for line in curve if "branch" not in line]
+    trunk = [line for line in curve if "branch" not in line]
     written = [path.stat().st_mtime for path in directory.glob("[!.]*.json*")]
     timing = list(read_lines(directory / "timing.jsonl"))
     seconds = sum(line["seconds"] for line in timing)
@@ -198,9 +198,9 @@ def _read_point(
         state=status.get("state", "waiting"),
         reason=status.get("reason", ""),
         worker=worker,
-        step=max(trunk, default=0),
+        step=trunk[-1]["step"] if trunk else 0,
         num_steps=sum(phases[phase]["steps"] for phase in order),
-        loss=curve[-1]["loss"] if curve else None,
+        loss=trunk[-1]["loss"] if trunk else None,
         seconds=seconds,
         compiling=sum(line.get("compiling", 0.0) for line in timing),
         idle=max(now - max(written), 0) if written else None,

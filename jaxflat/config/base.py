@@ -43,8 +43,8 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
         "phase_order": Bounded(("pretrain",), may_be_empty=True),
         "phases": {name: phase_keys() for name in phases},
         "training": {
-            # Most optimizer steps per compiled call. The curve has a line for each call, so calls
-            # are shorter where a phase has fewer than 50 of them.
+            # Optimizer steps per compiled call, at most. The curve has a line for each call, so
+            # calls are shorter where a phase would have fewer than 50 of them.
             "steps_per_call": 250,
             "save_every": 4,  # a recovery checkpoint every save_every * steps_per_call steps
             "keep": 2,  # recovery checkpoints kept; a run resumes from the newest complete one

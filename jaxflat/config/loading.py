@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxflat.config import Config, Sweep
+from jaxflat.config.sweeps import ARM
 from jaxflat.config.validation import InputError, check_key, coerced
 
 
@@ -97,6 +98,15 @@ def _are_names(default: Any) -> bool:
 
 
 def without_keys(points: Sweep, keys: Iterable[str]) -> Sweep:
-    """Return the distinct points without these keys, which the command line sets."""
-    kept = [{k: value for k, value in point.items() if k not in set(keys)} for point in points]
+    """Return the distinct points without these keys, which the command line sets.
+
+    Arms that differed only in these keys become one, which has no name.
+    """
+    removed = set(keys)
+    kept = [{k: value for k, value in point.items() if k not in removed} for point in points]
+    unnamed = [{k: value for k, value in point.items() if k != ARM} for point in kept]
+    for place, same in enumerate(unnamed):
+        arms = {point.get(ARM) for point, other in zip(kept, unnamed, strict=True) if other == same}
+        if removed and len(arms) > 1:
+            kept[place] = same
     return [point for place, point in enumerate(kept) if point not in kept[:place]]

@@ -1,10 +1,12 @@
 """Measure how long this process traces, lowers and compiles programs, by JAX's own events."""
 
+import threading
 from time import perf_counter
 
 import jax
 
 _spans: list[tuple[float, float]] = []  # (start, end) by perf_counter, disjoint and in order
+_lock = threading.Lock()
 
 
 class Watch:
@@ -31,9 +33,10 @@ def _record(event: str, duration_secs: float, **_: object) -> None:
     if event.startswith("/jax/core/compile/"):
         end = perf_counter()
         start = end - duration_secs
-        while _spans and _spans[-1][0] >= start:
-            _spans.pop()
-        _spans.append((start, end))
+        with _lock:  # several threads may compile
+            while _spans and _spans[-1][1] > start:
+                start = min(start, _spans.pop()[0])
+            _spans.append((start, end))
 
 
 jax.monitoring.register_event_duration_secs_listener(_record)

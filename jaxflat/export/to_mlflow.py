@@ -17,7 +17,8 @@ def write(sweep: FinishedSweep) -> None:
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError("the package mlflow is missing: pip install 'jaxflat[mlflow]'") from None
-    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "jaxflat")
+    if "MLFLOW_EXPERIMENT_ID" not in os.environ:
+        os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "jaxflat")
     try:
         with mlflow.start_run(run_name=sweep.name):
             for path in sweep.files:

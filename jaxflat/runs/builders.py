@@ -149,7 +149,7 @@ def _train_steps(
     penalty, whole = None, settings.adversary.strength > 0
     if "flatness_penalty" in settings:
         penalty = make_flatness_penalty(model.apply, loss_fn, settings)
-        whole = settings.flatness_penalty.measure == "feature_rank"
+        whole = whole or settings.flatness_penalty.measure == "feature_rank"
     by_shard = jax.default_backend() == "cpu" and not whole
     num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
     optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0

@@ -135,6 +135,8 @@ def _train_branch(
         saved = aside.restore(checkpoint.step, start.state)
         if has_lines(stop for stop in stops if stop <= saved.step):
             call = start._replace(state=saved)
+    if call is start:
+        curve.forget(start.phase.name, start.stop)
     for stop in stops:
         if stop > call.state.step:
             state, loss = yield from _checked_outcome(call._replace(stop=stop), folder)

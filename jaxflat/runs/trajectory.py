@@ -100,7 +100,7 @@ def sentences_seen(config: Config, checkpoint: Checkpoint) -> int:
 
 
 def call_length(config: Config, num_steps: int) -> int:
-    """Return the most steps of a compiled call within `num_steps`; each gives a line of the curve.
+    """Return how many of `num_steps` steps a compiled call takes; each call is a line of the curve.
 
     It depends on no other phase: runs that share their first phases share these lines, too.
     """
@@ -120,7 +120,7 @@ def anneal_ends(config: Config, phase: Phase, branch: int) -> list[int]:
 
 
 def longest_call(config: Config, phase: Phase) -> int:
-    """Return the most steps of a compiled call of a phase and its anneals."""
+    """Return how many steps the longest compiled call of a phase and its anneals takes."""
     return call_length(config, max(phase.settings.steps, phase.settings.anneal_steps))
 
 

@@ -71,6 +71,11 @@ class Curve:
         self._folder.write_lines(FILE, [self._lines[key] for key in sorted(self._lines)])
         self._add_event(step=step, summary=scalar(f"loss/{tag(phase, branch)}", loss))
 
+    def forget(self, phase: str, branch: int) -> None:
+        """Remove the lines of a branch, which trains again from its origin."""
+        kept = {key: line for key, line in self._lines.items() if key[1:] != (branch, phase)}
+        self._lines = kept
+
     def has(self, phase: str, branch: int, steps: Iterable[int]) -> bool:
         """Return whether a branch has lines at these steps."""
         return all((step, branch, phase) in self._lines for step in steps)

@@ -52,7 +52,8 @@ def expand(config: Config, points: Sweep, workdir: Path) -> list[Point]:
                 f"arms {first.arm!r} and {one.arm!r} are one point, {first.name}: their values are "
                 "the same in every key, defaults included; keep one of them"
             )
-        distinct[identity] = first._replace(arm=first.arm or one.arm)
+        merged = first.overrides | one.overrides
+        distinct[identity] = first._replace(arm=first.arm or one.arm, overrides=merged)
     resolved = list(distinct.values())
     _check_arms(resolved, entries, defaults, workdir)
     swept = {key for one in resolved for key in one.overrides}
@@ -170,13 +171,17 @@ def select(points: list[Point], selection: str) -> list[Point]:
     """
     if not selection:
         return points
-    chosen: dict[str, Point] = {}
-    for part in selection.split(","):
+    chosen = {point.name: point for point in points if point.arm == selection}
+    for part in [] if chosen else selection.split(","):
         first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():
+        if named := [point for point in points if part and point.arm == part]:
+            matches = named
+        elif first.isdigit() and (last or first).isdigit():
             matches = points[int(first) : int(last or first) + 1]
         else:
-            matches = [p for p in points if fnmatch(p.name, part) or fnmatch(p.arm, part)]
+            matches = [
+                p for p in points if fnmatch(p.name, part) or (p.arm and fnmatch(p.arm, part))
+            ]
         if not matches:
             raise InputError(
                 f"--points={part} matches none of the {len(points)} points; "

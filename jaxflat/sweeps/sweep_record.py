@@ -31,7 +31,7 @@ def check_sweep(config: Config, points: list[Point], workdir: Path) -> None:
 
 def record_sweep(config: Config, points: list[Point], folder: Folder, command: str = "") -> None:
     """Write or extend sweep.json: the training settings, the points with their measurements, and
-    the arguments of the command, "" if the sweep was started from Python.
+    the arguments of the command. Without arguments, as from Python, recorded ones stay.
 
     Raises InputError if the folder cannot be used or its sweep has other training settings.
     """
@@ -74,7 +74,7 @@ def _extended_record(path: Path, config: Config, points: list[Point]) -> dict[st
     for point in points:
         entries[point.name] = {
             "name": point.name,
-            "overrides": entries.get(point.name, {}).get("overrides", point.overrides),
+            "overrides": entries.get(point.name, {}).get("overrides", {}) | point.overrides,
             "measured": {m.section: m.recorded(point.config) for m in stages.MEASUREMENTS},
             "settings": {
                 m.section: m.digests_without_seed(point.config) for m in stages.MEASUREMENTS

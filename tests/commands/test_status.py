@@ -54,7 +54,7 @@ def test_each_points_state_step_loss_and_time(tmp_path):
     make_sweep(tmp_path, ["done", "running 1", "failed", "waiting", "running"])
     now = (tmp_path / "seed=1" / "timing.jsonl").stat().st_mtime + 60
     done, running, failed, waiting, died = status.read_points(tmp_path, now)
-    assert (done.state, done.step, done.num_steps, done.loss) == ("done", 10, 40, 1.5)
+    assert (done.state, done.step, done.num_steps, done.loss) == ("done", 10, 40, 2.5)
     assert (done.seconds, running.seconds) == (20, pytest.approx(5 + 60))
     assert 50 <= running.idle <= 60
     assert failed.reason == "FloatingPointError: the loss is nan"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxflat import main
+from jaxflat.analysis.label_noise import CLAIM
 from jaxflat.config import loading
 from jaxflat.runs import trajectory
 from jaxflat.sweeps import points
@@ -40,5 +41,5 @@ def test_the_smoke_scale_runs_and_compares_the_arms(tmp_path, monkeypatch, capsy
         assert len(starts) == 2 * len(values) == 4
     assert len(list((tmp_path / "trunks").iterdir())) == 2
     printed = " ".join(capsys.readouterr().out.split())
-    assert "label noise" in printed
+    assert CLAIM in printed
     assert "Changes from the first checkpoint" in (tmp_path / "report.html").read_text()

@@ -72,6 +72,32 @@ def test_a_resumed_curve_has_the_lines_up_to_its_step_and_of_branches_from_there
         Curve(folder, recorded[6, None], 6, position)
 
 
+def test_a_branch_of_an_older_version_leaves_no_line_when_it_trains_again(folder, clock):
+    """Older versions wrote anneals before the trunk's next line, and a line every 250 steps."""
+    order = ((4, None), (6, 4), (8, 4), (6, None), (11, 6))
+    lines = [
+        {"phase": "pretrain", **({"branch": branch} if branch else {}), "step": step, "loss": 1.0}
+        for step, branch in order
+    ]
+    folder.make()
+    (folder.path / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    num_bytes = sum(len(json.dumps(one)) + 1 for one in lines[:4])
+    curve = Curve(folder, num_bytes, 6, position)
+    assert not curve.has("pretrain", 6, (9, 12))
+    curve.forget("pretrain", 6)
+    for step in (9, 12):
+        curve.add("pretrain", step, float(step), 6)
+    expected = [
+        (4, None, 1.0),
+        (6, None, 1.0),
+        (6, 4, 1.0),
+        (8, 4, 1.0),
+        (9, 6, 9.0),
+        (12, 6, 12.0),
+    ]
+    assert lines_of(folder) == expected
+
+
 def test_events_are_as_tensorboardx_writes_them(folder, tmp_path, clock):
     Curve(folder).add("pretrain", 4, 1.25, 2)
     value = {"tag": "loss/pretrain/anneal_2", "simple_value": 1.25}

@@ -7,6 +7,7 @@ import pytest
 
 from jaxflat import main
 from jaxflat.config import arm, chain, param, product
+from jaxflat.config.loading import without_keys
 from jaxflat.config.validation import InputError
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps.points import expand, select
@@ -80,7 +81,7 @@ def test_a_value_set_to_its_default_is_one_point_with_the_unset_one(tmp_path):
     points = expand(tiny_config(), chain(rates, batches), tmp_path)
     settings = [(p.config.seed, p.overrides.get(RATE), p.overrides.get(BATCH)) for p in points]
     assert settings == [
-        *((0, 1e-3, None), (0, DEFAULT, None), (1, 1e-3, None), (1, DEFAULT, None)),
+        *((0, 1e-3, None), (0, DEFAULT, 8), (1, 1e-3, None), (1, DEFAULT, 8)),
         *((0, None, 16), (1, None, 16)),
     ]
 
@@ -101,7 +102,8 @@ def test_the_same_settings_are_one_point_in_a_sweep_and_in_its_folder(one, other
     assert second.name == first.name
     assert second.config == first.config
     stored = json.loads((tmp_path / "sweep.json").read_text())["points"]
-    assert [point["overrides"] for point in stored] == [json.loads(json.dumps(first.overrides))]
+    both = first.overrides | second.overrides  # so that a seed that one of them lacks has its row
+    assert [point["overrides"] for point in stored] == [json.loads(json.dumps(both))]
 
 
 @pytest.mark.parametrize(
@@ -176,3 +178,22 @@ def test_a_sweep_that_has_begun_keeps_its_baseline(tmp_path):
     record(ARMS, tmp_path)
     record(product(SEEDS, chain(arm("wide", {BATCH: 16}), arm("usual", {}))), tmp_path)
     assert list(dict.fromkeys(name for _, name in recorded(tmp_path))) == ["slow", "usual", "wide"]
+
+
+def test_a_flag_that_makes_two_arms_equal_takes_their_names(tmp_path):
+    listed = product(SEEDS, chain(arm("small", {BATCH: 8}), arm("large", {BATCH: 16})))
+    assert without_keys(listed, [BATCH]) == [{"seed": 0}, {"seed": 1}]
+    assert without_keys(listed, [RATE]) == listed
+    three = chain(listed, product(SEEDS, arm("fast", {BATCH: 16, RATE: 0.5})))
+    kept = without_keys(three, [BATCH])
+    assert kept == [{"seed": 0}, {"seed": 1}, *product(SEEDS, arm("fast", {RATE: 0.5}))]
+
+
+def test_points_of_joined_and_numeric_names_are_selected(tmp_path):
+    sizes = chain(arm("small", {BATCH: 8}), arm("16", {BATCH: 16}))
+    listed = expand(tiny_config(), product(SEEDS, sizes, arm("SAM", {})), tmp_path)
+    assert {point.arm for point in select(listed, "small, SAM")} == {"small, SAM"}
+    listed = expand(tiny_config(), product(SEEDS, chain(sizes, [{RATE: 0.5}])), tmp_path)
+    assert {point.arm for point in select(listed, "16")} == {"16"}
+    with pytest.raises(InputError, match="matches none"):
+        select(listed, "0,")
