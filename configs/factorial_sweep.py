@@ -13,13 +13,13 @@ from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
-    "smoke": (100, 100, (50, 100), 20),
+    "smoke": (40, 40, (20, 40), 10),
     "laptop": (600, 2000, (100, 400, 1600), 100),
     "full": (600, 8000, (100, 400, 1600, 6400), 100),
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
 }
 WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
-NUM_SEEDS = {"smoke": 1, "laptop": 2, "full": 8, "paper": 3}  # on each of two languages
+SEEDS = {"smoke": seeds(1), "laptop": seeds(2, 2), "full": seeds(8, 2), "paper": seeds(3, 2)}
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -52,7 +52,7 @@ def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
     scale = named_scale(scale)
     return product(
-        seeds(NUM_SEEDS[scale], num_languages=2),
+        SEEDS[scale],
         param("model.width", WIDTHS[scale]),
         param("phases.drift.schedule.learning_rate", [0.02, 0.08]),
         param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),

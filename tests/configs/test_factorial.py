@@ -9,6 +9,7 @@ import pytest
 from jaxflat import main
 from jaxflat.config import loading
 from jaxflat.sweeps import points
+from tests.support.counts import FULL
 
 CONFIG = f"{Path(__file__).parents[2]}/configs/factorial_sweep.py"
 DRIFT = "phases.drift"
@@ -27,8 +28,8 @@ def test_every_seed_has_every_combination_and_shares_its_warm_start(scale, tmp_p
     levels = [dict.fromkeys(point[key] for point in listed) for key in FACTORS]
     assert [len(one) for one in levels] == [2] * 4
     seeds = dict.fromkeys(point["seed"] for point in listed)
-    languages = {point["seed"]: point["language.seed"] for point in listed}
-    assert set(languages.values()) == {0, 1}
+    languages = {point.get("language.seed") for point in listed}
+    assert languages == ({None} if scale == "smoke" else {0, 1})
     for seed in seeds:
         own = [tuple(p[key] for key in FACTORS) for p in listed if p["seed"] == seed]
         assert sorted(own) == sorted(product(*levels))
@@ -38,12 +39,13 @@ def test_every_seed_has_every_combination_and_shares_its_warm_start(scale, tmp_p
     assert len({point.config.phases.settle for point in expanded}) == 1
 
 
+@pytest.mark.skipif(not FULL, reason="minutes of compilation: in make full")
 @pytest.mark.slow
 def test_the_smoke_scale_runs_and_the_page_has_the_effect_of_each_factor(tmp_path):
     assert main.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path}"]) == 0
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 16 * 2
+    assert len(rows) == 16 * 2
     page = (tmp_path / "report.html").read_text()
     for factor in ("width 8 → 16", "batch_size 16 → 64", "targets exact → sampled"):
         assert page.count(factor) > 2
