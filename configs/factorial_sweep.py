@@ -13,7 +13,7 @@ from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
 STEPS = {
-    "smoke": (40, 40, (20, 40), 10),
+    "smoke": (100, 100, (50, 100), 20),
     "laptop": (600, 2000, (100, 400, 1600), 100),
     "full": (600, 8000, (100, 400, 1600, 6400), 100),
     "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
