@@ -92,7 +92,7 @@ def test_lookup_tables_are_set_beside_the_models_where_there_are_any(sweep):
 def test_beside_any_result_on_sizes_the_parametrisation_is_named(sweep, effects):
     """The embedded trace is one parametrisation of many; no words relate it to accuracy."""
     sentences = summary_sentences(sweep(**effects))
-    assert "Hessian trace, embedded, larger over smaller" in only(sentences, FLAT)
+    assert "embedded Hessian trace, larger over smaller" in only(sentences, FLAT)
     beside = summary_sentences(sweep(**effects, log_invariant=0.1))
     assert "invariant Hessian trace, larger over smaller" in only(beside, FLAT)
     assert "by the embedded trace" in only(beside, FLAT)

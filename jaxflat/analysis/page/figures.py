@@ -36,7 +36,8 @@ class Plate:
 
 BY_SIZE = Plate(
     "size",
-    "Each size at one common excess loss (solid). Its checkpoints are faint.",
+    "Solid: each size where the sizes are compared, at equal excess losses or at the checkpoints "
+    "of nearest loss. Faint: every checkpoint.",
     (
         ("Excess loss by size", drawing.excess_against_size),
         ("Flatness by size", drawing.trace_against_size),
@@ -45,7 +46,7 @@ BY_SIZE = Plate(
 )
 TRAJECTORIES = Plate(
     "trajectories",
-    "Every checkpoint, one line an arm. Rings: models of equal excess loss.",
+    "Every checkpoint, one line an arm. Rings: where each arm is compared.",
     (
         ("Accuracy against loss", drawing.accuracy_against_excess),
         ("Accuracy against flatness", drawing.accuracy_against_trace),
@@ -53,9 +54,10 @@ TRAJECTORIES = Plate(
 )
 ONE_LOSS = Plate(
     "one_loss",
-    "Accuracy against flatness of single runs of one size, read at equal excess loss. A dot is a "
-    "seed.",
-    (("One size, one loss", panels.accuracy_against_flatness),),
+    "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are read "
+    "at the same excess losses; those of another seed may differ. With one arm, all seeds are read "
+    "at the same losses.",
+    (("One size, equal losses", panels.accuracy_against_flatness),),
 )
 RESCALING = Plate(
     "rescaling",
@@ -74,7 +76,7 @@ BY_STEP = Plate(
 )
 BY_LABELS = Plate(
     "labels",
-    "Each arm's last checkpoint, and the untrained controls. Losses may differ.",
+    "Each arm's last checkpoint, and the controls that no training produced. Losses may differ.",
     (("Accuracy by labelled examples", line_panels.accuracy_against_labels),),
 )
 
@@ -110,7 +112,7 @@ def _seed_differences(comparison: Comparison, picture: Picture | None) -> Plate:
         "differences",
         caption,
         tuple(
-            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 26))
+            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 48))
             for title, one in drawn.items()
         ),
     )

@@ -65,7 +65,7 @@ class SweepView:
 
 def leading_picture(comparison: Comparison, judged: Evidence) -> Picture | None:
     """Return the picture of the claim on which the answer rests."""
-    return primary_picture(comparison, leading_verdicts(judged.verdicts)[0].kind)
+    return primary_picture(comparison, leading_verdicts(judged.verdicts)[0])
 
 
 def view_sweep(
