@@ -235,7 +235,7 @@ def test_the_table_has_the_numbers():
         "targets exact → sampled",
     ]
     rate = dict(zip(header, table[1], strict=True))
-    assert rate["Accuracy (points), equal loss"].startswith("−0.1 (")
+    assert rate["Accuracy (points), equal loss"].startswith("−0.05 (")
     assert rate["Where"] == "averaged over the other factors"
     assert rate["Seeds, equal steps; equal loss"] == "8; 8"
     main, conditional = factor_tables(found)

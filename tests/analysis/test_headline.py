@@ -72,7 +72,7 @@ def test_an_effect_and_its_reverse_differ_in_the_word_and_the_number(sweep, accu
     assert [len(row.by_seed) for row in picture.rows] == [5] * 4
     mean, *pairs = picture.rows
     np.testing.assert_allclose(mean.by_seed, np.mean([row.by_seed for row in pairs], axis=0))
-    assert f"{abs(mean.interval.mean):.1f} points (95%" in words.answer
+    assert f"{abs(mean.interval.mean):.2f} points (95%" in words.answer
 
 
 @pytest.mark.parametrize(("slope", "word"), [(1.0, "Yes"), (-1.0, "No, the opposite")])
@@ -184,7 +184,7 @@ def test_an_arrow_is_explained_where_one_is_drawn():
     short, long = Interval(1.0, 0.9, 1.1, 5), Interval(1.0, -50.0, 52.0, 5)
     for interval, beyond in ((short, False), (long, True)):
         rows = [Difference("a", [0.9, 1.1], interval)]
-        assert ("An arrow" in Differences("", 0.0, "", rows, "").caption) == beyond
+        assert ("An arrow" in Differences("", 0.0, rows, "").caption) == beyond
 
 
 def test_the_first_36_arms_look_different():

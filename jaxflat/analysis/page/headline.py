@@ -272,8 +272,8 @@ def _fallbacks(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]
         )
     if not comparison.primary_columns:
         found.append(f"The accuracy to compare ({plan.accuracy}) was not measured.")
-    elif comparison.primary_labeling != "map":
-        found.append(f"No map labels: {comparison.primary_labeling} labels are used instead.")
+    elif comparison.primary_labeling == "latent":
+        found.append("No map labels: latent labels are used instead.")
     preferred, used = next(iter(COMPARED)), common_column(comparison.cells)
     if used and used != preferred:
         found.append(f"No {COMPARED[preferred]}: the {COMPARED[used]} is used instead.")

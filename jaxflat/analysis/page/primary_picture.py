@@ -42,7 +42,6 @@ class Differences:
 
     label: str
     null: float
-    unit: str
     rows: list[Difference]
     about: str
 
@@ -167,7 +166,7 @@ def accuracy_differences(comparison: Comparison) -> Differences | None:
     mean = [100 * one for one in _over_sizes(comparison, accuracy_difference, PRIMARY_ACCURACY)]
     average = (_AVERAGE, mean, mean_interval(mean)) if mean else None
     label = f"{drawing.accuracy_label(comparison, '')}: difference (points)"
-    return _differences(comparison, label, 0.0, "", values, interval, average)
+    return _differences(comparison, label, 0.0, values, interval, average)
 
 
 def flatness_ratios(comparison: Comparison) -> Differences | None:
@@ -186,7 +185,7 @@ def flatness_ratios(comparison: Comparison) -> Differences | None:
     average = (_AVERAGE, mean, found) if found else None
     label = f"{COMPARED.get(column, 'Sharpness')}: ratio, log scale"
     return _differences(
-        comparison, label, 1.0, "×", values, lambda pair: pair.flatness.get(column), average
+        comparison, label, 1.0, values, lambda pair: pair.flatness.get(column), average
     )
 
 
@@ -209,7 +208,7 @@ def label_noise_changes(comparison: Comparison) -> Differences | None:
         if one.ratio
     ]
     label = f"{COMPARED[column]}: last over first checkpoint, log scale"
-    return Differences(label, 1.0, "×", rows, "")
+    return Differences(label, 1.0, rows, "")
 
 
 _AVERAGE = "mean of the pairs at equal loss"
@@ -219,7 +218,6 @@ def _differences(
     comparison: Comparison,
     label: str,
     null: float,
-    unit: str,
     values: Callable[[Pair], list[float]],
     interval: Callable[[Pair], Interval | None],
     average: tuple[str, list[float], Interval] | None,
@@ -236,7 +234,7 @@ def _differences(
         rows = sorted(rows, key=lambda row: not row.equal_loss)[:MOST_ROWS]
     if average and len(rows) > 1:
         rows.insert(0, Difference(*average))
-    return Differences(label, null, unit, rows, about) if rows else None
+    return Differences(label, null, rows, about) if rows else None
 
 
 def row_names(pairs: Sequence[Pair]) -> tuple[list[str], str]:
@@ -331,8 +329,7 @@ def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: i
         dots = {"color": filled, "edgecolor": color, "alpha": 0.55, "s": 22, "linewidth": 0.8}
         ax.scatter(row.by_seed, [y - 0.17] * len(row.by_seed), **dots)
         drawing.bar(ax, row.interval, y, color, low, high)
-        style = ".2f" if picture.unit else "+.1f"
-        number = wording.ranged(row.interval, style, unit=picture.unit)
+        number = wording.ratio(row.interval) if picture.is_log else wording.points(row.interval, 1)
         at = {"transform": ax.get_yaxis_transform(), "fontsize": size}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         name = ax.text(0.0, y + 0.2, wording.short(row.name, most), bbox=box, **at)
