@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxflat.analysis.cells import Cell
@@ -17,6 +18,8 @@ from jaxflat.analysis.statistics.intervals import Interval
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 MARKERS = "osD^vP"
 GREY = "#777777"
+PANEL_INCHES = (4.0, 3.7)
+MOST_LETTERS = 24  # of a name in a legend of two columns
 
 
 def look(place: int) -> dict[str, Any]:
@@ -272,12 +275,22 @@ def is_beyond(interval: Interval, low: float, high: float) -> bool:
     return min(known) < low or max(known) > high
 
 
+def make_taller(ax: Axes, inches: float) -> None:
+    """Give the figure of a panel at least this height."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.set_figheight(max(figure.get_figheight(), inches))
+
+
 def legend(ax: Axes) -> None:
     """Put the legend below the panel, so that it hides nothing."""
     handles, _ = ax.get_legend_handles_labels()
     if handles:
         handles.sort(key=lambda handle: isinstance(handle, Line2D))  # measurements come first
-        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 2}
+        is_long = max(len(str(handle.get_label())) for handle in handles) > MOST_LETTERS
+        columns = 1 if is_long else 2
+        make_taller(ax, PANEL_INCHES[1] + 0.2 * (len(handles) / columns - 3))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": columns}
         ax.legend(
             handles=handles, frameon=False, fontsize=9, labelspacing=0.3, columnspacing=1.2, **below
         )

@@ -22,7 +22,6 @@ from jaxflat.analysis.page.primary_picture import (
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, budgets
 
 Panel = Callable[[Axes, Comparison], None]
-PANEL_INCHES = (4.0, 3.7)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _seed_differences(comparison: Comparison, picture: Picture | None) -> Plate:
         "differences",
         caption,
         tuple(
-            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 48))
+            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 54))
             for title, one in drawn.items()
         ),
     )
@@ -132,7 +131,10 @@ def save_figures(comparison: Comparison, picture: Picture | None, folder: Path) 
 
 
 def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
-    figure = Figure(figsize=(PANEL_INCHES[0] * len(panels), PANEL_INCHES[1]), layout="constrained")
+    figure = Figure(
+        figsize=(drawing.PANEL_INCHES[0] * len(panels), drawing.PANEL_INCHES[1]),
+        layout="constrained",
+    )
     for ax, (title, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):

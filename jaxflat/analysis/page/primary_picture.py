@@ -306,15 +306,16 @@ def draw_picture(picture: Picture) -> Figure:
         draw = _draw_doses if isinstance(picture, Doses) else _draw_seeds
         draw(figure.subplots(), picture)  # pyright: ignore[reportArgumentType]
     else:
-        height = 0.8 + 0.52 * len(picture.rows)
-        figure = Figure(figsize=(WIDTH_INCHES, max(height, 1.9)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, 1.9), layout="constrained")
         draw_differences(figure.subplots(), picture)
     return figure
 
 
 def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: int = 60) -> None:
     """Draw a row a pair: its name, of at most `most` letters; below it dots, bar and numbers."""
-    drawing.style(ax, "", picture.label)
+    drawing.style(ax, "")
+    drawing.make_taller(ax, 0.8 + 0.053 * size * len(picture.rows))
+    ax.set_xlabel(picture.label, loc="left")  # it may be longer than the axis
     ax.grid(axis="y", visible=False)
     low, high = picture.limits
     if picture.is_log:
@@ -332,9 +333,9 @@ def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: i
         number = wording.ratio(row.interval) if picture.is_log else wording.points(row.interval, 1)
         at = {"transform": ax.get_yaxis_transform(), "fontsize": size}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        name = ax.text(0.0, y + 0.2, wording.short(row.name, most), bbox=box, **at)
+        name = ax.text(0.0, y + 0.22, wording.short(row.name, most), bbox=box, **at)
         name.set_in_layout(False)  # it may reach over the numbers, which are on another line
-        ax.text(1.02, y, number, va="center", fontweight="bold", **at)
+        ax.text(1.02, y - 0.08, number, va="center", fontweight="bold", **at)
     ax.set_ylim(-len(picture.rows) + 0.6, 0.6)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
