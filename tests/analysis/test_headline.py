@@ -12,8 +12,9 @@ from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN
-from jaxflat.analysis.page import drawing
+from jaxflat.analysis.page import drawing, wording
 from jaxflat.analysis.page.headline import MOST_WORDS, headline, leading_verdicts
+from jaxflat.analysis.page.overview import overview
 from jaxflat.analysis.page.primary_picture import (
     Difference,
     Differences,
@@ -24,7 +25,7 @@ from jaxflat.analysis.page.primary_picture import (
 )
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.statistics.intervals import Interval, mean_interval
-from jaxflat.analysis.verdicts import SUPPORTED, UNDECIDED
+from jaxflat.analysis.verdicts import EFFECT, LABEL_NOISE, SUPPORTED, UNDECIDED, Verdict
 from tests.analysis.conftest import write_rows
 from tests.analysis.test_findings import declare
 from tests.analysis.test_unset_keys import PROBE, TARGETS, TRACE
@@ -178,6 +179,25 @@ def test_what_all_rows_have_in_common_is_in_the_caption():
     assert (names, about) == (["width 64, rate 0.02"], "Against width 32, rate 0.02.")
     mixed = [*pairs, SimpleNamespace(first=cells[0][0], second=cells[1][1])]
     assert row_names(mixed)[0][2] == "width 64, rate 0.05 against width 32, rate 0.02"
+
+
+def test_a_claim_without_its_measurements_has_no_picture_of_another(sweep):
+    comparison = read_comparison(sweep())
+    for kind in (LABEL_NOISE, EFFECT):
+        claim = Verdict("a claim", kind, True, "", "", UNDECIDED, subject="a penalty")
+        assert primary_picture(comparison, claim) is None
+
+
+def test_the_small_table_says_where_its_arms_are_read(sweep):
+    between = overview(read_comparison(sweep())).read
+    assert between.startswith("Each arm is read between checkpoints")
+    apart = overview(read_comparison(sweep(excess=0.02, steps=(1000,)))).read
+    assert apart == "Each arm is read at step 1,000."
+
+
+def test_small_differences_have_two_digits():
+    assert wording.points(Interval(-0.002, -0.004, -0.0004, 5)) == "−0.20 (−0.40 to −0.04)"
+    assert wording.points(Interval(0.027, -0.003, 0.058, 5)) == "+2.7 (−0.3 to +5.8)"
 
 
 def test_an_arrow_is_explained_where_one_is_drawn():

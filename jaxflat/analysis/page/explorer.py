@@ -35,9 +35,8 @@ def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> di
     """Return each row of results.csv with its arm, and the columns that axes can show.
 
     `columns` holds a list of numbers or texts for each column, null where a cell is empty. `arm`
-    and `group` have a number for each row. Rows of one group differ only in their seeds, those of
-    languages included; their values are a mean over seeds with an interval. `quantiles` has
-    Student's t for n values at place n.
+    and `group` have a number for each row. Rows of one group differ only in their seeds and
+    languages, over which the page averages. `quantiles` has Student's t for n values at place n.
     Returns None without results.
     """
     header, records = _read(results)
