@@ -116,11 +116,6 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def trained_as(arm: str) -> str:
-    """Return the name of the trained models with an untrained arm's keys."""
-    return arm.removesuffix(UNTRAINED).removesuffix(", ") or EVERY_POINT
-
-
 def _shared_phases(rows: Sequence[Row]) -> int:
     """Count the first phases that all rows share."""
     steps = zip(*(row.phases for row in rows), strict=False)

@@ -1,6 +1,7 @@
 """Judge the claims that a sweep can test, each by statistics over seeds."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, 
 from jaxflat.analysis.verdicts import ACCURACY, FLATNESS, ClaimTest, Verdict, decide
 
 ONE_SEED = "one seed gives no interval"
+OPPOSITE = ", the opposite"  # ends the evidence if the embedded trace contradicts the invariant one
 
 
 def judge(comparison: Comparison) -> list[Verdict]:
@@ -60,13 +62,16 @@ def _on_second(
     matched = [pair for pair in pairs if pair.equivalence.holds]
     if not matched:
         why = obstacle or why_unmatched(pairs)
-        return [ClaimTest(claim, kind, reason=why) for kind, claim in claims.items()]
+        return [
+            ClaimTest(claim, kind, reason=why, subject=second) for kind, claim in claims.items()
+        ]
     of = ("larger", "smaller") if article else (second, "the other")
     over = f"mean over {wording.plural(len(matched), 'pair')}" if article else ""
-    return [
+    tests = (
         _more_accurate(claims[ACCURACY], matched, of, over),
         _flatter(claims[FLATNESS], matched, of, over),
-    ]
+    )
+    return [replace(test, subject=second, over=over) for test in tests]
 
 
 def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
@@ -105,8 +110,7 @@ def _flatter(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> C
     embedded = column.removesuffix("_invariant")
     if embedded != column and (other := _ratio(pairs, embedded)):
         opposite = other.side(1.0) * ratio.side(1.0) < 0
-        differs = ", the opposite" if opposite else ""
-        evidence += f"; by the embedded trace {wording.ratio(other)}{differs}"
+        evidence += f"; by the embedded trace {wording.ratio(other)}{OPPOSITE * opposite}"
     return ClaimTest(
         claim,
         FLATNESS,

@@ -6,6 +6,7 @@ noise and none, and between the seeds of one setting. Settings that differ other
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import comb, factorial
 
@@ -41,8 +42,8 @@ Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at e
 
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
     """Return a test for every contrast that the sweep has."""
-    contrasts = _on_doses(comparison) + _on_label_noise(comparison)
-    return [*(contrasts or [_across_settings(comparison)]), _within_settings(comparison)]
+    tests = [_on_contrasts(comparison, *one) for one in contrasts_by_cause(comparison)]
+    return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
 
 
 def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float) -> ClaimTest:
@@ -136,9 +137,14 @@ def why_not_measured(cells: Sequence[Cell], column: str) -> str:
     return ""
 
 
-def _on_doses(comparison: Comparison) -> list[ClaimTest]:
-    """Test the doses of each penalty against strength 0, in arms that differ in nothing else."""
-    tests = []
+def contrasts_by_cause(comparison: Comparison) -> list[tuple[str, list[Arms]]]:
+    """Return what changes flatness, each with its pairs of a baseline and another arm.
+
+    A cause is a penalty on one measure, with strength 0 as the baseline, or label noise, with exact
+    targets as the baseline. The two arms differ in nothing else. A cause without a baseline has no
+    pairs.
+    """
+    found: list[tuple[str, list[Arms]]] = []
     for key in [key for key in comparison.varied if key.endswith(STRENGTH)]:
         section = key.removesuffix("strength")
         strength, measure = partial(_number, key), partial(_text, f"{section}measure")
@@ -149,29 +155,20 @@ def _on_doses(comparison: Comparison) -> list[ClaimTest]:
                 contrasts = by_measure.setdefault(measure(dose), [])
                 contrasts += [(baseline, dose)] if baseline else []
         for name, contrasts in by_measure.items():
-            named = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
-            why = "" if contrasts else "no arm has strength 0, the baseline"
-            tests.append(_on_contrasts(comparison, named, contrasts, why))
-    return tests
-
-
-def _on_label_noise(comparison: Comparison) -> list[ClaimTest]:
-    """Test sampled labels against exact targets, in arms that differ in nothing else."""
-    tests = []
+            cause = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
+            found.append((cause, contrasts))
     for key in [key for key in comparison.varied if key.endswith(".targets")]:
-        contrasts: list[Arms] = []
+        contrasts = []
         for own in arms_alike(comparison, lambda name, key=key: name == key):
             by_targets = {_text(key, arm): arm for arm in own}
             if {"exact", "sampled"} <= by_targets.keys():
                 contrasts.append((by_targets["exact"], by_targets["sampled"]))
         if contrasts:
-            tests.append(_on_contrasts(comparison, "label noise", contrasts))
-    return tests
+            found.append(("label noise", contrasts))
+    return found
 
 
-def _on_contrasts(
-    comparison: Comparison, cause: str, arms: Sequence[Arms], why: str = ""
-) -> ClaimTest:
+def _on_contrasts(comparison: Comparison, cause: str, arms: Sequence[Arms]) -> ClaimTest:
     """Test the effect in all contrasts of one cause together."""
     claim = f"At equal excess loss a trace that {cause} lowers raises accuracy"
     names = [(baseline[0].arm, arm[0].arm) for baseline, arm in arms]
@@ -189,8 +186,10 @@ def _on_contrasts(
     ]
     if not contrasts:
         unmatched = [pair for both in compared for pair in both if pair]
-        return ClaimTest(claim, EFFECT, reason=why or why_unmatched(unmatched))
-    return contrast_effect(claim, contrasts, comparison.plan.negligible_slope)
+        why = why_unmatched(unmatched) if arms else "no arm has strength 0, the baseline"
+        return ClaimTest(claim, EFFECT, reason=why, subject=cause)
+    test = contrast_effect(claim, contrasts, comparison.plan.negligible_slope)
+    return replace(test, subject=cause)
 
 
 def _across_settings(comparison: Comparison) -> ClaimTest:
@@ -229,14 +228,16 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
         for name, value in ((column, lambda x: -np.log2(x)), (PRIMARY_ACCURACY, lambda x: 100 * x))
     )
     r, p = permutation_test(halvings_GxN, gains_GxN, strata_N)
-    over = f"{wording.plural(len(seeds), 'seed')} of {wording.plural(len(cells), 'setting')}"
+    seeds_words = wording.plural(len(seeds), "seed")
+    over = f"permutations of {seeds_words} of {wording.plural(len(cells), 'setting')}"
     return ClaimTest(
         WITHIN,
         EFFECT,
-        f"rank correlation of accuracy with a smaller {COMPARED[column]}; permutations of {over}",
+        f"rank correlation of accuracy with a smaller {COMPARED[column]}; {over}",
         wording.minus(format(r, "+.2f")),
         side=int(np.sign(r)),
         p=p,
+        over=over,
     )
 
 

@@ -18,7 +18,10 @@ SHARPNESS = {
     "critical_sharpness": "Critical sharpness",
     "local_learning_coefficient": "Local learning coefficient",
 }
-EMBEDDED = {f"{column}@embedded": f"{name}, embedded" for column, name in SHARPNESS.items()}
+EMBEDDED = {
+    f"{column}@embedded": f"embedded {name if '_trace' in column else name[0].lower() + name[1:]}"
+    for column, name in SHARPNESS.items()
+}
 INVARIANT = {
     f"{column}@embedded_invariant": f"invariant {name}"
     for column, name in SHARPNESS.items()

@@ -40,9 +40,8 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     if len(ratios) < 2:
         why = f"{COMPARED[column]} is not positive in every seed"
         return ClaimTest(CLAIM, LABEL_NOISE, reason=why)
-    statistic = (
-        f"{COMPARED[column]}, last over first checkpoint; then this ratio over the control's"
-    )
+    over = "then this ratio over the control's"
+    statistic = f"{COMPARED[column]}, last over first checkpoint; {over}"
     evidence = "; ".join(map(wording.ratio, ratios))
     side, p, reason = -1, None, ""
     if len(cells[0].rows) == 1:
@@ -51,7 +50,7 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
         reason = f"the excess losses are not shown to be equal within a factor of {loss_ratio:g}"
     else:
         side, p = _both_below_one(ratios)
-    return ClaimTest(CLAIM, LABEL_NOISE, statistic, evidence, side, p, reason=reason)
+    return ClaimTest(CLAIM, LABEL_NOISE, statistic, evidence, side, p, reason=reason, over=over)
 
 
 def _both_below_one(ratios: list[Interval]) -> tuple[int, float]:

@@ -62,12 +62,6 @@ class Pair:
         """The ratio of that measure."""
         return self.flatness.get(self.flatness_column)
 
-    @property
-    def embedded_ratio(self) -> Interval | None:
-        """The ratio of that measure's embedded trace, None if it is not an invariant trace."""
-        embedded = self.flatness_column.removesuffix("_invariant")
-        return self.flatness.get(embedded) if self.flatness_column != embedded else None
-
 
 def pair_at_equal_loss(
     first: Sequence[Cell],

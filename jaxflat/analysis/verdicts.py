@@ -14,8 +14,8 @@ RULES = (
     "the other, and otherwise 'undecided'. Undecided does not mean that there is no effect.",
     "A claim on the effect of flatness is 'negligible' if two one-sided tests at 5% show that the "
     "effect lies within the margin that the sweep declared, and if the compared models' traces "
-    "differ by a factor of at least 1.5 (the whole interval). A small effect may be both supported "
-    "and negligible; the verdict is then 'supported'.",
+    "differ by a factor of at least 1.5 (the whole interval). A small effect may lie on a side and "
+    "also be negligible; the verdict is then 'supported' or 'contradicted'.",
     "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
     "own number (Holm 1979). All other claims are corrected together, for theirs. So the interval "
     "of a claim may exclude 0 (1 for ratios) although the claim is undecided.",
@@ -36,7 +36,9 @@ class ClaimTest:
     kind: one of KINDS. `statistic` names what is tested; `evidence` is its value and interval as
     text. side: +1 if the statistic lies on the claimed side, else -1. p: of the two-sided test,
     None if there is none; `reason` then says why. p_negligible: of the two one-sided tests, None
-    if they do not apply. identified: False if flatness differs only with something else.
+    if they do not apply. identified: False if flatness differs only with something else. subject:
+    the second of two models, or what changes flatness. over: the end of `statistic`, which says
+    what it is a mean over.
     """
 
     claim: str
@@ -48,11 +50,16 @@ class ClaimTest:
     p_negligible: float | None = None
     reason: str = ""
     identified: bool = True
+    subject: str = ""
+    over: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`p` is corrected, and of the test that gave the answer; `reason` says why there is none."""
+    """The answer to a claim; see ClaimTest for the other fields.
+
+    `p` is corrected, and of the test that gave the answer; `reason` says why there is none.
+    """
 
     claim: str
     kind: str
@@ -62,6 +69,8 @@ class Verdict:
     answer: str
     p: float | None = None
     reason: str = ""
+    subject: str = ""
+    over: str = ""
 
 
 def decide(tests: Sequence[ClaimTest], primary: str) -> list[Verdict]:
@@ -100,6 +109,8 @@ def _decide_family(tests: Sequence[ClaimTest], primary: bool) -> list[Verdict]:
             answer=_answer(test, p, p_negligible),
             p=p_negligible if _answer(test, p, p_negligible) == NEGLIGIBLE else p,
             reason=test.reason,
+            subject=test.subject,
+            over=test.over,
         )
         for test, p, p_negligible in zip(tests, found, negligible, strict=True)
     ]

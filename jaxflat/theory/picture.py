@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.page.figures import PANEL_INCHES, render
+from jaxflat.analysis.page.drawing import PANEL_INCHES
+from jaxflat.analysis.page.figures import render
 
 
 def save(

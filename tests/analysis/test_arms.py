@@ -14,7 +14,7 @@ from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS
 from jaxflat.analysis.page import drawing, joint
 from jaxflat.analysis.page.document import write_report
-from jaxflat.analysis.page.findings import summary_sentences
+from jaxflat.analysis.page.findings import console_lines
 from jaxflat.analysis.page.overview import overview
 from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
@@ -117,18 +117,28 @@ def test_names_leave_out_the_shared_start_and_keep_the_order_of_the_sweep(tmp_pa
     assert [cell.arm for cell in comparison.controls] == ["untrained", "lookup table p"]
 
 
-def test_words_set_each_arm_against_the_first(tmp_path):
-    text = " ".join(summary_sentences(write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5)))
-    assert "Of 2 arms compared with sgd, 2 can be compared at equal excess loss" in text
-    assert "accuracy, adamw minus sgd, +" in text
-    assert "sgd (step 100) against the same model at initialisation" in text.lower()
+def test_each_arm_is_set_against_the_first_beside_the_untrained_control(tmp_path):
+    folder = write_arms_results(tmp_path, accuracy=0.05, log_trace=-0.5)
+    comparison = read_comparison(folder)
+    against = comparison.arm_comparison.against
+    assert [(pair.first.arm, pair.equivalence.holds) for pair in against] == [("sgd", True)] * 2
+    table = overview(comparison)
+    assert table.baseline == "sgd"
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    adamw, control = (
+        next(row for row in rows if row["Arm"] == arm) for arm in ("adamw", "untrained")
+    )
+    assert adamw["Accuracy difference (points)"].startswith("+")
+    assert control["Accuracy (%)"][0].isdigit()
+    text = " ".join(console_lines(folder))
+    assert "accuracy, adamw minus the other, points: +" in text
     assert "nan" not in text
 
 
 def test_one_seed_is_no_verdict(tmp_path):
     folder = write_arms_results(tmp_path, accuracy=0.05, seeds=1)
     assert {*answers(folder).values()} == {NONE, NOT_IDENTIFIED}
-    assert "more than one seed" in " ".join(summary_sentences(folder))
+    assert "because one seed gives no interval: " in " ".join(console_lines(folder))
 
 
 @pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
@@ -145,9 +155,8 @@ def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     folder = write_arms_results(tmp_path, unfinished=5)
     assert read_comparison(folder).missing == [third]
     assert not [claim for claim in answers(folder) if third in claim]
-    assert f"Left out, because the last checkpoint was not measured: {third}." in summary_sentences(
-        folder
-    )
+    left_out = f"Left out, because the last checkpoint was not measured: {third}."
+    assert console_lines(folder)[-1] == left_out
 
 
 @pytest.mark.slow
@@ -234,7 +243,7 @@ def test_names_stand_in_verdicts_tables_figures_and_findings(tmp_path, monkeypat
         found = [" ".join(map(str, astuple(one))) for one in judge(comparison)]
         found += [" ".join(row) for row in overview(comparison).rows]
         found += [" ".join(row) for row in summary_table(folder)]
-        return [*found, *summary_sentences(folder)]
+        return [*found, *console_lines(folder)]
 
     def with_names(text):
         for words, name in NAMES.items():

@@ -9,12 +9,7 @@ import pytest
 from jaxflat.analysis.cells import group_cells
 from jaxflat.analysis.comparison import compare
 from jaxflat.analysis.factorial import factor_effects
-from jaxflat.analysis.page.factor_words import (
-    effects_table,
-    factor_lines,
-    factor_sentences,
-    factor_tables,
-)
+from jaxflat.analysis.page.factor_tables import effects_table, factor_lines, factor_tables
 from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.results_csv import add_task_means
 from tests.support.counts import in_full
@@ -148,7 +143,6 @@ def test_a_sweep_of_one_key_has_no_factors():
     one_width = [row for row in rows() if row.swept[RATE] == "0.002" != row.swept[TARGETS]]
     exact = [row for row in one_width if row.swept[TARGETS] == "exact"]
     assert factor_effects(compare(exact).arms) is None
-    assert factor_sentences(compare(exact)) == []
 
 
 def with_third_rate(made):
@@ -173,7 +167,7 @@ def test_other_designs_are_refused_with_a_reason(why, change):
     found = factor_effects(comparison.arms)
     assert found
     assert found.obstacle == why
-    assert found.main == found.conditional == factor_sentences(comparison) == []
+    assert found.main == found.conditional == []
     assert factor_lines(found) == [f"There is none, because {why}."]
     assert factor_tables(found) == []
 
@@ -199,10 +193,13 @@ def test_without_a_common_step_or_loss_there_is_a_reason():
     assert found[TARGETS, "", ()].at_equal_loss.reason == NO_OVERLAP
     assert found[TARGETS, "", ()].at_equal_steps.reason == ""
     assert found[RATE, "", ()].at_equal_loss.reason == ""
-    (sentence,) = [
-        text for text in factor_sentences(compare(apart)) if text.startswith("Targets exact")
-    ]
-    assert sentence.endswith(f"at equal excess loss {NO_OVERLAP}.")
+    design = factor_effects(compare(apart).arms)
+    assert design
+    (row,) = [row for row in effects_table(design, design.main) if row[0].startswith("targets")]
+    assert row[4] == NO_OVERLAP
+    design = factor_effects(compare(later).arms)
+    assert design
+    assert factor_lines(design) == ["Equal steps: no step is measured in every combination."]
 
 
 NO_OVERLAP = "the excess losses of two arms do not overlap"
@@ -220,9 +217,14 @@ def test_what_was_not_measured_has_no_interval():
     assert one.at_equal_loss.trace_ratio is None
     assert one.at_equal_loss.accuracy.count == 7
     assert one.at_equal_steps.accuracy.count == 7
+    design = factor_effects(compare(made).arms)
+    assert design
+    assert effects_table(design, [one])[1][-1] == "; ".join(
+        ["8 of loss, 0 of flatness, 7 of accuracy"] * 2
+    )
 
 
-def test_the_table_and_the_sentences_have_the_numbers():
+def test_the_table_has_the_numbers():
     comparison = compare(rows(**QUIET))
     found = factor_effects(comparison.arms)
     assert found
@@ -233,13 +235,11 @@ def test_the_table_and_the_sentences_have_the_numbers():
         "targets exact → sampled",
     ]
     rate = dict(zip(header, table[1], strict=True))
-    assert rate["Accuracy (points), equal loss"].startswith("−0.1 (")
-    assert rate["Seeds"] == "8, 8"
-    sentences = factor_sentences(comparison)
-    assert len(sentences) == 3 + 2
-    assert sentences[1].startswith("Learning_rate 0.002 → 0.010, averaged over the other factors: ")
-    assert sentences[-1].startswith(
-        "Learning_rate 0.002 → 0.010, effect with targets sampled against "
-    )
-    assert "invariant Hessian trace 0.76× (" in sentences[-1]
-    assert factor_tables(found)[0] == [header, *table]
+    assert rate["Accuracy (points), equal loss"].startswith("−0.05 (")
+    assert rate["Where"] == "averaged over the other factors"
+    assert rate["Seeds, equal steps; equal loss"] == "8; 8"
+    main, conditional = factor_tables(found)
+    assert main == [header, *table]
+    interaction = dict(zip(conditional[0], conditional[-1], strict=True))
+    assert interaction["Where"] == "effect with targets sampled against its effect with exact"
+    assert interaction["invariant Hessian trace ratio, equal loss"].startswith("0.76× (")

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from jaxflat.analysis.comparison import matched_pairs, read_comparison
 from jaxflat.analysis.page import findings
-from jaxflat.analysis.page.findings import MAX_LINES, console_lines, summary_sentences
+from jaxflat.analysis.page.findings import MAX_LINES, console_lines
+from jaxflat.analysis.page.tables import pairs_table, summary_table
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, SUPPORTED, UNDECIDED, Verdict
 
 FLATTER, SHARPER = {"log_trace": -0.3}, {"log_trace": 0.3}
@@ -39,17 +41,17 @@ def only(sentences, words):
         (BETTER, SUPPORTED, UNDECIDED),
     ],
 )
-def test_the_sentences_say_each_outcome_and_its_opposite(sweep, effects, accurate, flat):
-    sentences = summary_sentences(sweep(**effects))
-    assert sentences[0].startswith("Of 3 pairs of sizes, 3 can be compared at equal excess loss")
+def test_the_lines_say_each_outcome_and_its_opposite(sweep, effects, accurate, flat):
+    folder = sweep(**effects)
+    assert len(matched_pairs(read_comparison(folder))) == 3
     for claim, answer in ((ACCURATE, accurate), (FLAT, flat)):
-        assert only(sentences, claim).startswith(f"{claim}{answer} (")
+        assert only(console_lines(folder), claim).startswith(f"{claim}{answer} (")
 
 
 def test_a_result_and_its_reverse_differ_in_the_verdict_words_only(sweep):
     def words(**effects):
-        sentences = summary_sentences(sweep(**effects))
-        text = " ".join([sentences[1], only(sentences, ACCURATE), only(sentences, FLAT)])
+        lines = console_lines(sweep(**effects))
+        text = " ".join([only(lines, ACCURATE), only(lines, FLAT)])
         return [word for word in text.replace(",", "").split() if word.isalpha()]
 
     effect, reverse = words(**BETTER | FLATTER), words(**WORSE | SHARPER)
@@ -58,45 +60,50 @@ def test_a_result_and_its_reverse_differ_in_the_verdict_words_only(sweep):
 
 
 def test_the_primary_claim_comes_first(sweep):
-    sentences = summary_sentences(declare(sweep(**BETTER), "flatness"))
-    assert sentences[0].startswith(f"{FLAT[:-2]} (primary): ")
-    assert sum("(primary)" in one for one in sentences) == 1
-    assert not sum("(primary)" in one for one in summary_sentences(sweep(**BETTER)))
+    lines = console_lines(declare(sweep(**BETTER), "flatness"))
+    assert lines[0].startswith(f"{FLAT[:-2]} (primary): ")
+    assert sum("(primary)" in one for one in lines) == 1
+    assert not sum("(primary)" in one for one in console_lines(sweep(**BETTER)))
 
 
 def test_unmatched_sizes_get_no_verdict(sweep):
-    sentences = summary_sentences(sweep(excess=0.02, steps=(1000,), **BETTER | FLATTER))
-    assert "none has equal excess losses (within a factor of 1.1)" in sentences[0]
-    assert all("not shown to be equal within a factor of 1.1" in one for one in sentences[1:4])
-    assert only(sentences, FLAT[:-2]).startswith(f"{NONE.capitalize()}, because no pair is matched")
+    folder = sweep(excess=0.02, steps=(1000,), **BETTER | FLATTER)
+    comparison = read_comparison(folder)
+    assert matched_pairs(comparison) == []
+    (row,) = [row for row in pairs_table(comparison.pairs) if row[0].endswith("of 1.1?")]
+    assert len(row) == 1 + 3
+    assert all(text.startswith("no, p ") for text in row[1:])
+    line = only(console_lines(folder), FLAT[:-2])
+    assert line.startswith(f"{NONE.capitalize()}, because no pair is matched")
 
 
 def test_one_seed_is_said_and_no_nan_printed(sweep):
-    text = " ".join(summary_sentences(sweep(seeds=1, **BETTER)))
-    assert "more than one seed" in text
+    text = " ".join(console_lines(sweep(seeds=1, **BETTER)))
+    assert "because one seed gives no interval: " in text
     assert "nan" not in text
 
 
 def test_two_sizes_two_seeds_one_checkpoint(sweep):
-    sentences = summary_sentences(sweep(seeds=2, widths=(8, 16), steps=(100,)))
-    assert "1 pair of sizes" in sentences[0]
-    assert "nan" not in " ".join(sentences)
+    folder = sweep(seeds=2, widths=(8, 16), steps=(100,))
+    assert len(read_comparison(folder).pairs) == 1
+    assert "nan" not in " ".join(console_lines(folder))
 
 
 def test_lookup_tables_are_set_beside_the_models_where_there_are_any(sweep):
-    assert "(lookup table log p)" in " ".join(summary_sentences(sweep()))
-    assert "lookup" not in " ".join(summary_sentences(sweep(lookup_tables=False)))
+    names = [row[0] for row in summary_table(sweep())]
+    assert names[-2:] == ["lookup p", "lookup log p"]
+    assert not [row for row in summary_table(sweep(lookup_tables=False)) if "lookup" in row[0]]
 
 
 @pytest.mark.parametrize("effects", [BETTER | FLATTER, WORSE | FLATTER, BETTER | SHARPER, {}])
 def test_beside_any_result_on_sizes_the_parametrisation_is_named(sweep, effects):
     """The embedded trace is one parametrisation of many; no words relate it to accuracy."""
-    sentences = summary_sentences(sweep(**effects))
-    assert "Hessian trace, embedded, larger over smaller" in only(sentences, FLAT)
-    beside = summary_sentences(sweep(**effects, log_invariant=0.1))
+    lines = console_lines(sweep(**effects))
+    assert "embedded Hessian trace, larger over smaller" in only(lines, FLAT)
+    beside = console_lines(sweep(**effects, log_invariant=0.1))
     assert "invariant Hessian trace, larger over smaller" in only(beside, FLAT)
     assert "by the embedded trace" in only(beside, FLAT)
-    assert "dissociate" not in " ".join(sentences + beside)
+    assert "dissociate" not in " ".join(lines + beside)
 
 
 @pytest.mark.parametrize("widths", [(8,), (8, 16), (8, 16, 32, 64)])
@@ -113,7 +120,16 @@ def test_the_console_has_a_line_a_verdict_and_few_lines(sweep, effects, widths):
 
 def test_more_than_eight_findings_are_counted(sweep, monkeypatch):
     verdicts = [
-        Verdict(f"claim {number}", "effect", False, "slope; of seeds", "1 (0 to 2)", UNDECIDED, 0.5)
+        Verdict(
+            f"claim {number}",
+            "effect",
+            False,
+            "slope; of seeds",
+            "1 (0 to 2)",
+            UNDECIDED,
+            0.5,
+            over="of seeds",
+        )
         for number in range(12)
     ]
     monkeypatch.setattr(findings, "judge", lambda _: verdicts)

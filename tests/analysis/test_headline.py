@@ -1,17 +1,31 @@
 """The first screen: the answer follows the numbers, and names what was used to get them."""
 
+import csv
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.page import drawing
+from jaxflat.analysis.effects import ACROSS, WITHIN
+from jaxflat.analysis.page import drawing, wording
 from jaxflat.analysis.page.headline import MOST_WORDS, headline, leading_verdicts
-from jaxflat.analysis.page.primary_picture import Differences, Doses, primary_picture
+from jaxflat.analysis.page.overview import overview
+from jaxflat.analysis.page.primary_picture import (
+    Difference,
+    Differences,
+    Doses,
+    Seeds,
+    primary_picture,
+    row_names,
+)
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.statistics.intervals import Interval, mean_interval
+from jaxflat.analysis.verdicts import EFFECT, LABEL_NOISE, SUPPORTED, UNDECIDED, Verdict
 from tests.analysis.conftest import write_rows
 from tests.analysis.test_findings import declare
 from tests.analysis.test_unset_keys import PROBE, TARGETS, TRACE
@@ -22,8 +36,9 @@ STRENGTH = "phases.dial.flatness_penalty.strength"
 def first_screen(folder):
     comparison = read_comparison(folder)
     verdicts = judge(comparison)
-    kind = leading_verdicts(verdicts)[0].kind
-    return headline(comparison, verdicts), primary_picture(comparison, kind)
+    return headline(comparison, verdicts), primary_picture(
+        comparison, leading_verdicts(verdicts)[0]
+    )
 
 
 def write_doses(folder, key, values, slope=1.0, seeds=6):
@@ -58,7 +73,7 @@ def test_an_effect_and_its_reverse_differ_in_the_word_and_the_number(sweep, accu
     assert [len(row.by_seed) for row in picture.rows] == [5] * 4
     mean, *pairs = picture.rows
     np.testing.assert_allclose(mean.by_seed, np.mean([row.by_seed for row in pairs], axis=0))
-    assert f"{abs(mean.interval.mean):.1f} points (95%" in words.answer
+    assert f"{abs(mean.interval.mean):.2f} points (95%" in words.answer
 
 
 @pytest.mark.parametrize(("slope", "word"), [(1.0, "Yes"), (-1.0, "No, the opposite")])
@@ -66,7 +81,9 @@ def test_doses_are_answered_per_halving_and_drawn_seed_by_seed(tmp_path, slope, 
     folder = write_doses(tmp_path, STRENGTH, (0.0, 1e-5, 1e-4), slope)
     (folder / "sweep.json").write_text("{}")
     words, picture = first_screen(declare(folder, "effect"))
-    assert words.answer.startswith(f"{word}: halving the Hessian trace, embedded changes accuracy")
+    assert words.answer.startswith(
+        f"{word}: halving the embedded Hessian trace by the penalty changes accuracy by "
+    )
     assert isinstance(picture, Doses)
     (arms,) = picture.groups
     assert [cell.arm for cell in arms] == ["strength 0.0", "strength 1e-05", "strength 0.0001"]
@@ -85,6 +102,113 @@ def test_label_noise_is_drawn_as_each_seed_s_change(tmp_path):
     ]
     control, noise, ratio = (np.array(row.by_seed) for row in picture.rows)
     np.testing.assert_allclose(ratio, noise / control)
+    # The loss falls from 0.004 to 0.003 in each arm, so only the arms' ends have equal losses.
+    assert [row.equal_loss for row in picture.rows] == [False, False, True]
+    assert "Hollow" in picture.caption
+
+
+MEASURE = "phases.dial.flatness_penalty.measure"
+
+
+def write_penalties(folder):
+    """Write two penalties beside one baseline, which names one of their measures."""
+    path = write_doses(folder, STRENGTH, (0.0, 1e-5, 1e-4)) / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {"0.0": "fisher_trace", "1e-05": "fisher_trace", "0.0001": "gauss_newton_trace"}
+    write_rows(path, [{"point": row["point"], MEASURE: names[row[STRENGTH]]} | row for row in rows])
+    (folder / "sweep.json").write_text("{}")
+    return folder
+
+
+def test_each_penalty_is_named_and_drawn_with_its_own_doses(tmp_path):
+    folder = declare(write_penalties(tmp_path), "effect")
+    words, picture = first_screen(folder)
+    assert words.answer.startswith("Of 2 claims: 2 supported. Smallest p: a penalty on ")
+    assert " points per halving (95% interval " in words.answer
+    assert words.leading == SUPPORTED
+    comparison = read_comparison(folder)
+    leading = leading_verdicts(judge(comparison))
+    assert [one.subject for one in leading] == [
+        "a penalty on fisher trace",
+        "a penalty on gauss newton trace",
+    ]
+    for verdict, dose in zip(leading, ("1e-05", "0.0001"), strict=True):
+        (arms,) = primary_picture(comparison, verdict).groups
+        swept = [next(iter(cell.rows.values())).swept for cell in arms]
+        assert [one[STRENGTH] for one in swept] == ["0.0", dose]
+    assert isinstance(picture, Doses)
+
+
+def test_arms_that_differ_in_their_answers_have_none_together(tmp_path):
+    verdicts = judge(read_comparison(declare(write_penalties(tmp_path), "effect")))
+    mixed = [replace(verdicts[0], answer=UNDECIDED), *verdicts[1:]]
+    assert headline(read_comparison(tmp_path), mixed).leading == ""
+
+
+def test_a_claim_on_seeds_is_drawn_as_seeds_and_one_that_is_not_identified_has_no_picture(sweep):
+    comparison = read_comparison(declare(sweep(), "effect"))
+    verdicts = {one.claim: one for one in judge(comparison)}
+    picture = primary_picture(comparison, verdicts[WITHIN])
+    assert isinstance(picture, Seeds)
+    assert [cell.arm for cell in picture.settings] == list(comparison.arms)
+    words, first = first_screen(declare(sweep(), "effect"))
+    assert isinstance(first, Seeds)
+    assert ": over the seeds of one setting, " in words.answer
+    assert "(corrected p " in words.answer
+    assert primary_picture(comparison, verdicts[ACROSS]) is None
+
+
+def test_the_answer_on_flatness_says_that_the_embedded_trace_says_the_opposite(sweep):
+    effects = {"log_trace": 0.3, "accuracy": 1.5}
+    for invariant, opposite in ((-0.3, True), (0.3, False)):
+        folder = declare(sweep(**effects, log_invariant=invariant), "flatness")
+        answer = first_screen(folder)[0].answer
+        assert "times the invariant Hessian trace" in answer
+        assert answer.endswith("; the embedded trace says the opposite.") == opposite
+
+
+def test_what_all_rows_have_in_common_is_in_the_caption():
+    arms = [[f"width {w}, rate {r}" for w in (32, 64)] for r in ("0.02", "0.05")]
+    cells = [[Cell(arm, 0, {}) for arm in both] for both in arms]
+    pairs = [SimpleNamespace(first=first, second=second) for first, second in cells]
+    names, about = row_names(pairs)
+    assert names == ["rate 0.02", "rate 0.05"]
+    assert about.startswith("Width 64 against width 32")
+    names, about = row_names(pairs[:1])
+    assert (names, about) == (["width 64, rate 0.02"], "Against width 32, rate 0.02.")
+    mixed = [*pairs, SimpleNamespace(first=cells[0][0], second=cells[1][1])]
+    assert row_names(mixed)[0][2] == "width 64, rate 0.05 against width 32, rate 0.02"
+
+
+def test_a_claim_without_its_measurements_has_no_picture_of_another(sweep):
+    comparison = read_comparison(sweep())
+    for kind in (LABEL_NOISE, EFFECT):
+        claim = Verdict("a claim", kind, True, "", "", UNDECIDED, subject="a penalty")
+        assert primary_picture(comparison, claim) is None
+
+
+def test_the_small_table_says_where_its_arms_are_read(sweep):
+    between = overview(read_comparison(sweep())).read
+    assert between.startswith("Each arm is read between checkpoints")
+    apart = overview(read_comparison(sweep(excess=0.02, steps=(1000,)))).read
+    assert apart == "Each arm is read at step 1,000."
+
+
+def test_small_differences_have_two_digits():
+    assert wording.points(Interval(-0.002, -0.004, -0.0004, 5)) == "−0.20 (−0.40 to −0.04)"
+    assert wording.points(Interval(0.027, -0.003, 0.058, 5)) == "+2.7 (−0.3 to +5.8)"
+
+
+def test_an_arrow_is_explained_where_one_is_drawn():
+    short, long = Interval(1.0, 0.9, 1.1, 5), Interval(1.0, -50.0, 52.0, 5)
+    for interval, beyond in ((short, False), (long, True)):
+        rows = [Difference("a", [0.9, 1.1], interval)]
+        assert ("An arrow" in Differences("", 0.0, rows, "").caption) == beyond
+
+
+def test_the_first_36_arms_look_different():
+    assert len({tuple(drawing.look(place).values()) for place in range(36)}) == 36
 
 
 def test_the_endpoint_and_the_margins_are_those_that_were_declared(sweep):
@@ -104,7 +228,7 @@ def test_the_endpoint_and_the_margins_are_those_that_were_declared(sweep):
 def test_what_replaced_the_declared_or_preferred_is_called_so(sweep):
     words, _ = first_screen(sweep())
     assert any("records no claims" in text for text in words.fallbacks)
-    assert any("the Hessian trace, embedded is used instead" in text for text in words.fallbacks)
+    assert any("the embedded Hessian trace is used instead" in text for text in words.fallbacks)
     folder = declare(sweep(), "label noise")
     assert any("(label noise) has no test" in text for text in first_screen(folder)[0].fallbacks)
 

@@ -159,5 +159,5 @@ def test_a_trace_that_is_not_positive_leaves_flatness_undecided(workdir):
         writer.writeheader()
         writer.writerows(rows)
     _, visible = read(workdir)
-    assert "the Hessian trace, embedded is not positive in every seed" in visible
-    assert "Hessian trace, embedded ratio – – –" in visible  # the pairs give no ratio
+    assert "the embedded Hessian trace is not positive in every seed" in visible
+    assert "embedded Hessian trace ratio – – –" in visible  # the pairs give no ratio

@@ -10,8 +10,8 @@ from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import figures, joint
 from jaxflat.analysis.page.document import write_report
-from jaxflat.analysis.page.evidence import correlations_table, verdict_sentences
-from jaxflat.analysis.page.findings import summary_sentences
+from jaxflat.analysis.page.evidence import correlations_table, verdicts_table
+from jaxflat.analysis.page.findings import console_lines
 from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.results_csv import read_number, read_results
 from tests.analysis.conftest import write_rows
@@ -74,7 +74,8 @@ def everything(folder):
     sweeps = {"a": comparison}
     judged = joint.judge_sweeps(sweeps)
     pages = [write_report(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
-    texts = [*summary_sentences(folder), *verdict_sentences(judge(comparison))]
+    texts = console_lines(folder)
+    texts += [text for row in verdicts_table(judge(comparison)) for text in row]
     texts += [text for row in summary_table(folder) for text in row]
     texts += [text for row in correlations_table(found) for text in row]
     texts += [read_page(path).visible for path in pages]

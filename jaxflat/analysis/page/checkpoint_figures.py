@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.page.drawing import COLORS
-from jaxflat.analysis.page.figures import PANEL_INCHES, render
+from jaxflat.analysis.page.drawing import COLORS, PANEL_INCHES
+from jaxflat.analysis.page.figures import render
 
 Curves = Mapping[str, Any]
 

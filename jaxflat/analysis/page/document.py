@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.equal_loss import NUM_LEVELS
 from jaxflat.analysis.page import evidence, explorer, figures
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.page.view import SweepView, leading_picture, view_sweep
@@ -41,5 +42,6 @@ def render_page(title: str, sweeps: list[SweepView], joint: dict[str, Any] | Non
         sweeps=sweeps,
         joint=joint,
         rules=RULES,
+        num_levels=NUM_LEVELS,
         runtime=explorer.runtime() if interactive else "",
     )

@@ -1,9 +1,11 @@
 """Panels of one Axes each, in one style that is legible on a phone and to the colour-blind."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxflat.analysis.cells import Cell
@@ -16,6 +18,17 @@ from jaxflat.analysis.statistics.intervals import Interval
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 MARKERS = "osD^vP"
 GREY = "#777777"
+PANEL_INCHES = (4.0, 3.7)
+MOST_LETTERS = 24  # of a name in a legend of two columns
+
+
+def look(place: int) -> dict[str, Any]:
+    """Return the colour and the marker of an arm by its place; the first 36 arms differ."""
+    shift = place // len(COLORS)
+    return {
+        "color": COLORS[place % len(COLORS)],
+        "marker": MARKERS[(place + shift) % len(MARKERS)],
+    }
 
 
 def excess_against_size(ax: Axes, comparison: Comparison) -> None:
@@ -28,7 +41,7 @@ def excess_against_size(ax: Axes, comparison: Comparison) -> None:
 def trace_against_size(ax: Axes, comparison: Comparison) -> None:
     compared, raw, name = trace_columns(comparison)
     embedded = compared.removesuffix("_invariant")
-    style(ax, name)
+    style(ax, SHARPNESS[raw])
     _over_sizes(ax, comparison, compared, label=name if compared != raw else "")
     cells = list(comparison.matched.values())
     for column, label, marker in ((embedded, "embedded", "^"), (raw, "as trained", "s")):
@@ -66,7 +79,9 @@ def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
     if losses and min(losses) > 0:
         middle, ratio = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio
         name = f"within a factor of {ratio:g}"
-        ax.axvspan(middle / ratio, middle * ratio, color=GREY, alpha=0.2, lw=0, label=name)
+        ax.axvspan(
+            middle / ratio**0.5, middle * ratio**0.5, color=GREY, alpha=0.2, lw=0, label=name
+        )
     _trajectories(ax, comparison, "excess_loss")
     _log_axis(ax, comparison, "excess_loss")
 
@@ -103,6 +118,8 @@ def _over_sizes(
 def _line(ax: Axes, cells: list[Cell], column: str, scale: float = 1.0, **style: str) -> None:
     known = [(cell.num_params, found) for cell in cells if (found := cell.interval(column))]
     if known:
+        if len({size for size, _ in known}) < len(known):  # arms of one size make no line
+            style["linestyle"] = "none"
         errors = [scale * (found.half_width or 0.0) for _, found in known]
         ax.errorbar(
             [size for size, _ in known],
@@ -120,15 +137,14 @@ def _trajectories(ax: Axes, comparison: Comparison, column: str) -> None:
         ]
         if not known:
             continue
-        color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
-        across, up = _intervals(known, column), _intervals(known, PRIMARY_ACCURACY)
+        across, up = _found(known, column), _found(known, PRIMARY_ACCURACY)
         ax.errorbar(
             [found.mean for found in across],
             [100 * found.mean for found in up],
             xerr=[found.half_width or 0.0 for found in across],
             yerr=[100 * (found.half_width or 0.0) for found in up],
-            **{"color": color, "marker": marker, "markersize": 5, "linewidth": 1.2},
-            **{"elinewidth": 0.8, "label": name},
+            **look(place),
+            **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
         )
         ringed = comparison.matched.get(name)
         if ringed and ringed.interval(column) and ringed.interval(PRIMARY_ACCURACY):
@@ -150,10 +166,6 @@ def accuracy_label(comparison: Comparison, unit: str = " (%)") -> str:
 
 def _found(cells: Iterable[Cell], column: str) -> list[Interval]:
     return [one for cell in cells if (one := cell.interval(column))]
-
-
-def _intervals(cells: list[Cell], column: str) -> list[Interval]:
-    return [found for cell in cells if (found := cell.interval(column))]
 
 
 def _mean(cells: Iterable[Cell], column: str) -> float | None:
@@ -252,9 +264,22 @@ def bar(ax: Axes, interval: Interval, y: float, color: str, low: float, high: fl
     first, last = min(known), max(known)
     ends = np.clip((first, last), low, high)
     ax.plot(ends, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
-    for end, is_beyond, marker in ((ends[0], first < low, "<"), (ends[1], last > high, ">")):
-        if is_beyond:
+    for end, leaves, marker in ((ends[0], first < low, "<"), (ends[1], last > high, ">")):
+        if leaves:
             ax.plot(end, y, marker, color=color, markersize=7, clip_on=False)
+
+
+def is_beyond(interval: Interval, low: float, high: float) -> bool:
+    """Return True if `bar` draws an arrow: a part of the interval is not between low and high."""
+    known = [one for one in (interval.low, interval.mean, interval.high) if one is not None]
+    return min(known) < low or max(known) > high
+
+
+def make_taller(ax: Axes, inches: float) -> None:
+    """Give the figure of a panel at least this height."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.set_figheight(max(figure.get_figheight(), inches))
 
 
 def legend(ax: Axes) -> None:
@@ -262,7 +287,10 @@ def legend(ax: Axes) -> None:
     handles, _ = ax.get_legend_handles_labels()
     if handles:
         handles.sort(key=lambda handle: isinstance(handle, Line2D))  # measurements come first
-        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 2}
+        is_long = max(len(str(handle.get_label())) for handle in handles) > MOST_LETTERS
+        columns = 1 if is_long else 2
+        make_taller(ax, PANEL_INCHES[1] + 0.2 * (len(handles) / columns - 3))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": columns}
         ax.legend(
             handles=handles, frameon=False, fontsize=9, labelspacing=0.3, columnspacing=1.2, **below
         )

@@ -64,10 +64,9 @@ def _scatter(ax: Axes, cells: list[Cell], across: str, up: str, scale: float = 1
     """Draw a dot a seed, in an arm's colour, on a log axis that fits them."""
     known = [(cell.arm, points) for cell in cells if (points := _points(cell, across, up))]
     for place, (name, points) in enumerate(known):
-        color = drawing.COLORS[place % len(drawing.COLORS)]
-        marker = drawing.MARKERS[place % len(drawing.MARKERS)]
         x, y = zip(*points, strict=True)
-        ax.plot(x, [scale * one for one in y], marker, color=color, label=name, linestyle="none")
+        y = [scale * one for one in y]
+        ax.plot(x, y, label=name, linestyle="none", **drawing.look(place))
     if known:
         drawing.log_axis(ax, [x for _, points in known for x, _ in points])
         ax.set_xlabel(f"{ax.get_xlabel()}, log scale")

@@ -1,4 +1,4 @@
-"""The verdicts and the correlations of a sweep, as tables and as sentences."""
+"""The verdicts and the correlations of a sweep, as tables and in sentences."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,18 +47,13 @@ def marked_claim(verdict: Verdict) -> str:
     return f"{verdict.claim} (primary)" if verdict.primary else verdict.claim
 
 
-def verdict_sentences(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return each claim with its verdict and evidence, then those without a verdict by reason."""
+def reason_sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the claims that were not tested, a sentence for each reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in verdicts:
         if one.reason:
             reasons.setdefault((one.answer, one.reason), []).append(marked_claim(one))
     return [
-        f"{marked_claim(one)}: {one.answer} ({one.statistic}: {one.evidence}; corrected p "
-        f"{wording.p_value(one.p)})."
-        for one in verdicts
-        if not one.reason
-    ] + [
         f"{answer.capitalize()}, because {why}: {'; '.join(claims)}."
         for (answer, why), claims in reasons.items()
     ]

@@ -12,12 +12,16 @@ from jaxflat.analysis.comparison import Comparison, matched_pairs
 from jaxflat.analysis.effects import common_column
 from jaxflat.analysis.page import drawing
 from jaxflat.analysis.page.settings import Provenance
-from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, read_number
+from jaxflat.analysis.pairs import Pair
+from jaxflat.analysis.results_csv import LANGUAGE, PRIMARY_ACCURACY, read_number
 from jaxflat.analysis.statistics.intervals import student_quantile
 
 MOST_CHARACTERS = 1_200_000  # of all values; with the library the page stays below 3 MB
 TASK_MEAN = "accuracy, mean over tasks"  # the only column that results.csv does not have
-ABOUT = ("point", "step", "projected", "last", "seed", "data_seed", "init_seed", "probe_seed")
+ABOUT = (
+    *("point", "arm", "step", "projected", "last"),
+    *("seed", "data_seed", "init_seed", "probe_seed"),
+)
 LEFT_OUT = "not compared"
 
 
@@ -30,9 +34,9 @@ def runtime() -> str:
 def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> dict[str, Any] | None:
     """Return each row of results.csv with its arm, and the columns that axes can show.
 
-    `columns` holds a list of numbers or texts for each column, null where a cell is empty. `rows`
-    has the arm, the group (arm, step, projected) and the command of each row. A group's values are
-    a mean over seeds with an interval; `quantiles` has Student's t for n values at place n.
+    `columns` holds a list of numbers or texts for each column, null where a cell is empty. `arm`
+    and `group` have a number for each row. Rows of one group differ only in their seeds and
+    languages, over which the page averages. `quantiles` has Student's t for n values at place n.
     Returns None without results.
     """
     header, records = _read(results)
@@ -57,18 +61,12 @@ def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> di
     }
     swept = [name for name in header[: header.index("step")] if name not in ABOUT]
     kept = _within(columns, MOST_CHARACTERS)
-    pairs = [
-        {
-            "name": f"{pair.second.arm} and {pair.first.arm}",
-            "arms": [pair.first.arm, pair.second.arm],
-        }
-        | {
-            "points": sorted(
-                {row.point for cell in (pair.first, pair.second) for row in cell.rows.values()}
-            )
-        }
-        for pair in matched_pairs(comparison)
+    # Rows that are not compared share one arm, so their settings tell them apart.
+    groups = [
+        (arm, *_key(record)[1:], *(record[name] for name in swept if name != LANGUAGE))
+        for (arm, _), record in zip(found, records, strict=True)
     ]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return {
         "columns": {name: columns[name] for name in kept},
         "settings": [name for name in swept if name in kept],
@@ -77,15 +75,25 @@ def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> di
             for place, arm in enumerate(arms)
         ],
         "arm": [arms.index(arm) for arm, _ in found],
+        "group": [numbers[group] for group in groups],
         "command": made.command,
         "quoted": [shlex.quote(record["point"]) for record in records],
-        "pairs": pairs,
+        "pairs": [_points(pair) for pair in matched_pairs(comparison)],
         "quantiles": [0.0, 0.0, *(student_quantile(n) for n in range(2, len(records) + 1))][:200],
         "x": next(
             (n for n in (common_column(comparison.cells), "excess_loss") if n in kept), kept[0]
         ),
         "y": next((n for n in (TASK_MEAN, "excess_loss") if n in kept), kept[-1]),
         "left_out": len(columns) - len(kept),
+    }
+
+
+def _points(pair: Pair) -> dict[str, Any]:
+    """Return the name of a pair and its points."""
+    rows = [row for cell in (pair.first, pair.second) for row in cell.rows.values()]
+    return {
+        "name": f"{pair.second.arm} and {pair.first.arm}",
+        "points": sorted({row.point for row in rows}),
     }
 
 

@@ -22,7 +22,6 @@ from jaxflat.analysis.page.primary_picture import (
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, budgets
 
 Panel = Callable[[Axes, Comparison], None]
-PANEL_INCHES = (4.0, 3.7)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Plate:
 
 BY_SIZE = Plate(
     "size",
-    "Each size at one common excess loss (solid). Its checkpoints are faint.",
+    "Solid: each size where the sizes are compared, at equal excess losses or at the checkpoints "
+    "of nearest loss. Faint: every checkpoint.",
     (
         ("Excess loss by size", drawing.excess_against_size),
         ("Flatness by size", drawing.trace_against_size),
@@ -45,7 +45,7 @@ BY_SIZE = Plate(
 )
 TRAJECTORIES = Plate(
     "trajectories",
-    "Every checkpoint, one line an arm. Rings: models of equal excess loss.",
+    "Every checkpoint, one line an arm. Rings: where each arm is compared.",
     (
         ("Accuracy against loss", drawing.accuracy_against_excess),
         ("Accuracy against flatness", drawing.accuracy_against_trace),
@@ -53,9 +53,10 @@ TRAJECTORIES = Plate(
 )
 ONE_LOSS = Plate(
     "one_loss",
-    "Accuracy against flatness of single runs of one size, read at equal excess loss. A dot is a "
-    "seed.",
-    (("One size, one loss", panels.accuracy_against_flatness),),
+    "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are read "
+    "at the same excess losses; those of another seed may differ. With one arm, all seeds are read "
+    "at the same losses.",
+    (("One size, equal losses", panels.accuracy_against_flatness),),
 )
 RESCALING = Plate(
     "rescaling",
@@ -74,7 +75,7 @@ BY_STEP = Plate(
 )
 BY_LABELS = Plate(
     "labels",
-    "Each arm's last checkpoint, and the untrained controls. Losses may differ.",
+    "Each arm's last checkpoint, and the controls that no training produced. Losses may differ.",
     (("Accuracy by labelled examples", line_panels.accuracy_against_labels),),
 )
 
@@ -110,7 +111,7 @@ def _seed_differences(comparison: Comparison, picture: Picture | None) -> Plate:
         "differences",
         caption,
         tuple(
-            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 26))
+            (title, lambda ax, _, one=one: draw_differences(ax, one, 8.5, 54))
             for title, one in drawn.items()
         ),
     )
@@ -130,7 +131,10 @@ def save_figures(comparison: Comparison, picture: Picture | None, folder: Path) 
 
 
 def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
-    figure = Figure(figsize=(PANEL_INCHES[0] * len(panels), PANEL_INCHES[1]), layout="constrained")
+    figure = Figure(
+        figsize=(drawing.PANEL_INCHES[0] * len(panels), drawing.PANEL_INCHES[1]),
+        layout="constrained",
+    )
     for ax, (title, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxflat.analysis.claims import OPPOSITE
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN, common_column
 from jaxflat.analysis.flatness_columns import COMPARED
@@ -47,10 +48,15 @@ class Chip:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first screen's words. `basis` names what was measured; `fallbacks`, what replaced it."""
+    """The first screen's words.
+
+    leading: the one answer of all verdicts that `answer` rests on, "" if they differ. `basis` names
+    what was measured; `fallbacks`, what replaced it.
+    """
 
     question: str
     answer: str
+    leading: str
     chips: list[Chip]
     basis: list[tuple[str, str]]
     fallbacks: list[str]
@@ -59,10 +65,12 @@ class Headline:
 def headline(comparison: Comparison, verdicts: Sequence[Verdict]) -> Headline:
     """Say what the sweep asks, and what its leading claims answer."""
     leading = leading_verdicts(verdicts)
+    answers = {one.answer for one in leading}
     return Headline(
+        leading=answers.pop() if len(answers) == 1 else "",
         question=_question(comparison, leading[0].kind),
         answer=answer_sentence(comparison, leading),
-        chips=_chips(verdicts),
+        chips=_chips(verdicts, _sharpness(comparison)),
         basis=_basis(comparison),
         fallbacks=_fallbacks(comparison, verdicts),
     )
@@ -101,41 +109,53 @@ def _question(comparison: Comparison, kind: str) -> str:
 
 def answer_sentence(comparison: Comparison, leading: Sequence[Verdict]) -> str:
     """Return the answer with its size and interval, in at most MOST_WORDS words."""
-    first = leading[0]
-    sentences = [_of_one(comparison, first)] if len(leading) == 1 else _of_several(leading)
-    sentences.append(f"{YES_OR_NO[first.answer]}: the verdicts and the tests below say why.")
-    return next(one for one in sentences if len(one.split()) <= MOST_WORDS)
+    first, column = leading[0], common_column(comparison.cells)
+    if len(leading) == 1:
+        sentences = [_of_one(first, COMPARED.get(column, "sharpness"), _sharpness(comparison))]
+    else:
+        sentences = _of_several(leading, _sharpness(comparison))
+    shorter = [one.replace("95% interval ", "") for one in sentences[:1]]
+    last = f"{YES_OR_NO[first.answer]}: the verdicts and the tests below say why."
+    candidates = [*sentences[:1], *shorter, *sentences[1:], last]
+    return next(one for one in candidates if len(one.split()) <= MOST_WORDS)
 
 
-def _of_one(comparison: Comparison, verdict: Verdict) -> str:
+def _sharpness(comparison: Comparison) -> str:
+    """Return the short word for the measure of flatness that is compared."""
+    column = common_column(comparison.cells)
+    return "trace" if column.partition("@")[0].endswith("_trace") else "sharpness"
+
+
+def _of_one(verdict: Verdict, measure: str, sharpness: str) -> str:
     word = YES_OR_NO[verdict.answer]
     if verdict.reason:
         return f"{word}: {verdict.reason}."
     value, *others = verdict.evidence.split("; ")
-    column = common_column(comparison.cells)
-    measure = COMPARED.get(column, "sharpness")
     if verdict.claim == WITHIN:
         p = wording.p_value(verdict.p)
-        return f"{word}: accuracy and a smaller {measure} have rank correlation {value} (p {p})."
+        return (
+            f"{word}: over the seeds of one setting, accuracy and a smaller {measure} have rank "
+            f"correlation {value} (corrected p {p})."
+        )
     if verdict.kind == EFFECT:
-        return f"{word}: halving the {measure} changes accuracy by {_interval(value, ' points')}."
+        value = _interval(value, " points")
+        return f"{word}: halving the {measure} by {verdict.subject} changes accuracy by {value}."
     if verdict.kind == LABEL_NOISE:
         return (
-            f"{word}: under label noise the trace changes {value}; relative to exact targets, "
-            + (f"{others[0]}." if others else "it was not measured.")
+            f"{word}: under label noise the {sharpness} changes {value}; relative to exact "
+            f"targets, {others[0]}."
         )
     if verdict.kind == ACCURACY:
-        over = verdict.statistic.partition("; ")[2]
-        over = f", {over}" if over else ""
+        over = f", {verdict.over}" if verdict.over else ""
         value = _interval(value, " points")
-        return f"{word}: {_second(verdict)} differs in accuracy by {value}{over}."
+        return f"{word}: {verdict.subject} differs in accuracy by {value}{over}."
     value = _interval(value.replace("×", ""), f" times the {measure}")
-    return f"{word}: {_second(verdict)} has {value}."
+    opposite = "; the embedded trace says the opposite" if _says_opposite(verdict) else ""
+    return f"{word}: {verdict.subject} has {value}{opposite}."
 
 
-def _second(verdict: Verdict) -> str:
-    """Return the words for the second of the compared models: "the larger model", "sam"."""
-    return verdict.claim.removeprefix(EQUAL_LOSS).partition(" is ")[0]
+def _says_opposite(verdict: Verdict) -> bool:
+    return verdict.kind == FLATNESS and verdict.evidence.endswith(OPPOSITE)
 
 
 def _interval(value: str, unit: str = "") -> str:
@@ -143,8 +163,8 @@ def _interval(value: str, unit: str = "") -> str:
     return re.sub(r" \((.* to .*)\)", rf"{unit} (95% interval \1)", value)
 
 
-def _of_several(leading: Sequence[Verdict]) -> list[str]:
-    """Count the answers; a first, longer sentence adds the value that differs most clearly."""
+def _of_several(leading: Sequence[Verdict], sharpness: str) -> list[str]:
+    """Count the answers; a first, longer sentence adds the value with the smallest p."""
     answers = [one.answer for one in leading]
     nouns = {
         ACCURACY: ("arms", "more accurate", "less accurate"),
@@ -161,16 +181,19 @@ def _of_several(leading: Sequence[Verdict]) -> list[str]:
         word = f"{YES_OR_NO[answer]} on {len(leading)} {noun}"
         return [f"{word}: {reason}."] * (len(reasons) == 1) + [f"{counted}."]
     clearest = min(tested, key=lambda one: one.p or 0.0)
-    unit = " points" if clearest.kind in (ACCURACY, EFFECT) else ""
-    value = _interval(clearest.evidence.partition("; ")[0], unit)
-    name = _second(clearest) if clearest.kind in (ACCURACY, FLATNESS) else "the clearest"
-    return [f"{counted}. Clearest: {name}, {value}.", f"{counted}."]
+    value = _value(clearest, sharpness).partition("; ")[0].replace(f" of the {sharpness}", "")
+    return [f"{counted}. Smallest p: {clearest.subject}, {_interval(value)}.", f"{counted}."]
 
 
-def _chips(verdicts: Sequence[Verdict]) -> list[Chip]:
+def _chips(verdicts: Sequence[Verdict], sharpness: str) -> list[Chip]:
     """Return a chip for each tested claim, and for each reason for no test; primary ones first."""
     tested = [
-        Chip(one.answer, [_short(one.claim)], _detail(one), one.primary)
+        Chip(
+            one.answer,
+            [_short(one.claim)],
+            f"{_value(one, sharpness)}; corrected p {wording.p_value(one.p)}",
+            one.primary,
+        )
         for one in verdicts
         if not one.reason
     ]
@@ -185,20 +208,23 @@ def _chips(verdicts: Sequence[Verdict]) -> list[Chip]:
     return sorted(found, key=lambda one: not one.primary)
 
 
-def _detail(verdict: Verdict) -> str:
-    """Return a verdict's numbers with their units, and its corrected p.
+def _value(verdict: Verdict, sharpness: str) -> str:
+    """Return a verdict's numbers with their units.
 
     The embedded trace stands beside the invariant one only if it says the opposite.
     """
-    unit = {ACCURACY: " points", EFFECT: " points per halving of the trace", FLATNESS: " the trace"}
-    value = verdict.evidence
-    if verdict.kind == FLATNESS and "the opposite" not in value:
-        value = value.partition("; ")[0]
+    units = {
+        ACCURACY: " points",
+        EFFECT: f" points per halving of the {sharpness}",
+        FLATNESS: f" the {sharpness}",
+    }
     if verdict.claim == WITHIN:
-        value = f"rank correlation {value}"
-    elif verdict.kind in unit:
-        value = re.sub(r" \(", f"{unit[verdict.kind]} (", value, count=1)
-    return f"{value}; p {wording.p_value(verdict.p)}"
+        return f"rank correlation {verdict.evidence}"
+    value = verdict.evidence
+    if verdict.kind == FLATNESS and not _says_opposite(verdict):
+        value = value.partition("; ")[0]
+    unit = units.get(verdict.kind, "")
+    return re.sub(r" \(", f"{unit} (", value, count=1)
 
 
 def _counted(claims: list[str]) -> list[str]:
@@ -223,12 +249,13 @@ def endpoint(comparison: Comparison) -> str:
 
 def _basis(comparison: Comparison) -> list[tuple[str, str]]:
     column, plan = common_column(comparison.cells), comparison.plan
+    word = _sharpness(comparison)
     seeds = dict.fromkeys(seed for cell in comparison.cells for seed in cell.rows)
     return [
         ("Accuracy", endpoint(comparison)),
         ("Flatness", COMPARED.get(column, "not measured")),
         ("Equal loss", f"excess losses within a factor of {plan.loss_ratio:g}"),
-        ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the trace"),
+        ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the {word}"),
         ("Replicates", wording.plural(len(seeds), "seed")),
     ]
 
@@ -245,8 +272,8 @@ def _fallbacks(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]
         )
     if not comparison.primary_columns:
         found.append(f"The accuracy to compare ({plan.accuracy}) was not measured.")
-    elif comparison.primary_labeling != "map":
-        found.append(f"No map labels: {comparison.primary_labeling} labels are used instead.")
+    elif comparison.primary_labeling == "latent":
+        found.append("No map labels: latent labels are used instead.")
     preferred, used = next(iter(COMPARED)), common_column(comparison.cells)
     if used and used != preferred:
         found.append(f"No {COMPARED[preferred]}: the {COMPARED[used]} is used instead.")

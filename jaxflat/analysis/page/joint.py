@@ -15,9 +15,9 @@ from jaxflat.analysis.pairs import Pair
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
-    "A number is a pair of models of equal excess loss. Left of 1 the second model is flatter, "
-    "above 0 more accurate. Pairs differ in more than flatness, so the figure only describes. "
-    "Bars: 95% t intervals over seeds."
+    "A number is a pair of models of equal excess loss. Left of 1 the model that the key names "
+    "first is flatter, above 0 more accurate; of an arm alone, its last checkpoint. Pairs differ "
+    "in more than flatness, so the figure only describes. Bars: 95% t intervals over seeds."
 )
 
 
@@ -123,17 +123,22 @@ def _scatter(ax: Axes, place: int, name: str, pair: Pair) -> tuple[float, float]
     assert across is not None
     assert up is not None
     low, high = across.low or across.mean, across.high or across.mean
-    color = drawing.COLORS[place % len(drawing.COLORS)]
-    marker = drawing.MARKERS[place % len(drawing.MARKERS)]
+    look = drawing.look(place)
     ax.errorbar(
         across.mean,
         100 * up.mean,
         xerr=[[across.mean - low], [high - across.mean]],
         yerr=100 * (up.half_width or 0.0),
-        **{"color": color, "marker": marker, "markersize": 5, "elinewidth": 0.8},
+        **look,
+        **{"markersize": 5, "elinewidth": 0.8},
         linestyle="none",
     )
-    where = {"xy": (across.mean, 100 * up.mean), "xytext": (4, 4), "fontsize": 8, "color": color}
+    where = {
+        "xy": (across.mean, 100 * up.mean),
+        "xytext": (4, 4),
+        "fontsize": 8,
+        "color": look["color"],
+    }
     ax.annotate(name, textcoords="offset points", **where)
     return low, high
 

@@ -6,11 +6,10 @@ from matplotlib.axes import Axes
 
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.page.drawing import (
-    COLORS,
-    MARKERS,
     accuracy_label,
     fit_y,
     legend,
+    look,
     style,
     trace_columns,
 )
@@ -68,9 +67,6 @@ def _line(
         [x for x, _ in known],
         [scale * found.mean for _, found in known],
         yerr=[scale * (found.half_width or 0.0) for _, found in known],
-        **{
-            "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
-        },
+        **look(place),
         **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.8, "label": name},
     )

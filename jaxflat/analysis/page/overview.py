@@ -14,11 +14,15 @@ from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 
 @dataclass(frozen=True)
 class Overview:
-    """The header, a row for each arm and control, and the arm with which the others compare."""
+    """The header, a row for each arm and control, and the arm with which the others compare.
+
+    read: the sentence that says at which losses or checkpoints the arms' numbers are.
+    """
 
     header: list[str]
     rows: list[list[str]]
     baseline: str
+    read: str
 
 
 def overview(comparison: Comparison) -> Overview | None:
@@ -34,14 +38,32 @@ def overview(comparison: Comparison) -> Overview | None:
     baseline = found.baseline.arm if found else shown[0].arm
     column = common_column(comparison.cells)
     measure = COMPARED.get(column, "")
-    measure = measure[:1].upper() + measure[1:]
+    measure = wording.capitalized(measure)
     header = ["Arm", "Seeds", "Excess loss (nats)", *([measure] if measure else []), "Accuracy (%)"]
     pairs = _pairs_with(comparison, baseline)
     if pairs:
         header += ["Accuracy difference (points)", *([f"{measure} ratio"] if measure else [])]
         header.append("Same loss?")
     rows = [_row(cell, pairs, column) for cell in shown]
-    return Overview(header, [row[: len(header)] for row in rows], baseline if pairs else "")
+    return Overview(
+        header,
+        [row[: len(header)] for row in rows],
+        baseline if pairs else "",
+        _where_read(comparison, cells),
+    )
+
+
+def _where_read(comparison: Comparison, cells: Sequence[Cell]) -> str:
+    """Say whether each arm is read between its checkpoints or at one of them."""
+    places: dict[str, list[str]] = {}
+    for cell in cells:
+        is_checkpoint = any(cell is one for one in comparison.arms[cell.arm])
+        between = "between checkpoints, at the excess losses at which it is compared"
+        place = f"at step {cell.step:,}" if is_checkpoint else between
+        places.setdefault(place, []).append(cell.arm)
+    if len(places) == 1:
+        return f"Each arm is read {next(iter(places))}."
+    return " ".join(f"Read {place}: {', '.join(arms)}." for place, arms in places.items())
 
 
 def _row(cell: Cell, pairs: dict[str, Pair], column: str) -> list[str]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.claims import accuracy_difference, log_ratio, seed_means
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.effects import STRENGTH, arms_alike, common_column
-from jaxflat.analysis.equal_loss import at_equal_loss
+from jaxflat.analysis.effects import ACROSS, STRENGTH, WITHIN, common_column, contrasts_by_cause
+from jaxflat.analysis.equal_loss import at_equal_loss, seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import control_and_noise, targets_key
 from jaxflat.analysis.page import drawing, wording
@@ -20,7 +20,7 @@ from jaxflat.analysis.pairs import Pair, paired_difference
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, read_number
 from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, mean_interval
 from jaxflat.analysis.trajectories import change
-from jaxflat.analysis.verdicts import EFFECT, FLATNESS, LABEL_NOISE
+from jaxflat.analysis.verdicts import EFFECT, FLATNESS, LABEL_NOISE, Verdict
 
 MOST_ROWS = 8
 WIDTH_INCHES = 5.2
@@ -42,9 +42,30 @@ class Differences:
 
     label: str
     null: float
-    unit: str
     rows: list[Difference]
-    caption: str
+    about: str
+
+    @property
+    def is_log(self) -> bool:
+        return self.null == 1.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Return the ends of the axis, which fits the rows of equal loss if there are any."""
+        fitted = [row for row in self.rows if row.equal_loss] or self.rows
+        values = [value for row in fitted for value in row.by_seed]
+        intervals = [row.interval for row in fitted]
+        return drawing.limits(values, intervals, self.null, log=self.is_log)
+
+    @property
+    def caption(self) -> str:
+        """Say what the rows are, and what each mark in the picture means."""
+        caption = f"{self.about} A dot is a seed. Bars: means with 95% t intervals over seeds."
+        if any(not row.equal_loss for row in self.rows):
+            caption += " Hollow: the losses are not shown to be equal, so they may be the cause."
+        if any(drawing.is_beyond(row.interval, *self.limits) for row in self.rows):
+            caption += " An arrow points beyond the axis."
+        return caption.strip()
 
 
 @dataclass(frozen=True)
@@ -58,45 +79,79 @@ class Doses:
     caption: str
 
 
-Picture = Differences | Doses
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of each setting, read at one loss: x is flatness, y is accuracy."""
+
+    x_label: str
+    y_label: str
+    settings: list[Cell]
+    column: str
+    caption: str
 
 
-def primary_picture(comparison: Comparison, kind: str) -> Picture | None:
-    """Return the picture of a claim of this kind; None if the sweep has nothing to draw."""
-    if kind == EFFECT and (found := doses(comparison)):
-        return found
-    if kind == LABEL_NOISE and (found := label_noise_changes(comparison)):
-        return found
-    if kind == FLATNESS:
+Picture = Differences | Doses | Seeds
+
+
+def primary_picture(comparison: Comparison, verdict: Verdict) -> Picture | None:
+    """Return the picture of a verdict's claim; None if the sweep has nothing to draw."""
+    if verdict.claim == WITHIN:
+        return seeds_of_settings(comparison)
+    if verdict.claim == ACROSS:
+        return None
+    if verdict.kind == EFFECT:
+        return doses(comparison, verdict.subject)
+    if verdict.kind == LABEL_NOISE:
+        return label_noise_changes(comparison)
+    if verdict.kind == FLATNESS:
         return flatness_ratios(comparison)
     return accuracy_differences(comparison)
 
 
-def doses(comparison: Comparison) -> Doses | None:
+def seeds_of_settings(comparison: Comparison) -> Seeds | None:
+    """Return accuracy and flatness of the seeds of each setting."""
+    column = common_column(comparison.cells)
+    cells = [cell for arm in comparison.arms.values() if (cell := seeds_at_equal_loss(arm))]
+    cells = [cell for cell in cells if _complete_seeds([cell], column)]
+    if not cells:
+        return None
+    return Seeds(
+        _flatness_label(column),
+        drawing.accuracy_label(comparison),
+        cells,
+        column,
+        "A dot is a seed, a colour a setting. The seeds of a setting are read at one excess loss, "
+        "so only dots of one colour compare.",
+    )
+
+
+def doses(comparison: Comparison, cause: str) -> Doses | None:
     """Return accuracy and flatness by dose of a penalty, or by exact and sampled labels."""
     column = common_column(comparison.cells)
-    for key in comparison.varied:
-        if not key.endswith((STRENGTH, ".targets")):
-            continue
-        section = key.removesuffix("strength")
-        groups = [
-            cells
-            for arms in arms_alike(
-                comparison, lambda name, section=section: name.startswith(section)
-            )
-            if len(arms) > 1 and (cells := at_equal_loss(_in_order(arms, key)))
-        ]
-        groups = [cells for cells in groups if _complete_seeds(cells, column)]
-        if groups:
-            return Doses(
-                f"← flatter        {COMPARED[column]}, log scale",
-                drawing.accuracy_label(comparison),
-                groups,
-                column,
-                "A thin line is a seed, read in every arm at equal excess loss. Black: the mean "
-                "over seeds. The answer is the slope.",
-            )
-    return None
+    by_baseline: dict[str, list[list[Cell]]] = {}
+    for name, contrasts in contrasts_by_cause(comparison):
+        for baseline, other in contrasts if name == cause else []:
+            by_baseline.setdefault(baseline[0].arm, [baseline]).append(other)
+    groups = [
+        cells
+        for arms in by_baseline.values()
+        if (cells := at_equal_loss(_in_order(comparison, arms))) and _complete_seeds(cells, column)
+    ]
+    if not groups:
+        return None
+    return Doses(
+        _flatness_label(column),
+        drawing.accuracy_label(comparison),
+        groups,
+        column,
+        "A thin line is a seed, read in every arm at equal excess loss. Black: the mean over "
+        "seeds. Flatter is left, so a line that rises to the right means that flatter models are "
+        "less accurate.",
+    )
+
+
+def _flatness_label(column: str) -> str:
+    return f"← flatter        {COMPARED[column]}, log scale"
 
 
 def accuracy_differences(comparison: Comparison) -> Differences | None:
@@ -109,9 +164,9 @@ def accuracy_differences(comparison: Comparison) -> Differences | None:
         return scaled(paired_difference(pair.first, pair.second, PRIMARY_ACCURACY), 100.0)
 
     mean = [100 * one for one in _over_sizes(comparison, accuracy_difference, PRIMARY_ACCURACY)]
-    average = ("mean of these pairs", mean, mean_interval(mean)) if mean else None
+    average = (_AVERAGE, mean, mean_interval(mean)) if mean else None
     label = f"{drawing.accuracy_label(comparison, '')}: difference (points)"
-    return _differences(comparison, label, 0.0, "", values, interval, average)
+    return _differences(comparison, label, 0.0, values, interval, average)
 
 
 def flatness_ratios(comparison: Comparison) -> Differences | None:
@@ -127,10 +182,10 @@ def flatness_ratios(comparison: Comparison) -> Differences | None:
     logs = _over_sizes(comparison, ratio, column) if column else []
     mean = np.exp(logs).tolist() if np.isfinite(logs).all() else []
     found = log_ratio_interval([1.0] * len(mean), mean) if mean else None
-    average = ("mean of these pairs", mean, found) if found else None
+    average = (_AVERAGE, mean, found) if found else None
     label = f"{COMPARED.get(column, 'Sharpness')}: ratio, log scale"
     return _differences(
-        comparison, label, 1.0, "×", values, lambda pair: pair.flatness.get(column), average
+        comparison, label, 1.0, values, lambda pair: pair.flatness.get(column), average
     )
 
 
@@ -143,58 +198,65 @@ def label_noise_changes(comparison: Comparison) -> Differences | None:
     if min(values.min() for values in ends) <= 0:
         return None
     control, noise = ends[1] / ends[0], ends[3] / ends[2]
-    intervals = [
-        change(column, comparison.plan.loss_ratio, *some).ratio
-        for some in (cells[:2], cells[2:], cells)
+    changes = [
+        change(column, comparison.plan.loss_ratio, *some) for some in (cells[:2], cells[2:], cells)
     ]
     names = ("exact targets", "sampled labels", "sampled over exact")
     rows = [
-        Difference(name, values.tolist(), interval)
-        for name, values, interval in zip(
-            names, (control, noise, noise / control), intervals, strict=True
-        )
-        if interval
+        Difference(name, values.tolist(), one.ratio, bool(one.equal and one.equal.holds))
+        for name, values, one in zip(names, (control, noise, noise / control), changes, strict=True)
+        if one.ratio
     ]
     label = f"{COMPARED[column]}: last over first checkpoint, log scale"
-    return Differences(label, 1.0, "×", rows, _CAPTION)
+    return Differences(label, 1.0, rows, "")
 
 
-_CAPTION = "A dot is a seed. Bars: means with 95% t intervals over seeds."
+_AVERAGE = "mean of the pairs at equal loss"
 
 
 def _differences(
     comparison: Comparison,
     label: str,
     null: float,
-    unit: str,
     values: Callable[[Pair], list[float]],
     interval: Callable[[Pair], Interval | None],
     average: tuple[str, list[float], Interval] | None,
 ) -> Differences | None:
     pairs = compared_pairs(comparison)
-    first = {pair.first.arm for pair in pairs}
+    names, about = row_names(pairs)
     rows = [
-        Difference(
-            pair.second.arm if len(first) == 1 else f"{pair.second.arm} against {pair.first.arm}",
-            values(pair),
-            found,
-            pair.equivalence.holds,
-        )
-        for pair in pairs
+        Difference(name, values(pair), found, pair.equivalence.holds)
+        for name, pair in zip(names, pairs, strict=True)
         if (found := interval(pair))
     ]
-    caption = f"Against {first.pop()}. {_CAPTION}" if len(first) == 1 else _CAPTION
-    if any(not row.equal_loss for row in rows):
-        caption += (
-            " Hollow: the losses are not shown to be equal, so the loss may be the cause. "
-            "An arrow points beyond the axis."
-        )
     if len(rows) > MOST_ROWS:
-        caption += f" {MOST_ROWS} of {len(rows)} pairs, those of equal loss first."
+        about += f" {MOST_ROWS} of {len(rows)} pairs, those of equal loss first."
         rows = sorted(rows, key=lambda row: not row.equal_loss)[:MOST_ROWS]
     if average and len(rows) > 1:
         rows.insert(0, Difference(*average))
-    return Differences(label, null, unit, rows, caption) if rows else None
+    return Differences(label, null, rows, about) if rows else None
+
+
+def row_names(pairs: Sequence[Pair]) -> tuple[list[str], str]:
+    """Return a name for each pair, and the sentence for what all pairs have in common.
+
+    Names of arms are lists of settings, such as "width 64, batch_size 32". If the settings in which
+    the two models differ are the same in every pair, the names have only the others.
+    """
+    if len({pair.first.arm for pair in pairs}) == 1:
+        return [pair.second.arm for pair in pairs], f"Against {pairs[0].first.arm}."
+    both = [(pair.second.arm.split(", "), pair.first.arm.split(", ")) for pair in pairs]
+    shared = [", ".join(part for part in second if part in first) for second, first in both]
+    contrasts = {
+        " against ".join(
+            ", ".join(part for part in own if part not in other)
+            for own, other in ((second, first), (first, second))
+        )
+        for second, first in both
+    }
+    if len(contrasts) == 1 and all(shared):
+        return shared, f"{wording.capitalized(contrasts.pop())}, in each row's other settings."
+    return [f"{pair.second.arm} against {pair.first.arm}" for pair in pairs], ""
 
 
 def compared_pairs(comparison: Comparison) -> list[Pair]:
@@ -218,12 +280,15 @@ def _over_sizes(comparison: Comparison, value: Callable[..., float], column: str
     return seed_means(matched, value, column) if several else []
 
 
-def _in_order(arms: Sequence[list[Cell]], key: str) -> list[list[Cell]]:
-    def dose(arm: list[Cell]) -> tuple[float, str]:
-        text = next(iter(arm[0].rows.values())).swept.get(key, "")
-        return read_number(text) or 0.0, text
+def _in_order(comparison: Comparison, arms: Sequence[list[Cell]]) -> list[list[Cell]]:
+    """Sort arms by the strengths of their penalties."""
+    keys = [key for key in comparison.varied if key.endswith(STRENGTH)]
 
-    return sorted(arms, key=dose)
+    def doses(arm: list[Cell]) -> list[float]:
+        swept = next(iter(arm[0].rows.values())).swept
+        return [read_number(swept.get(key, "")) or 0.0 for key in keys]
+
+    return sorted(arms, key=doses)
 
 
 def _complete_seeds(cells: Sequence[Cell], column: str) -> list[str]:
@@ -235,29 +300,28 @@ def _complete_seeds(cells: Sequence[Cell], column: str) -> list[str]:
 
 
 def draw_picture(picture: Picture) -> Figure:
-    """Draw either kind of picture, for a width of a phone or half a laptop."""
-    if isinstance(picture, Doses):
+    """Draw any kind of picture, for a width of a phone or half a laptop."""
+    if isinstance(picture, Doses | Seeds):
         figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
-        _draw_doses(figure.subplots(), picture)
+        draw = _draw_doses if isinstance(picture, Doses) else _draw_seeds
+        draw(figure.subplots(), picture)  # pyright: ignore[reportArgumentType]
     else:
-        height = 0.8 + 0.52 * len(picture.rows)
-        figure = Figure(figsize=(WIDTH_INCHES, max(height, 1.9)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, 1.9), layout="constrained")
         draw_differences(figure.subplots(), picture)
     return figure
 
 
-def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: int = 36) -> None:
-    """Draw a row a pair: its name, of at most `most` letters, and interval, then dots and bar."""
-    drawing.style(ax, "", picture.label)
+def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: int = 60) -> None:
+    """Draw a row a pair: its name, of at most `most` letters; below it dots, bar and numbers."""
+    drawing.style(ax, "")
+    drawing.make_taller(ax, 0.8 + 0.053 * size * len(picture.rows))
+    ax.set_xlabel(picture.label, loc="left")  # it may be longer than the axis
     ax.grid(axis="y", visible=False)
-    if picture.null == 1.0:
+    low, high = picture.limits
+    if picture.is_log:
         ax.set_xscale("log")
-    fitted = [row for row in picture.rows if row.equal_loss] or picture.rows
-    values = [value for row in fitted for value in row.by_seed]
-    intervals = [row.interval for row in fitted]
-    low, high = drawing.limits(values, intervals, picture.null, log=picture.null == 1.0)
     ax.set_xlim(low, high)
-    if picture.null == 1.0:
+    if picture.is_log:
         drawing.log_ticks(ax, low, high)
     ax.axvline(picture.null, color=drawing.GREY, linewidth=1)
     for place, row in enumerate(picture.rows):
@@ -266,15 +330,33 @@ def draw_differences(ax: Axes, picture: Differences, size: float = 10.5, most: i
         dots = {"color": filled, "edgecolor": color, "alpha": 0.55, "s": 22, "linewidth": 0.8}
         ax.scatter(row.by_seed, [y - 0.17] * len(row.by_seed), **dots)
         drawing.bar(ax, row.interval, y, color, low, high)
-        style = ".2f" if picture.unit else "+.1f"
-        number = wording.ranged(row.interval, style, unit=picture.unit)
+        number = wording.ratio(row.interval) if picture.is_log else wording.points(row.interval, 1)
         at = {"transform": ax.get_yaxis_transform(), "fontsize": size}
-        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        ax.text(0.0, y + 0.2, wording.short(row.name, most), **at)
-        ax.text(1.0, y + 0.2, number, ha="right", fontweight="bold", **at)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        name = ax.text(0.0, y + 0.22, wording.short(row.name, most), bbox=box, **at)
+        name.set_in_layout(False)  # it may reach over the numbers, which are on another line
+        ax.text(1.02, y - 0.08, number, va="center", fontweight="bold", **at)
     ax.set_ylim(-len(picture.rows) + 0.6, 0.6)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
+
+
+def _draw_seeds(ax: Axes, picture: Seeds) -> None:
+    drawing.style(ax, picture.y_label, picture.x_label)
+    ax.set_xscale("log")
+    traces, points = [], []
+    for place, cell in enumerate(picture.settings):
+        seeds = _complete_seeds([cell], picture.column)
+        x = [cell.by_seed(picture.column)[seed] for seed in seeds]
+        y = [100 * cell.by_seed(PRIMARY_ACCURACY)[seed] for seed in seeds]
+        ax.plot(x, y, linestyle="none", label=cell.arm, **drawing.look(place))
+        traces, points = [*traces, *x], [*points, *y]
+    low, high = drawing.limits(traces, [], log=True)
+    ax.set_xlim(low, high)
+    drawing.log_ticks(ax, low, high)
+    ax.set_ylim(*drawing.limits(points, []))
+    if len(picture.settings) <= MOST_ROWS:
+        drawing.legend(ax)
 
 
 def _draw_doses(ax: Axes, picture: Doses) -> None:

@@ -12,12 +12,13 @@ from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.factorial import factor_effects
 from jaxflat.analysis.page import evidence, explorer, figures, tables
 from jaxflat.analysis.page.evidence import Evidence
-from jaxflat.analysis.page.factor_words import factor_lines, factor_tables
+from jaxflat.analysis.page.factor_tables import factor_lines, factor_tables
+from jaxflat.analysis.page.findings import left_out_sentences
 from jaxflat.analysis.page.headline import Headline, headline, leading_verdicts
 from jaxflat.analysis.page.overview import Overview, overview
 from jaxflat.analysis.page.primary_picture import Picture, draw_picture, primary_picture
 from jaxflat.analysis.page.settings import Provenance
-from jaxflat.analysis.page.trajectory_words import trajectory_table
+from jaxflat.analysis.page.trajectory_table import trajectory_table
 
 Table = list[list[str]]
 
@@ -65,7 +66,7 @@ class SweepView:
 
 def leading_picture(comparison: Comparison, judged: Evidence) -> Picture | None:
     """Return the picture of the claim on which the answer rests."""
-    return primary_picture(comparison, leading_verdicts(judged.verdicts)[0].kind)
+    return primary_picture(comparison, leading_verdicts(judged.verdicts)[0])
 
 
 def view_sweep(
@@ -108,16 +109,16 @@ def _sections(comparison: Comparison, judged: Evidence, made: Provenance) -> lis
     pairs = comparison.arm_comparison.pairs if comparison.arm_comparison else comparison.pairs
     paired = [tables.pairs_table(pairs), tables.secondary_table(pairs)] if pairs else []
     changes = [trajectory_table(comparison.trajectories)] if comparison.trajectories else []
-    left_out = [
-        f"Left out, because the last checkpoint was not measured: {', '.join(comparison.missing)}."
-    ] * bool(comparison.missing)
+    left_out = left_out_sentences(comparison)
     obstacle = [
         f"Sizes cannot be compared at matched excess loss here: {comparison.obstacle}."
     ] * bool(comparison.obstacle and not comparison.arm_comparison and not comparison.trajectories)
     correlations = judged.correlations
     related = [evidence.correlations_table(correlations)] if correlations else []
     factors = factor_effects(comparison.arms)
-    effects = (factor_tables(factors), factor_lines(factors)) if factors else ([], [])
+    effects: tuple[list[Table], list[str]] = ([], [])
+    if factors and all(len(one.levels) == 2 for one in factors.factors):
+        effects = factor_tables(factors), factor_lines(factors)
     return [
         Section("The effect of each factor", "factors", *effects, is_open=bool(effects[0])),
         Section("Tests", "tests", [evidence.verdicts_table(judged.verdicts)], []),

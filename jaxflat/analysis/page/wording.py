@@ -41,8 +41,11 @@ def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str 
     return minus(f"{text} ({low} to {high})")
 
 
-def points(interval: Interval | None) -> str:
-    return ranged(interval, "+.1f", 100.0)
+def points(interval: Interval | None, scale: float = 100.0) -> str:
+    """Format a difference in points, with two digits if its half-width is below one point."""
+    half_width = interval.half_width if interval else None
+    style = "+.1f" if half_width is None or scale * half_width >= 1 else "+.2f"
+    return ranged(interval, style, scale)
 
 
 def slope(interval: Interval | None) -> str:

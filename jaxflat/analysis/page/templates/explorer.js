@@ -9,14 +9,13 @@ function element(name, text, attributes = {}) {
   return made;
 }
 
-// Rows as objects; those of one arm, step and kind of checkpoint are a group, whose seeds vary.
+// Rows as objects; those of one group differ only in their seeds.
 function rowsOf(data) {
-  const { point, step, projected } = data.columns;
   return data.arm.map((arm, place) => ({
     place,
     arm: data.arms[arm].name,
-    point: point[place],
-    group: [arm, step[place], projected?.[place]].join("|"),
+    point: data.columns.point[place],
+    group: data.group[place],
   }));
 }
 

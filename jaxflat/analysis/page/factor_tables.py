@@ -1,10 +1,9 @@
-"""The effect of each factor of a factorial sweep, as tables and as sentences."""
+"""The effect of each factor of a factorial sweep, as tables."""
 
 from collections.abc import Sequence
 
 from jaxflat.analysis.cells import short_names
-from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.factorial import FactorContrast, FactorEffect, Factorial, factor_effects
+from jaxflat.analysis.factorial import NO_STEP, FactorContrast, FactorEffect, Factorial
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 
@@ -19,9 +18,11 @@ def factor_tables(found: Factorial) -> list[Table]:
 
 
 def factor_lines(found: Factorial) -> list[str]:
-    """Say which step the table compares, or why there is none."""
+    """Say which step the tables compare, or why there are no effects."""
     if found.obstacle:
         return [f"There is none, because {found.obstacle}."]
+    if not found.step:
+        return [f"Equal steps: {NO_STEP}."]
     return [f"Equal steps: at step {found.step:,}, the last that every combination measured."]
 
 
@@ -31,44 +32,31 @@ def effects_table(found: Factorial, effects: Sequence[FactorEffect]) -> Table:
     header = ["Factor", "Where", "Excess loss ratio, equal steps"]
     for name in (f"{measure} ratio", "Accuracy (points)"):
         header += [f"{name}, equal steps", f"{name}, equal loss"]
-    return [[*header, "Seeds"]] + [_row(found, one) for one in effects]
-
-
-def factor_sentences(comparison: Comparison) -> list[str]:
-    """Describe each main effect, and how sampled words change the effects of other factors."""
-    found = factor_effects(comparison.arms)
-    if found is None or found.obstacle:
-        return []
-    measure = COMPARED.get(found.column, "sharpness")
-    label_noise = [
-        one
-        for one in found.conditional
-        if len(one.levels) == 2 and one.other and one.other.key.endswith(".targets")
-    ]
-    return [
-        f"{wording.capitalized(_factor(found, one))}, {_at(found, one)}: "
-        + "; ".join(
-            f"at {where} {contrast.reason or _differences(measure, contrast)}"
-            for where, contrast in (
-                ("equal steps", one.at_equal_steps),
-                ("equal excess loss", one.at_equal_loss),
-            )
-        )
-        + "."
-        for one in [*found.main, *label_noise]
-    ]
+    return [[*header, "Seeds, equal steps; equal loss"]] + [_row(found, one) for one in effects]
 
 
 def _row(found: Factorial, one: FactorEffect) -> list[str]:
     contrasts = (one.at_equal_steps, one.at_equal_loss)
-    seeds = [each.excess_ratio.count if each.excess_ratio else 0 for each in contrasts]
     return [
         *(_factor(found, one), _at(found, one)),
         wording.ratio(one.at_equal_steps.excess_ratio),
         *(each.reason or wording.ratio(each.trace_ratio) for each in contrasts),
         *(wording.points(each.accuracy) for each in contrasts),
-        ", ".join(map(str, seeds)),
+        "; ".join(map(_seeds, contrasts)),
     ]
+
+
+def _seeds(contrast: FactorContrast) -> str:
+    """Return the number of seeds; if the numbers of a contrast have different ones, of each."""
+    found = {
+        "loss": contrast.excess_ratio,
+        "flatness": contrast.trace_ratio,
+        "accuracy": contrast.accuracy,
+    }
+    counts = {name: one.count if one else 0 for name, one in found.items()}
+    if len({*counts.values()}) == 1:
+        return str(counts["loss"])
+    return ", ".join(f"{count} of {name}" for name, count in counts.items())
 
 
 def _factor(found: Factorial, one: FactorEffect) -> str:
@@ -86,10 +74,3 @@ def _at(found: Factorial, one: FactorEffect) -> str:
         return f"with {name} {one.levels[0]}"
     first, second = one.levels
     return f"effect with {name} {second} against its effect with {first}"
-
-
-def _differences(measure: str, contrast: FactorContrast) -> str:
-    return (
-        f"{measure} {wording.ratio(contrast.trace_ratio)}, "
-        f"accuracy {wording.points(contrast.accuracy)} points"
-    )
