@@ -250,13 +250,16 @@ def endpoint(comparison: Comparison) -> str:
 def _basis(comparison: Comparison) -> list[tuple[str, str]]:
     column, plan = common_column(comparison.cells), comparison.plan
     word = _sharpness(comparison)
-    seeds = dict.fromkeys(seed for cell in comparison.cells for seed in cell.rows)
+    rows = [row for cell in comparison.cells for row in cell.rows.values()]
+    replicates = wording.plural(len({row.seed for row in rows}), "seed")
+    if (num_languages := len({row.language for row in rows})) > 1:
+        replicates += f" on {num_languages} languages"
     return [
         ("Accuracy", endpoint(comparison)),
         ("Flatness", COMPARED.get(column, "not measured")),
         ("Equal loss", f"excess losses within a factor of {plan.loss_ratio:g}"),
         ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the {word}"),
-        ("Replicates", wording.plural(len(seeds), "seed")),
+        ("Replicates", replicates),
     ]
 
 
