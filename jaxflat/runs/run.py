@@ -194,7 +194,8 @@ def train_points(
     trainings = {p.slot: train(p.config, p.folder, display) for p in points}
     folders = [point.folder for point in points]
     slots.train_together(trainings, lambda slot, error: fail(by_slot.pop(slot), error), folders)
-    shares = [seconds / len(points) for seconds in watch.read()]
+    seconds, compiling = watch.read()
     for point in by_slot.values():
-        display.add_seconds(point.title, *shares)
-        log_seconds(point.folder, "train", *shares)
+        share = seconds / len(points), compiling / len(points)
+        display.add_seconds(point.title, *share)
+        log_seconds(point.folder, "train", *share)

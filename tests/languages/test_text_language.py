@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ def test_the_report_names_the_untrained_control(finished):
 
 
 def test_texts_without_labels_have_no_probes(finished, tmp_path):
-    config = text_config(finished[1])
+    config = text_config(Path(shutil.copytree(finished[1], tmp_path / "texts")))
     config.language.generated.tasks = ()
     assert sweep.run(config, POINTS, tmp_path) == {}
     rows = rows_of(tmp_path)

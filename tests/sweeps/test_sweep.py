@@ -60,18 +60,27 @@ def copy(finished, tmp_path) -> Path:
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
-    """Return every result file of a work directory, as bytes."""
-    names = [*workdir.glob("*.csv"), *workdir.glob("sweep.json")]
-    names += [path for name in RESULTS for path in workdir.glob(f"*/{name}")]
-    return {str(path.relative_to(workdir)): path.read_bytes() for path in names}
+    """Return every result file of a work directory, as bytes; sweep.json without its command."""
+    names = [*workdir.glob("*.csv"), *(path for n in RESULTS for path in workdir.glob(f"*/{n}"))]
+    found = {str(path.relative_to(workdir)): path.read_bytes() for path in names}
+    for path in workdir.glob("sweep.json"):
+        record = json.loads(path.read_text()) | {"command": ""}
+        found["sweep.json"] = json.dumps(record).encode()
+    return found
 
 
 def saved_arrays(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Return every array of every checkpoint: measured parameters, and last training states."""
+    """Return every array of measured parameters, and of each point's last training state.
+
+    A run that is stopped keeps other states before the last one.
+    """
     found = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        folders = ("checkpoints", "projected", "recovery")
-        for path in sorted(path for name in folders for path in workdir.glob(f"*/{name}/*")):
+        folders = ("checkpoints", "projected")
+        paths = [path for name in folders for path in workdir.glob(f"*/{name}/*")]
+        for folder in workdir.glob("*/recovery"):
+            paths.append(max(folder.glob("[0-9]*"), key=lambda path: int(path.name)))
+        for path in sorted(paths):
             leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(path))
             arrays = {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in leaves}
             found[str(path.relative_to(workdir))] = arrays
@@ -204,7 +213,7 @@ def test_preempted_run_saves_says_so_and_goes_on(finished, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_new_seeds_train_only_themselves(copy, capsys, monkeypatch):
     spent = []
-    monkeypatch.setattr(Display, "add_seconds", lambda self, name, seconds: spent.append(name))
+    monkeypatch.setattr(Display, "add_seconds", lambda self, name, *_: spent.append(name))
     before = modified(copy, "*/checkpoints/*/*") | modified(copy, "*/*.jsonl")
     old = {path for path in before if path.name != "timing.jsonl"}
     assert sweep.run(tiny_config(), tiny_sweep(num_seeds=3), copy) == {}
