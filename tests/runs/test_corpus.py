@@ -163,7 +163,7 @@ def assert_same(workdir: Path, other: Path) -> None:
     assert contents(workdir) == contents(other)
     arrays, others = saved_arrays(workdir), saved_arrays(other)
     assert arrays.keys() == others.keys()
-    assert len(arrays) == 3 + 1 + 1  # checkpoints, a projection, two recovery checkpoints
+    assert len(arrays) == 3 + 1 + 1  # checkpoints, a projection, the last training state
     jax.tree.map(np.testing.assert_array_equal, arrays, others)
 
 
