@@ -6,7 +6,7 @@
 "continue" trains them further by plain SGD at a constant learning rate: on sampled words or, as the
 control without noise, on exact targets. Start and end are measured before and after an exact
 anneal by AdamW on exact targets: it removes noise of the last steps, which may look like drift.
-Hessian trace, end over start, annealed: 0.47 on sampled words, 1.02 on exact targets.
+Hessian trace, end over start, annealed: sampled 0.47 (0.44 to 0.49), exact 1.02 (0.99 to 1.05).
 """
 
 from jaxflat import config as base_config

@@ -118,7 +118,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 class Kind(NamedTuple):
-    """What is equal in points that take equally long.
+    """The settings that points share if they take equally long.
 
     settings: see `point_kind`. size: a first guess at the time, in any unit, such as a number of
     stages. It counts until a point of the kind has finished.

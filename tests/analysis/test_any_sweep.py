@@ -1,4 +1,4 @@
-"""Whatever a sweep holds, its page is built and its answer stays short."""
+"""Every sweep has a page, and its answer stays short."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The first screen: the answer follows the numbers, and names what was used to get them."""
+"""The first screen: the answer follows the numbers, and names the endpoint and the margins."""
 
 import csv
 import json

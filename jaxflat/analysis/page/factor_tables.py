@@ -11,7 +11,7 @@ Table = list[list[str]]
 
 
 def factor_tables(found: Factorial) -> list[Table]:
-    """Return the table of main effects, and that of effects at the levels of other factors."""
+    """Return two tables: main effects, and effects at the levels of other factors."""
     if found.obstacle:
         return []
     return [effects_table(found, effects) for effects in (found.main, found.conditional)]

@@ -81,7 +81,7 @@ BY_LABELS = Plate(
 
 
 def plates(comparison: Comparison, picture: Picture | None) -> list[Plate]:
-    """Return the figures for which this sweep has numbers, without those of the first picture."""
+    """Return the figures for which this sweep has numbers; the first picture is not repeated."""
     found = [_seed_differences(comparison, picture)]
     if comparison.matched and not comparison.arm_comparison:
         found.append(BY_SIZE)

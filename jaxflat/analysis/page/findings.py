@@ -10,7 +10,7 @@ MAX_LINES = 8  # of findings on the console
 
 
 def console_lines(workdir: Path) -> list[str]:
-    """Return a line for each verdict, the primary ones first, and for what was left out."""
+    """Return a line for each verdict, the primary ones first, then one that names unused runs."""
     comparison = read_comparison(Path(workdir))
     verdicts = judge(comparison)
     lines = [
@@ -21,7 +21,7 @@ def console_lines(workdir: Path) -> list[str]:
     ]
     lines += evidence.reason_sentences(verdicts) + left_out_sentences(comparison)
     if num_more := max(len(lines) - MAX_LINES, 0):
-        place = MAX_LINES // 2  # keeps what was left out, the last line
+        place = MAX_LINES // 2  # the last line, on unused runs, stays
         lines[place : place + num_more + 1] = [f"The report has {num_more + 1} more findings."]
     return lines
 

@@ -51,7 +51,7 @@ class Headline:
     """The first screen's words.
 
     leading: the one answer of all verdicts that `answer` rests on, "" if they differ. `basis` names
-    what was measured; `fallbacks`, what replaced it.
+    the endpoint and the margins; `fallbacks` says which of them replace declared ones.
     """
 
     question: str
@@ -79,8 +79,8 @@ def headline(comparison: Comparison, verdicts: Sequence[Verdict]) -> Headline:
 def leading_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Return the verdicts that the answer rests on: the primary ones, if the sweep has any.
 
-    Otherwise they are of the first kind, in the order below, that was tested. A claim on an
-    intervention comes before those that compare seeds or settings.
+    Otherwise they have the first kind in `_KINDS` that was tested. A claim on an intervention comes
+    before claims that compare seeds or settings.
     """
     primary = [one for one in verdicts if one.primary]
     kinds = [[one for one in verdicts if one.kind == kind] for kind in _KINDS]
