@@ -89,22 +89,26 @@ def main(arguments: list[str]) -> int:
 
 def show_report(workdir: Path) -> None:
     """Write the report, and print its table, its findings and its path."""
+    from jaxflat.analysis.comparison import read_comparison
     from jaxflat.analysis.mixed_settings import mixed_settings
+    from jaxflat.analysis.page import evidence
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import console_lines
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
     with leases.acquire_lease(workdir / "report.html"):
-        report = write_report(workdir)
-    header, *rows = summary_table(workdir)
+        comparison = read_comparison(workdir)
+        judged = evidence.examine(comparison)
+        report = write_report(workdir, comparison, judged)
+    header, *rows = summary_table(comparison)
     console = make_console()
     columns = [Column(name, no_wrap=True) for name in header]
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
-    for line in console_lines(workdir):
+    for line in console_lines(comparison, judged.verdicts):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in mixed_settings(workdir):
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -9,11 +9,11 @@ import pytest
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import explorer, figures
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.headline import MOST_WORDS, headline
 from tests.analysis.conftest import write_rows
 from tests.support.counts import FULL
 from tests.support.pages import read_page
+from tests.support.reports import report_of
 
 KEYS = {
     "model.width": (8, 16, 32),
@@ -103,7 +103,7 @@ def test_any_sweep_has_a_page(tmp_path, monkeypatch, seed):
     if sweep.is_so(0.8):
         record = {"points": [], "trains": {"claims": sweep.claims()}}
         (tmp_path / "sweep.json").write_text(json.dumps(record))
-    page = read_page(write_report(tmp_path))
+    page = read_page(report_of(tmp_path))
     comparison = read_comparison(tmp_path)
     words = headline(comparison, judge(comparison))
     assert words.answer in page.visible

@@ -13,13 +13,11 @@ from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS
 from jaxflat.analysis.page import drawing, joint
-from jaxflat.analysis.page.document import write_report
-from jaxflat.analysis.page.findings import console_lines
 from jaxflat.analysis.page.overview import overview
-from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
 from jaxflat.report import main
 from tests.analysis.conftest import write_rows
+from tests.support.reports import lines_of, report_of, table_of
 
 ORDERS = {
     "sgd": "('warm', 'sgd')",
@@ -106,7 +104,7 @@ def test_an_unequal_loss_is_shown_and_kept_out_of_the_verdicts(tmp_path):
     assert found["At equal excess loss adamw is more accurate than sgd"] == SUPPORTED
     pairs = joint.matched_pairs(read_comparison(folder))
     assert [pair.second.arm for pair in pairs] == ["adamw"]
-    page = write_report(folder).read_text()
+    page = report_of(folder).read_text()
     assert "not shown, p" in page
     assert "0.0140" in page
 
@@ -130,7 +128,7 @@ def test_each_arm_is_set_against_the_first_beside_the_untrained_control(tmp_path
     )
     assert adamw["Accuracy difference (points)"].startswith("+")
     assert control["Accuracy (%)"][0].isdigit()
-    text = " ".join(console_lines(folder))
+    text = " ".join(lines_of(folder))
     assert "accuracy, adamw minus the other, points: +" in text
     assert "nan" not in text
 
@@ -138,7 +136,7 @@ def test_each_arm_is_set_against_the_first_beside_the_untrained_control(tmp_path
 def test_one_seed_is_no_verdict(tmp_path):
     folder = write_arms_results(tmp_path, accuracy=0.05, seeds=1)
     assert {*answers(folder).values()} == {NONE, NOT_IDENTIFIED}
-    assert "because one seed gives no interval: " in " ".join(console_lines(folder))
+    assert "because one seed gives no interval: " in " ".join(lines_of(folder))
 
 
 @pytest.mark.parametrize(("trace", "shown"), [(40.0, "39.8 ± 1.3"), (0.04, "0.0398 ± 0.0013")])
@@ -156,7 +154,7 @@ def test_a_way_is_compared_at_its_last_checkpoint_or_named_as_missing(tmp_path):
     assert read_comparison(folder).missing == [third]
     assert not [claim for claim in answers(folder) if third in claim]
     left_out = f"Left out, because the last checkpoint was not measured: {third}."
-    assert console_lines(folder)[-1] == left_out
+    assert lines_of(folder)[-1] == left_out
 
 
 @pytest.mark.slow
@@ -233,7 +231,7 @@ def test_names_stand_in_verdicts_tables_figures_and_findings(tmp_path, monkeypat
     (tmp_path / "plain").mkdir()
     plain = write_arms_results(tmp_path / "plain", **effects)
     named = write_named(tmp_path, NAMES.values(), **effects)
-    page = write_report(named).read_text()
+    page = report_of(named).read_text()
     assert {*NAMES.values()} <= {*legends}
     assert html.escape("<off> & on") in page
     assert "<off> & on" not in page
@@ -242,8 +240,8 @@ def test_names_stand_in_verdicts_tables_figures_and_findings(tmp_path, monkeypat
         comparison = read_comparison(folder)
         found = [" ".join(map(str, astuple(one))) for one in judge(comparison)]
         found += [" ".join(row) for row in overview(comparison).rows]
-        found += [" ".join(row) for row in summary_table(folder)]
-        return [*found, *console_lines(folder)]
+        found += [" ".join(row) for row in table_of(folder)]
+        return [*found, *lines_of(folder)]
 
     def with_names(text):
         for words, name in NAMES.items():

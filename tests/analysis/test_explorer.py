@@ -3,7 +3,7 @@
 import csv
 
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.page.explorer import LEFT_OUT, explorer_data
+from jaxflat.analysis.page.explorer import LEFT_OUT, MOST_CHARACTERS, explorer_data
 from jaxflat.analysis.page.settings import read_provenance
 from tests.analysis.conftest import write_rows
 
@@ -16,7 +16,8 @@ def read_rows(folder):
 def data_of(folder, rows):
     write_rows(folder / "results.csv", rows)
     path = folder / "results.csv"
-    return explorer_data(read_comparison(folder), read_provenance(folder), path)
+    comparison, made = read_comparison(folder), read_provenance(folder)
+    return explorer_data(comparison, made, path, MOST_CHARACTERS)
 
 
 def test_rows_that_are_not_compared_are_averaged_over_their_own_seeds_only(sweep):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.explorer import TASK_MEAN
 from jaxflat.analysis.statistics.intervals import mean_interval
 from tests.support.browser import find_browser, open_tab
+from tests.support.reports import report_of
 
 PROGRAM = find_browser()
 pytestmark = [
@@ -27,7 +27,7 @@ def folder(sweep):
     record = json.loads((folder / "sweep.json").read_text())
     record |= {"command": "--config=configs/model_size_sweep.py:smoke"}
     (folder / "sweep.json").write_text(json.dumps(record))
-    write_report(folder)
+    report_of(folder)
     return folder
 
 

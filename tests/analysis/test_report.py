@@ -8,15 +8,14 @@ import pytest
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import figures
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.evidence import verdicts_table
-from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.verdicts import RULES
 from tests.support.pages import read_page
+from tests.support.reports import report_of, table_of
 
 
 def read(workdir):
-    page = read_page(write_report(workdir))
+    page = read_page(report_of(workdir))
     return page, page.visible
 
 
@@ -57,7 +56,7 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
 
 def test_the_page_shows_the_numbers_of_the_table(reported):
     folder, _, visible = reported
-    _, *rows = summary_table(folder)  # its names are shorter than the page's
+    _, *rows = table_of(folder)  # its names are shorter than the page's
     assert rows
     for _, *numbers in rows:
         for text in numbers:
@@ -106,7 +105,7 @@ def test_how_it_was_made(reported):
 @pytest.mark.slow
 def test_the_same_results_give_the_same_page(reported):
     before = (reported[0] / "report.html").read_bytes()
-    assert write_report(reported[0]).read_bytes() == before
+    assert report_of(reported[0]).read_bytes() == before
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ import pytest
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare, read_comparison
 from jaxflat.analysis.label_noise import label_noise_test
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.findings import left_out_sentences
 from jaxflat.analysis.page.joint import matched_pairs
-from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.page.trajectory_table import trajectory_table
 from jaxflat.analysis.results_csv import read_results
 from jaxflat.analysis.verdicts import SUPPORTED
 from tests.support.pages import read_page
+from tests.support.reports import report_of, table_of
 
 
 def write_arms(workdir, ratios, seeds=5, num_params=(5000, 5000)):
@@ -96,7 +95,7 @@ def test_a_fall_and_a_rise_are_shown_alike(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
-    page = write_report(write_arms(tmp_path, ratios=(1.0, 0.25))).read_text()
+    page = report_of(write_arms(tmp_path, ratios=(1.0, 0.25))).read_text()
     rows = trajectory_table(read_comparison(tmp_path).trajectories)
     assert [row[:2] for row in rows[1:4]] == [
         ["targets exact", "projected"],
@@ -107,7 +106,7 @@ def test_the_page_has_both_arms_with_and_without_projection(tmp_path):
     for row in rows:
         assert all(text in page for text in row)
     assert "Sizes cannot be compared" not in page
-    assert len(summary_table(tmp_path)) == 1 + 4  # the projected checkpoints
+    assert len(table_of(tmp_path)) == 1 + 4  # the projected checkpoints
 
 
 @pytest.mark.slow
@@ -117,7 +116,7 @@ def test_one_seed_has_no_interval_and_traces_that_are_not_positive_no_ratio(tmp_
     negative = ratios_of(write_arms(tmp_path, ratios=(1.0, -0.25)))
     assert "–" not in negative["targets exact"]
     assert negative["targets sampled"] == "–"
-    write_report(tmp_path)
+    report_of(tmp_path)
 
 
 @pytest.mark.slow
@@ -130,7 +129,7 @@ def test_arms_are_also_compared_at_their_ends_at_equal_loss(tmp_path):
         claim = f"At equal excess loss targets sampled is {word} than targets exact"
         assert found[claim] == SUPPORTED
     assert [pair.first.step for pair in matched_pairs(comparison)] == [12_000]
-    assert "targets sampled" in read_page(write_report(tmp_path)).visible
+    assert "targets sampled" in read_page(report_of(tmp_path)).visible
 
 
 def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):

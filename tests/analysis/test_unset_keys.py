@@ -9,13 +9,11 @@ from jaxflat.analysis.associations import GIVEN_ALL, STATISTICS, associations
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.page import figures, joint
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.evidence import correlations_table, verdicts_table
-from jaxflat.analysis.page.findings import console_lines
-from jaxflat.analysis.page.tables import summary_table
 from jaxflat.analysis.results_csv import read_number, read_results
 from tests.analysis.conftest import write_rows
 from tests.support.pages import read_page
+from tests.support.reports import lines_of, report_of, table_of
 
 RATE = "phases.pretrain.schedule.learning_rate"
 BATCH = "phases.pretrain.batch_size"
@@ -73,10 +71,10 @@ def everything(folder):
     found = associations(comparison)
     sweeps = {"a": comparison}
     judged = joint.judge_sweeps(sweeps)
-    pages = [write_report(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
-    texts = console_lines(folder)
+    pages = [report_of(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
+    texts = lines_of(folder)
     texts += [text for row in verdicts_table(judge(comparison)) for text in row]
-    texts += [text for row in summary_table(folder) for text in row]
+    texts += [text for row in table_of(folder) for text in row]
     texts += [text for row in correlations_table(found) for text in row]
     texts += [read_page(path).visible for path in pages]
     return texts

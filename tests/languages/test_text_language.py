@@ -13,9 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import main
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.page.document import write_report
 from jaxflat.analysis.page.overview import overview
-from jaxflat.analysis.page.tables import summary_table
 from jaxflat.config import loading, param
 from jaxflat.config.validation import InputError
 from jaxflat.datasets.reader import open_dataset
@@ -24,6 +22,7 @@ from jaxflat.languages.generated import text_language
 from jaxflat.languages.sentences import Sentences
 from jaxflat.runs import corpus, languages, probe_sets
 from jaxflat.sweeps import points, sweep
+from tests.support.reports import report_of, table_of
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import contents, modified
 
@@ -114,11 +113,11 @@ def test_the_untrained_control_stands_beside_the_trained_model_with_its_accuracy
 
 def test_the_report_names_the_untrained_control(finished):
     workdir, _ = finished
-    header, *rows = summary_table(workdir)
+    header, *rows = table_of(workdir)
     assert "Accuracy,\ngiven (%)" in header
     assert "Accuracy,\nmap (%)" not in header
     assert [row[0] for row in rows].count("untrained") == 1
-    page = write_report(workdir).read_text()
+    page = report_of(workdir).read_text()
     assert "untrained" in page
     assert "has f, given, 16 shots" in page
 
@@ -130,7 +129,7 @@ def test_texts_without_labels_have_no_probes(finished, tmp_path):
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [row["step"] for row in rows_of(finished[0])]
     assert not [name for name in rows[0] if "probe/" in name]
-    assert "Excess loss" in write_report(tmp_path).read_text()
+    assert "Excess loss" in report_of(tmp_path).read_text()
 
 
 def test_the_teacher_and_its_sentences_are_what_the_config_says(finished):

@@ -5,23 +5,24 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.equal_loss import NUM_LEVELS
-from jaxflat.analysis.page import evidence, explorer, figures
+from jaxflat.analysis.page import explorer, figures
+from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.explorer import MOST_CHARACTERS
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.page.view import SweepView, leading_picture, view_sweep
 from jaxflat.analysis.verdicts import RULES
 
 
-def write_report(workdir: Path) -> Path:
-    """Write workdir/report.html and workdir/figures/ from the files of the sweep."""
-    workdir = Path(workdir)
-    comparison = read_comparison(workdir)
-    judged = evidence.examine(comparison)
-    figures.save_figures(comparison, leading_picture(comparison, judged), workdir / "figures")
+def write_report(workdir: Path, comparison: Comparison, judged: Evidence) -> Path:
+    """Write workdir/report.html and workdir/figures/ about the sweep in workdir."""
+    picture = leading_picture(comparison, judged)
+    figures.save_figures(comparison, picture, workdir / "figures")
     name = workdir.resolve().name
     made = read_provenance(workdir)
-    shown = view_sweep(name, comparison, judged, made, workdir / "results.csv")
+    results = workdir / "results.csv"
+    shown = view_sweep(name, comparison, judged, picture, made, results, MOST_CHARACTERS)
     path = workdir / "report.html"
     path.write_text(render_page(f"jaxflat: {name}", [shown]), encoding="utf-8")
     return path

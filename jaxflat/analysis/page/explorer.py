@@ -16,7 +16,7 @@ from jaxflat.analysis.pairs import Pair
 from jaxflat.analysis.results_csv import LANGUAGE, PRIMARY_ACCURACY, read_number
 from jaxflat.analysis.statistics.intervals import student_quantile
 
-MOST_CHARACTERS = 1_200_000  # of all values; with the library the page stays below 3 MB
+MOST_CHARACTERS = 1_200_000  # of all values of a page; with the library it stays below 3 MB
 TASK_MEAN = "accuracy, mean over tasks"  # the only column that results.csv does not have
 ABOUT = (
     *("point", "arm", "step", "projected", "last"),
@@ -31,13 +31,15 @@ def runtime() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> dict[str, Any] | None:
+def explorer_data(
+    comparison: Comparison, made: Provenance, results: Path, most_characters: int
+) -> dict[str, Any] | None:
     """Return each row of results.csv with its arm, and the columns that axes can show.
 
     `columns` holds a list of numbers or texts for each column, null where a cell is empty. `arm`
     and `group` have a number for each row. Rows of one group differ only in their seeds and
     languages, over which the page averages. `quantiles` has Student's t for n values at place n.
-    Returns None without results.
+    Of its columns the first are kept, up to most_characters. Returns None without results.
     """
     header, records = _read(results)
     if not records:
@@ -60,7 +62,7 @@ def explorer_data(comparison: Comparison, made: Provenance, results: Path) -> di
         name: values for name, values in columns.items() if any(v is not None for v in values)
     }
     swept = [name for name in header[: header.index("step")] if name not in ABOUT]
-    kept = _within(columns, MOST_CHARACTERS)
+    kept = _within(columns, most_characters)
     # Rows that are not compared share one arm, so their settings tell them apart.
     groups = [
         (arm, *_key(record)[1:], *(record[name] for name in swept if name != LANGUAGE))

@@ -1,18 +1,16 @@
 """What a sweep found, as the few lines that the command prints."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from jaxflat.analysis.claims import judge
-from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.page import evidence
+from jaxflat.analysis.verdicts import Verdict
 
 MAX_LINES = 8  # of findings on the console
 
 
-def console_lines(workdir: Path) -> list[str]:
+def console_lines(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     """Return a line for each verdict, the primary ones first, then one that names unused runs."""
-    comparison = read_comparison(Path(workdir))
-    verdicts = judge(comparison)
     lines = [
         f"{evidence.marked_claim(one)}: {one.answer} ({one.statistic.removesuffix(f'; {one.over}')}"
         f": {one.evidence})."

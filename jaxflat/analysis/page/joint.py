@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from jaxflat.analysis.comparison import Comparison, matched_pairs, read_comparison
 from jaxflat.analysis.page import document, drawing, evidence, figures, wording
 from jaxflat.analysis.page.evidence import Evidence
+from jaxflat.analysis.page.explorer import MOST_CHARACTERS
 from jaxflat.analysis.page.settings import read_provenance
-from jaxflat.analysis.page.view import image, view_sweep
+from jaxflat.analysis.page.view import image, leading_picture, view_sweep
 from jaxflat.analysis.pairs import Pair
 
 Sweeps = Mapping[str, Comparison]
@@ -42,8 +43,10 @@ def write_joint(
             name,
             comparison,
             judged[name],
+            leading_picture(comparison, judged[name]),
             read_provenance(workdirs[name]),
             workdirs[name] / "results.csv",
+            MOST_CHARACTERS // len(sweeps),
         )
         for name, comparison in sweeps.items()
     ]

@@ -1,12 +1,11 @@
 """The tables of the page and of the terminal, as rows of text with the header first."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from jaxflat.analysis.cells import Cell
-from jaxflat.analysis.comparison import Comparison, read_comparison
+from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS, own_measures
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair, is_accuracy
@@ -52,9 +51,8 @@ SUMMARY = {
 }
 
 
-def summary_table(workdir: Path) -> Table:
+def summary_table(comparison: Comparison) -> Table:
     """Return the table that the command prints last (80 columns): mean ± half-width over seeds."""
-    comparison = read_comparison(Path(workdir))
     cells = comparison.cells + comparison.controls
     measured = {
         name: spec

@@ -70,18 +70,27 @@ def leading_picture(comparison: Comparison, judged: Evidence) -> Picture | None:
 
 
 def view_sweep(
-    name: str, comparison: Comparison, judged: Evidence, made: Provenance, results: Path
+    name: str,
+    comparison: Comparison,
+    judged: Evidence,
+    picture: Picture | None,
+    made: Provenance,
+    results: Path,
+    most_characters: int,
 ) -> SweepView:
-    """Turn the results of one sweep into what the page shows. `results` is its results.csv."""
+    """Turn the results of one sweep into what the page shows.
+
+    picture: leading_picture(...); results: its results.csv; most_characters: of the values that
+    its interactive figure holds.
+    """
     words = headline(comparison, judged.verdicts)
-    picture = leading_picture(comparison, judged)
     return SweepView(
         name=name,
         headline=words,
         picture=image(draw_picture(picture), words.answer) if picture else None,
         caption=picture.caption if picture else "",
         overview=overview(comparison),
-        explorer=explorer.explorer_data(comparison, made, results),
+        explorer=explorer.explorer_data(comparison, made, results, most_characters),
         figures=[
             (
                 plate.caption,
