@@ -18,8 +18,9 @@ CLAIM = (
 
 
 def label_noise_test(comparison: Comparison) -> ClaimTest | None:
-    """Return the test of CLAIM, or None if the sweep has no such control.
+    """Return the test of CLAIM, or None if the sweep has no such control or did not project.
 
+    Without a projection, noise of the last steps may look like drift.
     Both statistics are ratios of geometric means over seeds, and both have to lie below 1. The
     first is the trace of the last checkpoint over the first one's, with sampled labels. The
     second is this ratio over the control's. The control's own ratio is not tested: its trace may
@@ -27,7 +28,8 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     Otherwise the claim is contradicted if either lies above 1, so p is twice the smaller p of
     those that do.
     """
-    if not targets_key(comparison):
+    projected = any(row.projected for cell in comparison.cells for row in cell.rows.values())
+    if not (projected and targets_key(comparison)):
         return None
     column, cells = control_and_noise(comparison)
     if not cells:
