@@ -3,7 +3,8 @@
     python -m jaxflat.main --config=configs/lstm_size_sweep.py
 
 The paper trains LSTMs on this language. As in model_size_sweep.py, five seeds of each width are
-compared. Small models train longer, so that excess losses overlap.
+compared. Small models train longer, so that excess losses overlap. Probes see few labels and 128
+dimensions of the features.
 """
 
 from jaxflat import config as base_config
@@ -23,6 +24,9 @@ def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     phase, config.model.name = config.phases.pretrain, "lstm"
+    config.claims.update({"probe": "linear_probe_projected", "shots": 200})
+    config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
+    config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
     if scale == "smoke":
         config.model.num_layers = 1  # compiling takes most of the time
         phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
@@ -35,7 +39,8 @@ def get_config(scale: str | None = None) -> Config:
         phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
-        config.probes.shots = (1000, 10_000)
+        config.probes.update({"shots": (1000, 10_000), "projected_dimension": 512})
+        config.claims.shots = 1000
     return config
 
 
