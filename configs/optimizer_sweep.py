@@ -12,8 +12,7 @@ from jaxflat.config import Config, Sweep, arm, chain, named_scale, product, seed
 # Steps of "warm", of its final decay, of a later phase where anneals branch off, and of an anneal.
 STEPS = {"smoke": (60, 20, (20, 40), 20), "paper": (60_000, 6000, (7500, 15_000, 30_000), 6000)}
 STEPS["laptop"] = STEPS["full"] = (2000, 750, (200, 400, 800, 1600), 300)
-WAYS = {"AdamW": ("adamw",), "SAM": ("sam",), "Muon": ("muon",)}
-WAYS |= {"adversary then off": ("adversary", "off"), "adversary": ("adversary",)}
+WAYS = {"AdamW": "adamw", "SAM": "sam", "Muon": "muon", "adversary": "adversary"}
 SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
 
 
@@ -25,8 +24,7 @@ def get_config(scale: str | None = None) -> Config:
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"labelings": ("map",), "belief_state": False})
     config.claims.shots = 200
-    names = ("warm", "adamw", "sam", "muon", "adversary", "off")
-    config.phases = {name: base_config.phase() for name in names}
+    config.phases = {name: base_config.phase() for name in ("warm", *WAYS.values(), "off")}
     for name, phase in config.phases.items():
         rungs = ladder[:-1] if name in ("adversary", "off") else ladder
         phase.update({"steps": rungs[-1], "checkpoint_steps": rungs, "anneal_steps": num_anneal})
@@ -53,7 +51,9 @@ def get_config(scale: str | None = None) -> Config:
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed; the first arm is the baseline."""
     model, table = {"model.name": "transformer"}, {"model.name": "lookup_table", "phase_order": ()}
-    trained = [arm(name, model | {"phase_order": ("warm", *way)}) for name, way in WAYS.items()]
+    trained = [arm(name, model | {"phase_order": ("warm", way)}) for name, way in WAYS.items()]
+    off = {"phase_order": ("warm", "adversary", "off"), "phases.adversary.checkpoint_steps": ()}
+    trained.append(arm("adversary then off", model | off))
     untrained = arm("untrained", model | {"phase_order": ()})
     p, log_p = (table | {"model.features": features} for features in ("p", "log_p"))
     controls = untrained, arm("lookup p", p), arm("lookup log p", log_p)
