@@ -82,9 +82,10 @@ def _doses() -> list[SyntheticArm]:
 
 
 def _label_noise() -> list[SyntheticArm]:
-    """Return arms whose loss is the same at start and end, as in continued training."""
+    """Return arms whose projected checkpoints have the same loss at start and end."""
     arms = [_arm({"phases.continue.targets": text}, FIVE) for text in ("sampled", "exact")]
-    return [replace(arm, excess_losses=(0.003,) * len(STEPS)) for arm in arms]
+    same = {"excess_losses": (0.003,) * len(STEPS), "projected": (True,) * len(STEPS)}
+    return [replace(arm, **same) for arm in arms]
 
 
 def _setting_sd(factor: float, of_trace: float | None = None) -> PlantedTruth:

@@ -41,7 +41,7 @@ def first_screen(folder):
     )
 
 
-def write_doses(folder, key, values, slope=1.0, seeds=6):
+def write_doses(folder, key, values, slope=1.0, seeds=6, projected=0):
     """Write arms that differ in `key`: each halves the trace, and adds `slope` points."""
     random, rows = np.random.default_rng(0), []
     for seed in range(seeds):
@@ -49,7 +49,7 @@ def write_doses(folder, key, values, slope=1.0, seeds=6):
         for place, value in enumerate(values):
             for step, loss in ((1000, 0.004), (2000, 0.003)):
                 row = {"point": f"{value},{seed}", key: value, "seed": seed, "step": step}
-                row |= {"projected": 0, "last": int(step == 2000), "num_params": 1000}
+                row |= {"projected": projected, "last": int(step == 2000), "num_params": 1000}
                 row |= {"excess_loss": loss * np.exp(random.normal(0, 0.01))}
                 row |= {TRACE: 40 * 0.5**place * np.exp(random.normal(0, 0.02))}
                 row |= {PROBE: 0.9 + own + 0.01 * slope * place + random.normal(0, 5e-4)}
@@ -93,7 +93,7 @@ def test_doses_are_answered_per_halving_and_drawn_seed_by_seed(tmp_path, slope, 
 
 
 def test_label_noise_is_drawn_as_each_seed_s_change(tmp_path):
-    folder = write_doses(tmp_path, TARGETS, ("exact", "sampled"))
+    folder = write_doses(tmp_path, TARGETS, ("exact", "sampled"), projected=1)
     (folder / "sweep.json").write_text("{}")
     words, picture = first_screen(declare(folder, "label noise"))
     assert words.question.endswith("does label noise make a model flatter?")

@@ -150,3 +150,9 @@ def test_an_arm_without_its_last_checkpoint_is_followed_nowhere(tmp_path):
 def test_arms_of_several_sizes_are_no_trajectories(tmp_path):
     write_arms(tmp_path, ratios=(1.0, 0.25), num_params=(5000, 20_000))
     assert read_comparison(tmp_path).trajectories == []
+
+
+def test_without_a_projection_a_change_under_label_noise_may_be_noise(tmp_path):
+    rows = read_results(write_arms(tmp_path, ratios=(1.0, 0.25)) / "results.csv")
+    assert label_noise_test(compare(rows))
+    assert label_noise_test(compare([row for row in rows if not row.projected])) is None
