@@ -13,7 +13,7 @@ from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN
 from jaxflat.analysis.page import drawing, wording
-from jaxflat.analysis.page.headline import MOST_WORDS, headline, leading_verdicts
+from jaxflat.analysis.page.headline import MOST_WORDS, answer_sentence, headline, leading_verdicts
 from jaxflat.analysis.page.overview import overview
 from jaxflat.analysis.page.primary_picture import (
     Difference,
@@ -25,7 +25,15 @@ from jaxflat.analysis.page.primary_picture import (
 )
 from jaxflat.analysis.page.settings import read_provenance
 from jaxflat.analysis.statistics.intervals import Interval, mean_interval
-from jaxflat.analysis.verdicts import EFFECT, LABEL_NOISE, SUPPORTED, UNDECIDED, Verdict
+from jaxflat.analysis.verdicts import (
+    ACCURACY,
+    CONTRADICTED,
+    EFFECT,
+    LABEL_NOISE,
+    SUPPORTED,
+    UNDECIDED,
+    Verdict,
+)
 from tests.analysis.conftest import write_rows
 from tests.analysis.test_findings import declare
 from tests.analysis.test_unset_keys import PROBE, TARGETS, TRACE
@@ -218,7 +226,10 @@ def test_the_endpoint_and_the_margins_are_those_that_were_declared(sweep):
     (folder / "sweep.json").write_text(json.dumps(record))
     words, _ = first_screen(folder)
     basis = dict(words.basis)
-    assert basis["Accuracy"] == "linear probe, map labels, 200 labelled examples, mean over 2 tasks"
+    assert basis["Accuracy"] == (
+        "linear probe, 200 labelled examples, mean over 2 tasks, map labels: the most probable "
+        "hidden symbol given the words"
+    )
     assert basis["Flatness"] == "invariant Hessian trace"
     assert "1.25" in basis["Equal loss"]
     assert "±0.7" in basis["Negligible"]
@@ -270,3 +281,22 @@ def test_only_a_smoke_run_is_called_one(sweep, scale):
     made = read_provenance(folder)
     assert made.is_smoke == (scale == "smoke")
     assert made.command.startswith(f"python -m jaxflat.main {record['command']} --workdir=")
+
+
+def test_several_arms_are_named_by_their_answers_as_long_as_the_words_suffice(sweep):
+    comparison = read_comparison(sweep())
+
+    def answer(*named):
+        leading = [
+            Verdict(name, ACCURACY, True, "", "−1.5 (−2.0 to −1.0)", answer, p, subject=name)
+            for name, answer, p in named
+        ]
+        return answer_sentence(comparison, leading)
+
+    smallest = "Smallest p: {}, −1.5 points (95% interval −2.0 to −1.0)."
+    few = ("SAM", SUPPORTED, 0.02), ("Muon", UNDECIDED, 0.3), ("adversary", CONTRADICTED, 0.01)
+    named = "More accurate: SAM. Less accurate: adversary. Undecided: Muon. "
+    assert answer(*few) == named + smallest.format("adversary")
+    long = ("a name of many words", SUPPORTED, 0.02), ("another " * 6, UNDECIDED, 0.3)
+    counted = "Of 2 arms: 1 more accurate, 1 undecided. "
+    assert answer(*long) == counted + smallest.format("a name of many words")

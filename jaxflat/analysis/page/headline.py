@@ -25,6 +25,10 @@ from jaxflat.analysis.verdicts import (
 )
 
 MOST_WORDS = 25
+LABELS = {
+    "map": "the most probable hidden symbol given the words",
+    "latent": "the true hidden symbol",
+}
 EQUAL_LOSS = "At equal excess loss "  # the first words of most claims
 YES_OR_NO = {
     SUPPORTED: "Yes",
@@ -114,9 +118,9 @@ def answer_sentence(comparison: Comparison, leading: Sequence[Verdict]) -> str:
         sentences = [_of_one(first, COMPARED.get(column, "sharpness"), _sharpness(comparison))]
     else:
         sentences = _of_several(leading, _sharpness(comparison))
-    shorter = [one.replace("95% interval ", "") for one in sentences[:1]]
     last = f"{YES_OR_NO[first.answer]}: the verdicts and the tests below say why."
-    candidates = [*sentences[:1], *shorter, *sentences[1:], last]
+    candidates = [form for one in sentences for form in (one, one.replace("95% interval ", ""))]
+    candidates.append(last)
     return next(one for one in candidates if len(one.split()) <= MOST_WORDS)
 
 
@@ -164,7 +168,7 @@ def _interval(value: str, unit: str = "") -> str:
 
 
 def _of_several(leading: Sequence[Verdict], sharpness: str) -> list[str]:
-    """Count the answers; a first, longer sentence adds the value with the smallest p."""
+    """Return sentences, the longest first: the arms by answer, or counts, and a value."""
     answers = [one.answer for one in leading]
     nouns = {
         ACCURACY: ("arms", "more accurate", "less accurate"),
@@ -172,8 +176,14 @@ def _of_several(leading: Sequence[Verdict], sharpness: str) -> list[str]:
     }
     noun, more, less = nouns.get(leading[0].kind, ("claims", SUPPORTED, CONTRADICTED))
     words: dict[str, str] = {SUPPORTED: more, CONTRADICTED: less}
-    counts = (f"{answers.count(one)} {words.get(one, one)}" for one in YES_OR_NO if one in answers)
+    found = {
+        words.get(answer, answer): [one.subject for one in leading if one.answer == answer]
+        for answer in YES_OR_NO
+        if answer in answers
+    }
+    counts = (f"{len(subjects)} {word}" for word, subjects in found.items())
     counted = f"Of {len(leading)} {noun}: {', '.join(counts)}"
+    named = ". ".join(f"{wording.capitalized(w)}: {', '.join(s)}" for w, s in found.items())
     tested = [one for one in leading if one.p is not None and not one.reason]
     if not tested:
         reasons = dict.fromkeys((one.answer, one.reason) for one in leading)
@@ -182,7 +192,9 @@ def _of_several(leading: Sequence[Verdict], sharpness: str) -> list[str]:
         return [f"{word}: {reason}."] * (len(reasons) == 1) + [f"{counted}."]
     clearest = min(tested, key=lambda one: one.p or 0.0)
     value = _value(clearest, sharpness).partition("; ")[0].replace(f" of the {sharpness}", "")
-    return [f"{counted}. Smallest p: {clearest.subject}, {_interval(value)}.", f"{counted}."]
+    smallest = f"Smallest p: {clearest.subject}, {_interval(value)}."
+    names = [f"{named}. {smallest}"] if all(one.subject for one in leading) else []
+    return [*names, f"{counted}. {smallest}", f"{counted}."]
 
 
 def _chips(verdicts: Sequence[Verdict], sharpness: str) -> list[Chip]:
@@ -241,9 +253,11 @@ def endpoint(comparison: Comparison) -> str:
     if not comparison.primary_columns:
         return "not measured"
     probe, *_, shots = comparison.primary_columns[0].split("/")
+    labeling = comparison.primary_labeling
+    meaning = f": {LABELS[labeling]}" if labeling in LABELS else ""
     return (
-        f"{probe.replace('_', ' ')}, {comparison.primary_labeling} labels, {int(shots):,} labelled "
-        f"examples, mean over {wording.plural(len(comparison.primary_columns), 'task')}"
+        f"{probe.replace('_', ' ')}, {int(shots):,} labelled examples, mean over "
+        f"{wording.plural(len(comparison.primary_columns), 'task')}, {labeling} labels{meaning}"
     )
 
 
@@ -257,9 +271,10 @@ def _basis(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         ("Accuracy", endpoint(comparison)),
         ("Flatness", COMPARED.get(column, "not measured")),
-        ("Equal loss", f"excess losses within a factor of {plan.loss_ratio:g}"),
+        ("Equal loss", f"excess losses (above the optimum) within a factor of {plan.loss_ratio:g}"),
         ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the {word}"),
         ("Replicates", replicates),
+        ("Verdicts", "rest on p, corrected for the number of claims; intervals are not corrected"),
     ]
 
 
