@@ -40,10 +40,11 @@ from jaxflat.flatness.trees import PyTree
 class Problem(NamedTuple):
     """The functions, parameters and microbatches to measure.
 
+    log_probs_fn: for fisher_trace and gauss_newton_trace; None: these two raise ValueError.
     sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
       draw several rounds; other measures use round 0.
     num_examples: n of the learning coefficient, the number of training sentences (for texts of a
-      file: of predictions).
+      file: of predictions); None: the learning coefficient raises ValueError.
     groupings: each maps a leaf's path to the name of its group; traces are also given by group.
     stacked(path): whether axis 0 of a leaf is a stack of layers.
     rescale(i, v): T v, the coordinates in which microbatch i takes its traces; None: T = 1.
@@ -51,15 +52,71 @@ class Problem(NamedTuple):
     """
 
     loss_fn: LossFn
-    log_probs_fn: LogProbsFn
+    log_probs_fn: LogProbsFn | None
     params: PyTree
     sample: Callable[[int], PyTree]
     key: jax.Array
-    num_examples: int
+    num_examples: int | None
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
     rescale: Rescale | None = None
     toward: PyTree | None = None
+
+    @classmethod
+    def from_batches(
+        cls,
+        loss_fn: LossFn,
+        params: PyTree,
+        batches: PyTree | list[PyTree] | Callable[[int], PyTree],
+        *,
+        log_probs_fn: LogProbsFn | None = None,
+        key: jax.Array | None = None,
+        num_examples: int | None = None,
+        toward: PyTree | None = None,
+    ) -> "Problem":
+        """Return the problem of a loss on given batches.
+
+        batches: arrays with a leading axis of microbatches, in any pytree; or a list of batches of
+        one shape; or a function of the round, 0, 1, ..., that returns either. Only such a function
+        has several rounds. key: jax.random.key(0) by default.
+
+        Raises ValueError if the batches of a list differ in shape.
+        """
+        of_round = batches if callable(batches) else partial(_only_round, stack_batches(batches))
+
+        def sample(i: int) -> PyTree:
+            return stack_batches(of_round(i))
+
+        key = jax.random.key(0) if key is None else key
+        return cls(loss_fn, log_probs_fn, params, sample, key, num_examples, toward=toward)
+
+
+def stack_batches(batches: PyTree | list[PyTree]) -> PyTree:
+    """Return a list of batches as arrays with a leading axis of microbatches.
+
+    Any other pytree is returned as it is. Raises ValueError if the batches differ in shape.
+    """
+    if isinstance(batches, list):
+        if not batches:
+            raise ValueError("batches is an empty list")
+        shapes = [jax.tree.map(jnp.shape, batch) for batch in batches]
+        for number, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"batches[{number}] has the shapes {shape}, batches[0] {shapes[0]}; all need "
+                    "the same: leave out a smaller last batch"
+                )
+        batches = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *batches)
+    return batches
+
+
+def _only_round(batches: PyTree, i: int) -> PyTree:
+    if i:
+        raise ValueError(
+            "the batches are one round, and relative_error draws several; give a function of the "
+            "round as batches"
+        )
+    return batches
 
 
 class Measured(NamedTuple):
@@ -75,6 +132,11 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
     Samples are by leaf, with two exceptions. A Hessian trace without groupings is cheaper as one
     number. So is the Gauss-Newton trace, whose groups equal fisher_trace's (tr G_ll = tr F_ll).
     """
+    if name != "hessian_trace" and problem.log_probs_fn is None:
+        raise ValueError(
+            f"{name} needs log_probs_fn(params, batch) -> (log_probs_...xV, weights_...); the "
+            "problem has none"
+        )
     key = jax.random.fold_in(problem.key, i)
     if name == "fisher_trace":
         draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked)
@@ -208,6 +270,11 @@ def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
     The localization is relative_localization times n beta times the largest curvature at w*.
     """
     chosen, n = settings.learning_coefficient, problem.num_examples
+    if n is None:
+        raise ValueError(
+            "local_learning_coefficient needs num_examples, the number of training examples; the "
+            "problem has none"
+        )
     args = problem.loss_fn, problem.params, problem.sample(0), problem.key
     lanczos = {"num_largest": 1, "num_smallest": 0, "num_steps": LANCZOS_STEPS}
     largest = float(hessian_extremes(*args, **lanczos).largest.values_k[0])

@@ -314,3 +314,37 @@ def test_a_path_has_its_losses_and_its_barrier(problem):
 def test_a_path_without_an_end_raises(problem):
     with pytest.raises(ValueError, match="loss_path needs the parameters at its end"):
         flatness.MEASURES["loss_path"](problem, settings_with())
+
+
+def test_batches_are_given_as_a_list_stacked_or_by_round():
+    """All three are the same microbatches; only a function has a second round."""
+    stacked = table.make_batches(3, 4, seed=0)
+    listed = [jax.tree.map(lambda x, m=m: np.asarray(x[m]), stacked) for m in range(3)]
+    of_round = lambda i: table.make_batches(3, 4, seed=i)  # noqa: E731
+    for batches in (stacked, listed, of_round):
+        made = Problem.from_batches(table.loss_fn, table.make_params(), batches)
+        jax.tree.map(np.testing.assert_array_equal, made.sample(0), stacked)
+        if batches is of_round:
+            jax.tree.map(
+                np.testing.assert_array_equal, made.sample(1), table.make_batches(3, 4, seed=1)
+            )
+        else:
+            with pytest.raises(ValueError, match="give a function of the round as batches"):
+                made.sample(1)
+    short = [*listed, jax.tree.map(lambda x: x[:3], listed[0])]
+    with pytest.raises(ValueError, match=r"batches\[3\] has the shapes .* a smaller last batch"):
+        Problem.from_batches(table.loss_fn, table.make_params(), short)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fisher_trace", "log_probs_fn"),
+        ("gauss_newton_trace", "log_probs_fn"),
+        ("local_learning_coefficient", "num_examples"),
+    ],
+)
+def test_a_measure_names_what_the_problem_has_not(problem, name, missing):
+    lacking = problem._replace(**{missing: None})
+    with pytest.raises(ValueError, match=f"{name} needs {missing}"):
+        flatness.MEASURES[name](lacking, settings_with())

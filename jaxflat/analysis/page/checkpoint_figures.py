@@ -130,7 +130,7 @@ def plot_path(steps_G: Any, rises: MeasuredValue) -> Figure:
 
 
 def plot_trajectory(
-    steps: Sequence[int], estimates: Mapping[str, Sequence[MeasuredValue]]
+    steps: Sequence[int], estimates: Mapping[str, Sequence[MeasuredValue]], *, x_label: str = "Step"
 ) -> Figure:
     """Return a figure of measures along training, one panel each, with 95% error bars.
 
@@ -151,14 +151,14 @@ def plot_trajectory(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     order = np.argsort(np.asarray(steps), kind="stable")
     for ax, (name, found) in zip(axes, estimates.items(), strict=False):
-        _over_steps(ax, name, np.asarray(steps)[order], [found[i] for i in order])
+        style(ax, name, x_label)
+        _over_steps(ax, np.asarray(steps)[order], [found[i] for i in order])
     for ax in axes[len(estimates) :]:
         ax.remove()
     return figure
 
 
-def _over_steps(ax: Axes, name: str, steps: np.ndarray, found: Sequence[MeasuredValue]) -> None:
-    style(ax, name, "Step")
+def _over_steps(ax: Axes, steps: np.ndarray, found: Sequence[MeasuredValue]) -> None:
     means = np.array([float(one.mean) for one in found])
     lows = np.array([float(one.interval()[0]) for one in found])
     bars = np.nan_to_num(means - lows, posinf=0.0)
@@ -178,12 +178,24 @@ def _draw(name: str, curves: Curves) -> Figure:
 
 def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
     """Draw each measure's arrays as <measure>.png and .svg; return the files."""
-    if curves:
-        folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, arrays in curves.items():
-        figure = _draw(name, arrays)
-        for kind in ("png", "svg"):
-            paths.append(folder / f"{name}.{kind}")
-            paths[-1].write_bytes(render(figure, kind, transparent=False))
+    return [
+        path for name, arrays in curves.items() for path in _save(_draw(name, arrays), folder, name)
+    ]
+
+
+def save_trajectory(
+    steps: Sequence[int],
+    estimates: Mapping[str, Sequence[MeasuredValue]],
+    x_label: str,
+    folder: Path,
+) -> list[Path]:
+    """Draw `plot_trajectory` as trajectory.png and .svg; return the files."""
+    return _save(plot_trajectory(steps, estimates, x_label=x_label), folder, "trajectory")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        path.write_bytes(render(figure, path.suffix[1:], transparent=False))
     return paths
