@@ -4,19 +4,18 @@ Every microbatch draws its own probes or labels and is one sample, so errors cov
 sentences. Running sums hold the samples: memory is a few times the parameters' memory.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
-from jaxflat.flatness.products import LogProbsFn, LossFn, linearized_hessian
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
+from jaxflat.flatness.products import linearized_hessian
 from jaxflat.flatness.sampling import draw_probe, score_sampler
 from jaxflat.flatness.terms import SampleFn, Sampler
 from jaxflat.flatness.trees import PyTree, at_least_float32
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes"))
+@estimator("num_probes")
 def hessian_diagonal(
     loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_probes: int
 ) -> Estimate:
@@ -39,7 +38,7 @@ def hessian_diagonal(
     return _entrywise(sampler, params, batches, num_probes)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_samples"))
+@estimator("num_samples")
 def fisher_diagonal(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_samples: int
 ) -> Estimate:

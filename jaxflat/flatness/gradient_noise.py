@@ -10,13 +10,13 @@ includes this dependence. If w_m varies, g_m is a ratio, with a bias of order 1 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn, linearized_gradient
+from jaxflat.flatness.inputs import LossFn, estimator
+from jaxflat.flatness.products import linearized_gradient
 from jaxflat.flatness.trees import PyTree, at_least_float32, inner
 
 
@@ -36,7 +36,7 @@ class GradientNoise:
     alignment: Estimate
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> GradientNoise:
     """Return the noise at `params`, from consecutive triples of microbatches.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn
+from jaxflat.flatness.inputs import LossFn, estimator
 from jaxflat.flatness.sampling import normal_like
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, path_name
 
@@ -37,7 +37,7 @@ def filter_normalized(
     return jax.tree_util.tree_map_with_path(scale, normal_like(key, params), params)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def loss_rises(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: list[PyTree], steps_GxD: jax.Array
 ) -> Estimate:
@@ -60,7 +60,7 @@ def loss_rises(
     return _estimate_points(*jax.lax.map(microbatch, batches))
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_points"))
+@estimator("num_points")
 def loss_barrier(
     loss_fn: LossFn, start: PyTree, end: PyTree, batches: PyTree, *, num_points: int
 ) -> Estimate:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
-from jaxflat.flatness.products import LossFn
+from jaxflat.flatness.inputs import LossFn, estimator
 from jaxflat.flatness.sampling import normal_like
 from jaxflat.flatness.spectrum import hessian_extremes
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
@@ -113,7 +113,7 @@ class ChainState(NamedTuple):
     slope: PyTree
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_chains", "num_draws"))
+@estimator("num_chains", "num_draws")
 def _sample(
     loss_fn: LossFn,
     params: PyTree,

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.gradient_noise import gradient_noise
+from jaxflat.flatness.inputs import LogProbsFn, LossFn
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import LANCZOS_STEPS, local_learning_coefficient
-from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
+from jaxflat.flatness.products import curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
     NoCriticalStepError,
     average_sharpness,

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
 from jaxflat.flatness.trees import PyTree, at_least_float32
 
-LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
-LogProbsFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 Product = Callable[[PyTree], PyTree]
 QuadraticForm = Callable[[PyTree], jax.Array]
 
@@ -28,7 +27,7 @@ QuadraticForm = Callable[[PyTree], jax.Array]
 # The mean loss over microbatches.
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
     """Return the gradient of the mean loss, shaped like params."""
     params = at_least_float32(params)
@@ -41,7 +40,7 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
@@ -50,7 +49,7 @@ def hessian_vector_product(
     return mean_product(partial(hessian_product, loss_fn, params), batches, vector)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def gauss_newton_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
@@ -59,7 +58,7 @@ def gauss_newton_vector_product(
     return mean_product(partial(gauss_newton_product, log_probs_fn, params), batches, vector)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def fisher_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
 ) -> PyTree:
@@ -74,7 +73,7 @@ def fisher_vector_product(
     )
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def hessian_quadratic_form(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
@@ -84,7 +83,7 @@ def hessian_quadratic_form(
     return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def gauss_newton_quadratic_form(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
@@ -99,7 +98,7 @@ def gauss_newton_quadratic_form(
     return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def curvature_along(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: PyTree
 ) -> Estimate:
@@ -139,37 +138,6 @@ def mean_product(
 # The loss sum of one microbatch. Each function also returns the microbatch's weight.
 
 
-def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-    """Return the loss sum and weight; raise TypeError if `loss_fn` returns no such pair."""
-    result = loss_fn(params, batch)
-    shapes = jax.tree.map(jnp.shape, result)
-    if not isinstance(result, tuple) or shapes != ((), ()):
-        raise TypeError(
-            f"loss_fn must return two scalars (loss_sum, weight); it returned shapes {shapes}"
-        )
-    return result
-
-
-def wide_log_probs(
-    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
-) -> tuple[jax.Array, jax.Array]:
-    """Return the log-probabilities in at least float32, and the weights of the predictions.
-
-    Exponentials and sums need more than 16 bits. Raises TypeError if `log_probs_fn` returns no such
-    pair.
-    """
-    result = log_probs_fn(params, batch)
-    shapes = jax.tree.map(jnp.shape, result)
-    pair = isinstance(result, tuple) and len(result) == 2
-    if not pair or not shapes[0] or shapes[0][:-1] != shapes[1]:
-        raise TypeError(
-            "log_probs_fn must return log-probabilities (..., V) and weights (...); it returned "
-            f"shapes {shapes}"
-        )
-    log_probs, weights = result
-    return at_least_float32(log_probs), jnp.asarray(weights)
-
-
 def linearized_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree
 ) -> tuple[PyTree, Product, jax.Array]:
@@ -178,7 +146,7 @@ def linearized_gradient(
     The gradient is linearised once. Each vector then pays for the linear part alone (forward over
     reverse; Pearlmutter, 1994), not for another evaluation of the gradient.
     """
-    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
     return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 
@@ -194,13 +162,12 @@ def hessian_product(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Pro
     Each call evaluates the gradient again but stores no linearisation. For one vector this is
     faster than `linearized_hessian` and takes two thirds of its memory.
     """
-    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
 
     def product(vector: PyTree) -> PyTree:
-        at_batch = partial(gradient_fn, batch=batch)
-        return jax.jvp(at_batch, (params,), (vector,), has_aux=True)[1]
+        return jax.jvp(lambda p: gradient_fn(p, batch), (params,), (vector,), has_aux=True)[1]
 
-    return product, loss_and_weight(loss_fn, params, batch)[1]
+    return product, loss_fn(params, batch)[1]
 
 
 def gauss_newton_product(
@@ -213,7 +180,7 @@ def gauss_newton_product(
     logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
+        lambda p: log_probs_fn(p, batch), params, has_aux=True
     )
     probs, transposed_fn = jnp.exp(log_probs), jax.linear_transpose(jvp_fn, params)
     scales = weights.astype(probs.dtype)[..., None]
@@ -237,7 +204,12 @@ def fisher_product(
     """
 
     def label_log_probs(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        log_probs, weights = wide_log_probs(log_probs_fn, params, batch)
+        log_probs, weights = log_probs_fn(params, batch)
+        if labels.shape != weights.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(
+                f"labels must be integers, one a prediction: {weights.shape} in a microbatch, not "
+                f"{labels.dtype} {labels.shape}"
+            )
         return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], weights
 
     _, jvp_fn, weights = jax.linearize(label_log_probs, params, has_aux=True)
@@ -271,7 +243,7 @@ def gauss_newton_form(
     v' G v = sum_i w_i Var_{p_i}(J_i v), with G and J_i as in `gauss_newton_product`.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
+        lambda p: log_probs_fn(p, batch), params, has_aux=True
     )
     probs = jnp.exp(log_probs)
 

@@ -5,20 +5,18 @@ The loss is the mean over predictions, in nats. A perturbation is D u. D is the 
 function, such as c W_Q and W_K / c (Kwon et al., ASAM, 2021).
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
+from jaxflat.flatness.inputs import LossFn, check_inputs, documented, estimator
 from jaxflat.flatness.landscape import loss_rises
-from jaxflat.flatness.products import LossFn
 from jaxflat.flatness.sampling import draw_normal
 from jaxflat.flatness.terms import SampleFn, collect_terms
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "adaptive", "over", "probes_per_pass"))
+@estimator("num_probes", "adaptive", "over", "probes_per_pass")
 def average_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -52,7 +50,7 @@ def average_sharpness(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over).total()
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "adaptive"))
+@estimator("num_steps", "adaptive")
 def worst_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -116,6 +114,9 @@ def critical_sharpness(
     update: the error of the rise at eta, divided by the slope there. Raises NoCriticalStepError, a
     ValueError, if no step within a factor 2^max_doublings of `first` brackets eta.
     """
+    check_inputs(
+        {"loss_fn": loss_fn, "params": params, "batches": batches, "update": update}
+    )
     params = at_least_float32(params)
     center = mean_loss(loss_fn, params, batches).mean
     rounding = 8 * float(jnp.finfo(center.dtype).eps * abs(center))
@@ -150,7 +151,7 @@ def critical_sharpness(
     return Estimate(jnp.asarray(2 / eta, center.dtype), sem, rises.num_samples, rises.over)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def mean_loss(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Estimate:
     """Return sum(loss_sum) / sum(weight) over microbatches, in nats."""
     return ratio_estimate(

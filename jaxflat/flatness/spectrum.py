@@ -18,14 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import (
-    LogProbsFn,
-    LossFn,
-    Product,
-    gauss_newton_product,
-    hessian_product,
-    mean_product,
-)
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
+from jaxflat.flatness.products import Product, gauss_newton_product, hessian_product, mean_product
 from jaxflat.flatness.sampling import normal_like, rademacher_like
 from jaxflat.flatness.trees import PyTree, at_least_float32, inner
 
@@ -104,7 +98,7 @@ class Extremes(NamedTuple):
     smallest: Eigenpairs
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_largest", "num_smallest", "num_steps"))
+@estimator("num_largest", "num_smallest", "num_steps")
 def hessian_extremes(
     loss_fn: LossFn,
     params: PyTree,
@@ -124,7 +118,7 @@ def hessian_extremes(
     return _extremes(product, params, key, num_largest, num_smallest, num_steps)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_largest", "num_smallest", "num_steps"))
+@estimator("num_largest", "num_smallest", "num_steps")
 def gauss_newton_extremes(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -206,7 +200,7 @@ class SpectralDensity:
         return Estimate(rank, sem, n, "probes")
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "num_steps"))
+@estimator("num_probes", "num_steps")
 def hessian_density(
     loss_fn: LossFn,
     params: PyTree,

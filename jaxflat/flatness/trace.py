@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
-from jaxflat.flatness.products import LogProbsFn, LossFn, gauss_newton_form, linearized_hessian
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
+from jaxflat.flatness.products import gauss_newton_form, linearized_hessian
 from jaxflat.flatness.sampling import draw_probe, score_sampler
 from jaxflat.flatness.second_order import shared_hessian_form
 from jaxflat.flatness.terms import SampleFn, TraceTerms, collect_terms, leaf_products
@@ -41,7 +42,7 @@ def rescaled(vector: PyTree, rescale: Rescale | None, index: jax.Array) -> PyTre
     return vector if rescale is None else rescale(index, vector)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass", "stacked"))
+@estimator("num_probes", "over", "probes_per_pass", "stacked")
 def hessian_trace_terms(
     loss_fn: LossFn,
     params: PyTree,
@@ -72,9 +73,7 @@ def hessian_trace_terms(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(
-    jax.jit, static_argnames=("log_probs_fn", "num_samples", "over", "samples_per_pass", "stacked")
-)
+@estimator("num_samples", "over", "samples_per_pass", "stacked")
 def fisher_trace_terms(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -109,7 +108,7 @@ def fisher_trace_terms(
     return collect_terms(sampler, batches, num_samples, samples_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass"))
+@estimator("num_probes", "over", "probes_per_pass")
 def hessian_trace_samples(
     loss_fn: LossFn,
     params: PyTree,
@@ -140,7 +139,7 @@ def hessian_trace_samples(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_probes", "over", "probes_per_pass"))
+@estimator("num_probes", "over", "probes_per_pass")
 def gauss_newton_trace_samples(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -170,7 +169,7 @@ def gauss_newton_trace_samples(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "moment_fn", "num_samples", "num_groups"))
+@estimator("moment_fn", "num_samples", "num_groups")
 def fisher_moments(
     log_probs_fn: LogProbsFn,
     params: PyTree,
