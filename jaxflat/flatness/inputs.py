@@ -8,15 +8,17 @@ the log-probabilities of one microbatch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from numbers import Integral
+from textwrap import fill
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 
 from jaxflat.flatness.trees import PyTree, at_least_float32, path_name
@@ -38,10 +40,13 @@ ARGUMENTS = {
     "batches": "a pytree of arrays with a common leading axis of M microbatches.",
     "key": "a key of jax.random; the result is a function of it.",
     "vector": "a pytree shaped like params.",
-    "num_probes": "how many random vectors: in each microbatch, or for all together.",
-    "num_samples": "how many draws of labels: in each microbatch, or for all together.",
-    "over": "what the error covers. 'probes+sentences': each microbatch draws its own, and is one "
-    "of n = M samples, at least 2. 'probes': microbatches share the draws, each of which is one "
+    "num_probes": "how many random vectors; `over` says of what.",
+    "num_samples": "how many draws of labels; `over` says of what.",
+    "num_largest": "how many of the largest eigenvalues.",
+    "num_smallest": "how many of the smallest eigenvalues.",
+    "num_steps": "Lanczos steps: each takes a product with one vector, and memory to hold it.",
+    "over": "what the error covers. 'probes+sentences': each microbatch has its own draws, and is "
+    "one of n = M samples, at least 2. 'probes': all microbatches share the draws, and each is one "
     "sample; the sentences are fixed.",
     "probes_per_pass": "how many run at once: more take more memory and give the same numbers.",
     "samples_per_pass": "how many run at once: more take more memory and give the same numbers.",
@@ -60,11 +65,15 @@ RAISES = (
 
 
 def documented(function: Callable[P, R]) -> Callable[P, R]:
-    """Add what `ARGUMENTS` says of the function's arguments to its docstring; return it."""
-    names = inspect.signature(function).parameters
-    lines = [f"{name}: {ARGUMENTS[name]}" for name in names if name in ARGUMENTS]
+    """Add to a function's docstring what `ARGUMENTS` says of its arguments; return the function.
+
+    An argument that the docstring itself describes, as "name: ...", is left out.
+    """
     own = inspect.cleandoc(function.__doc__ or "")
-    function.__doc__ = "\n\n".join([own, "\n".join(lines), RAISES])
+    names = [name for name in inspect.signature(function).parameters if f"{name}: " not in own]
+    lines = [f"{name}: {ARGUMENTS[name]}" for name in names if name in ARGUMENTS]
+    lines = [fill(line, 98, subsequent_indent="    ") for line in lines]
+    function.__doc__ = "\n\n".join([own, "\n".join(lines), fill(RAISES, 98)])
     return function
 
 
@@ -79,10 +88,11 @@ def estimator(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         signature = inspect.signature(function)
         kind = next(iter(signature.parameters))
         pair_of = loss_and_weight if kind == "loss_fn" else wide_log_probs
+        of_pairs: Callable[..., Any] = function
 
         @wraps(function)
         def with_checked_pairs(own_function: Any, *args: Any, **keywords: Any) -> Any:
-            return function(partial(pair_of, own_function), *args, **keywords)
+            return of_pairs(partial(pair_of, own_function), *args, **keywords)
 
         compiled = jax.jit(with_checked_pairs, static_argnames=(kind, *static))
 
@@ -135,8 +145,8 @@ def wide_log_probs(
     """
     result = log_probs_fn(params, batch)
     shapes = jax.tree.map(jnp.shape, result)
-    pair = isinstance(result, tuple) and len(result) == 2
-    if not pair or len(shapes[0]) < 2 or shapes[0][:-1] != shapes[1]:
+    is_pair = isinstance(result, tuple) and len(jax.tree.leaves(result)) == len(result) == 2
+    if not is_pair or len(shapes[0]) < 2 or shapes[0][:-1] != shapes[1]:
         raise TypeError(
             "log_probs_fn must return log-probabilities (..., V), with an axis of examples, and "
             f"weights (...); it returned shapes {shapes}"
@@ -237,6 +247,8 @@ def _shapes(tree: PyTree) -> tuple[Any, list]:
 
 def _leaves(name: str, tree: PyTree) -> list[tuple[str, Any]]:
     """Return the leaves with their names, such as 'params/layer/kernel'."""
+    if isinstance(tree, Iterator):  # JAX warns of these
+        return [(name, tree)]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(f"{name}/{path_name(path)}" if path else name, leaf) for path, leaf in leaves]
 
@@ -288,7 +300,7 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
     inputs = kind, function, params, batches
     leaves = jax.tree.leaves((params, batches))
     try:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             jax.eval_shape(partial(_values, kind, function), params, batches)
             return
         total, excess = map(float, _values(*inputs))

@@ -41,6 +41,8 @@ from jaxflat.flatness.trees import PyTree
 class Problem(NamedTuple):
     """The functions, parameters and microbatches to measure.
 
+    MEASURES["hessian_trace"](problem, jaxflat.config.base().flatness) takes a measure by its name.
+
     sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
       draw several rounds; other measures use round 0.
     num_examples: n of the learning coefficient, the number of training sentences (for texts of a
@@ -274,12 +276,13 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     rises = loss_rises(loss_fn, start, batches, [difference], steps_G[:, None])
     low_G, high_G = rises.interval()
     above = loss_barrier(loss_fn, start, problem.toward, batches, num_points=num_points)
-    highest, samples = jnp.argmax(above.mean), (above.num_samples, above.over)
+    highest = jnp.argmax(above.mean)
+    barrier, change = (
+        Estimate(found.mean[place], found.sem[place], found.num_samples, found.over)
+        for found, place in ((above, highest), (rises, -1))
+    )
     return Measured(
-        {
-            "loss_barrier": Estimate(above.mean[highest], above.sem[highest], *samples),
-            "loss_change": Estimate(rises.mean[-1], rises.sem[-1], *samples),
-        },
+        {"loss_barrier": barrier, "loss_change": change},
         {"steps_G": steps_G, "rises_G": rises.mean, "low_G": low_G, "high_G": high_G},
     )
 

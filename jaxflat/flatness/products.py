@@ -10,6 +10,8 @@ stays below one gradient's. A function with a custom reverse rule (`jax.custom_v
 derivative: JAX raises "rule for 'custom_lin' not implemented".
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 
@@ -29,7 +31,7 @@ QuadraticForm = Callable[[PyTree], jax.Array]
 
 @estimator()
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
-    """Return the gradient of the mean loss, shaped like params."""
+    """Return the gradient of the mean loss over predictions, in nats, shaped like params."""
     params = at_least_float32(params)
 
     def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
@@ -44,7 +46,10 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
-    """Return H v, shaped like params."""
+    """Return H v, shaped like params, in nats; H is the Hessian of the mean loss.
+
+    Forward over reverse derivatives (Pearlmutter, 1994): about the cost of two gradients.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(partial(hessian_product, loss_fn, params), batches, vector)
 
@@ -53,7 +58,11 @@ def hessian_vector_product(
 def gauss_newton_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
-    """Return G v, shaped like params."""
+    """Return G v, shaped like params, in nats; G is the Gauss-Newton matrix of the mean loss.
+
+    G = sum_i w_i J_i' (diag p_i - p_i p_i') J_i / sum_i w_i, with J_i the Jacobian of prediction
+    i's logits (Schraudolph, 2002). One forward and one backward pass.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(partial(gauss_newton_product, log_probs_fn, params), batches, vector)
 
@@ -62,10 +71,12 @@ def gauss_newton_vector_product(
 def fisher_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
 ) -> PyTree:
-    """Return F v, shaped like params; `labels` holds one label per prediction of `batches`.
+    """Return F v = sum_i w_i g_i (g_i . v) / sum_i w_i, g_i = grad log p(labels_i), in nats.
 
-    The data's labels give the empirical Fisher matrix. Labels drawn from the model give an unbiased
-    estimate of G v.
+    The result is shaped like params. labels: integers, one a prediction, with the shape (M, ...) of
+    the weights of all microbatches. The data's labels give the empirical Fisher matrix. Labels
+    drawn from the model give an unbiased estimate of G v (Kunstner, Balles & Hennig, 2019). One
+    forward and one backward pass.
     """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(
@@ -77,7 +88,7 @@ def fisher_vector_product(
 def hessian_quadratic_form(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
-    """Return v' H v, in nats."""
+    """Return the scalar v' H v = d^2/dt^2 L(theta + t v) at t = 0, in nats; two forward passes."""
     params, vector = at_least_float32(params), at_least_float32(vector)
     forms_M, weights_M = jax.lax.map(lambda b: hessian_form(loss_fn, params, b, vector), batches)
     return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
@@ -87,7 +98,10 @@ def hessian_quadratic_form(
 def gauss_newton_quadratic_form(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
-    """Return v' G v, the mean over predictions of Var_p(J v), in nats."""
+    """Return the scalar v' G v, the mean over predictions of Var_p(J v), in nats.
+
+    J is the Jacobian of a prediction's logits and p its probabilities. One forward pass.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
 
     def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -102,11 +116,12 @@ def gauss_newton_quadratic_form(
 def curvature_along(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: PyTree
 ) -> Estimate:
-    """Return v_k' H v_k with errors over microbatches; axis 0 of each leaf is the K directions.
+    """Return v_k' H v_k, mean and sem of shape (K,), in nats, with errors over microbatches.
 
-    For eigenvectors of the same microbatches' H, these are the eigenvalues. The error is then the
-    eigenvalue's, to first order: d lambda = v' dH v. On fresh sentences the values do not contain
-    the bias from choosing v.
+    directions: a pytree like params with an additional axis 0 of K directions, such as
+    `hessian_extremes(...).largest.vectors`. For eigenvectors of the same microbatches' H, these are
+    the eigenvalues. The error is then the eigenvalue's, to first order: d lambda = v' dH v. On
+    fresh sentences the values do not contain the bias from choosing v.
     """
     params, directions = at_least_float32(params), at_least_float32(directions)
 

@@ -9,6 +9,8 @@ the extreme eigenvalues first. A Ritz pair (theta, y) has the residual |M y - th
 theta (Parlett, The Symmetric Eigenvalue Problem, 1998, ch. 13).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,9 +111,11 @@ def hessian_extremes(
     num_smallest: int,
     num_steps: int,
 ) -> Extremes:
-    """Return the extreme eigenpairs of H; at a minimum the smallest eigenvalue is not negative.
+    """Return the extreme eigenpairs of the Hessian H of the mean loss, in nats (`Extremes`).
 
-    Raises ValueError for more pairs than steps or parameters.
+    Residuals tell whether pairs have converged (Parlett, 1998, ch. 13); `curvature_along` gives
+    errors over sentences. At a minimum the smallest eigenvalue is not negative. Raises ValueError
+    for more pairs than steps or parameters.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(hessian_product, loss_fn, params), batches)
@@ -129,9 +133,10 @@ def gauss_newton_extremes(
     num_smallest: int,
     num_steps: int,
 ) -> Extremes:
-    """Return the extreme eigenpairs of G, which has no negative eigenvalues.
+    """Return the extreme eigenpairs of the Gauss-Newton matrix G of the mean loss, in nats.
 
-    Raises ValueError for more pairs than steps or parameters.
+    Residuals tell whether pairs have converged (Parlett, 1998, ch. 13). G has no negative
+    eigenvalues. Raises ValueError for more pairs than steps or parameters.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(gauss_newton_product, log_probs_fn, params), batches)
@@ -210,9 +215,11 @@ def hessian_density(
     num_probes: int,
     num_steps: int,
 ) -> SpectralDensity:
-    """Return the density of H's eigenvalues, from num_probes runs of num_steps products each.
+    """Return the density of the eigenvalues of the Hessian H of the mean loss, in nats.
 
-    m is num_steps, or the number of parameters if that is smaller.
+    Stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017). num_probes: n, random start vectors;
+    errors over them need 2. num_steps: Lanczos steps of each, one product H v a step; the density
+    has m = min(num_steps, number of parameters) nodes. `jaxflat.analysis.plot_density` draws it.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(hessian_product, loss_fn, params), batches)
