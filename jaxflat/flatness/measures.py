@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.gradient_noise import gradient_noise
+from jaxflat.flatness.inputs import LogProbsFn, LossFn
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import LANCZOS_STEPS, local_learning_coefficient
-from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
+from jaxflat.flatness.products import curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
     NoCriticalStepError,
     average_sharpness,
@@ -39,6 +40,8 @@ from jaxflat.flatness.trees import PyTree
 
 class Problem(NamedTuple):
     """The functions, parameters and microbatches to measure.
+
+    MEASURES["hessian_trace"](problem, jaxflat.config.base().flatness) takes a measure by its name.
 
     log_probs_fn: for fisher_trace and gauss_newton_trace; None: these two raise ValueError.
     sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
@@ -74,11 +77,13 @@ class Problem(NamedTuple):
         num_examples: int | None = None,
         toward: PyTree | None = None,
     ) -> "Problem":
-        """Return the problem of a loss on given batches.
+        """Return the problem of a loss on given batches; get_problem of `measure --problem` does.
 
+        loss_fn, log_probs_fn, params: as of `hessian_trace` and `fisher_trace`.
         batches: arrays with a leading axis of microbatches, in any pytree; or a list of batches of
         one shape; or a function of the round, 0, 1, ..., that returns either. Only such a function
-        has several rounds. key: jax.random.key(0) by default.
+        has several rounds, which `relative_error` needs.
+        key: jax.random.key(0) by default. num_examples, toward: see the class.
 
         Raises ValueError if the batches of a list differ in shape.
         """
@@ -340,12 +345,13 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     rises = loss_rises(loss_fn, start, batches, [difference], steps_G[:, None])
     low_G, high_G = rises.interval()
     above = loss_barrier(loss_fn, start, problem.toward, batches, num_points=num_points)
-    highest, samples = jnp.argmax(above.mean), (above.num_samples, above.over)
+    highest = jnp.argmax(above.mean)
+    barrier, change = (
+        Estimate(found.mean[place], found.sem[place], found.num_samples, found.over)
+        for found, place in ((above, highest), (rises, -1))
+    )
     return Measured(
-        {
-            "loss_barrier": Estimate(above.mean[highest], above.sem[highest], *samples),
-            "loss_change": Estimate(rises.mean[-1], rises.sem[-1], *samples),
-        },
+        {"loss_barrier": barrier, "loss_change": change},
         {"steps_G": steps_G, "rises_G": rises.mean, "low_G": low_G, "high_G": high_G},
     )
 

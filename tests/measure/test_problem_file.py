@@ -147,6 +147,12 @@ BAD_FILES = {
     "shapes": (("(64, 4, 2)", "(64, 4, 3)"), r"TypeError: .*\(1, 2\), \(4, 3\).*\(own.py, line 12"),
     "unequal batches": (UNEQUAL, r"batches\[1\] has the shapes .* last batch \(own.py, line 27\)"),
     "one microbatch": (("(64,", "(1,"), "needs at least 2 microbatches"),
+    "a mean loss": ((", jnp.asarray(4.0)", ""), r"pass jaxflat.flatness.from_mean_loss\(loss_fn"),
+    "an iterator": (
+        (RETURN, RETURN.replace("batches)", "iter([batches(0)]))")),
+        "list_iterator, not",
+    ),
+    "whole numbers": (("ones_like, CURV", "int32, CURV"), "params: first has dtype int32; curvatu"),
 }
 BAD_FLAGS = {
     "--measures=loss_slices,fisher_trace --json=x": r"fisher_trace needs log_probs_fn\(params, ba",
