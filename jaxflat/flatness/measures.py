@@ -137,14 +137,9 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
     Samples are by leaf, with two exceptions. A Hessian trace without groupings is cheaper as one
     number. So is the Gauss-Newton trace, whose groups equal fisher_trace's (tr G_ll = tr F_ll).
     """
-    if name != "hessian_trace" and problem.log_probs_fn is None:
-        raise ValueError(
-            f"{name} needs log_probs_fn(params, batch) -> (log_probs_...xV, weights_...); the "
-            "problem has none"
-        )
     key = jax.random.fold_in(problem.key, i)
     if name == "fisher_trace":
-        draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked)
+        draw = partial(fisher_trace_terms, _log_probs_fn(name, problem), stacked=problem.stacked)
         options = {
             "num_samples": settings.num_probes,
             "samples_per_pass": _draws_per_pass(settings),
@@ -152,7 +147,7 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         }
         return draw(problem.params, problem.sample(i), key, **options)
     if name == "gauss_newton_trace":
-        draw = partial(gauss_newton_trace_samples, problem.log_probs_fn)
+        draw = partial(gauss_newton_trace_samples, _log_probs_fn(name, problem))
     elif problem.groupings:
         draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked)
     else:
@@ -163,6 +158,15 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         "rescale": problem.rescale,
     }
     return draw(problem.params, problem.sample(i), key, **options)
+
+
+def _log_probs_fn(name: str, problem: Problem) -> LogProbsFn:
+    if problem.log_probs_fn is None:
+        raise ValueError(
+            f"{name} needs log_probs_fn(params, batch) -> (log_probs_...xV, weights_...); the "
+            "problem has none"
+        )
+    return problem.log_probs_fn
 
 
 def sample_trace(draw_round: Callable[[int], TraceTerms], settings: Any) -> TraceTerms:

@@ -158,7 +158,7 @@ def measure_one(flags: argparse.Namespace, subject: Subject) -> int:
 def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Path]) -> int:
     """Measure checkpoints of one training; print one table, draw one picture; return the code.
 
-    A checkpoint that cannot be loaded is named at the end, and the others are measured.
+    The line of a checkpoint that cannot be loaded comes last; the others are measured.
     """
     labels, asked, failed = labels_of(paths), flags.measures.split(","), []
     source = [str(flags.problem)] * bool(flags.problem) + [str(shared_folder(paths))]
@@ -169,12 +169,11 @@ def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Pat
     for number, (label, path) in enumerate(zip(labels, paths, strict=True), start=1):
         print(f"checkpoint {label} ({number}/{len(paths)})", file=sys.stderr)
         try:
-            if number > 1:
-                subject = at(path)
-        except (ValueError, OSError) as error:
+            subject = subject if number == 1 else at(path)
+            found[label] = measure(subject, asked)
+        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             failed.append(f"{label}: {first_line(error)}")
             continue
-        found[label] = measure(subject, asked)
         failed += [f"{label}: {name}: {why}" for name, why in found[label].failures.items()]
     console.print(trajectory_table({label: one.estimates for label, one in found.items()}))
     for label, one in found.items():
@@ -190,7 +189,7 @@ def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Pat
             for label, one in found.items()
         ]
         write_json(flags.json, {"about": about, "checkpoints": lines})
-    if flags.figures:
+    if flags.figures and found:
         scalars = trajectories([one.estimates for one in found.values()])
         saved = save_trajectory([steps[label] for label in found], scalars, axis, flags.figures)
         for label, one in found.items():
@@ -214,14 +213,11 @@ def check_overrides(flags: argparse.Namespace, overrides: dict[str, Any]) -> dic
 
 
 def find_subject(
-    flags: argparse.Namespace,
-    overrides: dict[str, Any],
-    checkpoint: Path,
-    same_draws: bool,
+    flags: argparse.Namespace, overrides: dict[str, Any], checkpoint: Path, same_draws: bool
 ) -> Subject:
     """Return the problem to measure; raise InputError or ValueError, of one line, if none fits.
 
-    same_draws: all checkpoints of a run have the same sentences and probes.
+    same_draws: as of `run_subject`.
     """
     asked = flags.measures.split(",")
     if flags.problem:
@@ -265,7 +261,7 @@ class Measurements(NamedTuple):
 
 
 def measure(subject: Subject, measures: list[str]) -> Measurements:
-    """Measure the mean loss and what is asked, at one checkpoint.
+    """Return the mean loss and the results of these measures at one checkpoint.
 
     Prints the current measure, and the seconds of each finished one, to stderr.
     """

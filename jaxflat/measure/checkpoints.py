@@ -32,7 +32,7 @@ def find_checkpoints(pattern: Path, any_file: bool = False) -> list[Path]:
 
 
 def check_one_training(paths: Sequence[Path]) -> None:
-    """Raise InputError if checkpoints are of several runs, models or tokenizers."""
+    """Raise InputError if checkpoints belong to several runs, or differ in model or tokenizer."""
     first = paths[0]
     for path in paths[1:]:
         if is_checkpoint(path) != is_checkpoint(first):

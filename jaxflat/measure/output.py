@@ -48,7 +48,7 @@ def trajectory_table(measured: Mapping[str, Mapping[str, Estimate]]) -> Table:
 
 
 def trajectories(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, list[Estimate]]:
-    """Return each measure's estimates at all checkpoints, nan where one has none.
+    """Return each measure's estimates at all checkpoints, nan where it was not measured.
 
     Groups of parameters and numbers that never have an error are left out.
     """
@@ -64,13 +64,13 @@ def trajectories(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, list[E
 
 
 def is_group(name: str, estimates: Mapping[str, Any]) -> bool:
-    """Return whether an estimate is of a group of parameters, or a diagnostic, of another one."""
+    """Return whether a name belongs to a part of another estimate, such as a parameter group."""
     first, slash, _ = name.partition("/")
     return bool(slash) and first in estimates
 
 
 def _cells(estimate: Estimate) -> list[str]:
-    """Return the mean, the SEM, the interval and the samples; dashes where there is no error."""
+    """Return the mean, the SEM, the interval and the samples; dashes without an error."""
     fields = as_json(estimate)
     cells = [_text(fields[key]) for key in ("mean", "sem")]
     if fields["sem"] is None:

@@ -1,6 +1,7 @@
 """A Python file as the subject of `measure`: its get_problem returns any JAX model's problem."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
 from jaxflat.console import first_line
 from jaxflat.flatness import MEASURES, Problem, mean_loss
+from jaxflat.flatness.trees import path_name
 from jaxflat.measure.subjects import Subject
 from jaxflat.runs import checks
 
@@ -57,8 +59,8 @@ def problem_subject(
     """Return the problem that a file's function returns, if it has all that the measures need.
 
     get_problem: of `load_function`; it is called with the checkpoint, or without arguments. A seed
-    replaces the problem's key. Raises InputError of one line, before any measure runs, that names
-    the file, what is wrong, and the line of the file where an exception arose.
+    replaces the problem's key. Raises InputError of one line, before any measure runs. The line
+    names the file, the mistake, and the line of the file that raised an exception.
     """
     for name in OF_THE_FILE:
         if f"flatness.{name}" in overrides:
@@ -90,10 +92,10 @@ def problem_subject(
     if seed is not None:
         problem = problem._replace(key=jax.random.key(seed))
     if settings.by_block:
-        problem = problem._replace(groupings=problem.groupings or _top_groups(problem.params))
+        problem = problem._replace(groupings=problem.groupings or default_groupings(problem.params))
     else:
         problem = problem._replace(groupings=())
-    with errors_of(file):
+    with errors_of(file), jax.default_matmul_precision("highest"):
         _trace_measures(problem, measures, settings, file)
     settings.num_microbatches = jax.tree.leaves(problem.sample(0))[0].shape[0]
     checks.check_rounds(settings)
@@ -136,11 +138,11 @@ def _trace_measures(
                 raise
 
 
-def _top_groups(params: Any) -> tuple[Callable[[str], str], ...]:
-    """Return the grouping by the top level of the parameters, if that has several entries."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return (_top_level,) if len({path[:1] for path in paths}) > 1 else ()
-
-
-def _top_level(path: str) -> str:
-    return path.partition("/")[0]
+def default_groupings(params: Any) -> tuple[Callable[[str], str], ...]:
+    """Return the grouping by the first level of the parameters that has several entries."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = [path_name(path).split("/") for path, _ in leaves]
+    if len(paths) < 2:
+        return ()
+    depth = next(d for d in itertools.count(1) if len({tuple(path[:d]) for path in paths}) > 1)
+    return (lambda path: "/".join(path.split("/")[:depth]),)

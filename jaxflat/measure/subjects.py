@@ -20,9 +20,9 @@ from jaxflat.storage.leased_folder import Folder
 class Subject(NamedTuple):
     """A problem, the config whose `flatness` section has its settings, and a description.
 
-    name: what is measured; how: on what. at(checkpoint): the subject of another checkpoint, with
-    the same settings and draws. flattest(): the problem in the coordinates of its least
-    Gauss-Newton trace; None if the rescalings of the model are not known.
+    name: the checkpoint or the file. how: the batches. at(checkpoint): the subject of another
+    checkpoint, with the same settings and draws. flattest(): the problem in the coordinates of its
+    least Gauss-Newton trace; None if the rescalings of the model are not known.
     """
 
     problem: Problem
@@ -44,7 +44,7 @@ def run_subject(
     """Return a run's checkpoint with its own language and settings, after overrides.
 
     A seed replaces the run's probe_seed and draws other sentences and probes. same_draws: all
-    checkpoints of the run have the same sentences and probes, those of step 0. Raises InputError if
+    checkpoints of the run have the sentences and probes of step 0. Raises InputError if
     the checkpoint does not exist or an override is wrong.
     """
     directory, checkpoint, config = find_checkpoint(path)

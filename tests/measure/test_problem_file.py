@@ -11,7 +11,9 @@ from flax import serialization
 
 from jaxflat.config import loading
 from jaxflat.flatness import fisher_trace, hessian_trace_terms
+from jaxflat.flatness.trees import path_name
 from jaxflat.measure import __main__ as measure
+from jaxflat.measure import problem_file
 from tests.measure.test_measure import command, signals_stay_as_they_are, strict_json
 
 __all__ = ["signals_stay_as_they_are"]
@@ -77,6 +79,23 @@ def test_a_quadratic_loss_has_its_trace_by_group(quadratic, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(written["about"])
     assert re.search(r"hessian_trace +8 .* probes\+sentences", said)
+
+
+@pytest.mark.parametrize(
+    ("params", "groups"),
+    [
+        (jnp.ones(3), None),
+        ({"w": jnp.ones(3)}, None),
+        ({"a": {"w": 1.0, "b": 2.0}, "c": 3.0}, ["a", "a", "c"]),
+        ({"layers": [{"w": 1.0, "b": 2.0}, {"w": 1.0}]}, ["layers/0", "layers/0", "layers/1"]),
+    ],
+)
+def test_groups_are_of_the_first_level_with_several_entries(params, groups):
+    found = [
+        [group(path_name(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for group in problem_file.default_groupings(params)
+    ]
+    assert found == ([groups] if groups else [])
 
 
 def test_rounds_are_drawn_until_precise(quadratic, tmp_path):
@@ -152,7 +171,7 @@ BAD_FILES = {
         (RETURN, RETURN.replace("batches)", "iter([batches(0)]))")),
         "list_iterator, not",
     ),
-    "whole numbers": (("ones_like, CURV", "int32, CURV"), "params: first has dtype int32; curvatu"),
+    "whole numbers": (("ones_like, CURV", "int32, CURV"), "params/first has dtype int32; "),
 }
 BAD_FLAGS = {
     "--measures=loss_slices,fisher_trace --json=x": r"fisher_trace needs log_probs_fn\(params, ba",
