@@ -1,19 +1,21 @@
 """What every estimator takes: a loss or log-probabilities, parameters and microbatches; checked.
 
-Shapes and dtypes are checked before anything is computed. The only values that are read are the
-weights (most losses take them from the batch, and XLA then drops the rest of the forward pass) and
-the log-probabilities of one microbatch.
+Shapes and dtypes are checked before anything is computed. Then the weights are, and once for each
+function the log-probabilities of one microbatch. Most losses take weights from the batch: XLA then
+drops the rest of their forward pass.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from numbers import Integral
 from textwrap import fill
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,7 @@ ARGUMENTS = {
 """What `help` says of the arguments that several estimators have."""
 COUNTS = {"num_probes", "num_samples", "num_steps", "num_points"}
 COUNTS |= {"probes_per_pass", "samples_per_pass"}
+NORMALIZED: WeakSet[Callable] = WeakSet()  # functions found to return log-probabilities
 MOST_EXCESS = 0.1  # of the log of probabilities' sum; rounding to bfloat16 reaches some hundredths
 RAISES = (
     "Raises TypeError or ValueError, in one line and before computing, if the function, params or "
@@ -298,12 +301,11 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
     Values that another transformation traces are not known, and not checked.
     """
     inputs = kind, function, params, batches
-    leaves = jax.tree.leaves((params, batches))
     try:
-        if any(isinstance(leaf, Tracer) for leaf in leaves):
-            jax.eval_shape(partial(_values, kind, function), params, batches)
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batches))):
+            jax.eval_shape(partial(_total_weight, kind, function), params, batches)
             return
-        total, excess = map(float, _values(*inputs))
+        total = float(_total_weight(*inputs))
     except UnusedParamsError:
         raise
     except Exception as error:
@@ -315,20 +317,24 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
             f"the weights that {kind} returns sum to {total:g} over all microbatches; they must be "
             "the numbers of predictions"
         )
-    if excess > MOST_EXCESS:
-        raise ValueError(
-            f"{kind} must return log-probabilities, which sum to 1; the log of a sum is "
-            f"{excess:.3g} away from 0: apply jax.nn.log_softmax to the logits"
-        )
+    if kind == "log_probs_fn" and function not in NORMALIZED:
+        if (excess := float(_excess(function, params, batches))) > MOST_EXCESS:
+            raise ValueError(
+                f"{kind} must return log-probabilities, which sum to 1; the log of a sum is "
+                f"{excess:.3g} away from 0: apply jax.nn.log_softmax to the logits"
+            )
+        with suppress(TypeError):  # objects such as tuples have no weak references
+            NORMALIZED.add(function)
+
+
+def _pair_fn(kind: str, function: Callable) -> Callable:
+    return partial(loss_and_weight if kind == "loss_fn" else wide_log_probs, function)
 
 
 @partial(jax.jit, static_argnames=("kind", "function"))
-def _values(
-    kind: str, function: Callable, params: PyTree, batches: PyTree
-) -> tuple[jax.Array, jax.Array]:
-    """Return the total weight, and how far log-probabilities of one microbatch are from sum 1."""
-    is_loss, params = kind == "loss_fn", at_least_float32(params)
-    pair_fn = partial(loss_and_weight if is_loss else wide_log_probs, function)
+def _total_weight(kind: str, function: Callable, params: PyTree, batches: PyTree) -> jax.Array:
+    """Return the sum of all weights; raise if the function's shapes do not fit."""
+    pair_fn, params = _pair_fn(kind, function), at_least_float32(params)
     first = jax.tree.map(lambda x: x[0], batches)
     program = jax.make_jaxpr(pair_fn)(params, first).jaxpr
     num_leaves = len(jax.tree.leaves(params))
@@ -338,12 +344,16 @@ def _values(
             f"{kind} does not use params: its curvature is 0 (is its module already bound to "
             "parameters?)"
         )
-    total = jax.lax.map(lambda batch: pair_fn(params, batch)[1].sum(), batches).sum()
-    if is_loss:
-        return total, jnp.zeros(())
-    log_probs, weights = pair_fn(params, first)
+    return jax.lax.map(lambda batch: pair_fn(params, batch)[1].sum(), batches).sum()
+
+
+@partial(jax.jit, static_argnames="function")
+def _excess(function: Callable, params: PyTree, batches: PyTree) -> jax.Array:
+    """Return the largest |log sum(probabilities)| in the first microbatch."""
+    first = jax.tree.map(lambda x: x[0], batches)
+    log_probs, weights = wide_log_probs(function, at_least_float32(params), first)
     excess = jnp.abs(jax.nn.logsumexp(log_probs, axis=-1))
-    return total, jnp.where(weights > 0, excess, 0).max(initial=0)
+    return jnp.where(weights > 0, excess, 0).max(initial=0)
 
 
 def _depend(program: Jaxpr, marked_inputs: list[bool]) -> list[bool]:
@@ -363,7 +373,7 @@ def _depend(program: Jaxpr, marked_inputs: list[bool]) -> list[bool]:
 
 def _advice(kind: str, function: Callable, params: PyTree, batches: PyTree) -> str | None:
     """Return what to do, if the function accepts the same inputs in another form."""
-    pair_fn = partial(loss_and_weight if kind == "loss_fn" else wide_log_probs, function)
+    pair_fn = _pair_fn(kind, function)
 
     def accepts(params: PyTree, batch: PyTree) -> bool:
         try:

@@ -47,7 +47,7 @@ def loss_rises(
     """Return L(theta + sum_d steps[g, d] direction_d) - L(theta), mean and sem of shape (G,).
 
     L is the mean loss, in nats; errors are over sentences, of paired differences. directions: D
-    pytrees shaped like params, such as those of `filter_normalized`. steps_GxD: how far to go along
+    pytrees shaped like params, for example of `filter_normalized`. steps_GxD: how far to go along
     each, at G points. One direction gives a slice, which `jaxflat.analysis.plot_path` draws if it
     leads to a second checkpoint; two give a plane.
     """

@@ -82,9 +82,9 @@ BUILT_IN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 def make_optimizer(name: str, settings: Mapping[str, float]) -> optax.GradientTransformation:
     """Return an optimizer with learning rate 1: one of `BUILT_IN`, or the optax function `name`.
 
-    settings: its keywords, such as {"b1": 0.9, "weight_decay": 0.01}. Those of `BUILT_IN` are b1,
-    b2, eps and weight_decay for "adamw"; these and radius for "sam"; momentum for "sgd"; b1, b2 and
-    weight_decay for "lion"; these and momentum for "muon". The others have optax's keywords.
+    settings: its keywords, such as {"b1": 0.9, "weight_decay": 0.01}. "adamw" has b1, b2, eps and
+    weight_decay, and "sam" also radius. "lion" has b1, b2 and weight_decay, and "muon" also
+    momentum. "sgd" and all others have optax's keywords.
 
     The training step multiplies its update by the schedule's value. A branch can therefore anneal
     from its trunk's optimizer state, unchanged.

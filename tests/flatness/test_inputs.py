@@ -248,14 +248,14 @@ def test_a_mistake_ends_in_one_line_before_an_estimator_compiles(name, caplog):
         mistake()
     assert re.search(line, str(caught.value).split("\n")[0])
     assert not compiled(caplog) & set(FUNCTIONS)
-    assert "_values" not in compiled(caplog) or name in READ_VALUES
+    assert "_total_weight" not in compiled(caplog) or name in READ_VALUES
 
 
 def test_inputs_that_fit_are_read_and_then_measured(caplog):
     """So the names that the test above does not find are names that it could find."""
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
         trace(lambda params, batch: loss_fn(params, batch))
-    assert {"_values", "hessian_trace_samples"} <= compiled(caplog)
+    assert {"_total_weight", "hessian_trace_samples"} <= compiled(caplog)
 
 
 def test_an_error_of_the_loss_itself_is_raised_as_it_is():
