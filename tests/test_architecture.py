@@ -37,6 +37,7 @@ CORE = {
 }
 # Only a language that a model writes trains a model and reads texts.
 GENERATED = PACKAGE / "languages" / "generated"
+IMPORTED_BY_USERS = {"flatness", "training", "probes", "languages", "models", "analysis"}
 TOP_LEVEL = {
     *("README.md", "LICENSE", "setup.cfg", "pyproject.toml", "Makefile"),
     *("jaxflat", "configs", "launch", "tests", "docs"),
@@ -164,6 +165,16 @@ def test_the_page_on_architecture_has_the_layers():
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.M)
     assert [tuple(re.findall(r"`(\w+)`", rooms)) for _, rooms in rows] == list(LAYERS)
     assert [int(number) for number, _ in rows] == list(range(1, len(LAYERS) + 1))
+
+
+def test_no_public_function_hides_its_keywords():
+    """In the rooms that users import, `help` shows the name of every argument."""
+    for path in FILES:
+        if room_of(path) not in IMPORTED_BY_USERS:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                assert node.args.kwarg is None, f"{path}: {node.name}"
 
 
 def test_functions_stay_short():

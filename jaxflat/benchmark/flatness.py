@@ -125,12 +125,15 @@ def memory_ratio(compiled: jax.stages.Compiled, gradient: jax.stages.Compiled) -
 def _compiled_for_memory(probes: Probes) -> dict[str, jax.stages.Compiled]:
     """Return H v, v' H v by two forward derivatives, and the trace by v' H v of one probe."""
     loss_fn, params, batches = probes.loss_fn, probes.params, probes.batches
-    trace = hessian_trace_samples.lower(loss_fn, params, batches, jax.random.key(1), num_probes=1)
-    args = loss_fn, params, batches, params
+    trace = jax.jit(partial(hessian_trace_samples, loss_fn, num_probes=1))
+    product, form = (
+        jax.jit(partial(function, loss_fn))
+        for function in (hessian_vector_product, hessian_quadratic_form)
+    )
     return {
-        "probe": hessian_vector_product.lower(*args).compile(),
-        "forward_form": hessian_quadratic_form.lower(*args).compile(),
-        "hessian_form": trace.compile(),
+        "probe": product.lower(params, batches, params).compile(),
+        "forward_form": form.lower(params, batches, params).compile(),
+        "hessian_form": trace.lower(params, batches, jax.random.key(1)).compile(),
     }
 
 

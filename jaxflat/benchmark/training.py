@@ -1,7 +1,5 @@
 """The speed of training steps: alone, relative to the machine's peak, and to a peer's steps."""
 
-from typing import Any
-
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
@@ -27,9 +25,12 @@ class TrainingRuns:
         return [outcome.loss for outcome in outcomes.values()]
 
 
-def start_training(shape: Shape, seconds: float, **options: Any) -> Stopwatch:
-    """Return a stopwatch of training steps, compiled and warm; options of `resolved_config`."""
-    return Stopwatch(TrainingRuns(resolved_config(shape, **options)).train, seconds)
+def start_training(
+    shape: Shape, seconds: float, *, together: int = 1, penalty_strength: float = 0.0
+) -> Stopwatch:
+    """Return a stopwatch of training steps, compiled and warm, of a `resolved_config`."""
+    config = resolved_config(shape, together, penalty_strength)
+    return Stopwatch(TrainingRuns(config).train, seconds)
 
 
 def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> dict[str, Figure]:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,13 +24,10 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
     path, _, scale = config_argument.partition(":")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such config file")
-    spec = importlib.util.spec_from_file_location("jaxflat_user_config", path)
-    if spec is None or spec.loader is None:
+    if Path(path).suffix != ".py":
         raise InputError(f"{path}: a config file is Python and ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # so that the source of its classes can be found
     try:
-        spec.loader.exec_module(module)
+        module = import_file(path)
         config = module.get_config(scale or None)
         points = module.get_sweep(scale or None) if hasattr(module, "get_sweep") else [{}]
     except Exception as error:
@@ -45,6 +43,17 @@ def load(config_argument: str) -> tuple[Config, Sweep]:
                 f"{path}: get_sweep: {key!r} is not a key; write for example 'model.width'"
             )
     return config, points
+
+
+def import_file(path: str) -> ModuleType:
+    """Return the module of a user's file, which ends in .py; raise what its code raises."""
+    spec = importlib.util.spec_from_file_location("jaxflat_user_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that the source of its classes can be found
+    spec.loader.exec_module(module)
+    return module
 
 
 def place_in(path: str | None, error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from jaxflat.flatness.diagonal import fisher_diagonal, hessian_diagonal
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
 from jaxflat.flatness.gradient_noise import GradientNoise, gradient_noise
+from jaxflat.flatness.inputs import from_mean_loss
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import (
     LearningCoefficient,
@@ -61,6 +62,7 @@ __all__ = [
     "fisher_trace",
     "fisher_trace_terms",
     "fisher_vector_product",
+    "from_mean_loss",
     "gauss_newton_extremes",
     "gauss_newton_quadratic_form",
     "gauss_newton_trace",

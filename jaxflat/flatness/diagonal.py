@@ -4,26 +4,29 @@ Every microbatch draws its own probes or labels and is one sample, so errors cov
 sentences. Running sums hold the samples: memory is a few times the parameters' memory.
 """
 
-from functools import partial
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
-from jaxflat.flatness.products import LogProbsFn, LossFn, linearized_hessian
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
+from jaxflat.flatness.products import linearized_hessian
 from jaxflat.flatness.sampling import draw_probe, score_sampler
 from jaxflat.flatness.terms import SampleFn, Sampler
 from jaxflat.flatness.trees import PyTree, at_least_float32
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes"))
+@estimator("num_probes")
 def hessian_diagonal(
     loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_probes: int
 ) -> Estimate:
-    """Return diag H = E[v * H v] for random signs v (Bekas, Kokiopoulou & Saad, 2007).
+    """Return diag H = E[v * H v] for random signs v (Bekas, Kokiopoulou & Saad, 2007), in nats.
 
-    Mean and sem are shaped like params. The variance of an entry over probes is the sum of squares
-    of the other entries of its row, so noise hides small entries of large rows.
+    H is the Hessian of the mean loss. num_probes: random vectors in each microbatch. Mean and sem
+    are shaped like params; the error covers probes and sentences, n = M >= 2 microbatches. The
+    variance of an entry over probes is the sum of squares of the other entries of its row, so noise
+    hides small entries of large rows.
     """
     params = at_least_float32(params)
 
@@ -39,13 +42,15 @@ def hessian_diagonal(
     return _entrywise(sampler, params, batches, num_probes)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_samples"))
+@estimator("num_samples")
 def fisher_diagonal(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, *, num_samples: int
 ) -> Estimate:
-    """Return diag F = E[g * g], which equals diag G, with g of `score_sampler`.
+    """Return diag F = E[g * g], which equals diag G, in nats; g = grad log p(y), y ~ the model.
 
-    Mean and sem are shaped like params; no entry is negative.
+    num_samples: draws of labels in each microbatch. Mean and sem are shaped like params, no entry
+    is negative. The error covers draws and sentences, n = M >= 2 microbatches. g sums over a
+    microbatch's independent predictions; see `sampling.score_sampler`.
     """
     params = at_least_float32(params)
 

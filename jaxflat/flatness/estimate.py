@@ -1,5 +1,7 @@
 """A measured number with its standard error, and the kind of sample that the error covers."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -16,8 +18,9 @@ Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "ch
 class Estimate:
     """A mean and its standard error, from `num_samples` independent samples.
 
-    `over` names what one sample is. Numbers without a standard error have sem nan: R-hat,
-    effective sample sizes, residuals of eigenvalues, and means of a single sample.
+    mean and sem: scalars, or arrays of one shape. over: what one sample is. Numbers without a
+    standard error have sem nan: R-hat, effective sample sizes, residuals of eigenvalues, and means
+    of a single sample.
     """
 
     mean: jax.Array
@@ -34,6 +37,8 @@ class Estimate:
 @partial(jax.jit, static_argnames="over")
 def ratio_estimate(sums_n: jax.Array, weights_n: jax.Array, over: Over) -> Estimate:
     """Return R = sum(s) / sum(w) over n independent pairs, with the linearised error of a ratio.
+
+    sums_n: s. weights_n: w. over: what a pair is a sample of, see `Estimate`.
 
     SEM = sqrt(n / (n - 1) * sum((s_i - R w_i)^2)) / |sum(w)|  (Cochran, Sampling Techniques, 2.11).
     With equal weights this is the ordinary standard error of the mean. With unequal weights R has

@@ -9,25 +9,28 @@ Predictions from one text depend on each other. Sigma then means w_m times the c
 includes this dependence. If w_m varies, g_m is a ratio, with a bias of order 1 / w_m.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn, linearized_gradient
+from jaxflat.flatness.inputs import LossFn, estimator
+from jaxflat.flatness.products import linearized_gradient
 from jaxflat.flatness.trees import PyTree, at_least_float32, inner
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GradientNoise:
-    """Estimates over sentences. With fixed w_m all are unbiased except the ratio `noise_scale`.
+    """Estimates over sentences; with fixed w_m all are unbiased except the ratio `noise_scale`.
 
-    covariance_trace: tr Sigma. squared_gradient: |E g|^2. noise_scale: tr Sigma / |E g|^2, the
-    number of predictions at which noise and gradient are equally long (McCandlish et al., 2018).
-    alignment: tr(Sigma H). At an optimum Sigma = H by Bartlett's identity, and this is tr(H^2).
+    covariance_trace: tr Sigma, in nats^2. squared_gradient: |E g|^2, in nats^2. noise_scale: tr
+    Sigma / |E g|^2, the number of predictions at which noise and gradient are equally long
+    (McCandlish et al., 2018). alignment: tr(Sigma H), in nats^3. At an optimum Sigma = H by
+    Bartlett's identity, and this is tr(H^2).
     """
 
     covariance_trace: Estimate
@@ -36,10 +39,12 @@ class GradientNoise:
     alignment: Estimate
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def gradient_noise(loss_fn: LossFn, params: PyTree, batches: PyTree) -> GradientNoise:
-    """Return the noise at `params`, from consecutive triples of microbatches.
+    """Return tr Sigma, |E g|^2, their ratio and tr(Sigma H) at `params`, see `GradientNoise`.
 
+    Sigma is the covariance of one prediction's gradient g (McCandlish et al., 2018). Consecutive
+    triples of independent microbatches are the samples, up to two microbatches remain unused.
     Raises ValueError for fewer than two triples.
     """
     params = at_least_float32(params)

@@ -4,6 +4,8 @@ Every value is a rise in nats over a reference on the same sentences. Its error,
 is therefore the error of a paired difference.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import LossFn
+from jaxflat.flatness.inputs import LossFn, estimator
 from jaxflat.flatness.sampling import normal_like
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, path_name
 
@@ -20,11 +22,12 @@ from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, path_na
 def filter_normalized(
     key: jax.Array, params: PyTree, stacked: Callable[[str], bool] | None = None
 ) -> PyTree:
-    """Return a random direction with the filter lengths of params (Li et al., 2018).
+    """Return a random direction, shaped like params, with their filters' lengths (Li et al., 2018).
 
-    A filter holds the weights that one unit reads: all entries along a leaf's first axis. A vector,
-    such as biases and gains of norms, is one filter. `stacked(path)` marks leaves whose axis 0 is a
-    stack of layers; their filters lie within a layer.
+    key: of jax.random. A filter holds the weights that one unit reads: all entries along a leaf's
+    first axis. A vector, such as biases and gains of norms, is one filter. `stacked(path)` marks
+    leaves, named such as 'layer/kernel', whose axis 0 is a stack of layers; their filters lie
+    within a layer. Compiled with `stacked` static.
     """
 
     def scale(path: tuple, direction: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -37,13 +40,16 @@ def filter_normalized(
     return jax.tree_util.tree_map_with_path(scale, normal_like(key, params), params)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def loss_rises(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: list[PyTree], steps_GxD: jax.Array
 ) -> Estimate:
     """Return L(theta + sum_d steps[g, d] direction_d) - L(theta), mean and sem of shape (G,).
 
-    One direction gives a slice, two give a plane.
+    L is the mean loss, in nats; errors are over sentences, of paired differences. directions: D
+    pytrees shaped like params, for example of `filter_normalized`. steps_GxD: how far to go along
+    each, at G points. One direction gives a slice, which `jaxflat.analysis.plot_path` draws if it
+    leads to a second checkpoint; two give a plane.
     """
     params = at_least_float32(params)
 
@@ -60,14 +66,15 @@ def loss_rises(
     return _estimate_points(*jax.lax.map(microbatch, batches))
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_points"))
+@estimator("num_points")
 def loss_barrier(
     loss_fn: LossFn, start: PyTree, end: PyTree, batches: PyTree, *, num_points: int
 ) -> Estimate:
     """Return L((1-t) start + t end) - (1-t) L(start) - t L(end) at num_points even t in [0, 1].
 
-    The barrier is its maximum (Frankle et al., 2020). Choosing the maximum on the same sentences
-    makes its error a little larger than the error of that point.
+    Mean and sem have the shape (num_points,), in nats; errors are over sentences. The barrier is
+    its maximum (Frankle et al., 2020). Choosing the maximum on the same sentences makes its error a
+    little larger than the error of that point.
     """
     start, end = at_least_float32(start), at_least_float32(end)
     difference = jax.tree.map(jnp.subtract, end, start)

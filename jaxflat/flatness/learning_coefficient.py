@@ -4,6 +4,8 @@ The volume of {w near w*: L(w) - L(w*) < e} shrinks like e^lambda (Watanabe, 200
 the number of parameters for a regular model, and less for a singular one.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate
-from jaxflat.flatness.products import LossFn
+from jaxflat.flatness.inputs import LossFn, documented, estimator
 from jaxflat.flatness.sampling import normal_like
 from jaxflat.flatness.spectrum import hessian_extremes
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
@@ -55,6 +57,7 @@ class LearningCoefficient:
         return Estimate(mean, sem, num_chains, "chains")
 
 
+@documented
 def local_learning_coefficient(
     loss_fn: LossFn,
     params: PyTree,
@@ -83,7 +86,8 @@ def local_learning_coefficient(
     or more comes first, then num_draws steps, each with its draw. A burn-in that is still too short
     after num_draws steps ends there. One step takes the gradient of every microbatch.
 
-    Raises ValueError for counts or sizes out of range.
+    num_chains: C, at least 2. num_draws: T of each chain, at least 8. Raises ValueError for counts
+    or sizes out of range.
     """
     for name, value, least in (
         ("num_examples", num_examples, 2),
@@ -113,7 +117,7 @@ class ChainState(NamedTuple):
     slope: PyTree
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_chains", "num_draws"))
+@estimator("num_chains", "num_draws")
 def _sample(
     loss_fn: LossFn,
     params: PyTree,
@@ -255,10 +259,10 @@ def _increase(after: PyTree, before: PyTree) -> jax.Array:
 def split_r_hat(values_CxT: jax.Array) -> jax.Array:
     """Return sqrt(var+ / W) of C chains, each split in halves: 1 if they agree, larger if not.
 
-    W is the mean variance within the 2C halves of n draws, and B is n times the variance of their
-    means. var+ = (n - 1) / n W + B / n (Gelman et al., Bayesian Data Analysis 3, 2013, 11.4). It is
-    not the rank-normalised version of Vehtari et al. (2021). A chain of odd length drops its first
-    draw.
+    values_CxT: T draws of a quantity in each chain. W is the mean variance within the 2C halves of
+    n draws, and B is n times the variance of their means. var+ = (n - 1) / n W + B / n (Gelman et
+    al., Bayesian Data Analysis 3, 2013, 11.4). It is not the rank-normalised version of Vehtari et
+    al. (2021). A chain of odd length drops its first draw.
     """
     halves_2CxN = _halves(values_CxT)
     within, pooled = _variances(halves_2CxN)
@@ -268,10 +272,11 @@ def split_r_hat(values_CxT: jax.Array) -> jax.Array:
 def effective_sample_size(values_CxT: jax.Array) -> jax.Array:
     """Return 2C n / tau of C chains, each split in halves of n draws; nan if a value is not finite.
 
-    Vehtari et al., Bayesian Analysis 16, 2021, eq. 10: rho_t = 1 - (W - mean_m s_m^2 rho_tm) /
-    var+, with W and var+ as in `split_r_hat`, and s_m^2 rho_tm the autocovariance of half m at lag
-    t. tau = -1 + 2 sum_k (rho_2k + rho_2k+1): the sum ends before the first pair that is not
-    positive, and no pair exceeds an earlier one (Geyer, 1992). tau is at least 1 / log10(2C n).
+    values_CxT: T draws of a quantity in each chain. Vehtari et al., Bayesian Analysis 16, 2021, eq.
+    10: rho_t = 1 - (W - mean_m s_m^2 rho_tm) / var+, with W and var+ as in `split_r_hat`, and s_m^2
+    rho_tm the autocovariance of half m at lag t. tau = -1 + 2 sum_k (rho_2k + rho_2k+1): the sum
+    ends before the first pair that is not positive, and no pair exceeds an earlier one (Geyer,
+    1992). tau is at least 1 / log10(2C n).
     """
     halves_2CxN = _halves(values_CxT)
     n = halves_2CxN.shape[1]

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.gradient_noise import gradient_noise
+from jaxflat.flatness.inputs import LogProbsFn, LossFn
 from jaxflat.flatness.landscape import filter_normalized, loss_barrier, loss_rises
 from jaxflat.flatness.learning_coefficient import LANCZOS_STEPS, local_learning_coefficient
-from jaxflat.flatness.products import LogProbsFn, LossFn, curvature_along, mean_gradient
+from jaxflat.flatness.products import curvature_along, mean_gradient
 from jaxflat.flatness.sharpness import (
     NoCriticalStepError,
     average_sharpness,
@@ -40,10 +41,13 @@ from jaxflat.flatness.trees import PyTree
 class Problem(NamedTuple):
     """The functions, parameters and microbatches to measure.
 
+    MEASURES["hessian_trace"](problem, jaxflat.config.base().flatness) takes a measure by its name.
+
+    log_probs_fn: for fisher_trace and gauss_newton_trace; None: these two raise ValueError.
     sample(i): the microbatches of round i, independent of other rounds and of one shape. Traces
       draw several rounds; other measures use round 0.
     num_examples: n of the learning coefficient, the number of training sentences (for texts of a
-      file: of predictions).
+      file: of predictions); None: the learning coefficient raises ValueError.
     groupings: each maps a leaf's path to the name of its group; traces are also given by group.
     stacked(path): whether axis 0 of a leaf is a stack of layers.
     rescale(i, v): T v, the coordinates in which microbatch i takes its traces; None: T = 1.
@@ -51,15 +55,73 @@ class Problem(NamedTuple):
     """
 
     loss_fn: LossFn
-    log_probs_fn: LogProbsFn
+    log_probs_fn: LogProbsFn | None
     params: PyTree
     sample: Callable[[int], PyTree]
     key: jax.Array
-    num_examples: int
+    num_examples: int | None
     groupings: Sequence[Callable[[str], str]] = ()
     stacked: Callable[[str], bool] | None = None
     rescale: Rescale | None = None
     toward: PyTree | None = None
+
+    @classmethod
+    def from_batches(
+        cls,
+        loss_fn: LossFn,
+        params: PyTree,
+        batches: PyTree | list[PyTree] | Callable[[int], PyTree],
+        *,
+        log_probs_fn: LogProbsFn | None = None,
+        key: jax.Array | None = None,
+        num_examples: int | None = None,
+        toward: PyTree | None = None,
+    ) -> "Problem":
+        """Return the problem of a loss on given batches; get_problem of `measure --problem` does.
+
+        loss_fn, log_probs_fn, params: as of `hessian_trace` and `fisher_trace`.
+        batches: arrays with a leading axis of microbatches, in any pytree; or a list of batches of
+        one shape; or a function of the round, 0, 1, ..., that returns either. Only such a function
+        has several rounds, which `relative_error` needs.
+        key: jax.random.key(0) by default. num_examples, toward: see the class.
+
+        Raises ValueError if the batches of a list differ in shape.
+        """
+        of_round = batches if callable(batches) else partial(_only_round, stack_batches(batches))
+
+        def sample(i: int) -> PyTree:
+            return stack_batches(of_round(i))
+
+        key = jax.random.key(0) if key is None else key
+        return cls(loss_fn, log_probs_fn, params, sample, key, num_examples, toward=toward)
+
+
+def stack_batches(batches: PyTree | list[PyTree]) -> PyTree:
+    """Return a list of batches as arrays with a leading axis of microbatches.
+
+    Any other pytree is returned as it is. Raises ValueError if the batches differ in shape.
+    """
+    if isinstance(batches, list):
+        if not batches:
+            raise ValueError("batches is an empty list")
+        shapes = [jax.tree.map(jnp.shape, batch) for batch in batches]
+        for number, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"batches[{number}] has the shapes {shape}, batches[0] {shapes[0]}; all need "
+                    "the same: leave out a smaller last batch"
+                )
+        batches = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *batches)
+    return batches
+
+
+def _only_round(batches: PyTree, i: int) -> PyTree:
+    if i:
+        raise ValueError(
+            "the batches are one round, and relative_error draws several; give a function of the "
+            "round as batches"
+        )
+    return batches
 
 
 class Measured(NamedTuple):
@@ -77,7 +139,7 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
     """
     key = jax.random.fold_in(problem.key, i)
     if name == "fisher_trace":
-        draw = partial(fisher_trace_terms, problem.log_probs_fn, stacked=problem.stacked)
+        draw = partial(fisher_trace_terms, _log_probs_fn(name, problem), stacked=problem.stacked)
         options = {
             "num_samples": settings.num_probes,
             "samples_per_pass": _draws_per_pass(settings),
@@ -85,7 +147,7 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         }
         return draw(problem.params, problem.sample(i), key, **options)
     if name == "gauss_newton_trace":
-        draw = partial(gauss_newton_trace_samples, problem.log_probs_fn)
+        draw = partial(gauss_newton_trace_samples, _log_probs_fn(name, problem))
     elif problem.groupings:
         draw = partial(hessian_trace_terms, problem.loss_fn, stacked=problem.stacked)
     else:
@@ -96,6 +158,15 @@ def draw_trace_round(name: str, problem: Problem, settings: Any, i: int) -> Trac
         "rescale": problem.rescale,
     }
     return draw(problem.params, problem.sample(i), key, **options)
+
+
+def _log_probs_fn(name: str, problem: Problem) -> LogProbsFn:
+    if problem.log_probs_fn is None:
+        raise ValueError(
+            f"{name} needs log_probs_fn(params, batch) -> (log_probs_...xV, weights_...); the "
+            "problem has none"
+        )
+    return problem.log_probs_fn
 
 
 def sample_trace(draw_round: Callable[[int], TraceTerms], settings: Any) -> TraceTerms:
@@ -208,6 +279,11 @@ def _local_learning_coefficient(problem: Problem, settings: Any) -> Measured:
     The localization is relative_localization times n beta times the largest curvature at w*.
     """
     chosen, n = settings.learning_coefficient, problem.num_examples
+    if n is None:
+        raise ValueError(
+            "local_learning_coefficient needs num_examples, the number of training examples; the "
+            "problem has none"
+        )
     args = problem.loss_fn, problem.params, problem.sample(0), problem.key
     lanczos = {"num_largest": 1, "num_smallest": 0, "num_steps": LANCZOS_STEPS}
     largest = float(hessian_extremes(*args, **lanczos).largest.values_k[0])
@@ -273,12 +349,13 @@ def _loss_path(problem: Problem, settings: Any) -> Measured:
     rises = loss_rises(loss_fn, start, batches, [difference], steps_G[:, None])
     low_G, high_G = rises.interval()
     above = loss_barrier(loss_fn, start, problem.toward, batches, num_points=num_points)
-    highest, samples = jnp.argmax(above.mean), (above.num_samples, above.over)
+    highest = jnp.argmax(above.mean)
+    barrier, change = (
+        Estimate(found.mean[place], found.sem[place], found.num_samples, found.over)
+        for found, place in ((above, highest), (rises, -1))
+    )
     return Measured(
-        {
-            "loss_barrier": Estimate(above.mean[highest], above.sem[highest], *samples),
-            "loss_change": Estimate(rises.mean[-1], rises.sem[-1], *samples),
-        },
+        {"loss_barrier": barrier, "loss_change": change},
         {"steps_G": steps_G, "rises_G": rises.mean, "low_G": low_G, "high_G": high_G},
     )
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxflat.flatness.products import LossFn, hessian_product
+from jaxflat.flatness.inputs import LossFn
+from jaxflat.flatness.products import hessian_product
 from jaxflat.flatness.sampling import normal_like, rademacher_like
 from jaxflat.flatness.trees import PyTree, inner
 

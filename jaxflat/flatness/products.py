@@ -10,6 +10,8 @@ stays below one gradient's. A function with a custom reverse rule (`jax.custom_v
 derivative: JAX raises "rule for 'custom_lin' not implemented".
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 
@@ -17,10 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
 from jaxflat.flatness.trees import PyTree, at_least_float32
 
-LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
-LogProbsFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 Product = Callable[[PyTree], PyTree]
 QuadraticForm = Callable[[PyTree], jax.Array]
 
@@ -28,9 +29,9 @@ QuadraticForm = Callable[[PyTree], jax.Array]
 # The mean loss over microbatches.
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
-    """Return the gradient of the mean loss, shaped like params."""
+    """Return the gradient of the mean loss over predictions, in nats, shaped like params."""
     params = at_least_float32(params)
 
     def add_microbatch(total: PyTree, batch: PyTree) -> tuple[PyTree, jax.Array]:
@@ -41,32 +42,41 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x / weights_M.sum().astype(x.dtype), total)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
-    """Return H v, shaped like params."""
+    """Return H v, shaped like params, in nats; H is the Hessian of the mean loss.
+
+    Forward over reverse derivatives (Pearlmutter, 1994): about the cost of two gradients.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(partial(hessian_product, loss_fn, params), batches, vector)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def gauss_newton_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> PyTree:
-    """Return G v, shaped like params."""
+    """Return G v, shaped like params, in nats; G is the Gauss-Newton matrix of the mean loss.
+
+    G = sum_i w_i J_i' (diag p_i - p_i p_i') J_i / sum_i w_i, with J_i the Jacobian of prediction
+    i's logits (Schraudolph, 2002). One forward and one backward pass.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(partial(gauss_newton_product, log_probs_fn, params), batches, vector)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def fisher_vector_product(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, labels: jax.Array, vector: PyTree
 ) -> PyTree:
-    """Return F v, shaped like params; `labels` holds one label per prediction of `batches`.
+    """Return F v = sum_i w_i g_i (g_i . v) / sum_i w_i, g_i = grad log p(labels_i), in nats.
 
-    The data's labels give the empirical Fisher matrix. Labels drawn from the model give an unbiased
-    estimate of G v.
+    The result is shaped like params. labels: integers, one a prediction, with the shape (M, ...) of
+    the weights of all microbatches. The data's labels give the empirical Fisher matrix. Labels
+    drawn from the model give an unbiased estimate of G v (Kunstner, Balles & Hennig, 2019). One
+    forward and one backward pass.
     """
     params, vector = at_least_float32(params), at_least_float32(vector)
     return mean_product(
@@ -74,21 +84,24 @@ def fisher_vector_product(
     )
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def hessian_quadratic_form(
     loss_fn: LossFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
-    """Return v' H v, in nats."""
+    """Return the scalar v' H v = d^2/dt^2 L(theta + t v) at t = 0, in nats; two forward passes."""
     params, vector = at_least_float32(params), at_least_float32(vector)
     forms_M, weights_M = jax.lax.map(lambda b: hessian_form(loss_fn, params, b, vector), batches)
     return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
 
 
-@partial(jax.jit, static_argnames="log_probs_fn")
+@estimator()
 def gauss_newton_quadratic_form(
     log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, vector: PyTree
 ) -> jax.Array:
-    """Return v' G v, the mean over predictions of Var_p(J v), in nats."""
+    """Return the scalar v' G v, the mean over predictions of Var_p(J v), in nats.
+
+    J is the Jacobian of a prediction's logits and p its probabilities. One forward pass.
+    """
     params, vector = at_least_float32(params), at_least_float32(vector)
 
     def microbatch(batch: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -99,15 +112,16 @@ def gauss_newton_quadratic_form(
     return forms_M.sum() / weights_M.sum().astype(forms_M.dtype)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def curvature_along(
     loss_fn: LossFn, params: PyTree, batches: PyTree, directions: PyTree
 ) -> Estimate:
-    """Return v_k' H v_k with errors over microbatches; axis 0 of each leaf is the K directions.
+    """Return v_k' H v_k, mean and sem of shape (K,), in nats, with errors over microbatches.
 
-    For eigenvectors of the same microbatches' H, these are the eigenvalues. The error is then the
-    eigenvalue's, to first order: d lambda = v' dH v. On fresh sentences the values do not contain
-    the bias from choosing v.
+    directions: a pytree like params with an additional axis 0 of K directions, such as
+    `hessian_extremes(...).largest.vectors`. For eigenvectors of the same microbatches' H, these are
+    the eigenvalues. The error is then the eigenvalue's, to first order: d lambda = v' dH v. On
+    fresh sentences the values do not contain the bias from choosing v.
     """
     params, directions = at_least_float32(params), at_least_float32(directions)
 
@@ -139,37 +153,6 @@ def mean_product(
 # The loss sum of one microbatch. Each function also returns the microbatch's weight.
 
 
-def loss_and_weight(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-    """Return the loss sum and weight; raise TypeError if `loss_fn` returns no such pair."""
-    result = loss_fn(params, batch)
-    shapes = jax.tree.map(jnp.shape, result)
-    if not isinstance(result, tuple) or shapes != ((), ()):
-        raise TypeError(
-            f"loss_fn must return two scalars (loss_sum, weight); it returned shapes {shapes}"
-        )
-    return result
-
-
-def wide_log_probs(
-    log_probs_fn: LogProbsFn, params: PyTree, batch: PyTree
-) -> tuple[jax.Array, jax.Array]:
-    """Return the log-probabilities in at least float32, and the weights of the predictions.
-
-    Exponentials and sums need more than 16 bits. Raises TypeError if `log_probs_fn` returns no such
-    pair.
-    """
-    result = log_probs_fn(params, batch)
-    shapes = jax.tree.map(jnp.shape, result)
-    pair = isinstance(result, tuple) and len(result) == 2
-    if not pair or not shapes[0] or shapes[0][:-1] != shapes[1]:
-        raise TypeError(
-            "log_probs_fn must return log-probabilities (..., V) and weights (...); it returned "
-            f"shapes {shapes}"
-        )
-    log_probs, weights = result
-    return at_least_float32(log_probs), jnp.asarray(weights)
-
-
 def linearized_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree
 ) -> tuple[PyTree, Product, jax.Array]:
@@ -178,7 +161,7 @@ def linearized_gradient(
     The gradient is linearised once. Each vector then pays for the linear part alone (forward over
     reverse; Pearlmutter, 1994), not for another evaluation of the gradient.
     """
-    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
     return jax.linearize(lambda p: gradient_fn(p, batch), params, has_aux=True)
 
 
@@ -194,13 +177,12 @@ def hessian_product(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[Pro
     Each call evaluates the gradient again but stores no linearisation. For one vector this is
     faster than `linearized_hessian` and takes two thirds of its memory.
     """
-    gradient_fn = jax.grad(partial(loss_and_weight, loss_fn), has_aux=True)
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
 
     def product(vector: PyTree) -> PyTree:
-        at_batch = partial(gradient_fn, batch=batch)
-        return jax.jvp(at_batch, (params,), (vector,), has_aux=True)[1]
+        return jax.jvp(lambda p: gradient_fn(p, batch), (params,), (vector,), has_aux=True)[1]
 
-    return product, loss_and_weight(loss_fn, params, batch)[1]
+    return product, loss_fn(params, batch)[1]
 
 
 def gauss_newton_product(
@@ -213,7 +195,7 @@ def gauss_newton_product(
     logits.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
+        lambda p: log_probs_fn(p, batch), params, has_aux=True
     )
     probs, transposed_fn = jnp.exp(log_probs), jax.linear_transpose(jvp_fn, params)
     scales = weights.astype(probs.dtype)[..., None]
@@ -237,7 +219,12 @@ def fisher_product(
     """
 
     def label_log_probs(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        log_probs, weights = wide_log_probs(log_probs_fn, params, batch)
+        log_probs, weights = log_probs_fn(params, batch)
+        if labels.shape != weights.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(
+                f"labels must be integers, one a prediction: {weights.shape} in a microbatch, not "
+                f"{labels.dtype} {labels.shape}"
+            )
         return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], weights
 
     _, jvp_fn, weights = jax.linearize(label_log_probs, params, has_aux=True)
@@ -271,7 +258,7 @@ def gauss_newton_form(
     v' G v = sum_i w_i Var_{p_i}(J_i v), with G and J_i as in `gauss_newton_product`.
     """
     log_probs, jvp_fn, weights = jax.linearize(
-        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
+        lambda p: log_probs_fn(p, batch), params, has_aux=True
     )
     probs = jnp.exp(log_probs)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Over
-from jaxflat.flatness.products import LogProbsFn, wide_log_probs
+from jaxflat.flatness.inputs import LogProbsFn
 from jaxflat.flatness.trees import PyTree
 
 
@@ -71,9 +71,7 @@ def score_sampler(
     independent with mean zero, so E[g g'] = sum_i w_i F_i. Labels depend only on the key and the
     example's global index, not on microbatches or devices.
     """
-    log_probs, pullback, weights = jax.vjp(
-        lambda p: wide_log_probs(log_probs_fn, p, batch), params, has_aux=True
-    )
+    log_probs, pullback, weights = jax.vjp(lambda p: log_probs_fn(p, batch), params, has_aux=True)
     batch_size, vocabulary = log_probs.shape[0], log_probs.shape[-1]
     scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None]
 

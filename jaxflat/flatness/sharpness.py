@@ -5,20 +5,20 @@ The loss is the mean over predictions, in nats. A perturbation is D u. D is the 
 function, such as c W_Q and W_K / c (Kwon et al., ASAM, 2021).
 """
 
-from functools import partial
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
+from jaxflat.flatness.inputs import LossFn, check_inputs, documented, estimator
 from jaxflat.flatness.landscape import loss_rises
-from jaxflat.flatness.products import LossFn
 from jaxflat.flatness.sampling import draw_normal
 from jaxflat.flatness.terms import SampleFn, collect_terms
 from jaxflat.flatness.trees import PyTree, add_scaled, at_least_float32, inner
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "adaptive", "over", "probes_per_pass"))
+@estimator("num_probes", "adaptive", "over", "probes_per_pass")
 def average_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -31,10 +31,11 @@ def average_sharpness(
     over: Over = "probes+sentences",
     probes_per_pass: int = 1,
 ) -> Estimate:
-    """Return E[L(theta + D u)] - L(theta), u ~ N(0, sigma^2 I).
+    """Return E[L(theta + D u)] - L(theta), u ~ N(0, sigma^2 I), in nats, with its error.
 
-    For small sigma it is sigma^2 / 2 tr(D H D). Each draw is the mean of L(theta + D u) and
-    L(theta - D u), minus L(theta): the slope cancels within the pair.
+    sigma: in the parameters' unit; D is the identity or, if `adaptive`, diag |theta| (Kwon et al.,
+    2021), and sigma has no unit. For small sigma it is sigma^2 / 2 tr(D H D). Each draw is the mean
+    of L(theta + D u) and L(theta - D u), minus L(theta): the slope cancels within the pair.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)
@@ -52,7 +53,7 @@ def average_sharpness(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over).total()
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "adaptive"))
+@estimator("num_steps", "adaptive")
 def worst_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -64,10 +65,12 @@ def worst_sharpness(
 ) -> Estimate:
     """Return the mean over microbatches of max over |u| <= radius of L(theta + D u) - L(theta).
 
-    Each microbatch has its own maximum, as in the m-sharpness of Foret et al. (2021). One step is
-    SAM's: the full radius along the gradient. More steps are projected ascent, each
-    2.5 radius / num_steps along the normalised gradient. Their highest point counts, a lower bound
-    of the maximum.
+    In nats, with its error over sentences. radius: in the parameters' unit. num_steps: of the
+    ascent. D is the identity or, if `adaptive`, diag |theta| (Kwon
+    et al., 2021). Each microbatch has its own maximum, as in the m-sharpness of Foret et al.
+    (2021). One step is SAM's: the full radius along the gradient. More steps are projected ascent,
+    each 2.5 radius / num_steps along the normalised gradient. Their highest point counts, a lower
+    bound of the maximum.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)
@@ -98,6 +101,7 @@ class NoCriticalStepError(ValueError):
     """The loss does not rise, or does not fall, at any step along an update."""
 
 
+@documented
 def critical_sharpness(
     loss_fn: LossFn,
     params: PyTree,
@@ -112,10 +116,12 @@ def critical_sharpness(
 
     For a quadratic loss and update = -gradient it is the curvature g'Hg / g'g along the gradient
     (critical sharpness: Kalra et al., arXiv:2601.16979). eta is bracketed by doubling or halving
-    `first`, then bisected to a relative `tolerance`. The error covers microbatches for a fixed
-    update: the error of the rise at eta, divided by the slope there. Raises NoCriticalStepError, a
-    ValueError, if no step within a factor 2^max_doublings of `first` brackets eta.
+    `first`, then bisected to a relative `tolerance`. update: a pytree shaped like params. The error
+    covers microbatches for a fixed update: the error of the rise at eta, divided by the slope
+    there. Raises NoCriticalStepError, a ValueError, if no step within a factor 2^max_doublings of
+    `first` brackets eta.
     """
+    check_inputs({"loss_fn": loss_fn, "params": params, "batches": batches, "update": update})
     params = at_least_float32(params)
     center = mean_loss(loss_fn, params, batches).mean
     rounding = 8 * float(jnp.finfo(center.dtype).eps * abs(center))
@@ -150,9 +156,9 @@ def critical_sharpness(
     return Estimate(jnp.asarray(2 / eta, center.dtype), sem, rises.num_samples, rises.over)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@estimator()
 def mean_loss(loss_fn: LossFn, params: PyTree, batches: PyTree) -> Estimate:
-    """Return sum(loss_sum) / sum(weight) over microbatches, in nats."""
+    """Return L = sum(loss_sum) / sum(weight), in nats, with its error over microbatches."""
     return ratio_estimate(
         *jax.lax.map(lambda batch: loss_fn(params, batch), batches), over="sentences"
     )

@@ -9,6 +9,8 @@ the extreme eigenvalues first. A Ritz pair (theta, y) has the residual |M y - th
 theta (Parlett, The Symmetric Eigenvalue Problem, 1998, ch. 13).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,14 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, ratio_estimate
-from jaxflat.flatness.products import (
-    LogProbsFn,
-    LossFn,
-    Product,
-    gauss_newton_product,
-    hessian_product,
-    mean_product,
-)
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, estimator
+from jaxflat.flatness.products import Product, gauss_newton_product, hessian_product, mean_product
 from jaxflat.flatness.sampling import normal_like, rademacher_like
 from jaxflat.flatness.trees import PyTree, at_least_float32, inner
 
@@ -104,7 +100,7 @@ class Extremes(NamedTuple):
     smallest: Eigenpairs
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_largest", "num_smallest", "num_steps"))
+@estimator("num_largest", "num_smallest", "num_steps")
 def hessian_extremes(
     loss_fn: LossFn,
     params: PyTree,
@@ -115,16 +111,18 @@ def hessian_extremes(
     num_smallest: int,
     num_steps: int,
 ) -> Extremes:
-    """Return the extreme eigenpairs of H; at a minimum the smallest eigenvalue is not negative.
+    """Return the extreme eigenpairs of the Hessian H of the mean loss, in nats (`Extremes`).
 
-    Raises ValueError for more pairs than steps or parameters.
+    Residuals tell whether pairs have converged (Parlett, 1998, ch. 13); `curvature_along` gives
+    errors over sentences. At a minimum the smallest eigenvalue is not negative. Raises ValueError
+    for more pairs than steps or parameters.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(hessian_product, loss_fn, params), batches)
     return _extremes(product, params, key, num_largest, num_smallest, num_steps)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_largest", "num_smallest", "num_steps"))
+@estimator("num_largest", "num_smallest", "num_steps")
 def gauss_newton_extremes(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -135,9 +133,10 @@ def gauss_newton_extremes(
     num_smallest: int,
     num_steps: int,
 ) -> Extremes:
-    """Return the extreme eigenpairs of G, which has no negative eigenvalues.
+    """Return the extreme eigenpairs of the Gauss-Newton matrix G of the mean loss, in nats.
 
-    Raises ValueError for more pairs than steps or parameters.
+    Residuals tell whether pairs have converged (Parlett, 1998, ch. 13). G has no negative
+    eigenvalues. Raises ValueError for more pairs than steps or parameters.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(gauss_newton_product, log_probs_fn, params), batches)
@@ -206,7 +205,7 @@ class SpectralDensity:
         return Estimate(rank, sem, n, "probes")
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "num_steps"))
+@estimator("num_probes", "num_steps")
 def hessian_density(
     loss_fn: LossFn,
     params: PyTree,
@@ -216,9 +215,11 @@ def hessian_density(
     num_probes: int,
     num_steps: int,
 ) -> SpectralDensity:
-    """Return the density of H's eigenvalues, from num_probes runs of num_steps products each.
+    """Return the density of the eigenvalues of the Hessian H of the mean loss, in nats.
 
-    m is num_steps, or the number of parameters if that is smaller.
+    Stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017). num_probes: n, random start vectors;
+    errors over them need 2. num_steps: Lanczos steps of each, one product H v a step; the density
+    has m = min(num_steps, number of parameters) nodes. `jaxflat.analysis.plot_density` draws it.
     """
     params = at_least_float32(params)
     product = partial(mean_product, partial(hessian_product, loss_fn, params), batches)

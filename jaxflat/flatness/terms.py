@@ -4,6 +4,8 @@ One probe or draw gives every leaf its own unbiased term. Any grouping or weight
 therefore again a mean over samples, with an exact standard error, correlations included.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +70,7 @@ class TraceTerms:
         return {block: self._estimate(terms) for block, terms in blocks.items()}
 
     @classmethod
-    def concatenate(cls, parts: Sequence["TraceTerms"]) -> "TraceTerms":
+    def concatenate(cls, parts: Sequence[TraceTerms]) -> TraceTerms:
         """Return all samples of several independent collections of the same parameters."""
         terms = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[p.terms for p in parts])
         weights_n = jnp.concatenate([part.weights_n for part in parts])

@@ -18,15 +18,17 @@ not with the number of probes. Matrix products run at the precision that the mod
 The functions passed in are static arguments: pass the same function object to avoid recompiling.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxflat.flatness.estimate import Estimate, Over
-from jaxflat.flatness.products import LogProbsFn, LossFn, gauss_newton_form, linearized_hessian
+from jaxflat.flatness.inputs import LogProbsFn, LossFn, documented, estimator
+from jaxflat.flatness.products import gauss_newton_form, linearized_hessian
 from jaxflat.flatness.sampling import draw_probe, score_sampler
 from jaxflat.flatness.second_order import shared_hessian_form
 from jaxflat.flatness.terms import SampleFn, TraceTerms, collect_terms, leaf_products
@@ -41,7 +43,7 @@ def rescaled(vector: PyTree, rescale: Rescale | None, index: jax.Array) -> PyTre
     return vector if rescale is None else rescale(index, vector)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass", "stacked"))
+@estimator("num_probes", "over", "probes_per_pass", "stacked")
 def hessian_trace_terms(
     loss_fn: LossFn,
     params: PyTree,
@@ -54,9 +56,11 @@ def hessian_trace_terms(
     stacked: Callable[[str], bool] | None = None,
     rescale: Rescale | None = None,
 ) -> TraceTerms:
-    """Return tr H by leaf: E[v_l . (H v)_l] = tr H_ll for random signs v (Hutchinson, 1990).
+    """Return samples of tr H by leaf: E[v_l . (H v)_l] = tr H_ll for random signs v, in nats.
 
-    `stacked(path)` marks leaves whose axis 0 is a stack of layers.
+    H is the Hessian of the mean loss over predictions (Hutchinson, 1990). Of the result,
+    `.total()` is tr H with its error, and `.by_block(block_of)` the trace of each block. Each
+    probe costs one product H v.
     """
     params = at_least_float32(params)
 
@@ -72,9 +76,7 @@ def hessian_trace_terms(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(
-    jax.jit, static_argnames=("log_probs_fn", "num_samples", "over", "samples_per_pass", "stacked")
-)
+@estimator("num_samples", "over", "samples_per_pass", "stacked")
 def fisher_trace_terms(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -87,7 +89,11 @@ def fisher_trace_terms(
     stacked: Callable[[str], bool] | None = None,
     rescale: Rescale | None = None,
 ) -> TraceTerms:
-    """Return tr F by leaf: squared gradients at labels that the model draws, one backward pass.
+    """Return samples of tr F by leaf, in nats: squared gradients at labels that the model draws.
+
+    F is the Fisher information of the mean over predictions, and tr F = tr G. Of the result,
+    `.total()` is tr F with its error, and `.by_block(block_of)` the trace of each block. Each draw
+    is one backward pass.
 
     With g of `score_sampler`, E|g|^2 = sum_i w_i E|grad log p(y_i)|^2 = N tr F. For weights 0 and 1
     |g|^2 is N times the squared gradient of the mean loss over N predictions. Samples are squared
@@ -109,7 +115,7 @@ def fisher_trace_terms(
     return collect_terms(sampler, batches, num_samples, samples_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_probes", "over", "probes_per_pass"))
+@estimator("num_probes", "over", "probes_per_pass")
 def hessian_trace_samples(
     loss_fn: LossFn,
     params: PyTree,
@@ -121,10 +127,11 @@ def hessian_trace_samples(
     probes_per_pass: int = 1,
     rescale: Rescale | None = None,
 ) -> TraceTerms:
-    """Return tr H as one term, E[v' H v]: the sum of the terms of `hessian_trace_terms`.
+    """Return samples of tr H as one term, E[v' H v], in nats; `.total()` is tr H with its error.
 
-    The adjoints of a microbatch are computed once and stored, which takes more memory than two
-    forward derivatives. Each probe is then one forward pass; see `second_order.adjoint`.
+    Each is the sum of the terms of `hessian_trace_terms`, cheaper, but without parts. The adjoints
+    of a microbatch are computed once and stored, which takes more memory than two forward
+    derivatives. Each probe is then one forward pass; see `second_order.adjoint`.
     """
     params = at_least_float32(params)
 
@@ -140,7 +147,7 @@ def hessian_trace_samples(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "num_probes", "over", "probes_per_pass"))
+@estimator("num_probes", "over", "probes_per_pass")
 def gauss_newton_trace_samples(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -152,9 +159,11 @@ def gauss_newton_trace_samples(
     probes_per_pass: int = 1,
     rescale: Rescale | None = None,
 ) -> TraceTerms:
-    """Return tr G as one term, E[v' G v]; each probe is one forward pass.
+    """Return samples of tr G as one term, E[v' G v], in nats; `.total()` is tr G with its error.
 
-    It does not split by leaf. For traces by block use `fisher_trace_terms`: tr G_ll = tr F_ll.
+    G is the Gauss-Newton matrix of the mean loss (Schraudolph, 2002), v random signs (Hutchinson,
+    1990). Each probe is one forward pass. It does not split by leaf. For traces by block use
+    `fisher_trace_terms`: tr G_ll = tr F_ll.
     """
     params = at_least_float32(params)
 
@@ -170,7 +179,7 @@ def gauss_newton_trace_samples(
     return collect_terms(sampler, batches, num_probes, probes_per_pass, over)
 
 
-@partial(jax.jit, static_argnames=("log_probs_fn", "moment_fn", "num_samples", "num_groups"))
+@estimator("moment_fn", "num_samples", "num_groups")
 def fisher_moments(
     log_probs_fn: LogProbsFn,
     params: PyTree,
@@ -213,25 +222,92 @@ def fisher_moments(
     )
 
 
+@documented
 def hessian_trace(
-    loss_fn: LossFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
+    loss_fn: LossFn,
+    params: PyTree,
+    batches: PyTree,
+    key: jax.Array,
+    *,
+    num_probes: int,
+    over: Over = "probes+sentences",
+    probes_per_pass: int = 1,
+    rescale: Rescale | None = None,
 ) -> Estimate:
-    """Return tr H of the mean loss; `options` are the keywords of `hessian_trace_samples`.
+    """Return tr H = E[v' H v] for random signs v (Hutchinson, 1990), in nats, with its error.
 
-    It may be negative away from a minimum. For traces by block use `hessian_trace_terms`.
+    H is the Hessian of the mean loss L = sum(loss_sum) / sum(weight). tr H may be negative away
+    from a minimum. For traces by block use `hessian_trace_terms`, also for a loss with
+    `jax.custom_vjp`, which has no forward derivative.
     """
-    return hessian_trace_samples(loss_fn, params, batches, key, **options).total()
+    return hessian_trace_samples(
+        loss_fn,
+        params,
+        batches,
+        key,
+        num_probes=num_probes,
+        over=over,
+        probes_per_pass=probes_per_pass,
+        rescale=rescale,
+    ).total()
 
 
+@documented
 def gauss_newton_trace(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
+    log_probs_fn: LogProbsFn,
+    params: PyTree,
+    batches: PyTree,
+    key: jax.Array,
+    *,
+    num_probes: int,
+    over: Over = "probes+sentences",
+    probes_per_pass: int = 1,
+    rescale: Rescale | None = None,
 ) -> Estimate:
-    """Return tr G of the mean loss; `options` are the keywords of `gauss_newton_trace_samples`."""
-    return gauss_newton_trace_samples(log_probs_fn, params, batches, key, **options).total()
+    """Return tr G = E[v' G v] for random signs v (Hutchinson, 1990), in nats, with its error.
+
+    G = sum_i w_i J_i' (diag p_i - p_i p_i') J_i / sum_i w_i is the Gauss-Newton matrix of the mean
+    cross-entropy (Schraudolph, 2002), J_i the Jacobian of prediction i's logits. tr G = tr F, and
+    tr G = tr H if the model equals the true conditional.
+    """
+    return gauss_newton_trace_samples(
+        log_probs_fn,
+        params,
+        batches,
+        key,
+        num_probes=num_probes,
+        over=over,
+        probes_per_pass=probes_per_pass,
+        rescale=rescale,
+    ).total()
 
 
+@documented
 def fisher_trace(
-    log_probs_fn: LogProbsFn, params: PyTree, batches: PyTree, key: jax.Array, **options: Any
+    log_probs_fn: LogProbsFn,
+    params: PyTree,
+    batches: PyTree,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    over: Over = "probes+sentences",
+    samples_per_pass: int = 1,
+    stacked: Callable[[str], bool] | None = None,
+    rescale: Rescale | None = None,
 ) -> Estimate:
-    """Return tr F, labels drawn from the model; `options`: the keywords of `fisher_trace_terms`."""
-    return fisher_trace_terms(log_probs_fn, params, batches, key, **options).total()
+    """Return tr F = E|grad log p(y)|^2, y drawn from the model, in nats, with its error.
+
+    F is the Fisher information, the mean over predictions; tr F = tr G (Kunstner, Balles & Hennig,
+    2019). Each draw is one backward pass. Samples are squared norms and skewed: prefer 64 or more.
+    """
+    return fisher_trace_terms(
+        log_probs_fn,
+        params,
+        batches,
+        key,
+        num_samples=num_samples,
+        over=over,
+        samples_per_pass=samples_per_pass,
+        stacked=stacked,
+        rescale=rescale,
+    ).total()

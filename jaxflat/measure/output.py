@@ -1,9 +1,11 @@
 """Estimates as a printed table, and as strict JSON."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich import box
 from rich.table import Table
 
@@ -20,17 +22,61 @@ def table(estimates: dict[str, Estimate]) -> Table:
         made.add_column(column, justify="right", no_wrap=True)
     made.add_column("error over", no_wrap=True)
     for name, estimate in estimates.items():
-        first, slash, last = name.partition("/")
-        shown = f"  {last}" if slash and first in estimates else name
-        fields = as_json(estimate)
-        cells = [_text(fields[key]) for key in ("mean", "sem")]
-        if fields["sem"] is None:
-            cells += ["–"] * 3
-        else:
-            interval = f"{_text(fields['low'])} to {_text(fields['high'])}"
-            cells += [interval, str(estimate.num_samples), estimate.over]
-        made.add_row(shown, *cells)
+        shown = f"  {name.partition('/')[2]}" if is_group(name, estimates) else name
+        made.add_row(
+            shown, *_cells(estimate), estimate.over if math.isfinite(estimate.sem) else "–"
+        )
     return made
+
+
+def trajectory_table(measured: Mapping[str, Mapping[str, Estimate]]) -> Table:
+    """Return a table of each measure along training: a row for each checkpoint that has it.
+
+    measured: the estimates of each checkpoint, by its label.
+    """
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("measure, checkpoint", no_wrap=True)
+    for column in ("mean", "± SEM", "95% interval", "samples of"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for name in dict.fromkeys(name for estimates in measured.values() for name in estimates):
+        found = {label: e[name] for label, e in measured.items() if name in e}
+        over = next((e.over for e in found.values() if math.isfinite(e.sem)), "")
+        made.add_row(name, "", "", "", over)
+        for label, estimate in found.items():
+            made.add_row(f"  {label}", *_cells(estimate))
+    return made
+
+
+def trajectories(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, list[Estimate]]:
+    """Return each measure's estimates at all checkpoints, nan where it was not measured.
+
+    Groups of parameters and numbers that never have an error are left out.
+    """
+    names = dict.fromkeys(name for estimates in measured for name in estimates)
+    nan = jnp.asarray(math.nan)
+    nothing = Estimate(nan, nan, 2, "sentences")
+    found = {name: [e.get(name, nothing) for e in measured] for name in names}
+    return {
+        name: estimates
+        for name, estimates in found.items()
+        if not is_group(name, found) and any(math.isfinite(e.sem) for e in estimates)
+    }
+
+
+def is_group(name: str, estimates: Mapping[str, Any]) -> bool:
+    """Return whether a name belongs to a part of another estimate, such as a parameter group."""
+    first, slash, _ = name.partition("/")
+    return bool(slash) and first in estimates
+
+
+def _cells(estimate: Estimate) -> list[str]:
+    """Return the mean, the SEM, the interval and the samples; dashes without an error."""
+    fields = as_json(estimate)
+    cells = [_text(fields[key]) for key in ("mean", "sem")]
+    if fields["sem"] is None:
+        return [*cells, "–", "–"]
+    interval = f"{_text(fields['low'])} to {_text(fields['high'])}"
+    return [*cells, interval, str(estimate.num_samples)]
 
 
 def remarks(estimates: dict[str, Estimate], settings: Any) -> list[str]:

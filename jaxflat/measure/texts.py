@@ -1,6 +1,7 @@
 """A Hugging Face folder as the subject of `measure`: its loss on the texts of a file."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def text_subject(
     problem = Problem(
         loss_fn,
         log_probs_fn,
-        load_model(folder).params,
+        None,  # see _at
         sample,
         key,
         num_predictions,
@@ -84,8 +85,15 @@ def text_subject(
     )
     chosen = frozen.flatness
     sizes = f"{chosen.num_microbatches} microbatches of {chosen.microbatch_size}"
-    about = f"{sizes} of {len(texts.lengths_N):,} texts, labels {chosen.labels}"
-    return Subject(problem, frozen, f"{folder.absolute().name}, {about}")
+    how = f"{sizes} of {len(texts.lengths_N):,} texts, labels {chosen.labels}"
+    return _at(problem, frozen, how, folder)
+
+
+def _at(problem: Problem, config: Config, how: str, folder: Path) -> Subject:
+    """Return the subject of a folder's parameters, for a problem without parameters."""
+    at = partial(_at, problem, config, how)
+    own = problem._replace(params=load_model(folder).params)
+    return Subject(own, config, folder.absolute().name, how, at)
 
 
 def _texts_config() -> Config:

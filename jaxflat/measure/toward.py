@@ -26,12 +26,12 @@ def lead_toward(subject: Subject, start: Path, end: Path) -> Subject:
         )
     here = run_model(start) if is_checkpoint(start) else read_model(start)
     if here != there:
-        raise InputError(f"--toward={end} is another model: {_difference(here, there)}")
+        raise InputError(f"--toward={end} is another model: {difference(here, there)}")
     params = load(end).params if is_checkpoint(end) else load_model(end).params
     return subject._replace(problem=subject.problem._replace(toward=params))
 
 
-def _difference(here: Any, there: Any) -> str:
+def difference(here: Any, there: Any) -> str:
     """Return the first difference between two models."""
     if type(here) is not type(there):
         return f"a {type(there).__name__}, not a {type(here).__name__}"

@@ -92,18 +92,25 @@ def finetuned_correct(
     rates_R: jax.Array,
     warmup_steps: jax.Array | int,
     optimizer: optax.GradientTransformation,
-    **settings: int,
+    *,
+    num_classes: int,
+    batch_size: int,
+    epochs: int,
 ) -> jax.Array:
     """Return correct_N, whether the fine-tuned model predicts each test sentence's label.
 
-    One model is trained for each learning rate, with the same initial head and order. The model
-    with the highest accuracy on the validation sentences is tested, or the one with the smaller
-    rate of two equal ones. Test labels have no effect on this choice. `settings` are the other
-    keywords of `finetune`.
+    One model is trained for each learning rate, with the same initial head and order; see
+    `finetune`. The model with the highest accuracy on the validation sentences is tested, or the
+    one with the smaller rate of two equal ones. Test labels have no effect on this choice.
     """
 
     def tune(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tuned = finetune(features_fn, params, train, key, rate, warmup_steps, optimizer, **settings)
+        tuned = finetune(
+            *(features_fn, params, train, key, rate, warmup_steps, optimizer),
+            num_classes=num_classes,
+            batch_size=batch_size,
+            epochs=epochs,
+        )
         hits_N = predict(features_fn, tuned, validation) == validation.labels_N
         return (hits_N & validation.valid_N).sum(), predict(features_fn, tuned, test)
 

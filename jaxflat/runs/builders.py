@@ -43,16 +43,22 @@ def make_model(config: Config) -> Any:
 def make_largest_model(config: Config) -> Any:
     """Return the larger model in which a config's model is embedded: flatness.embedded_width."""
     layers = config.flatness.embedded_layers or config.model.num_layers
-    larger = {"width": config.flatness.embedded_width, "num_layers": layers}
-    return sized_model(config.language, config.model, **larger)
+    width = config.flatness.embedded_width
+    return sized_model(config.language, config.model, width=width, num_layers=layers)
 
 
-def sized_model(language: Config, section: Config, **larger: int) -> Any:
-    """Return the model of a config's `model` section, sized for a language; `larger` overrides."""
+def sized_model(
+    language: Config, section: Config, *, width: int | None = None, num_layers: int | None = None
+) -> Any:
+    """Return the model of a config's `model` section, sized for a language.
+
+    width and num_layers, unless None, replace the section's.
+    """
     num_words, max_length = language_kind(language).sizes(language)
     others = {"features", *functions.sections_in(section)}
     shape: dict[str, Any] = {k: v for k, v in section.items() if k not in others}
-    shape |= larger
+    larger = {"width": width, "num_layers": num_layers}
+    shape |= {name: size for name, size in larger.items() if size is not None}
     if own := section.get(section.name):
         return functions.call(own, num_words=num_words, max_length=max_length, **shape)
     return make_masked_model(num_words, max_length, **shape)
@@ -119,7 +125,7 @@ def phase_optimizer(section: Config) -> Any:
     if functions.is_function(chosen):
         optimizer = functions.call(chosen, learning_rate=1.0)
     else:
-        optimizer = make_optimizer(section.name, **chosen)
+        optimizer = make_optimizer(section.name, chosen)
     if not section.skip_nonfinite:
         return optimizer
     return optax.apply_if_finite(optimizer, section.skip_nonfinite)

@@ -82,7 +82,7 @@ def _correct(
     A job's key depends on its draw only. So the label sets of a draw share sentences, initial
     parameters and order.
     """
-    optimizer = make_optimizer("adamw", **settings.adamw)
+    optimizer = make_optimizer("adamw", settings.adamw)
 
     def features_fn(params: Any, tokens_NxT: jax.Array, lengths_N: jax.Array) -> jax.Array:
         return sentence_features(model.apply, params, tokens_NxT, lengths_N, settings.pooling)

@@ -186,6 +186,7 @@ def in_flattest_coordinates(
     of the samples that they rescale, and no minimum over noise biases the trace downward. Noise in
     the scales biases it upward a little.
     """
+    assert problem.log_probs_fn is not None  # jaxflat's own models have it
     moments_2 = fisher_moments(
         problem.log_probs_fn,
         problem.params,

@@ -79,11 +79,17 @@ BUILT_IN: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-def make_optimizer(name: str, **settings: float) -> optax.GradientTransformation:
+def make_optimizer(name: str, settings: Mapping[str, float]) -> optax.GradientTransformation:
     """Return an optimizer with learning rate 1: one of `BUILT_IN`, or the optax function `name`.
+
+    settings: its keywords, such as {"b1": 0.9, "weight_decay": 0.01}. "adamw" has b1, b2, eps and
+    weight_decay, and "sam" also radius. "lion" has b1, b2 and weight_decay, and "muon" also
+    momentum. "sgd" and all others have optax's keywords.
 
     The training step multiplies its update by the schedule's value. A branch can therefore anneal
     from its trunk's optimizer state, unchanged.
+
+    Raises AttributeError for a name that optax does not have, TypeError for another keyword.
     """
     if name in BUILT_IN:
         return BUILT_IN[name](**settings)

@@ -38,6 +38,11 @@ def test_traces_are_near_that_of_inputs_of_variance_1(example):
 
 
 @pytest.mark.slow
+def test_a_mean_loss_has_the_trace_of_the_sum(example):
+    np.testing.assert_allclose(example["same"].mean, example["hessian"].mean, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_logits_are_linear_so_h_is_g(example):
     assert_trees_close(example["h_v"], example["g_v"])
     np.testing.assert_allclose(example["v_h_v"], example["v_g_v"], rtol=1e-6)

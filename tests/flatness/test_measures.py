@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxflat import flatness
 from jaxflat.config import MEASURES, base
-from jaxflat.flatness import Estimate, Problem, TraceTerms
+from jaxflat.flatness import Estimate, Problem, TraceTerms, measures
 from tests.support import softmax_table as table
 
 KEY = jax.random.key(3)
@@ -242,21 +242,27 @@ def test_critical_sharpness_without_a_bracket_is_nan(problem):
     assert estimate.num_samples == 6
 
 
-def test_an_error_of_the_loss_is_not_taken_for_a_missing_bracket(problem):
-    """The gradient traces the loss once; the loss then fails within critical_sharpness."""
-    num_traces = 0
+def test_an_error_of_the_loss_is_not_taken_for_a_missing_bracket(problem, monkeypatch):
+    """The loss fails after its gradient is taken, so within critical_sharpness."""
+    gradient_is_taken = False
 
     def failing_loss(params, batch):
-        nonlocal num_traces
-        num_traces += 1
-        if num_traces > 1:
+        if gradient_is_taken:
             raise ValueError("a mistake in the loss")
         return table.loss_fn(params, batch)
 
-    measure = flatness.MEASURES["critical_sharpness"]
+    def mean_gradient(*args):
+        nonlocal gradient_is_taken
+        gradient = flatness.mean_gradient(*args)
+        gradient_is_taken = True
+        return gradient
+
+    monkeypatch.setattr(measures, "mean_gradient", mean_gradient)
     with pytest.raises(ValueError, match="a mistake in the loss"):
-        measure(problem._replace(loss_fn=failing_loss), settings_with())
-    assert num_traces == 2
+        measures.MEASURES["critical_sharpness"](
+            problem._replace(loss_fn=failing_loss), settings_with()
+        )
+    assert gradient_is_taken
 
 
 def test_a_density_takes_no_more_steps_than_there_are_parameters(problem):
@@ -314,3 +320,37 @@ def test_a_path_has_its_losses_and_its_barrier(problem):
 def test_a_path_without_an_end_raises(problem):
     with pytest.raises(ValueError, match="loss_path needs the parameters at its end"):
         flatness.MEASURES["loss_path"](problem, settings_with())
+
+
+def test_batches_are_given_as_a_list_stacked_or_by_round():
+    """All three are the same microbatches; only a function has a second round."""
+    stacked = table.make_batches(3, 4, seed=0)
+    listed = [jax.tree.map(lambda x, m=m: np.asarray(x[m]), stacked) for m in range(3)]
+    of_round = lambda i: table.make_batches(3, 4, seed=i)  # noqa: E731
+    for batches in (stacked, listed, of_round):
+        made = Problem.from_batches(table.loss_fn, table.make_params(), batches)
+        jax.tree.map(np.testing.assert_array_equal, made.sample(0), stacked)
+        if batches is of_round:
+            jax.tree.map(
+                np.testing.assert_array_equal, made.sample(1), table.make_batches(3, 4, seed=1)
+            )
+        else:
+            with pytest.raises(ValueError, match="give a function of the round as batches"):
+                made.sample(1)
+    short = [*listed, jax.tree.map(lambda x: x[:3], listed[0])]
+    with pytest.raises(ValueError, match=r"batches\[3\] has the shapes .* a smaller last batch"):
+        Problem.from_batches(table.loss_fn, table.make_params(), short)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fisher_trace", "log_probs_fn"),
+        ("gauss_newton_trace", "log_probs_fn"),
+        ("local_learning_coefficient", "num_examples"),
+    ],
+)
+def test_a_measure_names_what_the_problem_has_not(problem, name, missing):
+    lacking = problem._replace(**{missing: None})
+    with pytest.raises(ValueError, match=f"{name} needs {missing}"):
+        flatness.MEASURES[name](lacking, settings_with())

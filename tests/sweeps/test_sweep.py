@@ -16,6 +16,7 @@ from jaxflat.config import Sweep, arm, chain, param, product
 from jaxflat.config.validation import InputError
 from jaxflat.console import Display
 from jaxflat.measure import __main__ as measure
+from jaxflat.measure.subjects import run_subject
 from jaxflat.sweeps import sweep, workers
 from tests.support.counts import FULL
 from tests.support.signals import COMPILED, signal_in, until_done
@@ -164,6 +165,26 @@ def test_the_command_measures_again_with_another_seed(small, tmp_path):
     own, other = values
     assert other != own
     assert abs(other / own - 1) < 0.5  # other sentences and draws
+
+
+def test_the_command_measures_all_checkpoints_on_the_same_draws(small, tmp_path):
+    point = next(path.parent for path in sorted(small.glob("*width=8*/checkpoints")))
+    steps = sorted(int(path.name) for path in (point / "checkpoints").iterdir())
+    file = tmp_path / "measured.json"
+    how = ("--measures=fisher_trace", f"--json={file}")
+    assert measure.main([f"--checkpoint={point}/checkpoints/*", *how]) == 0
+    lines = json.loads(file.read_text())["checkpoints"]
+    assert [line["step"] for line in lines] == steps
+    assert len({line["measured"]["fisher_trace"]["mean"] for line in lines}) == len(steps) > 1
+    for same_draws in (True, False):
+        drawn = [
+            run_subject(point / "checkpoints" / str(step), {}, same_draws=same_draws).problem
+            for step in steps[:2]
+        ]
+        tokens = [np.asarray(problem.sample(0).inputs_BxT) for problem in drawn]
+        assert (tokens[0] == tokens[1]).all() == same_draws
+        assert (drawn[0].key == drawn[1].key).all() == same_draws
+        assert drawn[0].num_examples < drawn[1].num_examples
 
 
 @pytest.mark.parametrize("seed", range(3 if FULL else 1))

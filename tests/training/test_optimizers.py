@@ -49,7 +49,7 @@ def test_unit_rate_optimizer_times_the_rate_is_the_optimizer_at_that_rate(name):
     params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
     gradient = {"kernel": jnp.array([0.3, 0.1]), "scale": jnp.array([-0.2])}
     reference = REFERENCES[name](0.05, **settings)
-    ours = make_optimizer(name, **settings)
+    ours = make_optimizer(name, settings)
     halves = [{"kernel": slice(0, 1)}, {"kernel": slice(1, 2)}, {"scale": slice(0, 1)}]
     apart = [{k: params[k][place] for k, place in half.items()} for half in halves]
     states = ours.init(params), reference.init(params), [ours.init(part) for part in apart]
@@ -90,8 +90,8 @@ def test_sam_takes_the_gradient_at_the_ascent_point(num_shards):
         return losses_B.sum(), jnp.asarray(len(labels_B), losses_B.dtype)
 
     settings = dict(base_config.phase().optimizer.adamw) | {"weight_decay": 0.1}
-    sam = make_optimizer("sam", radius=0.5, **settings)
-    adamw = make_optimizer("adamw", **settings)
+    sam = make_optimizer("sam", {"radius": 0.5, **settings})
+    adamw = make_optimizer("adamw", settings)
     with jax.enable_x64(True):
         batch = jnp.asarray(features_BxF), jnp.asarray(labels_B, jnp.float64)
         state = TrainState(jax.tree.map(jnp.asarray, params), sam.init(params), jnp.asarray(0))
@@ -117,7 +117,7 @@ def test_muon_turns_each_matrix_of_a_stack_into_an_orthogonal_one():
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
     gradient = jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, keys)
     settings = dict(base_config.phase().optimizer.muon)
-    optimizer = make_optimizer("muon", **settings)
+    optimizer = make_optimizer("muon", settings)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
         nadam = optax.nadam(1.0)

@@ -1,17 +1,37 @@
-"""Pictures of single checkpoints: spectral density, slices of the loss, sampling chains."""
+"""Pictures of one checkpoint (density, slices, chains), and of several along training."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxflat.analysis.page.drawing import COLORS, PANEL_INCHES
+from jaxflat.analysis.page.drawing import COLORS, PANEL_INCHES, style
 from jaxflat.analysis.page.figures import render
 
 Curves = Mapping[str, Any]
+MOST_COLUMNS = 3
+
+
+class MeasuredDensity(Protocol):
+    """What a density's picture reads, as of `jaxflat.flatness.SpectralDensity`."""
+
+    @property
+    def nodes_nxm(self) -> Any: ...
+    @property
+    def weights_nxm(self) -> Any: ...
+
+
+class MeasuredValue(Protocol):
+    """What the picture of a mean with its error reads, as of `jaxflat.flatness.Estimate`."""
+
+    @property
+    def mean(self) -> Any: ...
+    def interval(self) -> tuple[Any, Any]: ...
 
 
 def density(ax: Axes, curves: Curves) -> None:
@@ -80,18 +100,102 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Curves], None]]] = {
 }
 
 
+def plot_density(density: MeasuredDensity) -> Figure:
+    """Return a figure of the eigenvalues' density, a result of `jaxflat.flatness.hessian_density`.
+
+    x: eigenvalues, in nats per squared unit of the parameters. y: their density, on a log scale.
+    Each node is a normal density with a width of 1% of the eigenvalues' range; the curve is the
+    mean over the draws. Save it by `figure.savefig("density.png")`.
+    """
+    nodes_nxm, weights_nxm = density.nodes_nxm, density.weights_nxm
+    return _draw("hessian_density", {"nodes_nxm": nodes_nxm, "weights_nxm": weights_nxm})
+
+
+def plot_path(steps_G: Any, rises: MeasuredValue) -> Figure:
+    """Return a figure of the loss on the line between two checkpoints, and the chord.
+
+    steps_G: G increasing fractions of the way, from 0 to 1. rises: the rise of the loss over the
+    first checkpoint, in nats, mean and sem of shape (G,), as `jaxflat.flatness.loss_rises`
+    returns it. The band is the 95% Student-t interval. Raises ValueError for other shapes.
+    """
+    steps_G = np.asarray(steps_G)
+    if steps_G.ndim != 1 or np.shape(rises.mean) != steps_G.shape:
+        raise ValueError(
+            "plot_path needs one rise a step; steps_G has the shape "
+            f"{steps_G.shape} and rises.mean {np.shape(rises.mean)}"
+        )
+    low_G, high_G = rises.interval()
+    ends = {"low_G": low_G, "high_G": high_G}
+    return _draw("loss_path", {"steps_G": steps_G, "rises_G": rises.mean, **ends})
+
+
+def plot_trajectory(
+    steps: Sequence[int], estimates: Mapping[str, Sequence[MeasuredValue]], *, x_label: str = "Step"
+) -> Figure:
+    """Return a figure of measures along training, one panel each, with 95% error bars.
+
+    steps: the steps of S checkpoints, in any order. estimates: for each name, which labels its
+    panel, the S estimates of a scalar. Bars are Student-t intervals, `Estimate.interval()`; an
+    estimate whose sem is nan has none, and one whose mean is nan leaves a gap. Raises ValueError
+    if there is nothing to draw, or a list has not S estimates.
+    """
+    if not len(steps) or not estimates:
+        raise ValueError("plot_trajectory needs at least one step and one measure")
+    for name, found in estimates.items():
+        if len(found) != len(steps):
+            raise ValueError(f"{name} has {len(found)} estimates for {len(steps)} steps")
+    columns = min(len(estimates), MOST_COLUMNS)
+    rows = -(-len(estimates) // columns)
+    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    order = np.argsort(np.asarray(steps), kind="stable")
+    for ax, (name, found) in zip(axes, estimates.items(), strict=False):
+        style(ax, name, x_label)
+        _over_steps(ax, np.asarray(steps)[order], [found[i] for i in order])
+    for ax in axes[len(estimates) :]:
+        ax.remove()
+    return figure
+
+
+def _over_steps(ax: Axes, steps: np.ndarray, found: Sequence[MeasuredValue]) -> None:
+    means = np.array([float(one.mean) for one in found])
+    lows = np.array([float(one.interval()[0]) for one in found])
+    bars = np.nan_to_num(means - lows, posinf=0.0)
+    look = {"color": COLORS[0], "marker": "o", "markersize": 5, "capsize": 3}
+    ax.errorbar(steps, means, yerr=bars, linewidth=1.2, **look)  # pyright: ignore
+
+
+def _draw(name: str, curves: Curves) -> Figure:
+    """Return a figure of one measure's arrays."""
+    title, panel = PANELS[name]
+    figure = Figure(figsize=(1.5 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")
+    ax = figure.subplots()
+    panel(ax, curves)
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    return figure
+
+
 def save_curves(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
     """Draw each measure's arrays as <measure>.png and .svg; return the files."""
-    if curves:
-        folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, arrays in curves.items():
-        title, panel = PANELS[name]
-        figure = Figure(figsize=(1.5 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")
-        ax = figure.subplots()
-        panel(ax, arrays)
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        for kind in ("png", "svg"):
-            paths.append(folder / f"{name}.{kind}")
-            paths[-1].write_bytes(render(figure, kind, transparent=False))
+    return [
+        path for name, arrays in curves.items() for path in _save(_draw(name, arrays), folder, name)
+    ]
+
+
+def save_trajectory(
+    steps: Sequence[int],
+    estimates: Mapping[str, Sequence[MeasuredValue]],
+    x_label: str,
+    folder: Path,
+) -> list[Path]:
+    """Draw `plot_trajectory` as trajectory.png and .svg; return the files."""
+    return _save(plot_trajectory(steps, estimates, x_label=x_label), folder, "trajectory")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        path.write_bytes(render(figure, path.suffix[1:], transparent=False))
     return paths

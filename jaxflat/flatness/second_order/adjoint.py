@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from jaxflat.flatness.products import LossFn, QuadraticForm, hessian_form, loss_and_weight
+from jaxflat.flatness.inputs import LossFn
+from jaxflat.flatness.products import QuadraticForm, hessian_form
 from jaxflat.flatness.second_order.equations import (
     ACTIVE,
     CONSTANT,
@@ -60,12 +61,12 @@ def shared_hessian_form(
 
     def loss_of_leaves(leaves: list, inputs: list) -> tuple[jax.Array, jax.Array]:
         trees = structure.unflatten(leaves), batch_structure.unflatten(inputs)
-        return loss_and_weight(loss_fn, *trees)
+        return loss_fn(*trees)
 
     program = jax.make_jaxpr(loss_of_leaves)(leaves, inputs)
     activities = [ACTIVE] * len(leaves) + [CONSTANT] * len(inputs)
     if not is_transparent(program.jaxpr):
-        weight = loss_and_weight(loss_fn, params, batch)[1]
+        weight = loss_fn(params, batch)[1]
         return lambda vector: hessian_form(loss_fn, params, batch, vector)[0], weight
 
     (loss, weight), nodes = walk(RECORD, program, [*leaves, *inputs], activities, None)

@@ -144,7 +144,7 @@ def _train(
         rows_B = jax.random.randint(key, (batch_size,), 0, len(texts.lengths_B))
         return sharding.shard_examples(mesh, TextBatch(*(x[rows_B] for x in texts)))
 
-    optimizer = make_optimizer("adamw", weight_decay=settings.weight_decay)
+    optimizer = make_optimizer("adamw", {"weight_decay": settings.weight_decay})
     num_shards = num_data if jax.default_backend() == "cpu" else 1
     steps = make_train_steps(causal_lm_loss(model.apply), sample_batch, optimizer, num_shards)
     warmup_steps = settings.warmup_steps

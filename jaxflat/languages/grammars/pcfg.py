@@ -4,10 +4,9 @@ Outside probabilities are derivatives of the inside ones: Eisner, "Inside-outsid
 forward-backward algorithms are just backprop" (2016).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -208,20 +207,57 @@ def make_pcfg(grammar: Grammar, *, length: int, min_length: int, tasks: Places) 
     )
 
 
-def _pcfg_from(
-    make_grammar: Callable[..., Grammar],
+def random_pcfg(
     seed: int,
     *,
+    level_sizes: Sequence[int],
+    num_words: int,
+    emission_probability: float | Sequence[float],
+    rule_concentration: float,
+    emission_concentration: float,
     length: int,
     min_length: int,
     tasks: Places,
-    **settings: Any,
 ) -> Pcfg:
-    """Return the language of make_grammar(seed, **settings) with the bounds of `make_pcfg`."""
-    grammar = make_grammar(seed, **settings)
+    """Return the language of a `random_levelled_grammar`, with the bounds of `make_pcfg`."""
+    grammar = random_levelled_grammar(
+        seed,
+        level_sizes=level_sizes,
+        num_words=num_words,
+        emission_probability=emission_probability,
+        rule_concentration=rule_concentration,
+        emission_concentration=emission_concentration,
+    )
     return make_pcfg(grammar, length=length, min_length=min_length, tasks=tasks)
 
 
-random_pcfg = partial(_pcfg_from, random_levelled_grammar)
-random_recursive_pcfg = partial(_pcfg_from, random_recursive_grammar)
-pcfg_from_file = partial(_pcfg_from, lambda seed, path: read_grammar(path))
+def random_recursive_pcfg(
+    seed: int,
+    *,
+    num_nonterminals: int,
+    num_words: int,
+    emission_probability: float,
+    rule_concentration: float,
+    emission_concentration: float,
+    length: int,
+    min_length: int,
+    tasks: Places,
+) -> Pcfg:
+    """Return the language of a `random_recursive_grammar`, with the bounds of `make_pcfg`."""
+    grammar = random_recursive_grammar(
+        seed,
+        num_nonterminals=num_nonterminals,
+        num_words=num_words,
+        emission_probability=emission_probability,
+        rule_concentration=rule_concentration,
+        emission_concentration=emission_concentration,
+    )
+    return make_pcfg(grammar, length=length, min_length=min_length, tasks=tasks)
+
+
+def pcfg_from_file(seed: int, *, path: str, length: int, min_length: int, tasks: Places) -> Pcfg:
+    """Return the language of the grammar in a file, with the bounds of `make_pcfg`.
+
+    The seed has no effect: it is what every constructor of a language takes first.
+    """
+    return make_pcfg(read_grammar(path), length=length, min_length=min_length, tasks=tasks)
