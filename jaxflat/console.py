@@ -88,8 +88,14 @@ def first_line(error: BaseException) -> str:
 
 
 def make_console() -> Console:
-    """Return the console for stdout, quiet on other ranks than 0; files get FILE_WIDTH columns."""
-    console = Console(quiet=not ranks.is_rank_0())
+    """Return the console for stdout, quiet on other ranks than 0; files get FILE_WIDTH columns.
+
+    Notebooks get plain lines, as files do: rich's bars need ipywidgets there.
+    """
+    quiet = not ranks.is_rank_0()
+    console = Console(quiet=quiet)
+    if console.is_jupyter:  # a kernel's environment claims to be a terminal
+        console = Console(quiet=quiet, force_jupyter=False, force_terminal=False)
     if not console.file.isatty():  # rich's is_terminal may be set by the environment
         console.width = FILE_WIDTH
     return console

@@ -162,6 +162,17 @@ def test_output_to_a_file_is_neither_cut_nor_wrapped(capsys, monkeypatch):
     assert "z" * 100 in output
 
 
+def test_a_notebook_gets_plain_lines(capsys, monkeypatch):
+    """Warnings are errors here: rich's own output to notebooks warns that it needs ipywidgets."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a kernel sets it
+    with Display(1) as display:
+        display.finish_point("a", "loss 1")
+    output = capsys.readouterr().out
+    assert "[1/1] a: loss 1" in output
+    assert "\x1b" not in output
+
+
 def test_no_time_remains_when_all_points_are_finished(clock):
     with Display(1, {"a"}) as display:
         display.finish_point("a", "")
