@@ -306,7 +306,7 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
             jax.eval_shape(partial(_total_weight, kind, function), params, batches)
             return
         total = float(_total_weight(*inputs))
-    except UnusedParamsError:
+    except (UnusedParamsError, jax.errors.JaxRuntimeError):  # the shapes fit
         raise
     except Exception as error:
         if advice := _advice(*inputs):
