@@ -1,4 +1,4 @@
-"""docs/tour.ipynb runs from top to bottom, and its stored outputs are those of its cells."""
+"""docs/tour.ipynb runs from top to bottom, and stores outputs of the kinds that its cells make."""
 
 import re
 from pathlib import Path

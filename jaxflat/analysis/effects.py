@@ -201,7 +201,7 @@ def _across_settings(comparison: Comparison) -> ClaimTest:
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     swept = dict.fromkeys(key for row in rows for key in row.swept)
     keys = [key for key in swept if len({row.swept.get(key, "") for row in rows}) > 1]
-    if all(row.arm for row in rows):
+    if all(row.arm for row in rows) and len({row.arm for row in rows}) > 1:
         keys = ["the arm"]
     why = f"flatness differs only with {', '.join(keys) or 'the seed'}"
     return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)

@@ -194,7 +194,8 @@ def from_mean_loss(
     loss: (params, batch) -> the mean over a microbatch's predictions, a scalar in nats.
     num_predictions: how many predictions that mean is over. A number, if every microbatch has the
     same; else (batch) -> number, such as `lambda batch: batch["mask"].sum()`: what `loss` divides
-    by. It weights each microbatch: L = sum(number * mean) / sum(number).
+    by. It weights each microbatch: L = sum(number * mean) / sum(number). For a microbatch without
+    predictions `loss` must return a number, such as 0, not 0 / 0.
 
     Raises ValueError for a number that is not positive.
     """
@@ -211,10 +212,6 @@ ONLY_ARRAYS = (
     "pass only floating-point arrays and let the function add the rest (Flax: variables['params'] "
     "or nnx.split(model, nnx.Param, ...); Equinox: eqx.partition(model, eqx.is_inexact_array))"
 )
-
-
-class UnusedParamsError(ValueError):
-    """The function returns the same for all parameters."""
 
 
 def check_inputs(arguments: Mapping[str, Any]) -> None:
@@ -296,9 +293,10 @@ def _check_microbatches(trees: Mapping[str, PyTree]) -> None:
 
 
 def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTree) -> None:
-    """Raise unless the function fits the parameters and microbatches, and its values make sense.
+    """Raise unless the function fits the parameters and microbatches.
 
-    Values that another transformation traces are not known, and not checked.
+    The weights must have a positive sum, and probabilities must sum to 1. Values that another
+    transformation traces are not known, and not checked.
     """
     inputs = kind, function, params, batches
     try:
@@ -306,8 +304,6 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
             jax.eval_shape(partial(_total_weight, kind, function), params, batches)
             return
         total = float(_total_weight(*inputs))
-    except (UnusedParamsError, jax.errors.JaxRuntimeError):  # the shapes fit
-        raise
     except Exception as error:
         if advice := _advice(*inputs):
             raise ValueError(advice) from error
@@ -340,7 +336,7 @@ def _total_weight(kind: str, function: Callable, params: PyTree, batches: PyTree
     num_leaves = len(jax.tree.leaves(params))
     is_param = [place < num_leaves for place in range(len(program.invars))]
     if not _depend(program, is_param)[0]:
-        raise UnusedParamsError(
+        raise ValueError(
             f"{kind} does not use params: its curvature is 0 (is its module already bound to "
             "parameters?)"
         )
@@ -372,7 +368,7 @@ def _depend(program: Jaxpr, marked_inputs: list[bool]) -> list[bool]:
 
 
 def _advice(kind: str, function: Callable, params: PyTree, batches: PyTree) -> str | None:
-    """Return what to do, if the function accepts the same inputs in another form."""
+    """Return what to do, if the function accepts the same inputs in another form only."""
     pair_fn = _pair_fn(kind, function)
 
     def accepts(params: PyTree, batch: PyTree) -> bool:
@@ -382,7 +378,9 @@ def _advice(kind: str, function: Callable, params: PyTree, batches: PyTree) -> s
             return False
         return True
 
-    first = jax.tree.map(lambda x: x[0], batches)
+    first = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), batches)
+    if accepts(params, first):  # so the values were wrong, not the shapes
+        return None
     if isinstance(batches, (list, tuple)) and accepts(params, batches[0]):
         return (
             f"batches is a {type(batches).__name__} of microbatches; stack it: "

@@ -65,12 +65,11 @@ def worst_sharpness(
 ) -> Estimate:
     """Return the mean over microbatches of max over |u| <= radius of L(theta + D u) - L(theta).
 
-    In nats, with its error over sentences. radius: in the parameters' unit. num_steps: of the
-    ascent. D is the identity or, if `adaptive`, diag |theta| (Kwon
-    et al., 2021). Each microbatch has its own maximum, as in the m-sharpness of Foret et al.
-    (2021). One step is SAM's: the full radius along the gradient. More steps are projected ascent,
-    each 2.5 radius / num_steps along the normalised gradient. Their highest point counts, a lower
-    bound of the maximum.
+    In nats, with its error over sentences. radius: in the parameters' unit. num_steps: steps of
+    gradient ascent. D is the identity or, if `adaptive`, diag |theta| (Kwon et al., 2021). Each
+    microbatch has its own maximum, as in the m-sharpness of Foret et al. (2021). One step is SAM's:
+    the full radius along the gradient. More steps are projected ascent, each 2.5 radius / num_steps
+    along the normalised gradient. Their highest point counts, a lower bound of the maximum.
     """
     params = at_least_float32(params)
     scales = _scales(params, adaptive)

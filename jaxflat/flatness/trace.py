@@ -194,7 +194,8 @@ def fisher_moments(
 
     Group i has the microbatches i, i + num_groups, ... As in `fisher_trace_terms`, labels are drawn
     from the model and E[g g'] = F, for the mean over predictions. `moment_fn` returns products of
-    two entries of g. Memory holds num_groups + 1 of its results.
+    two entries of g. Memory holds num_groups + 1 of its results. num_samples: draws of labels for
+    each microbatch.
     """
     params = at_least_float32(params)
     num_microbatches = jax.tree.leaves(batches)[0].shape[0]

@@ -4,8 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxflat.analysis import plot_density, plot_path, plot_trajectory
-from jaxflat.analysis.page.checkpoint_figures import save_curves
+from jaxflat.analysis.page.checkpoint_figures import (
+    plot_density,
+    plot_path,
+    plot_trajectory,
+    save_curves,
+)
 from jaxflat.analysis.page.figures import render
 from jaxflat.flatness import Estimate, SpectralDensity
 

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import pydoc
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -331,8 +330,8 @@ def test_the_adapter_refuses_what_is_not_a_mean():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_help_shows_every_argument(name):
     function = getattr(flatness, name)
-    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
     for parameter in inspect.signature(function).parameters.values():
         assert parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         assert parameter.annotation is not parameter.empty
-        assert len(re.findall(rf"\b{parameter.name}\b", text)) > 1, parameter.name
+        name = parameter.name
+        assert re.search(rf"\b{name}\b", inspect.getdoc(function)), name
