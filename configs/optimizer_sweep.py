@@ -3,7 +3,7 @@
     python -m jaxflat.main --config=configs/optimizer_sweep.py
 
 "warm" trains on the exact conditionals of a balanced tree. Arms continue by AdamW, SAM or Muon, or
-with an adversary that hides downstream labels. Annealed branches let losses agree.
+with an adversary that hides downstream labels. Annealed branches let arms be read at equal loss.
 """
 
 from jaxflat import config as base_config
