@@ -223,6 +223,8 @@ def check_inputs(arguments: Mapping[str, Any]) -> None:
     for name in COUNTS & arguments.keys():
         if not isinstance(arguments[name], Integral) or arguments[name] < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {arguments[name]}")
+    if "key" in arguments and not _is_key(arguments["key"]):
+        raise TypeError(f"key must be a key such as jax.random.key(0), not {arguments['key']!r}")
     points = [name for name in ("params", "start", "end") if name in arguments]
     for name in points:
         _check_params(name, arguments[name])
@@ -239,6 +241,11 @@ def check_inputs(arguments: Mapping[str, Any]) -> None:
             f"{type(function).__name__}: pass arrays as params or in batches"
         ) from None
     _check_function(kind, function, first, arguments["batches"])
+
+
+def _is_key(key: Any) -> bool:
+    is_array = isinstance(key, (jax.Array, np.ndarray))
+    return is_array and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)
 
 
 def _shapes(tree: PyTree) -> tuple[Any, list]:
@@ -287,8 +294,8 @@ def _check_microbatches(trees: Mapping[str, PyTree]) -> None:
     fewest, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[fewest] < sizes[most]:
         raise ValueError(
-            f"{most} has {sizes[most]} microbatches, but {fewest} has {sizes[fewest]}: the leading "
-            "axis of every leaf must be the same"
+            f"the leading axis of {most} has {sizes[most]} entries, that of {fewest} "
+            f"{sizes[fewest]}: every leaf must have one for each microbatch"
         )
 
 

@@ -120,11 +120,15 @@ MISTAKES = {
     ),
     "axes that disagree": (
         lambda: trace(loss_fn, batches=(X_MxBxD, Y_MxB[:4])),
-        "batches/0 has 5 microbatches, but batches/1 has 4: the leading axis of every leaf must",
+        "the leading axis of batches/0 has 5 entries, that of batches/1 4: every leaf must have one",
     ),
     "a scalar in a batch": (
         lambda: trace(loss_fn, batches=(X_MxBxD, np.asarray(1))),
         "batches/1 is a scalar; every leaf needs an axis of microbatches",
+    ),
+    "a number as key": (
+        lambda: hessian_trace(loss_fn, PARAMS, (X_MxBxD, Y_MxB), 0, num_probes=1),
+        r"key must be a key such as jax.random.key\(0\), not 0",
     ),
     "no data": (lambda: trace(loss_fn, batches=()), "batches holds no microbatch"),
     "wrapped parameters": (
@@ -208,7 +212,7 @@ MISTAKES = {
         lambda: flatness.fisher_vector_product(
             log_probs_fn, PARAMS, BATCHES, Y_MxB.reshape(-1), PARAMS
         ),
-        "labels has 40 microbatches, but batches/0 has 5",
+        "the leading axis of labels has 40 entries, that of batches/0 5",
     ),
     "another vector": (
         lambda: flatness.hessian_vector_product(loss_fn, PARAMS, BATCHES, PARAMS["w"]),
