@@ -148,7 +148,7 @@ def test_the_file_of_the_docs_is_measured_as_by_the_estimators(classifier, tmp_p
         assert measured[name]["num_samples"] == 32
         assert other[name]["mean"] != measured[name]["mean"]  # other probes
         assert abs(other[name]["mean"] / measured[name]["mean"] - 1) < 0.2
-    assert {"hessian_trace/Dense_0", "fisher_trace/Dense_1"} <= measured.keys()
+    assert {"hessian_trace/hidden", "fisher_trace/output"} <= measured.keys()
     assert other["loss"] == measured["loss"]
 
 
