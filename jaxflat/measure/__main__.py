@@ -18,7 +18,7 @@ from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.flatness.measures import TRACES
 from jaxflat.measure import subjects
 from jaxflat.measure.checkpoints import (
-    check_one_training,
+    check_comparable,
     find_checkpoints,
     labels_of,
     shared_folder,
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
         if flags.toward:
             raise InputError(f"--toward needs one checkpoint; {len(paths)} match --checkpoint")
         if not flags.problem:
-            check_one_training(paths)
+            check_comparable(paths)
     subject = find_subject(flags, overrides, paths[0], same_draws=len(paths) > 1)
     with jax.default_matmul_precision("highest"):
         if len(paths) == 1:

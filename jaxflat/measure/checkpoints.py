@@ -31,7 +31,7 @@ def find_checkpoints(pattern: Path, any_file: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: _natural(str(path)))
 
 
-def check_one_training(paths: Sequence[Path]) -> None:
+def check_comparable(paths: Sequence[Path]) -> None:
     """Raise InputError if checkpoints belong to several runs, or differ in model or tokenizer."""
     first = paths[0]
     for path in paths[1:]:
