@@ -158,7 +158,8 @@ def measure_one(flags: argparse.Namespace, subject: Subject) -> int:
 def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Path]) -> int:
     """Measure checkpoints of one training; print one table, draw one picture; return the code.
 
-    The line of a checkpoint that cannot be loaded comes last; the others are measured.
+    subject: of the first. The line of a later one that cannot be loaded comes last; the others are
+    measured.
     """
     labels, asked, failed = labels_of(paths), flags.measures.split(","), []
     source = [str(flags.problem)] * bool(flags.problem) + [str(shared_folder(paths))]
