@@ -80,9 +80,9 @@ class Problem(NamedTuple):
         """Return the problem of a loss on given batches; get_problem of `measure --problem` does.
 
         loss_fn, log_probs_fn, params: as of `hessian_trace` and `fisher_trace`.
-        batches: arrays with a leading axis of microbatches, in any pytree; or a list of batches of
-        one shape; or a function of the round, 0, 1, ..., that returns either. Only such a function
-        has several rounds, which `relative_error` needs.
+        batches: a list of microbatches of one shape; or arrays with a leading axis of microbatches,
+        in any pytree but a list at its top; or a function of the round, 0, 1, ..., that returns
+        either. Only such a function has several rounds, which `relative_error` needs.
         key: jax.random.key(0) by default. num_examples, toward: see the class.
 
         Raises ValueError if the batches of a list differ in shape.
