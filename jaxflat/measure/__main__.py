@@ -162,8 +162,9 @@ def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Pat
     measured.
     """
     labels, asked, failed = labels_of(paths), flags.measures.split(","), []
-    source = [str(flags.problem)] * bool(flags.problem) + [str(shared_folder(paths))]
-    about = f"{', '.join(source)}: {len(paths)} checkpoints, {subject.how}"
+    about = f"{shared_folder(paths)}: {len(paths)} checkpoints, {subject.how}"
+    if flags.problem:
+        about = f"{flags.problem}, {about}"
     console, how, at = make_console(), subject.config.flatness, subject.at
     console.print(about, highlight=False, markup=False, soft_wrap=True)
     found: dict[str, Measurements] = {}

@@ -100,7 +100,8 @@ def problem_subject(
     settings.num_microbatches = jax.tree.leaves(problem.sample(0))[0].shape[0]
     checks.check_rounds(settings)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
-    how = f"{num_params:,} parameters, {settings.num_microbatches} microbatches"
+    plural = "" if num_params == 1 else "s"
+    how = f"{num_params:,} parameter{plural}, {settings.num_microbatches} microbatches"
     name = file.name if checkpoint is None else f"{file.name}, {checkpoint}"
     at = partial(problem_subject, file, get_problem, measures, overrides, seed)
     return Subject(problem, FrozenConfigDict(config), name, how, at)

@@ -97,7 +97,7 @@ def test_one_table_one_json_and_one_picture(losses, capsys):
     asked = ("--measures=gradient_noise,loss_slices", f"--json={out}", f"--figures={figures}")
     assert command(*where, *asked) == 0
     written = strict_json(out)
-    assert written["about"].endswith("steps: 3 checkpoints, 1 parameters, 9 microbatches")
+    assert written["about"].endswith("steps: 3 checkpoints, 1 parameter, 9 microbatches")
     lines = written["checkpoints"]
     assert [line["checkpoint"] for line in lines] == ["step2", "step10", "step100"]
     assert [line["step"] for line in lines] == [2, 10, 100]
