@@ -73,6 +73,9 @@ def test_checkpoints_are_in_natural_order_and_named_without_their_folder(tmp_pat
     [
         (["7", "16"], [7, 16]),
         (["epoch1-step500", "epoch2-step900"], [500, 900]),
+        (["step1.h5", "step20.h5"], [1, 20]),
+        (["7/weights.h5", "16/weights.h5"], [7, 16]),
+        (["model.ckpt-100", "model.ckpt-200"], [100, 200]),
         (["step5.npz", "final"], None),
         (["step5-v2", "step6-v2"], None),
     ],
