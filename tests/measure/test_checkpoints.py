@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxflat.distributed import preemption
 from jaxflat.measure.checkpoints import find_checkpoints, labels_of, shared_folder, steps_of
 from tests.measure.test_measure import (
     TEXTS,
@@ -128,6 +129,23 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_the_others(losses, capsys):
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("failed: "))
     assert line.startswith("failed: step10: ")
     assert line.endswith("could not convert string to float: 'damaged' (own.py, line 15)")
+
+
+def test_the_checkpoints_before_an_interruption_are_in_the_json(losses, monkeypatch, capsys):
+    measured = []
+
+    def interrupt_third():
+        measured.append("a checkpoint's only measure")
+        if len(measured) == 3:
+            raise preemption.Preempted("SIGTERM")
+
+    monkeypatch.setattr(preemption, "stop_if_requested", interrupt_third)
+    out, pattern = losses / "out.json", losses / "steps" / "*"
+    where = (f"--problem={losses / 'own.py'}", f"--checkpoint={pattern}", f"--json={out}")
+    assert command(*where, "--measures=gradient_noise") == preemption.Preempted.code
+    assert [line["step"] for line in strict_json(out)["checkpoints"]] == [2, 10]
+    said = capsys.readouterr().err
+    assert "of several checkpoints, --json has those already measured" in said
 
 
 @pytest.fixture(scope="module")
