@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def problem_subject(
             f"{file}: get_problem must return a jaxflat.flatness.Problem, such as "
             f"Problem.from_batches(loss_fn, params, batches), not a {type(problem).__name__}"
         )
+    problem = problem._replace(sample=_with_first_round_cached(problem.sample))
     if seed is not None:
         problem = problem._replace(key=jax.random.key(seed))
     if settings.by_block:
@@ -116,6 +117,12 @@ def errors_of(file: Path) -> Iterator[None]:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         place = loading.place_in(str(file), error)
         raise InputError(f"{file}: {kind}{first_line(error)}{place}") from error
+
+
+def _with_first_round_cached(sample: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return `sample` with round 0 drawn once: most measures use only this round."""
+    first_round = cache(partial(sample, 0))
+    return lambda i: sample(i) if i else first_round()
 
 
 def _trace_measures(

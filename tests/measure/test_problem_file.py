@@ -109,6 +109,12 @@ def test_rounds_are_drawn_until_precise(quadratic, tmp_path):
     assert measured["hessian_trace"]["num_samples"] == 128  # the rule needs at least as many
 
 
+def test_round_0_is_drawn_once_for_all_measures(quadratic, capsys):
+    file = quadratic(("def batches(i):\n", "def batches(i):\n    print('drawn', i)\n"))
+    assert command(f"--problem={file}", "--measures=gradient_noise,critical_sharpness") == 0
+    assert re.findall(r"drawn (\d)", capsys.readouterr().out) == ["0"]
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """Return a folder with docs/extending.md's file and a checkpoint of its model."""
