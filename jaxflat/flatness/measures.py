@@ -8,6 +8,7 @@ object with these attributes.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -85,8 +86,14 @@ class Problem(NamedTuple):
         either. Only such a function has several rounds, which `relative_error` needs.
         key: jax.random.key(0) by default. num_examples, toward: see the class.
 
-        Raises ValueError if the batches of a list differ in shape.
+        Raises ValueError if the batches of a list differ in shape, or if num_examples is no whole
+        number of at least 2.
         """
+        is_count = isinstance(num_examples, Integral) and num_examples >= 2
+        if num_examples is not None and not is_count:
+            raise ValueError(
+                f"num_examples must be a whole number of at least 2, not {num_examples!r}"
+            )
         of_round = batches if callable(batches) else partial(_only_round, stack_batches(batches))
 
         def sample(i: int) -> PyTree:

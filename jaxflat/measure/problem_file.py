@@ -60,7 +60,8 @@ def problem_subject(
 
     get_problem: of `load_function`; it is called with the checkpoint, or without arguments. A seed
     replaces the problem's key. Raises InputError of one line, before any measure runs. The line
-    names the file, the mistake, and the line of the file that raised an exception.
+    names the file, the mistake, and the line of the file that raised an exception. So does the
+    InputError of the subject's problem.sample, if the file's function fails in a later round.
     """
     for name in OF_THE_FILE:
         if f"flatness.{name}" in overrides:
@@ -98,6 +99,7 @@ def problem_subject(
         problem = problem._replace(groupings=())
     with errors_of(file), jax.default_matmul_precision("highest"):
         _trace_measures(problem, measures, settings, file)
+    problem = problem._replace(sample=errors_of(file)(problem.sample))  # in later rounds, too
     settings.num_microbatches = jax.tree.leaves(problem.sample(0))[0].shape[0]
     checks.check_rounds(settings)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
