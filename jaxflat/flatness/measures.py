@@ -8,6 +8,7 @@ object with these attributes.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -80,13 +81,19 @@ class Problem(NamedTuple):
         """Return the problem of a loss on given batches; get_problem of `measure --problem` does.
 
         loss_fn, log_probs_fn, params: as of `hessian_trace` and `fisher_trace`.
-        batches: arrays with a leading axis of microbatches, in any pytree; or a list of batches of
-        one shape; or a function of the round, 0, 1, ..., that returns either. Only such a function
-        has several rounds, which `relative_error` needs.
+        batches: a list of microbatches of one shape; or arrays with a leading axis of microbatches,
+        in any pytree but a list at its top; or a function of the round, 0, 1, ..., that returns
+        either. Only such a function has several rounds, which `relative_error` needs.
         key: jax.random.key(0) by default. num_examples, toward: see the class.
 
-        Raises ValueError if the batches of a list differ in shape.
+        Raises ValueError if the batches of a list differ in shape, or if num_examples is no whole
+        number of at least 2.
         """
+        is_count = isinstance(num_examples, Integral) and num_examples >= 2
+        if num_examples is not None and not is_count:
+            raise ValueError(
+                f"num_examples must be a whole number of at least 2, not {num_examples!r}"
+            )
         of_round = batches if callable(batches) else partial(_only_round, stack_batches(batches))
 
         def sample(i: int) -> PyTree:

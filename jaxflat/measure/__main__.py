@@ -18,7 +18,7 @@ from jaxflat.flatness import MEASURES, Estimate, mean_loss
 from jaxflat.flatness.measures import TRACES
 from jaxflat.measure import subjects
 from jaxflat.measure.checkpoints import (
-    check_one_training,
+    check_comparable,
     find_checkpoints,
     labels_of,
     shared_folder,
@@ -111,7 +111,8 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 @command(
     *(ValueError, OSError, jax.errors.JaxRuntimeError),
-    interrupted="nothing is saved. Run the same command to start again.",
+    interrupted="of several checkpoints, --json has those already measured; nothing else is saved. "
+    "Run the same command to start again.",
 )
 def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
@@ -126,7 +127,7 @@ def main(arguments: list[str]) -> int:
         if flags.toward:
             raise InputError(f"--toward needs one checkpoint; {len(paths)} match --checkpoint")
         if not flags.problem:
-            check_one_training(paths)
+            check_comparable(paths)
     subject = find_subject(flags, overrides, paths[0], same_draws=len(paths) > 1)
     with jax.default_matmul_precision("highest"):
         if len(paths) == 1:
@@ -158,14 +159,21 @@ def measure_one(flags: argparse.Namespace, subject: Subject) -> int:
 def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Path]) -> int:
     """Measure checkpoints of one training; print one table, draw one picture; return the code.
 
-    The line of a checkpoint that cannot be loaded comes last; the others are measured.
+    subject: of the first. The line of a later one that cannot be loaded comes last; the others are
+    measured. The JSON file is written after each checkpoint.
     """
     labels, asked, failed = labels_of(paths), flags.measures.split(","), []
-    source = [str(flags.problem)] * bool(flags.problem) + [str(shared_folder(paths))]
-    about = f"{', '.join(source)}: {len(paths)} checkpoints, {subject.how}"
+    numbers, axis = steps_of(labels), "Step"
+    if numbers is None:
+        numbers, axis = range(len(labels)), "Checkpoint, in the order of names"
+    steps = dict(zip(labels, numbers, strict=True))
+    about = f"{shared_folder(paths)}: {len(paths)} checkpoints, {subject.how}"
+    if flags.problem:
+        about = f"{flags.problem}, {about}"
     console, how, at = make_console(), subject.config.flatness, subject.at
     console.print(about, highlight=False, markup=False, soft_wrap=True)
     found: dict[str, Measurements] = {}
+    lines: list[dict[str, Any]] = []
     for number, (label, path) in enumerate(zip(labels, paths, strict=True), start=1):
         print(f"checkpoint {label} ({number}/{len(paths)})", file=sys.stderr)
         try:
@@ -173,22 +181,16 @@ def measure_several(flags: argparse.Namespace, subject: Subject, paths: list[Pat
             found[label] = measure(subject, asked)
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             failed.append(f"{label}: {first_line(error)}")
-            continue
-        failed += [f"{label}: {name}: {why}" for name, why in found[label].failures.items()]
+        else:
+            failed += [f"{label}: {name}: {why}" for name, why in found[label].failures.items()]
+            step = steps[label] if axis == "Step" else None
+            lines.append({"checkpoint": label, "step": step, **found[label].as_json()})
+        if flags.json:
+            write_json(flags.json, {"about": about, "checkpoints": lines})
     console.print(trajectory_table({label: one.estimates for label, one in found.items()}))
     for label, one in found.items():
         for line in remarks(one.estimates, how):
             console.print(f"{label}: {line}", highlight=False, markup=False, soft_wrap=True)
-    numbers, axis = steps_of(labels), "Step"
-    if numbers is None:
-        numbers, axis = range(len(labels)), "Checkpoint, in the order of names"
-    steps = dict(zip(labels, numbers, strict=True))
-    if flags.json:
-        lines = [
-            {"checkpoint": label, "step": steps[label] if axis == "Step" else None, **one.as_json()}
-            for label, one in found.items()
-        ]
-        write_json(flags.json, {"about": about, "checkpoints": lines})
     if flags.figures and found:
         scalars = trajectories([one.estimates for one in found.values()])
         saved = save_trajectory([steps[label] for label in found], scalars, axis, flags.figures)

@@ -31,7 +31,7 @@ def find_checkpoints(pattern: Path, any_file: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: _natural(str(path)))
 
 
-def check_one_training(paths: Sequence[Path]) -> None:
+def check_comparable(paths: Sequence[Path]) -> None:
     """Raise InputError if checkpoints belong to several runs, or differ in model or tokenizer."""
     first = paths[0]
     for path in paths[1:]:
@@ -62,7 +62,12 @@ def shared_folder(paths: Sequence[Path]) -> Path:
 
 
 def steps_of(labels: Sequence[str]) -> list[int] | None:
-    """Return the last number in each label; None if one has none, or two have the same."""
+    """Return the last number in each label; None if one has none, or two have the same.
+
+    A suffix that all labels share, such as .h5, does not count.
+    """
+    if len({Path(label).suffix for label in labels}) == 1:
+        labels = [str(Path(label).with_suffix("")) for label in labels]
     numbers = [int(found[-1]) for label in labels if (found := re.findall(r"\d+", label))]
     return numbers if len(set(numbers)) == len(labels) else None
 

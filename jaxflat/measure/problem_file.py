@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def problem_subject(
 
     get_problem: of `load_function`; it is called with the checkpoint, or without arguments. A seed
     replaces the problem's key. Raises InputError of one line, before any measure runs. The line
-    names the file, the mistake, and the line of the file that raised an exception.
+    names the file, the mistake, and the line of the file that raised an exception. So does the
+    InputError of the subject's problem.sample, if the file's function fails in a later round.
     """
     for name in OF_THE_FILE:
         if f"flatness.{name}" in overrides:
@@ -89,6 +90,7 @@ def problem_subject(
             f"{file}: get_problem must return a jaxflat.flatness.Problem, such as "
             f"Problem.from_batches(loss_fn, params, batches), not a {type(problem).__name__}"
         )
+    problem = problem._replace(sample=_with_first_round_cached(problem.sample))
     if seed is not None:
         problem = problem._replace(key=jax.random.key(seed))
     if settings.by_block:
@@ -97,10 +99,12 @@ def problem_subject(
         problem = problem._replace(groupings=())
     with errors_of(file), jax.default_matmul_precision("highest"):
         _trace_measures(problem, measures, settings, file)
+    problem = problem._replace(sample=errors_of(file)(problem.sample))  # in later rounds, too
     settings.num_microbatches = jax.tree.leaves(problem.sample(0))[0].shape[0]
     checks.check_rounds(settings)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
-    how = f"{num_params:,} parameters, {settings.num_microbatches} microbatches"
+    plural = "" if num_params == 1 else "s"
+    how = f"{num_params:,} parameter{plural}, {settings.num_microbatches} microbatches"
     name = file.name if checkpoint is None else f"{file.name}, {checkpoint}"
     at = partial(problem_subject, file, get_problem, measures, overrides, seed)
     return Subject(problem, FrozenConfigDict(config), name, how, at)
@@ -115,6 +119,12 @@ def errors_of(file: Path) -> Iterator[None]:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         place = loading.place_in(str(file), error)
         raise InputError(f"{file}: {kind}{first_line(error)}{place}") from error
+
+
+def _with_first_round_cached(sample: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return `sample` with round 0 drawn once: most measures use only this round."""
+    first_round = cache(partial(sample, 0))
+    return lambda i: sample(i) if i else first_round()
 
 
 def _trace_measures(

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxflat.distributed import preemption
 from jaxflat.measure.checkpoints import find_checkpoints, labels_of, shared_folder, steps_of
 from tests.measure.test_measure import (
     TEXTS,
@@ -73,6 +74,9 @@ def test_checkpoints_are_in_natural_order_and_named_without_their_folder(tmp_pat
     [
         (["7", "16"], [7, 16]),
         (["epoch1-step500", "epoch2-step900"], [500, 900]),
+        (["step1.h5", "step20.h5"], [1, 20]),
+        (["7/weights.h5", "16/weights.h5"], [7, 16]),
+        (["model.ckpt-100", "model.ckpt-200"], [100, 200]),
         (["step5.npz", "final"], None),
         (["step5-v2", "step6-v2"], None),
     ],
@@ -97,7 +101,7 @@ def test_one_table_one_json_and_one_picture(losses, capsys):
     asked = ("--measures=gradient_noise,loss_slices", f"--json={out}", f"--figures={figures}")
     assert command(*where, *asked) == 0
     written = strict_json(out)
-    assert written["about"].endswith("steps: 3 checkpoints, 1 parameters, 9 microbatches")
+    assert written["about"].endswith("steps: 3 checkpoints, 1 parameter, 9 microbatches")
     lines = written["checkpoints"]
     assert [line["checkpoint"] for line in lines] == ["step2", "step10", "step100"]
     assert [line["step"] for line in lines] == [2, 10, 100]
@@ -125,6 +129,23 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_the_others(losses, capsys):
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("failed: "))
     assert line.startswith("failed: step10: ")
     assert line.endswith("could not convert string to float: 'damaged' (own.py, line 15)")
+
+
+def test_the_checkpoints_before_an_interruption_are_in_the_json(losses, monkeypatch, capsys):
+    measured = []
+
+    def interrupt_third():
+        measured.append("a checkpoint's only measure")
+        if len(measured) == 3:
+            raise preemption.Preempted("SIGTERM")
+
+    monkeypatch.setattr(preemption, "stop_if_requested", interrupt_third)
+    out, pattern = losses / "out.json", losses / "steps" / "*"
+    where = (f"--problem={losses / 'own.py'}", f"--checkpoint={pattern}", f"--json={out}")
+    assert command(*where, "--measures=gradient_noise") == preemption.Preempted.code
+    assert [line["step"] for line in strict_json(out)["checkpoints"]] == [2, 10]
+    said = capsys.readouterr().err
+    assert "of several checkpoints, --json has those already measured" in said
 
 
 @pytest.fixture(scope="module")

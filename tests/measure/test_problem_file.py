@@ -109,6 +109,24 @@ def test_rounds_are_drawn_until_precise(quadratic, tmp_path):
     assert measured["hessian_trace"]["num_samples"] == 128  # the rule needs at least as many
 
 
+def test_an_exception_in_a_later_round_ends_only_its_measure(quadratic, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    file = quadratic(("(64,", "(16,"))  # 8 rounds for the least number of samples
+    file.write_text(file.read_text().replace("jax.random.key(i)", "jax.random.key([0, 1][i])"))
+    how = ("--config.flatness.relative_error=1e-6", f"--json={out}")
+    assert command(f"--problem={file}", "--measures=hessian_trace,gradient_noise", *how) == 3
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("failed: "))
+    reason = "IndexError: list index out of range (own.py, line 19)"
+    assert line == f"failed: hessian_trace: {file}: {reason}"
+    assert "gradient_noise/noise_scale" in strict_json(out)["measured"]
+
+
+def test_round_0_is_drawn_once_for_all_measures(quadratic, capsys):
+    file = quadratic(("def batches(i):\n", "def batches(i):\n    print('drawn', i)\n"))
+    assert command(f"--problem={file}", "--measures=gradient_noise,critical_sharpness") == 0
+    assert re.findall(r"drawn (\d)", capsys.readouterr().out) == ["0"]
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """Return a folder with docs/extending.md's file and a checkpoint of its model."""
@@ -165,6 +183,10 @@ BAD_FILES = {
     "bug": (("/ 2, ", "/ two, "), r"NameError: name 'two' is not defined \(own.py, line 15\)"),
     "shapes": (("(64, 4, 2)", "(64, 4, 3)"), r"TypeError: .*\(1, 2\), \(4, 3\).*\(own.py, line 12"),
     "unequal batches": (UNEQUAL, r"batches\[1\] has the shapes .* last batch \(own.py, line 27\)"),
+    "num_examples": (
+        (RETURN, RETURN.replace("batches)", "batches, num_examples='many')")),
+        r"num_examples must be a whole number of at least 2, not 'many' \(own.py, line 27\)",
+    ),
     "one microbatch": (("(64,", "(1,"), "needs at least 2 microbatches"),
     "a mean loss": ((", jnp.asarray(4.0)", ""), r"pass jaxflat.flatness.from_mean_loss\(loss_fn"),
     "an iterator": (
