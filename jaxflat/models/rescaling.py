@@ -201,7 +201,7 @@ def _balance_matrices(times: jax.Array, over: jax.Array) -> tuple[jax.Array, jax
     root, inverse_root = _powers(_floored(times))
     over_root, _ = _powers(_floored(over))
     # The singular values of a product of roots: to square it would lose half of the digits.
-    _, values, vectors = jnp.linalg.svd(over_root @ root)
+    _, values, vectors = _each(jnp.linalg.svd, "(n,n)->(n,n),(n),(n,n)", over_root @ root)
     middle = (vectors.swapaxes(-1, -2) * values[..., None, :]) @ vectors
     return _powers(inverse_root @ middle @ inverse_root, 1 / LARGEST, LARGEST)
 
@@ -213,11 +213,26 @@ def _floored(matrix: jax.Array) -> jax.Array:
     return matrix + jnp.maximum(FLOOR * mean, jnp.finfo(matrix.dtype).tiny ** 0.5) * identity
 
 
+def _each(decompose: Callable[..., Any], signature: str, matrices: jax.Array) -> Any:
+    """Decompose matrices; on CPUs one at a time.
+
+    On CPUs a batch waits for other threads of the pool that runs it. Two batches at once can take
+    them all, and then wait forever (jaxlib 0.10.2, ParallelBatchMap).
+    """
+    one_at_a_time = jax.custom_batching.sequential_vmap(lambda matrix: tuple(decompose(matrix)))
+    return jax.lax.platform_dependent(
+        matrices,
+        cpu=jnp.vectorize(one_at_a_time, signature=signature),
+        default=lambda matrices: tuple(decompose(matrices)),
+    )
+
+
 def _powers(
     matrix: jax.Array, least: float = 0.0, largest: float = float("inf")
 ) -> tuple[jax.Array, jax.Array]:
     """Return the square root of positive definite matrices and its inverse; clip eigenvalues."""
-    values, vectors = jnp.linalg.eigh((matrix + matrix.swapaxes(-1, -2)) / 2)
+    symmetric = (matrix + matrix.swapaxes(-1, -2)) / 2
+    values, vectors = _each(jnp.linalg.eigh, "(n,n)->(n),(n,n)", symmetric)
     values = jnp.clip(values, max(least, float(jnp.finfo(values.dtype).tiny)), largest)
     roots, transposed = jnp.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2)
     return (vectors * roots) @ transposed, (vectors / roots) @ transposed

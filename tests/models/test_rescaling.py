@@ -1,5 +1,6 @@
 """Rescalings change no output, and the least trace over them is the same for every moved model."""
 
+import re
 from functools import partial
 
 import jax
@@ -283,3 +284,16 @@ def test_moments_of_the_fisher_information_give_its_rescaled_traces():
             rescale=jax.tree_util.Partial(rescale_all, scales),
         )
         np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), trace.mean, rtol=1e-4)
+
+
+def test_on_a_cpu_no_program_decomposes_a_batch_of_matrices():
+    """Two batches at once can take all threads of XLA's pool, and wait for each other forever."""
+    shapes = {"qkv_DxCxHxExE": (64, 3, 4, 16, 16), "qkv_bias_CxHxExE": (3, 4, 16, 16)}
+    shapes |= {"out_HxExE": (4, 16, 16)}
+    layers = {name: jnp.ones((2, 1, *shape), jnp.float32) for name, shape in shapes.items()}
+    gains = {"attention_norm_D": jnp.ones((2, 1, 64), jnp.float32)}
+    update = jax.vmap(lambda layers, gains: rescaling._update_heads(layers, gains, 1.0))
+    program = jax.jit(update).trace(layers, gains).lower(lowering_platforms=("cpu",)).as_text()
+    decomposed = re.findall(r"@lapack_\w+\(.*?: \((tensor<[^>]*>)", program)
+    assert len(decomposed) >= 2
+    assert {*decomposed} == {"tensor<16x16xf32>"}
