@@ -120,7 +120,7 @@ MISTAKES = {
     ),
     "axes that disagree": (
         lambda: trace(loss_fn, batches=(X_MxBxD, Y_MxB[:4])),
-        "the leading axis of batches/0 has 5 entries, that of batches/1 4: every leaf must have one",
+        "the leading axis of batches/0 has 5 entries, that of batches/1 4: every leaf must have",
     ),
     "a scalar in a batch": (
         lambda: trace(loss_fn, batches=(X_MxBxD, np.asarray(1))),
