@@ -24,7 +24,7 @@ def get_config(scale: str | None = None) -> Config:
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"labelings": ("map",), "belief_state": False})
     config.claims.shots = 200
-    config.phases = {name: base_config.phase() for name in ("warm", *WAYS.values(), "off")}
+    config["phases"] = {name: base_config.phase() for name in ("warm", *WAYS.values(), "off")}
     for name, phase in config.phases.items():
         rungs = ladder[:-1] if name in ("adversary", "off") else ladder
         phase.update({"steps": rungs[-1], "checkpoint_steps": rungs, "anneal_steps": num_anneal})

@@ -2,16 +2,16 @@
 
     python launch/programmatic_sweep.py runs/grammar_seeds
 
-Trains one size of transformer on three balanced-tree grammars, and prints the paths of the results.
+Trains one size of transformer on three balanced-tree grammars, and prints the results.
 """
 
 import sys
 from pathlib import Path
 
 from jaxflat import config as base_config
-from jaxflat.analysis.page.document import write_report
 from jaxflat.config import param
 from jaxflat.distributed.sharding import set_up_devices
+from jaxflat.main import show_report
 from jaxflat.sweeps import sweep
 
 
@@ -22,7 +22,7 @@ def main(workdir: Path) -> int:
     config.phases.pretrain.steps = 1000
     config.phases.pretrain.checkpoint_steps = (1000,)
     failures = sweep.run(config, param("language.seed", [1, 2, 3]), workdir)
-    print(workdir / "results.csv", write_report(workdir))
+    show_report(workdir)
     return 3 if failures else 0
 
 
