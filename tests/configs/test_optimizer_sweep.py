@@ -12,6 +12,7 @@ CONFIG = f"{Path(__file__).parents[2]}/configs/optimizer_sweep.py"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "full", "paper"])
+@pytest.mark.slow
 def test_arms_share_their_start_and_are_measured_in_their_last_phase_only(scale, tmp_path):
     config, listed = loading.load(f"{CONFIG}:{scale}")
     expanded = [p for p in points.expand(config, listed, tmp_path) if p.config.phase_order]
