@@ -10,8 +10,8 @@ sentences it generates are stored on disk. Masked language models train on them;
 over the teacher's exact conditionals is measured. Probes predict the sentiment of real sentences.
 The control is the same model without training.
 
-Ten minutes on two cores, with the teacher. Over five seeds: excess loss 1.70 +-
-0.06 nats, trace 118 +- 10, sentiment 56.7 +- 0.7%, 3.3 (2.2 to 4.5) points above the control.
+Over five seeds: excess loss 1.70 +- 0.06 nats, trace 118 +- 10, sentiment 56.7 +- 0.7%, 3.3 (2.2
+to 4.5) points above the control.
 """
 
 from jaxflat import config as base_config
