@@ -9,6 +9,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxflat.config import Config, functions
 from jaxflat.console import Display
 from jaxflat.datasets.sources import file_digest
@@ -48,7 +50,8 @@ def make_language(section: Config) -> Any:
 
     Raises ValueError that names the fault if it cannot be made.
     """
-    return language_kind(section).make(section)
+    with jax.ensure_compile_time_eval():  # under a trace, too, its arrays have values
+        return language_kind(section).make(section)
 
 
 def _make_sampled(section: Config) -> Any:
