@@ -310,7 +310,10 @@ def _check_function(kind: str, function: Callable, params: PyTree, batches: PyTr
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batches))):
             jax.eval_shape(partial(_total_weight, kind, function), params, batches)
             return
-        total = float(_total_weight(*inputs))
+        total = _total_weight(*inputs)
+        if isinstance(total, Tracer):  # the key is traced
+            return
+        total = float(total)
     except Exception as error:
         if advice := _advice(*inputs):
             raise ValueError(advice) from error

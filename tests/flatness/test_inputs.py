@@ -339,3 +339,10 @@ def test_help_shows_every_argument(name):
         assert parameter.annotation is not parameter.empty
         name = parameter.name
         assert re.search(rf"\b{name}\b", inspect.getdoc(function)), name
+
+
+def test_an_estimator_works_where_only_the_key_is_traced():
+    def mean(key):
+        return hessian_trace(loss_fn, PARAMS, BATCHES, key, num_probes=2).mean
+
+    np.testing.assert_allclose(jax.jit(mean)(KEY), mean(KEY))
