@@ -228,7 +228,7 @@ MISTAKES = {
     ),
     "no number of probes": (
         lambda: flatness.hessian_diagonal(loss_fn, PARAMS, BATCHES, KEY),
-        "hessian_diagonal: missing a required argument: 'num_probes'",
+        "hessian_diagonal: missing a required (keyword-only )?argument: 'num_probes'",
     ),
 }
 READ_VALUES = {"weight zero", "weight nan", "negative weight", "logits", "one-hot labels"}
