@@ -95,7 +95,9 @@ def phase_keys() -> dict[str, Any]:
         "targets": Bounded("exact", choices=("exact", "sampled")),
         "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
         "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
-        "batch_size": 128,
+        "batch_size": 128,  # sentences of an optimizer step
+        # Sentences of a gradient in memory; a step sums the gradients of its microbatches. 0: all.
+        "microbatch_size": Bounded(0, least=0),
         "optimizer": optimizer(),
         "schedule": {
             "learning_rate": 3e-3,

@@ -19,6 +19,9 @@ MODELS_WITH = {
 }
 """The models that have a key of `model`. Keys without a line belong to all trained models."""
 
+NEED_WHOLE_BATCH = ("hessian_max_eigenvalue", "feature_rank")
+"""Flatness penalties that are no sum over sentences, and so know no microbatches."""
+
 
 def complete(config: Config) -> Config:
     """Return the config with lists as tuples, and ints as floats if the default is a float.
@@ -93,6 +96,7 @@ def _check_phases(config: Config) -> None:
                 f"{phase.steps}"
             )
         _check_penalty(phase, prefix)
+        _check_microbatches(phase, prefix)
     if not any(config.phases[name].checkpoint_steps for name in order):
         raise InputError(f"phases.{order[-1]}.checkpoint_steps is empty: nothing to measure")
 
@@ -108,6 +112,23 @@ def _check_penalty(phase: Config, prefix: str) -> None:
         raise InputError(
             f"{prefix}.flatness_penalty.strength={penalty.strength} and {prefix}."
             f"adversary.strength={adversary.strength} exclude each other; set one to 0.0"
+        )
+
+
+def _check_microbatches(phase: Config, prefix: str) -> None:
+    size, penalty, projection = phase.microbatch_size, phase.flatness_penalty, phase.projection
+    sizes = {"batch_size": phase.batch_size}
+    if projection.checkpoint_steps:
+        sizes["projection.batch_size"] = projection.batch_size
+    for key, whole in sizes.items():
+        if size and whole % size:
+            raise InputError(
+                f"{prefix}.microbatch_size={size} does not divide {prefix}.{key}={whole}"
+            )
+    if size and penalty.strength and penalty.measure in NEED_WHOLE_BATCH:
+        raise InputError(
+            f"{prefix}.microbatch_size={size} must be 0 with {prefix}.flatness_penalty.measure="
+            f"{penalty.measure!r}, which needs the whole batch at once"
         )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxflat.training.gradient import loss_and_gradient
 from jaxflat.training.optimizers import Schedule
 from jaxflat.training.step import TrainState, train_step
 
@@ -75,7 +77,8 @@ def finetune(
 
     def step(state: TrainState, ids_B: jax.Array) -> tuple[TrainState, None]:
         batch = jax.tree.map(lambda x: x[ids_B], train)
-        state, _ = train_step(state, batch, schedule(state.step), loss_fn, optimizer)
+        gradient_fn = partial(loss_and_gradient, loss_fn, batch)
+        state, _ = train_step(state, schedule(state.step), gradient_fn, optimizer)
         return state, None
 
     start = TrainState(tuned, optimizer.init(tuned), jnp.zeros((), jnp.int32))

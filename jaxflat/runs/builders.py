@@ -21,7 +21,7 @@ from jaxflat.distributed import sharding
 from jaxflat.flatness.penalty import first_vector
 from jaxflat.models.masked import MaskedModel, make_masked_model
 from jaxflat.runs.languages import language_kind
-from jaxflat.runs.phase_loss import make_flatness_penalty, make_loss_and_sampler
+from jaxflat.runs.phase_loss import make_adversary, make_flatness_penalty, make_sampler
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
@@ -97,6 +97,8 @@ def batch_sizes(config: Config) -> dict[str, int]:
     sizes = {}
     for name, phase in config.phases.items():
         sizes[f"phases.{name}.batch_size"] = phase.batch_size
+        if phase.microbatch_size:
+            sizes[f"phases.{name}.microbatch_size"] = phase.microbatch_size
         if phase.adversary.strength:
             sizes[f"phases.{name}.adversary.num_sentences"] = phase.adversary.num_sentences
         if phase.projection.checkpoint_steps:
@@ -135,7 +137,7 @@ def train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return the compiled training steps of a phase, which its anneals also use."""
-    names = ("targets", "objective", "batch_size", "optimizer", "adversary")
+    names = ("targets", "objective", "batch_size", "microbatch_size", "optimizer", "adversary")
     compiled_in = {name: settings[name] for name in names}
     if own := settings.get(settings.objective):
         compiled_in[settings.objective] = own
@@ -149,21 +151,27 @@ def _train_steps(
     model: Any, settings: Config, masking: str, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     loss_fn = phase_loss_fn(model, settings)
-    objective = make_loss_and_sampler(model, loss_fn, settings, masking, mesh)
-    # An adversary's head is fitted to all sentences together, and feature_rank is the rank of all
-    # their features. Such batches are not cut into shards.
-    penalty, whole = None, settings.adversary.strength > 0
+    # The rank of all features together is not a sum over shards.
+    penalty, whole = None, False
     if "flatness_penalty" in settings:
         penalty = make_flatness_penalty(model.apply, loss_fn, settings)
-        whole = whole or settings.flatness_penalty.measure == "feature_rank"
+        whole = settings.flatness_penalty.measure == "feature_rank"
     by_shard = jax.default_backend() == "cpu" and not whole
-    num_shards = mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1
-    optimizer, skips = phase_optimizer(settings.optimizer), settings.optimizer.skip_nonfinite > 0
 
     def place(state: TrainState) -> TrainState:
         return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
-    return make_train_steps(*objective, optimizer, num_shards, skips, place, penalty)
+    return make_train_steps(
+        loss_fn,
+        make_sampler(settings, masking, mesh),
+        phase_optimizer(settings.optimizer),
+        num_shards=mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1,
+        num_microbatches=settings.batch_size // (settings.microbatch_size or settings.batch_size),
+        skips=settings.optimizer.skip_nonfinite > 0,
+        constrain_sharding=place,
+        penalty=penalty,
+        adversary=make_adversary(model.apply, settings),
+    )
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:

@@ -1,4 +1,4 @@
-"""Make the loss and batches of a phase, with or without an adversary or a flatness penalty."""
+"""Make the batches of a phase, and its adversary or flatness penalty."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.ridge import unexplained_variance
-from jaxflat.training.adversarial import AdversarialBatch, adversarial_loss
+from jaxflat.training.adversarial import AdversarialBatch, Adversary
 from jaxflat.training.flatness_penalty import FlatnessPenalty
 from jaxflat.training.objectives import (
     LossFn,
@@ -32,10 +32,11 @@ Labelled = tuple[Sentences, jax.Array]  # (sentences, targets_NxKxC), as in prob
 SampleBatch = Callable[[Source, jax.Array, jax.Array], Any]  # (source, step's key, place in call)
 
 
-def make_loss_and_sampler(
-    model: Any, loss_fn: LossFn, settings: Config, masking: str, mesh: Mesh
-) -> tuple[LossFn, SampleBatch]:
-    """Return (loss_fn, sample_batch) of a phase; batches are sharded over the mesh."""
+def make_sampler(settings: Config, masking: str, mesh: Mesh) -> SampleBatch:
+    """Return sample_batch(source, key, index) of a phase; batches are sharded over the mesh.
+
+    With an adversary it returns an AdversarialBatch.
+    """
     adversary = settings.adversary
     batch_settings = (settings.batch_size, settings.targets, masking)
 
@@ -50,10 +51,15 @@ def make_loss_and_sampler(
         fit, held_out = shard(drawn)
         return AdversarialBatch(masked(source, key, index), fit, held_out)
 
-    if adversary.strength == 0:
-        return loss_fn, masked
-    downstream = partial(_downstream_loss, model.apply, adversary.l2)
-    return adversarial_loss(loss_fn, downstream, adversary.strength), with_labelled
+    return with_labelled if adversary.strength else masked
+
+
+def make_adversary(apply_fn: Callable[..., Any], settings: Config) -> Adversary | None:
+    """Return the adversary of a phase, None if its strength is 0."""
+    chosen = settings.adversary
+    if chosen.strength == 0:
+        return None
+    return Adversary(partial(_downstream_loss, apply_fn, chosen.l2), chosen.strength)
 
 
 def make_flatness_penalty(

@@ -65,7 +65,7 @@ def projection_phase(phase: Phase, step: int) -> Phase:
     settings.update({"targets": "exact", "steps": chosen.steps, "batch_size": chosen.batch_size})
     schedule = {"learning_rate": chosen.learning_rate, "decay_steps": chosen.steps}
     settings.schedule.update({**schedule, "warmup_steps": 0})
-    settings.checkpoint_steps = ()
+    settings.checkpoint_steps, settings.microbatch_size = (), phase.settings.microbatch_size
     name = f"{phase.name}{PROJECTION}"
     return Phase(name, FrozenConfigDict(settings), step, step + chosen.steps)
 

@@ -6,9 +6,18 @@ from typing import Any
 
 import jax
 
-from jaxflat.training.objectives import LossFn
+from jaxflat.training.gradient import GradientFn
 
-DownstreamLoss = Callable[[Any, Any, Any], jax.Array]  # (params, fit, held_out) -> loss
+
+@dataclass(frozen=True)
+class Adversary:
+    """A head whose success training works against.
+
+    downstream_loss(params, fit, held_out) is the loss of a head that is fitted to these parameters.
+    """
+
+    downstream_loss: Callable[[Any, Any, Any], jax.Array]
+    strength: float
 
 
 @jax.tree_util.register_dataclass
@@ -24,19 +33,19 @@ class AdversarialBatch:
     held_out: Any
 
 
-def adversarial_loss(
-    loss_fn: LossFn, downstream_loss: DownstreamLoss, strength: float | jax.Array
-) -> LossFn:
-    """Return loss_fn(params, batch) -> (loss_sum, weight) of L - strength * D, summed like L.
+def adversarial_gradient(
+    gradient_fn: GradientFn, adversary: Adversary, batch: AdversarialBatch, params: Any
+) -> tuple[jax.Array, Any]:
+    """Return L - strength * D in nats, and its gradient.
 
-    L is the pre-training loss of `loss_fn` in nats. D(params) = downstream_loss(params, fit,
-    held_out) is the loss of a head fitted to these params. The gradient therefore includes the
-    response of the head (Liu, Xie, Li & Ma 2023, section 3: features that minimise L and not D).
+    gradient_fn returns L, the mean loss of batch.masked, and its gradient. D(params) =
+    downstream_loss(params, fit, held_out) is the loss of a head fitted to these params. The
+    gradient therefore includes the response of the head (Liu, Xie, Li & Ma 2023, section 3:
+    features that minimise L and not D).
     """
-
-    def adversarial(params: Any, batch: AdversarialBatch) -> tuple[jax.Array, jax.Array]:
-        loss_sum, weight = loss_fn(params, batch.masked)
-        downstream = downstream_loss(params, batch.fit, batch.held_out)
-        return loss_sum - strength * weight * downstream, weight
-
-    return adversarial
+    loss, gradient = gradient_fn(params)
+    downstream, slope = jax.value_and_grad(adversary.downstream_loss)(
+        params, batch.fit, batch.held_out
+    )
+    total = jax.tree.map(lambda g, s: g - adversary.strength * s, gradient, slope)
+    return loss - adversary.strength * downstream, total

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxflat.training.gradient import sum_over_microbatches
 from jaxflat.training.objectives import LossFn
 
 Vectors = tuple[Any, ...]  # trees shaped like the parameters
@@ -18,20 +20,25 @@ class FlatnessPenalty:
 
     next_vectors(previous vectors or None, params, batch, key) -> the vectors of a step.
     loss_and_curvature(params, batch, vectors) -> (loss_sum, weight, mean curvature).
-    excess_loss(params, batch) -> nats above the optimum. Negative strengths act only in steps whose
-    excess loss is at most max_excess. With max_excess 0 they always act.
+    excess_loss(params, batch) -> (nats above the optimum, summed; weight). Negative strengths act
+    only in steps whose mean excess loss is at most max_excess. With max_excess 0 they always act.
     """
 
     next_vectors: Callable[[Vectors | None, Any, Any, jax.Array], Vectors]
     loss_and_curvature: Callable[[Any, Any, Vectors], tuple[jax.Array, jax.Array, jax.Array]]
-    excess_loss: Callable[[Any, Any], jax.Array]
+    excess_loss: LossFn
     max_excess: float
 
-    def acting_strength(self, strength: jax.Array, params: Any, batch: Any) -> jax.Array:
+    def acting_strength(
+        self, strength: jax.Array, params: Any, batch: Any, num_microbatches: int
+    ) -> jax.Array:
         """Return the strength in the step on this batch: itself, or 0."""
         if not self.max_excess:
             return strength
-        acts = (strength > 0) | (self.excess_loss(params, batch) <= self.max_excess)
+        excess_sum, weight = sum_over_microbatches(
+            partial(self.excess_loss, params), batch, num_microbatches
+        )
+        acts = (strength > 0) | (excess_sum / weight <= self.max_excess)
         return jnp.where(acts, strength, 0)
 
 

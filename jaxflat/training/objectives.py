@@ -110,16 +110,16 @@ def masked_lm_loss_and_log_probs(apply_fn: ApplyFn) -> Callable[[Any, Any], tupl
     return loss_and_log_probs_fn
 
 
-def masked_excess_loss(apply_fn: ApplyFn) -> Callable[[Any, Any], jax.Array]:
-    """Return excess_loss_fn(params, batch): mean KL(target || model) of predictions, in nats.
+def masked_excess_loss(apply_fn: ApplyFn) -> LossFn:
+    """Return excess_loss_fn(params, batch) -> (KL(target || model) in nats, summed; weight).
 
     With exact conditionals as targets this is the excess over the least possible loss.
     """
 
-    def excess_loss_fn(params: Any, batch: Any) -> jax.Array:
+    def excess_loss_fn(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         log_probs_BxMxV, weights_BxM = masked_log_probs(apply_fn)(params, batch)
         excess_BxM = optax.losses.kl_divergence(log_probs_BxMxV, batch.targets_BxMxV)
-        return (weights_BxM * excess_BxM).sum() / weights_BxM.sum()
+        return (weights_BxM * excess_BxM).sum(), weights_BxM.sum()
 
     return excess_loss_fn
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
+from jaxflat.training.adversarial import Adversary, adversarial_gradient
 from jaxflat.training.flatness_penalty import FlatnessPenalty, Vectors, penalized_loss
+from jaxflat.training.gradient import GradientFn, loss_and_gradient
 from jaxflat.training.objectives import LossFn
 from jaxflat.training.optimizers import Schedule
 
@@ -34,24 +36,22 @@ class VectorTrainState(TrainState):
 
 def train_step(
     state: TrainState,
-    batch: Any,
     learning_rate: jax.Array,
-    loss_fn: LossFn,
+    gradient_fn: GradientFn,
     optimizer: optax.GradientTransformation,
-    num_shards: int = 1,
 ) -> tuple[TrainState, jax.Array]:
-    """Return the state after one step on `batch`, and the mean loss before it in nats.
+    """Return the state after one step, and the loss before it in nats.
 
-    `optimizer` has learning rate 1 (see `optimizers`). `num_shards` is as in `loss_and_gradient`.
+    `optimizer` has learning rate 1 (see `optimizers`).
     """
-    loss, gradient = loss_and_gradient(loss_fn, state.params, batch, num_shards)
+    loss, gradient = gradient_fn(state.params)
     optimizer = optax.with_extra_args_support(optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
         updates, optimizer_state = optimizer.update(
             gradient,
             state.optimizer_state,
             state.params,
-            grad_fn=lambda params, _: loss_and_gradient(loss_fn, params, batch, num_shards)[1],
+            grad_fn=lambda params, _: gradient_fn(params)[1],
         )
     params = jax.tree.map(
         lambda param, update: param + learning_rate.astype(param.dtype) * update,
@@ -62,35 +62,16 @@ def train_step(
     return state, loss
 
 
-def loss_and_gradient(
-    loss_fn: LossFn, params: Any, batch: Any, num_shards: int
-) -> tuple[jax.Array, Any]:
-    """Return the mean loss of a batch in nats, and its gradient.
-
-    num_shards > 1 cuts the batch into equal parts and flattens the gradient of each into one vector
-    before the sum. With one part on each device, devices then need one reduction instead of one for
-    every parameter, which XLA's CPU backend would run in sequence.
-    """
-
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    if num_shards == 1:
-        (loss_sum, weight), gradient = value_and_grad(params, batch)
-        return loss_sum / weight, jax.tree.map(lambda g: g / weight, gradient)
-    shards = jax.tree.map(lambda x: x.reshape(num_shards, -1, *x.shape[1:]), batch)
-    (sums_S, weights_S), gradients = jax.vmap(value_and_grad, in_axes=(None, 0))(params, shards)
-    _, unravel = ravel_pytree(params)
-    flat_SxP = jax.vmap(lambda g: ravel_pytree(g)[0])(gradients)
-    return sums_S.sum() / weights_S.sum(), unravel(flat_SxP.sum(0) / weights_S.sum())
-
-
 def make_train_steps(
     loss_fn: LossFn,
     sample_batch: Callable[[Any, jax.Array, jax.Array], Any],
     optimizer: optax.GradientTransformation,
     num_shards: int = 1,
+    num_microbatches: int = 1,
     skips: bool = False,
     constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
     penalty: FlatnessPenalty | None = None,
+    adversary: Adversary | None = None,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, schedule_start, stop) -> (state, mean loss).
 
@@ -98,14 +79,17 @@ def make_train_steps(
     and donates the state. Its length, the schedule and the source of batches are arguments, so new
     values do not recompile. Step s, the n-th of the call counted from 0, has the batch
     sample_batch(source, fold_in(key, s), n) and the learning rate schedule(s - schedule_start).
+    num_shards and num_microbatches are as in `loss_and_gradient`.
 
     The call stops after a step with a loss that is not finite; state.step counts this step. The
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
     the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
     step and sets its devices. The strength of a `penalty` is a further argument, see
-    `_loss_of_step`.
+    `_loss_of_step`. With an `adversary`, sample_batch returns an AdversarialBatch.
     """
+
+    loss_of_step = partial(_loss_of_step, loss_fn, penalty, num_microbatches)
 
     def steps(
         state: TrainState,
@@ -125,10 +109,20 @@ def make_train_steps(
         def step_once(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
             step, step_key = state.step, jax.random.fold_in(key, state.step)
-            batch = sample_batch(source, step_key, step - start_step)
+            sampled = sample_batch(source, step_key, step - start_step)
+            batch = sampled.masked if adversary else sampled
             learning_rate = schedule(step - schedule_start)
-            state, minimized = _loss_of_step(loss_fn, penalty, state, batch, step_key, strength)
-            state, loss = train_step(state, batch, learning_rate, minimized, optimizer, num_shards)
+            state, minimized = loss_of_step(state, batch, step_key, strength)
+            gradient_fn: GradientFn = partial(
+                loss_and_gradient,
+                minimized,
+                batch,
+                num_shards=num_shards,
+                num_microbatches=num_microbatches,
+            )
+            if adversary:
+                gradient_fn = partial(adversarial_gradient, gradient_fn, adversary, sampled)
+            state, loss = train_step(state, learning_rate, gradient_fn, optimizer)
             counts = jnp.isfinite(loss) | (not skips)
             return (
                 constrain_sharding(state),
@@ -148,6 +142,7 @@ def make_train_steps(
 def _loss_of_step(
     loss_fn: LossFn,
     penalty: FlatnessPenalty | None,
+    num_microbatches: int,
     state: TrainState,
     batch: Any,
     step_key: jax.Array,
@@ -165,7 +160,7 @@ def _loss_of_step(
     vectors = penalty.next_vectors(previous, state.params, batch, key)
     if carries:
         state = replace(state, vectors=vectors)
-    acting = penalty.acting_strength(jnp.asarray(strength), state.params, batch)
+    acting = penalty.acting_strength(jnp.asarray(strength), state.params, batch, num_microbatches)
     return state, penalized_loss(penalty, vectors, acting)
 
 

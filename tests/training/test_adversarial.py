@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxflat import config as base_config
 from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, phase_loss, trajectory
 from jaxflat.runs.languages import make_language
+from jaxflat.training.adversarial import adversarial_gradient
+from jaxflat.training.gradient import loss_and_gradient
 
 KEY = jax.random.key(3)
 
@@ -28,11 +31,20 @@ def resolved(strength: float, **overrides) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
-def objective(config, num_devices=1):
-    model, mesh = builders.make_model(config), builders.sharding.make_mesh(num_devices)
-    loss_fn, _ = builders.loss_functions(model)
+def drawn(config):
+    """Return the first batch of training."""
     (phase,) = trajectory.phases(config)
-    return phase_loss.make_loss_and_sampler(model, loss_fn, phase.settings, "one", mesh)
+    mesh = builders.sharding.make_mesh(1)
+    sample_batch = phase_loss.make_sampler(phase.settings, "one", mesh)
+    return jax.jit(sample_batch)(Source(make_language(config.language)), KEY, jnp.asarray(0))
+
+
+def objective(config, batch):
+    """Return params -> (value, gradient) of what training minimises on a batch."""
+    model, (phase,) = builders.make_model(config), trajectory.phases(config)
+    plain = partial(loss_and_gradient, builders.loss_functions(model)[0], batch.masked)
+    adversary = phase_loss.make_adversary(model.apply, phase.settings)
+    return partial(adversarial_gradient, plain, adversary, batch)
 
 
 def train(config, num_steps: int, num_devices=1):
@@ -50,16 +62,14 @@ def train(config, num_steps: int, num_devices=1):
 
 def parts(config, params):
     """Return (mean pre-training loss, downstream loss) of one batch, and the objective's own."""
-    source = Source(make_language(config.language))
-    loss_fn, sample_batch = objective(config)
-    batch = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
-    model = builders.make_model(config)
+    batch, model = drawn(config), builders.make_model(config)
     plain, weight = builders.loss_functions(model)[0](params, batch.masked)
     settings = config.phases.pretrain.adversary
     downstream = phase_loss._downstream_loss(
         model.apply, settings.l2, params, batch.fit, batch.held_out
     )
-    return float(plain / weight), float(downstream), float(loss_fn(params, batch)[0] / weight)
+    value, _ = objective(config, batch)(params)
+    return float(plain / weight), float(downstream), float(value)
 
 
 @pytest.mark.slow
@@ -67,18 +77,13 @@ def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     config = resolved(0.3)
     plain, downstream, both = parts(config, builders.init_params(config))
     np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
-    loss_fn, sample_batch = objective(resolved(0.0))
-    assert loss_fn is builders.loss_functions(builders.make_model(config))[0]
-    source = Source(make_language(config.language))
-    masked = jax.jit(objective(config)[1])(source, KEY, jnp.asarray(0)).masked
-    same = jax.jit(sample_batch)(source, KEY, jnp.asarray(0))
-    jax.tree.map(np.testing.assert_array_equal, masked, same)
+    (phase,) = trajectory.phases(resolved(0.0))
+    assert phase_loss.make_adversary(None, phase.settings) is None
+    jax.tree.map(np.testing.assert_array_equal, drawn(config).masked, drawn(resolved(0.0)))
 
 
 def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
-    batch = jax.jit(objective(resolved(0.3))[1])(
-        Source(make_language(resolved(0.3).language)), KEY, jnp.asarray(0)
-    )
+    batch = drawn(resolved(0.3))
     assert not np.array_equal(batch.fit[0].tokens_BxT, batch.held_out[0].tokens_BxT)
 
 
@@ -88,13 +93,10 @@ def test_the_gradient_includes_the_response_of_the_head():
     config = resolved(1.0)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
-        loss_fn, sample_batch = objective(config)
-        source = Source(make_language(config.language))
         batch = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
-            jax.jit(sample_batch)(source, KEY, jnp.asarray(0)),
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, drawn(config)
         )
-        total = jax.jit(lambda p: loss_fn(p, batch)[0])
+        value_and_gradient = jax.jit(objective(config, batch))
         leaves = jax.tree.leaves(params)
         direction = jax.tree.unflatten(
             jax.tree.structure(params),
@@ -102,9 +104,9 @@ def test_the_gradient_includes_the_response_of_the_head():
         )
 
         def at(step):
-            return total(jax.tree.map(lambda p, d: p + step * d, params, direction))
+            return value_and_gradient(jax.tree.map(lambda p, d: p + step * d, params, direction))[0]
 
-        gradient = jax.grad(total)(params)
+        _, gradient = value_and_gradient(params)
         slope = sum(
             (g * d).sum()
             for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)

@@ -39,7 +39,9 @@ def count(previous, params, batch, key):
 
 
 def make_penalty(next_vectors=signs, excess=0.0, max_excess=0.0):
-    return FlatnessPenalty(next_vectors, loss_and_curvature, lambda *_: excess, max_excess)
+    return FlatnessPenalty(
+        next_vectors, loss_and_curvature, lambda *_: (2 * excess, jnp.asarray(2.0)), max_excess
+    )
 
 
 def train(penalty, strength, state=None, stop=3, num_shards=1):
@@ -84,10 +86,10 @@ def test_vectors_are_carried_from_step_to_step_and_call_to_call():
 )
 def test_negative_strengths_act_up_to_the_largest_excess(strength, excess, acts):
     limited = partial(make_penalty, excess=excess, max_excess=0.1)
-    found = limited().acting_strength(jnp.asarray(strength), PARAMS, None)
+    found = limited().acting_strength(jnp.asarray(strength), PARAMS, None, 1)
     assert found == (jnp.asarray(strength) if acts else 0)
     state, _ = train(limited(), strength)
     without, _ = train(None, None)
     assert np.allclose(state.params, without.params) != acts
-    unlimited = make_penalty(excess=excess).acting_strength(jnp.asarray(strength), PARAMS, None)
+    unlimited = make_penalty(excess=excess).acting_strength(jnp.asarray(strength), PARAMS, None, 1)
     assert unlimited == jnp.asarray(strength)

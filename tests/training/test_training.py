@@ -13,6 +13,7 @@ from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.training.objectives import masked_lm_loss, prediction_losses
+from tests.support.counts import in_full
 
 
 def resolved(**overrides) -> FrozenConfigDict:
@@ -50,6 +51,30 @@ def test_eight_devices_train_like_one(targets):
     one, eight = (losses_of_first_steps(config, n, 30) for n in (1, 8))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     assert one[-1] < one[0]
+
+
+SAM = {"optimizer": {"name": "sam"}}
+PENALTY = {"strength": -1e-5, "max_excess": 0.1}
+ADVERSARY = {"strength": 0.1, "num_sentences": 128}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "num_devices"),
+    [
+        ({}, 1),
+        ({}, 8),
+        *in_full((SAM, 2), ({"adversary": ADVERSARY}, 2), ({"flatness_penalty": PENALTY}, 2)),
+    ],
+)
+def test_microbatches_train_like_the_whole_batch(overrides, num_devices):
+    config = ConfigDict(resolved())
+    config.phases.pretrain.update(overrides)
+    whole = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
+    config.phases.pretrain.microbatch_size = 32
+    parts = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    assert whole[-1] < whole[0]
 
 
 @pytest.mark.slow
