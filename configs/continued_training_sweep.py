@@ -46,7 +46,7 @@ def get_config(scale: str | None = None) -> Config:
         config.language.balanced_tree.tasks = ((0, 32), (0, 16), (0, 8))
         config.model.update({"width": 768, "num_layers": 26, "head_size": 48})
         for phase in (warm, on, settle):
-            phase.batch_size, phase.schedule.learning_rate = 4096, 1e-3
+            phase.batch_size, phase.microbatch_size, phase.schedule.learning_rate = 4096, 256, 1e-3
     config.phases = {"warm": warm, "continue": on, "settle": settle}
     config.phase_order = ("warm", "continue", "settle")
     return config

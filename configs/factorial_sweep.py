@@ -4,8 +4,7 @@
 
 "warm" trains on the exact conditionals of two hidden Markov models. "drift" continues by plain SGD,
 on sampled words or, without label noise, on exact conditionals. "settle" then removes the noise, by
-AdamW on exact conditionals. Its annealed branches let runs be compared at the same excess loss. The
-page has the effect of each factor, averaged over the others.
+AdamW on exact conditionals. Its annealed branches let runs be compared at the same excess loss.
 """
 
 from jaxflat import config as base_config
@@ -26,7 +25,7 @@ def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_drift, ladder, num_anneal = STEPS[scale]
-    warm, drift, settle = (base_config.phase() for _ in range(3))
+    warm, drift, settle = phases = [base_config.phase() for _ in range(3)]
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
     drift.update({"steps": num_drift, "checkpoint_steps": (), "optimizer": {"name": "sgd"}})
     settle.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
@@ -43,8 +42,9 @@ def get_config(scale: str | None = None) -> Config:
         config.language.hmm.update({"num_states": 100, "num_words": 200})
         config.model.update({"num_layers": 26, "head_size": 48})
         warm.batch_size = settle.batch_size = 4096
-    config.phases = {"warm": warm, "drift": drift, "settle": settle}
+        warm.microbatch_size = drift.microbatch_size = settle.microbatch_size = 256
     config.phase_order = ("warm", "drift", "settle")
+    config.phases = dict(zip(config.phase_order, phases, strict=True))
     return config
 
 

@@ -36,7 +36,8 @@ def get_config(scale: str | None = None) -> Config:
     if scale == "paper":  # 8M to 134M parameters
         config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
         config.language.hmm.update({"min_length": 16, "tasks": (6, 10)})
-        phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
+        phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})
+        phase.anneal_steps = 6000
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1})
         config.probes.update({"shots": (1000, 10_000), "projected_dimension": 512})

@@ -37,12 +37,12 @@ def get_config(scale: str | None = None) -> Config:
         pcfg |= {"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))}
         config.language.update({"name": "pcfg", "pcfg": pcfg})
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
-        phase.update({"batch_size": 4096, "targets": "sampled", "anneal_steps": 6000})
-        phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
-        # Invariant traces would hold 99 GiB, see --dry_run.
+        phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})
+        phase.anneal_steps, phase.schedule.warmup_steps = 6000, 1800
+        phase.schedule.learning_rate, config.claims.shots = 1e-3, 1000
+        # Invariant traces would hold 99 GiB.
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1, "invariant": False})
         config.probes.update({"shots": (1000, 10_000), "projected_dimension": 512})
-        config.claims.shots = 1000
     return config
 
 

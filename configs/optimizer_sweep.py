@@ -44,7 +44,7 @@ def get_config(scale: str | None = None) -> Config:
         config.language.balanced_tree.tasks = ((0, 32), (0, 16), (0, 8))
         config.model.update({"width": 768, "num_layers": 26, "head_size": 48})
         for phase in config.phases.values():
-            phase.batch_size, phase.schedule.learning_rate = 4096, 1e-3
+            phase.batch_size, phase.microbatch_size, phase.schedule.learning_rate = 4096, 256, 1e-3
     return config
 
 

@@ -28,6 +28,9 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     console.print(
         memory.table((escape(f"{number} {point.title}"), point.config) for number, point in chosen)
     )
+    for number, point in chosen:
+        if line := memory.advice(str(number), point.config):
+            console.print(line, highlight=False)
     teams: dict[tuple[str, int], list[str]] = {}
     for number, point in chosen:
         if point.config.phase_order:

@@ -51,6 +51,12 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             # Train up to this many points in one program, if they differ only in seeds, schedules
             # and strengths other than 0 of flatness penalties. Unused slots still cost time.
             "together": 1,
+            # Store only the input of each block for the backward pass, and recompute the rest: less
+            # memory, a third more time.
+            "remat": False,
+            # Of matrix products in training. Parameters, optimizer, residuals, norms, softmax and
+            # loss are float32, and so is every measurement.
+            "compute_dtype": Bounded("float32", choices=("float32", "bfloat16")),
         },
         "evaluation": {
             # Sentences of the language's evaluation set; every position is masked in turn.

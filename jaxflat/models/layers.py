@@ -67,10 +67,19 @@ def rotate(x_NxLxE: jax.Array, positions_NxL: jax.Array, base: float) -> jax.Arr
     return jnp.concatenate([turned_x_NxLxF, turned_y_NxLxF], axis=-1)
 
 
+def product(x_RxD: jax.Array, kernel_DxF: jax.Array, dtype: Any) -> jax.Array:
+    """Return x @ kernel in x's dtype; its factors are first rounded to `dtype`, unless None."""
+    if dtype is None:
+        return x_RxD @ kernel_DxF
+    factors = x_RxD.astype(dtype), kernel_DxF.astype(dtype)
+    return jnp.matmul(*factors, preferred_element_type=x_RxD.dtype)
+
+
 class Projections(nn.Module):
     """Queries, keys and values by one matrix product, or by two if there are fewer queries."""
 
     use_bias: bool
+    dtype: Any  # of the products
 
     @nn.compact
     def __call__(
@@ -85,10 +94,12 @@ class Projections(nn.Module):
 
         def project(x_BxLxD: jax.Array, parts: slice) -> list[jax.Array]:
             kernel_DxF = kernel_Dx3xD[:, parts].reshape(width, -1)
-            flat_RxF = x_BxLxD.reshape(-1, width) @ kernel_DxF
+            flat_RxF = product(x_BxLxD.reshape(-1, width), kernel_DxF, self.dtype)
             if bias_3xD is not None:
                 flat_RxF += bias_3xD[parts].reshape(1, -1)
-            flat_RxCxD = flat_RxF.reshape(*x_BxLxD.shape[:-1], -1, width)
+            flat_RxCxD = flat_RxF.astype(self.dtype or flat_RxF.dtype).reshape(
+                *x_BxLxD.shape[:-1], -1, width
+            )
             return [flat_RxCxD[..., c, :] for c in range(flat_RxCxD.shape[-2])]
 
         if queries_BxMxD is keys_BxTxD:
@@ -110,6 +121,7 @@ class Attention(nn.Module):
     rotary_base: float | None
     use_bias: bool
     causal: bool
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -139,16 +151,18 @@ class Attention(nn.Module):
                 x_NxLxE, jnp.repeat(positions_BxL, self.num_heads, axis=0), self.rotary_base
             )
 
-        projected = Projections(self.use_bias, name="qkv")(queries_BxMxD, keys_BxTxD)
+        projected = Projections(self.use_bias, self.dtype, name="qkv")(queries_BxMxD, keys_BxTxD)
         q_NxMxE, k_NxTxE, v_NxTxE = (split_heads(x) for x in projected)
         q_NxMxE = rotate_heads(q_NxMxE, query_positions_BxM) / head_size**0.5
         k_NxTxE = rotate_heads(k_NxTxE, key_positions_BxU[:, -keys_BxTxD.shape[1] :])
-        scores_NxMxU = jnp.einsum("nme,nte->nmt", q_NxMxE, k_NxTxE)
+        reals = queries_BxMxD.dtype  # of the softmax; the products may have fewer bits
+        attend = partial(jnp.einsum, "nme,nte->nmt", preferred_element_type=reals)
+        scores_NxMxU = attend(q_NxMxE, k_NxTxE)
         num_cached = 0
         if cached is not None:
             old_k_NxSxE, old_v_NxSxE = (x.reshape(-1, *x.shape[2:]) for x in cached)
             num_cached = old_k_NxSxE.shape[1]
-            old_scores_NxMxS = jnp.einsum("nme,nte->nmt", q_NxMxE, old_k_NxSxE)
+            old_scores_NxMxS = attend(q_NxMxE, old_k_NxSxE)
             scores_NxMxU = jnp.concatenate([old_scores_NxMxS, scores_NxMxU], axis=-1)
         excluded_NxMxU = jnp.repeat(padding_BxU, self.num_heads, axis=0)[:, None, :]
         if self.causal:
@@ -156,12 +170,13 @@ class Attention(nn.Module):
             excluded_NxMxU |= jnp.repeat(later_BxMxU, self.num_heads, axis=0)
         lowest = jnp.finfo(scores_NxMxU.dtype).min
         weights_NxMxU = jax.nn.softmax(jnp.where(excluded_NxMxU, lowest, scores_NxMxU))
+        weights_NxMxU = weights_NxMxU.astype(v_NxTxE.dtype)
         mixed_NxMxE = jnp.einsum("nmt,nte->nme", weights_NxMxU[..., num_cached:], v_NxTxE)
         if cached is not None:
             mixed_NxMxE += jnp.einsum("nmt,nte->nme", weights_NxMxU[..., :num_cached], old_v_NxSxE)
         mixed_BxMxD = unmerge(mixed_NxMxE).swapaxes(1, 2).reshape(queries_BxMxD.shape)
-        mixed_BxMxD = nn.Dense(width, use_bias=self.use_bias, name="out")(mixed_BxMxD)
-        return mixed_BxMxD, (unmerge(k_NxTxE), unmerge(v_NxTxE))
+        out = nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name="out")
+        return out(mixed_BxMxD).astype(reals), (unmerge(k_NxTxE), unmerge(v_NxTxE))
 
 
 class Block(nn.Module):
@@ -180,6 +195,8 @@ class Block(nn.Module):
     rotary_base: float | None  # None: attention itself knows no positions
     use_bias: bool  # in matrix products and norms
     causal: bool  # no position sees a later one
+    # Of matrix products and activations; None: the input's. Residuals, norms and softmax keep that.
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -217,7 +234,12 @@ class Block(nn.Module):
             read_BxMxD = take_positions(read_BxTxD, positions_BxM)
             queries_BxM = start + positions_BxM.astype(jnp.int32)
         attention = Attention(
-            self.num_heads, self.rotary_base, self.use_bias, self.causal, name="attention"
+            self.num_heads,
+            self.rotary_base,
+            self.use_bias,
+            self.causal,
+            self.dtype,
+            name="attention",
         )
         mixed_BxMxD, new = attention(
             read_BxMxD, read_BxTxD, padding_BxU, queries_BxM, keys_BxU, cached
@@ -228,7 +250,7 @@ class Block(nn.Module):
 
     def _mlp(self, x_BxMxD: jax.Array) -> jax.Array:
         """Two dense layers around the activation, which derivatives recompute."""
-        dense = partial(nn.Dense, use_bias=self.use_bias)
+        dense = partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
         inner_BxMxF = dense(self.mlp_width, name="mlp_in")(x_BxMxD)
         if self.activation in GATED_ACTIVATIONS:
             gate_BxMxF = dense(self.mlp_width, name="mlp_gate")(x_BxMxD)
@@ -238,7 +260,7 @@ class Block(nn.Module):
         else:
             activate = ACTIVATIONS[self.activation]
             outer_BxMxF = jax.checkpoint(activate, prevent_cse=False)(inner_BxMxF)
-        return dense(x_BxMxD.shape[-1], name="mlp_out")(outer_BxMxF)
+        return dense(x_BxMxD.shape[-1], name="mlp_out")(outer_BxMxF).astype(x_BxMxD.dtype)
 
 
 def scan_layers(
@@ -256,6 +278,11 @@ def scan_layers(
         call, variable_axes={"params": 0}, split_rngs={"params": True}, length=num_layers
     )
     return stack(layer, hidden_BxTxD, cached)
+
+
+def rematerialised(block: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the block's class; derivatives store its input, and recompute its activations."""
+    return nn.remat(block, prevent_cse=False)
 
 
 def embedding(model: Any, name: str, num_rows: int) -> jax.Array:

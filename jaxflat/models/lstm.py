@@ -1,10 +1,13 @@
 """A bidirectional LSTM that predicts masked words; it computes only what the loss needs."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxflat.models.layers import embedding, normalise, take_positions
+from jaxflat.models.layers import embedding, normalise, product, rematerialised, take_positions
 from jaxflat.models.transformer import NORM, NUM_SPECIAL_TOKENS, decode, encode
 
 State = tuple[jax.Array, jax.Array]  # cell_BxE and output_BxE
@@ -24,6 +27,8 @@ class Direction(nn.Module):
     states even for float64 parameters.
     """
 
+    dtype: Any  # of the product
+
     @nn.compact
     def __call__(self, x_TxBxD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the words' input to the gates, TxBxG with G = 4E, and the recurrent ExG."""
@@ -33,15 +38,17 @@ class Direction(nn.Module):
         input_Dx4xE = self.param("input_kernel", initializer, shape, jnp.float32)
         recurrent_Ex4xE = self.param("recurrent_kernel", initializer, shape, jnp.float32)
         bias_4xE = self.param("bias", _bias, (4, width), jnp.float32)
-        flat_RxG = x_TxBxD.reshape(-1, width) @ input_Dx4xE.reshape(width, -1)
+        kernel_DxG = input_Dx4xE.reshape(width, -1)
+        flat_RxG = product(x_TxBxD.reshape(-1, width), kernel_DxG, self.dtype)
         flat_RxG += bias_4xE.reshape(1, -1)
         return flat_RxG.reshape(*x_TxBxD.shape[:2], -1), recurrent_Ex4xE.reshape(width, -1)
 
 
-def _next_state(state: State, words_BxG: jax.Array, recurrent_ExG: jax.Array) -> State:
+def _next_state(state: State, words_BxG: jax.Array, recurrent_ExG: jax.Array, dtype: Any) -> State:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c')."""
     cell_BxE, output_BxE = state
-    i, f, g, o = jnp.split(words_BxG + output_BxE @ recurrent_ExG, 4, axis=-1)
+    gates_BxG = words_BxG + product(output_BxE, recurrent_ExG, dtype)
+    i, f, g, o = jnp.split(gates_BxG, 4, axis=-1)
     cell_BxE = jax.nn.sigmoid(f) * cell_BxE + jax.nn.sigmoid(i) * jnp.tanh(g)
     return cell_BxE, jax.nn.sigmoid(o) * jnp.tanh(cell_BxE)
 
@@ -50,10 +57,11 @@ def read_both_ways(
     forward: tuple[jax.Array, jax.Array],
     backward: tuple[jax.Array, jax.Array],
     padding_BxT: jax.Array,
+    dtype: Any,
 ) -> jax.Array:
     """Return the outputs TxBx2E of two LSTMs: one reads from the first word, one from the last.
 
-    forward and backward: the output of a Direction each.
+    forward and backward: the output of a Direction each. Recurrent products have the dtype.
     """
     (forward_TxBxG, forward_ExG), (backward_TxBxG, backward_ExG) = forward, backward
     padding_TxBx1 = padding_BxT.T[:, :, None]
@@ -62,8 +70,8 @@ def read_both_ways(
 
     def step(states: tuple[State, State], words: tuple[jax.Array, ...]):
         forward_BxG, backward_BxG, padding_Bx1 = words
-        forward = _next_state(states[0], forward_BxG, forward_ExG)
-        cell_BxE, output_BxE = _next_state(states[1], backward_BxG, backward_ExG)
+        forward = _next_state(states[0], forward_BxG, forward_ExG, dtype)
+        cell_BxE, output_BxE = _next_state(states[1], backward_BxG, backward_ExG, dtype)
         # The backward state stays zero until the last word of its sentence.
         cell_BxE = jnp.where(padding_Bx1, 0, cell_BxE)
         output_BxE = jnp.where(padding_Bx1, 0, output_BxE)
@@ -78,17 +86,22 @@ def read_both_ways(
 class Join(nn.Module):
     """Map both directions' outputs to the hidden state, with one ExD kernel for each direction."""
 
+    dtype: Any  # of the product
+
     @nn.compact
     def __call__(self, read_BxMx2E: jax.Array) -> jax.Array:
         width = read_BxMx2E.shape[-1] // 2
         initializer = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
         kernel_2xExD = self.param("kernel", initializer, (2, width, width), jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        return read_BxMx2E @ kernel_2xExD.reshape(-1, width) + bias_D[None, None, :]
+        kernel_FxD = kernel_2xExD.reshape(-1, width)
+        return product(read_BxMx2E, kernel_FxD, self.dtype) + bias_D[None, None, :]
 
 
 class LstmBlock(nn.Module):
     """h += Join(forward(norm(h)), backward(norm(h))), at the M positions asked for."""
+
+    dtype: Any = None  # of matrix products; None: the input's
 
     @nn.compact
     def __call__(
@@ -96,12 +109,12 @@ class LstmBlock(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Return hidden_BxMxD at the positions asked for (all T if None); nothing to cache."""
         x_TxBxD = normalise("norm", hidden_BxTxD, **NORM).swapaxes(0, 1)
-        directions = Direction(name="forward")(x_TxBxD), Direction(name="backward")(x_TxBxD)
-        read_BxMx2E = read_both_ways(*directions, padding_BxT).swapaxes(0, 1)
+        directions = [Direction(self.dtype, name=n)(x_TxBxD) for n in ("forward", "backward")]
+        read_BxMx2E = read_both_ways(*directions, padding_BxT, self.dtype).swapaxes(0, 1)
         if positions_BxM is not None:
             hidden_BxTxD = take_positions(hidden_BxTxD, positions_BxM)
             read_BxMx2E = take_positions(read_BxMx2E, positions_BxM)
-        return hidden_BxTxD + Join(name="join")(read_BxMx2E), None
+        return hidden_BxTxD + Join(self.dtype, name="join")(read_BxMx2E), None
 
 
 class Lstm(nn.Module):
@@ -116,6 +129,8 @@ class Lstm(nn.Module):
     width: int  # of the hidden state, and of each direction
     num_layers: int
     tied_decoder: bool
+    remat: bool = False  # derivatives recompute each block's activations
+    dtype: Any = None  # of matrix products; None: the parameters'
 
     @nn.compact
     def __call__(
@@ -127,5 +142,6 @@ class Lstm(nn.Module):
         """
         tokens_RxD = embedding(self, "token_embedding", self.num_words + NUM_SPECIAL_TOKENS)
         hidden_BxTxD = tokens_RxD[tokens_BxT]
-        features_BxMxD = encode(LstmBlock, self.num_layers, hidden_BxTxD, lengths_B, positions_BxM)
+        block = partial(rematerialised(LstmBlock) if self.remat else LstmBlock, dtype=self.dtype)
+        features_BxMxD = encode(block, self.num_layers, hidden_BxTxD, lengths_B, positions_BxM)
         return decode(self, tokens_RxD, features_BxMxD), {"features_BxMxD": features_BxMxD}

@@ -8,7 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxflat.models.layers import Block, embedding, normalise, padding_mask, scan_layers
+from jaxflat.models.layers import (
+    Block,
+    embedding,
+    normalise,
+    padding_mask,
+    product,
+    rematerialised,
+    scan_layers,
+)
 
 # Rows of the token embedding after the words 0..V-1: pad, mask, CLS.
 NUM_SPECIAL_TOKENS = 3
@@ -29,6 +37,8 @@ class Transformer(nn.Module):
     num_heads: int
     tied_decoder: bool
     cls: bool = False  # CLS precedes the words; it and they attend to each other
+    remat: bool = False  # derivatives recompute each block's activations
+    dtype: Any = None  # of matrix products, as in Block
 
     @nn.compact
     def __call__(
@@ -47,7 +57,7 @@ class Transformer(nn.Module):
         positions_TxD = embedding(self, "position_embedding", self.max_length + self.cls)
         hidden_BxTxD = tokens_RxD[tokens_BxT] + positions_TxD[None, : tokens_BxT.shape[1]]
         block = partial(
-            Block,
+            rematerialised(Block) if self.remat else Block,
             num_heads=self.num_heads,
             mlp_width=4 * self.width,
             activation="gelu",
@@ -55,6 +65,7 @@ class Transformer(nn.Module):
             rotary_base=None,
             use_bias=True,
             causal=False,
+            dtype=self.dtype,
             **NORM,
         )
         features_BxMxD = encode(block, self.num_layers, hidden_BxTxD, lengths_B, positions_BxM)
@@ -96,4 +107,4 @@ def decode(model: Any, tokens_RxD: jax.Array, features_BxMxD: jax.Array) -> jax.
         shape = (model.width, model.num_words)
         decoder_DxV = model.param("decoder", nn.initializers.lecun_normal(), shape, jnp.float32)
     bias_V = model.param("decoder_bias", nn.initializers.zeros, (model.num_words,), jnp.float32)
-    return features_BxMxD @ decoder_DxV + bias_V[None, None, :]
+    return product(features_BxMxD, decoder_DxV, model.dtype) + bias_V[None, None, :]

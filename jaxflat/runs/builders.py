@@ -40,6 +40,19 @@ def make_model(config: Config) -> Any:
     return sized_model(config.language, config.model)
 
 
+def make_trained_model(config: Config) -> Any:
+    """Return the model as training computes it: with `training.remat` and `training.compute_dtype`.
+
+    Its parameters are those of `make_model`, and its function is the same up to rounding.
+    """
+    model, training = make_model(config), config.training
+    if training.remat:
+        model = model.clone(remat=True)
+    if training.compute_dtype != "float32":
+        model = model.clone(dtype=jnp.dtype(training.compute_dtype))
+    return model
+
+
 def make_largest_model(config: Config) -> Any:
     """Return the larger model in which a config's model is embedded: flatness.embedded_width."""
     layers = config.flatness.embedded_layers or config.model.num_layers

@@ -62,6 +62,13 @@ def check_config(config: Config) -> None:
             f"flatness.embedded_width={width} must be 0 for model.name={config.model.name!r}: how "
             "a user's model embeds in a larger one is not known"
         )
+    if config.model.name in functions.sections_in(config.model):
+        for key, default in (("remat", False), ("compute_dtype", "float32")):
+            if config.training[key] != default:
+                raise ValueError(
+                    f"training.{key}={config.training[key]!r} must be {default!r} for model.name="
+                    f"{config.model.name!r}: a user's model decides this itself"
+                )
     if config.phase_order and width % config.model.width:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"

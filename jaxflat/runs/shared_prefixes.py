@@ -10,7 +10,9 @@ import json
 import shutil
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,6 +26,10 @@ FOLDERS = ("checkpoints", "projected", "recovery")
 """The folders of a run's checkpoints. The recovery checkpoints, which make it resume, come last."""
 
 KEYS = ("language", "model", "training", "data_seed", "init_seed")
+
+# Keys that older shared prefixes lack, with the values that keep their names.
+NEWER_TRAINING_KEYS = {"together": 1, "remat": False, "compute_dtype": "float32"}
+NEWER_PHASE_KEYS = {"rescaling": 0, "objective": "masked_lm", "microbatch_size": 0}
 
 
 def save(config: Config, folder: Folder, phase: Phase) -> None:
@@ -68,21 +74,22 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     """Return the folder of a shared prefix, named by a hash of all that decides its bits."""
     decides = {key: json.loads(json.dumps(config[key], default=_to_dict)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
-    if config.training.together == 1:  # the default; older shared prefixes lack the key
-        del decides["training"]["together"]
+    _delete_defaults(decides["training"], NEWER_TRAINING_KEYS)
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
     for _, settings in decides["phases"]:
-        if settings["rescaling"] == 0:  # the default; older shared prefixes lack the key
-            del settings["rescaling"]
-        if settings["objective"] == "masked_lm":  # the default; older shared prefixes lack the key
-            del settings["objective"]
+        _delete_defaults(settings, NEWER_PHASE_KEYS)
         if settings["flatness_penalty"]["strength"] == 0:  # likewise
             del settings["flatness_penalty"]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_to_dict)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Folder(folder.path.parent / "trunks" / name, folder.lease)
+
+
+def _delete_defaults(section: dict[str, Any], newer: Mapping[str, Any]) -> None:
+    for key in [key for key, default in newer.items() if section[key] == default]:
+        del section[key]
 
 
 def _is_intact(prefix: Folder) -> bool:

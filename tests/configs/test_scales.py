@@ -24,6 +24,7 @@ from jaxflat.runs.measure_flatness import make_problem
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.sweeps import points
+from tests.support.compiled_step import compiled_step
 from tests.support.sweeps import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,67 @@ def test_lstms_of_the_papers_sizes_have_a_table_of_memory(width, num_layers, num
     with console.capture() as capture:
         console.print(memory.table([("point", config)]))
     assert f"{builders.num_params(config):,}" in capture.get()
+
+
+@pytest.mark.parametrize(
+    ("width", "num_layers", "microbatch_size", "remat"),
+    [(32, 6, 0, False), (96, 4, 64, False), (64, 12, 64, True)],
+)
+@pytest.mark.slow
+def test_predicted_memory_is_near_that_of_the_compiled_step(
+    width, num_layers, microbatch_size, remat
+):
+    """XLA's plan for a CPU: what a step needs besides the state, 20% more or less."""
+    config = ConfigDict(resolved())
+    config.phase_order, config.training.remat = ("pretrain",), remat
+    config.model.update({"width": width, "num_layers": num_layers, "head_size": 16})
+    config.language.hmm.length = 32
+    config.phases.pretrain.update({"batch_size": 256, "microbatch_size": microbatch_size})
+    config.phases.pretrain.targets = "sampled"
+    config = FrozenConfigDict(config)
+    planned = compiled_step(config).memory_analysis().temp_size_in_bytes
+    sizes = memory.step_bytes(config)
+    predicted = sizes["gradient"] + sizes["activations"] + sizes["batch"]
+    assert predicted == pytest.approx(planned, rel=0.2)
+
+
+CONFIGS = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"generated_text"}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))  # the user names the teacher of generated_text
+@pytest.mark.slow
+def test_the_largest_model_of_a_paper_config_fits_an_accelerator(name):
+    """One device of 80 GB, or 16 devices of 16 GB that divide parameters and batch."""
+    config, listed = loading.load(f"{ROOT}/configs/{name}.py:paper")
+    expanded = points.expand(config, listed, Path("unused"))
+    trained = [point.config for point in expanded if point.config.phase_order]
+    needed = sum(memory.step_bytes(max(trained, key=lambda c: c.model.width)).values())
+    assert needed < 70 * memory.GIB
+    assert needed / 16 < 12 * memory.GIB
+
+
+@pytest.mark.parametrize(
+    ("needs", "bytes_there", "advice"),
+    [
+        ({}, 42_000, ""),
+        ({}, 35_000, "Set phases.pretrain.microbatch_size="),
+        ({}, 22_000, "Set training.remat=True and phases.pretrain.microbatch_size."),
+        ({"remat": True}, 22_000, "Set mesh.model to the number of devices"),
+        ({}, 10_000, "Set mesh.model to the number of devices"),
+    ],
+)
+@pytest.mark.slow
+def test_a_point_that_does_not_fit_is_told_what_to_set(monkeypatch, needs, bytes_there, advice):
+    config = ConfigDict(resolved())
+    config.phase_order = ("pretrain",)
+    config.training.update(needs)
+    monkeypatch.setattr(memory, "_device_bytes", lambda mesh: bytes_there)
+    line = memory.advice("3", FrozenConfigDict(config))
+    assert advice in line
+    assert line.startswith("Point 3 needs ") == bool(advice)
+    if advice.endswith("="):  # what it says fits
+        config.phases.pretrain.microbatch_size = int(line.rstrip(".").rpartition("=")[2])
+        assert memory.advice("3", FrozenConfigDict(config)) == ""
 
 
 @pytest.mark.slow

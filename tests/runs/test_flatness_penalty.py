@@ -219,6 +219,15 @@ def test_bad_values_are_one_line_that_names_the_key(case, tmp_path):
     assert BAD[case] in str(error.value)
 
 
+@pytest.mark.parametrize("measure", ["hessian_max_eigenvalue", "feature_rank"])
+def test_measures_of_a_whole_batch_refuse_microbatches(measure, tmp_path):
+    config = tiny_config()
+    config.phases.pretrain.flatness_penalty.update({"measure": measure, "strength": 1e-4})
+    config.phases.pretrain.microbatch_size = config.phases.pretrain.batch_size // 2
+    with pytest.raises(InputError, match=f"must be 0 with .*measure='{measure}'"):
+        points.expand(config, [{}], tmp_path)
+
+
 def test_an_adversary_and_a_penalty_exclude_each_other(tmp_path):
     config = tiny_config()
     config.phases.pretrain.adversary.strength = 0.1

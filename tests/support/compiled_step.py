@@ -30,7 +30,7 @@ def compiled_step(config: Any) -> Any:
     from jaxflat.runs import builders, trajectory
     from jaxflat.runs.languages import make_language
 
-    phase, model = trajectory.phases(config)[0], builders.make_model(config)
+    phase, model = trajectory.phases(config)[0], builders.make_trained_model(config)
     mesh = builders.make_mesh(config)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)

@@ -9,6 +9,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
+from jaxflat.config.ranges import InputError
+from jaxflat.config.validation import validate
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
@@ -75,6 +77,18 @@ def test_microbatches_train_like_the_whole_batch(overrides, num_devices):
     parts = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     assert whole[-1] < whole[0]
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_microbatch_divides_every_batch(projection):
+    config = ConfigDict(resolved(batch_size=96, microbatch_size=64))
+    if projection:
+        config.phases.pretrain.batch_size = 128
+        config.phases.pretrain.projection.update({"checkpoint_steps": (2000,), "batch_size": 96})
+    key = "projection.batch_size" if projection else "batch_size"
+    expected = f"phases.pretrain.microbatch_size=64 does not divide phases.pretrain.{key}=96"
+    with pytest.raises(InputError, match=expected):
+        validate(config)
 
 
 @pytest.mark.slow
