@@ -7,7 +7,13 @@ from functools import partial
 import numpy as np
 
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.effects import STRENGTH, common_column, effect_tests, why_not_measured
+from jaxflat.analysis.effects import (
+    common_column,
+    control_arms,
+    effect_tests,
+    strength_keys,
+    why_not_measured,
+)
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import label_noise_test
 from jaxflat.analysis.page import wording
@@ -41,12 +47,16 @@ def _on_sizes(comparison: Comparison) -> list[ClaimTest]:
 
 
 def _on_arms(comparison: Comparison) -> list[ClaimTest]:
-    """Judge each arm against the baseline. Doses are judged together, by their effects."""
-    if not comparison.arm_comparison or any(key.endswith(STRENGTH) for key in comparison.varied):
+    """Judge each arm against the baseline; doses of a curvature are judged by their effects."""
+    if not comparison.arm_comparison:
         return []
+    pairs = comparison.arm_comparison.against
+    if strength_keys(comparison):
+        controls = control_arms(comparison)
+        pairs = [pair for pair in pairs if pair.second.arm in controls]
     return [
         test
-        for pair in comparison.arm_comparison.against
+        for pair in pairs
         for test in _on_second([pair], pair.second.arm, "", "", f" than {pair.first.arm}")
     ]
 

@@ -35,6 +35,7 @@ LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
 WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
 ACROSS = "At equal excess loss the flatter models are the more accurate"
 STRENGTH = ".flatness_penalty.strength"
+CONTROLS = ("parameter_norm", "feature_rank")  # penalties on these measure no curvature
 
 Contrast = tuple[Cell, Cell]  # a baseline, and an arm that differs from it in one thing
 Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at equal losses
@@ -43,6 +44,7 @@ Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at e
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
     """Return a test for every contrast that the sweep has."""
     tests = [_on_contrasts(comparison, *one) for one in contrasts_by_cause(comparison)]
+    tests += [_of_control(name) for name in dict.fromkeys(control_arms(comparison).values())]
     return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
 
 
@@ -140,23 +142,23 @@ def why_not_measured(cells: Sequence[Cell], column: str) -> str:
 def contrasts_by_cause(comparison: Comparison) -> list[tuple[str, list[Arms]]]:
     """Return what changes flatness, each with its pairs of a baseline and another arm.
 
-    A cause is a penalty on one measure, with strength 0 as the baseline, or label noise, with exact
-    targets as the baseline. The two arms differ in nothing else. A cause without a baseline has no
-    pairs.
+    A cause is a penalty on one curvature, with strength 0 as the baseline, or label noise, with
+    exact targets as the baseline. The two arms differ in nothing else. A cause without a baseline
+    has no pairs.
     """
     found: list[tuple[str, list[Arms]]] = []
-    for key in [key for key in comparison.varied if key.endswith(STRENGTH)]:
+    for key in strength_keys(comparison):
         section = key.removesuffix("strength")
         strength, measure = partial(_number, key), partial(_text, f"{section}measure")
+        controls = control_arms(comparison)
         by_measure: dict[str, list[Arms]] = {}
         for own in arms_alike(comparison, lambda name, section=section: name.startswith(section)):
             baseline = next((arm for arm in own if strength(arm) == 0), None)
-            for dose in (arm for arm in own if strength(arm) != 0):
+            for dose in (arm for arm in own if strength(arm) and arm[0].arm not in controls):
                 contrasts = by_measure.setdefault(measure(dose), [])
                 contrasts += [(baseline, dose)] if baseline else []
         for name, contrasts in by_measure.items():
-            cause = f"a penalty on {name}".replace("_", " ") if name else "the penalty"
-            found.append((cause, contrasts))
+            found.append((_penalty_on(name) if name else "the penalty", contrasts))
     for key in [key for key in comparison.varied if key.endswith(".targets")]:
         contrasts = []
         for own in arms_alike(comparison, lambda name, key=key: name == key):
@@ -168,9 +170,42 @@ def contrasts_by_cause(comparison: Comparison) -> list[tuple[str, list[Arms]]]:
     return found
 
 
+def strength_keys(comparison: Comparison) -> list[str]:
+    """Return the keys of penalties whose strengths differ between arms."""
+    arms = list(comparison.arms.values())
+    keys = dict.fromkeys(key for arm in arms for key in _swept(arm) if key.endswith(STRENGTH))
+    return [key for key in keys if len({_number(key, arm) for arm in arms}) > 1]
+
+
+def control_arms(comparison: Comparison) -> dict[str, str]:
+    """Return the arms with a penalty that measures no curvature, each with what it measures."""
+    found = {}
+    for key in strength_keys(comparison):
+        of = key.removesuffix("strength") + "measure"
+        for name, arm in comparison.arms.items():
+            measure = _text(of, arm) or comparison.plan.penalties.get(of, "")
+            if _number(key, arm) and measure in CONTROLS:
+                found[name] = measure
+    return found
+
+
+def _penalty_on(measure: str) -> str:
+    return f"a penalty on {measure.replace('_', ' ')}"
+
+
+def _of_control(measure: str) -> ClaimTest:
+    cause = _penalty_on(measure)
+    why = f"{cause} is a control: it is on no curvature, and changes more than flatness"
+    return ClaimTest(_claim(cause), EFFECT, reason=why, identified=False, subject=cause)
+
+
+def _claim(cause: str) -> str:
+    return f"At equal excess loss a trace that {cause} lowers raises accuracy"
+
+
 def _on_contrasts(comparison: Comparison, cause: str, arms: Sequence[Arms]) -> ClaimTest:
     """Test the effect in all contrasts of one cause together."""
-    claim = f"At equal excess loss a trace that {cause} lowers raises accuracy"
+    claim = _claim(cause)
     names = [(baseline[0].arm, arm[0].arm) for baseline, arm in arms]
     pairs = {
         (pair.first.arm, pair.second.arm): pair

@@ -1,7 +1,8 @@
 """What a sweep declared before it ran: its primary claim, and the margins of its verdicts."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -12,7 +13,8 @@ class Plan:
     primary: the kind of the primary claim, "" if none was declared. probe, shots: the measure of
     accuracy, and its number of labelled sentences, 0 for the most that were measured.
     loss_margin: see `loss_ratio`. negligible_slope: points of accuracy per halving of the trace; an
-    effect within this margin is negligible.
+    effect within this margin is negligible. penalties: what the flatness penalty of each phase
+    measures, by its key, unless points of the sweep differ in it.
     """
 
     primary: str
@@ -20,6 +22,7 @@ class Plan:
     shots: int
     loss_margin: float
     negligible_slope: float
+    penalties: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> str:
@@ -41,5 +44,10 @@ def read_plan(workdir: Path) -> Plan:
     """Return the plan in workdir/sweep.json; UNDECLARED if it records none."""
     path = Path(workdir) / "sweep.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    declared = record.get("trains", {}).get("claims")
-    return replace(UNDECLARED, **declared) if declared else UNDECLARED
+    trains = record.get("trains", {})
+    penalties = {
+        f"phases.{name}.flatness_penalty.measure": phase["flatness_penalty"]["measure"]
+        for name, phase in trains.get("phases", {}).items()
+        if "flatness_penalty" in phase
+    }
+    return replace(UNDECLARED, **trains.get("claims", {}), penalties=penalties)

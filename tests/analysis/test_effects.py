@@ -186,10 +186,10 @@ def test_penalties_on_two_measures_are_two_claims():
     """Each against strength 0: one has an effect, and the other its reverse."""
     arms = [
         *doses((0, 1e-5, 1e-4), (0.0, 1.5, 2.5), 1.0, **{MEASURE: "hessian_trace"}),
-        *doses((1e-2, 1e-1), (1.2, 2.0), -1.0, **{MEASURE: "parameter_norm"}),
+        *doses((1e-2, 1e-1), (1.2, 2.0), -1.0, **{MEASURE: "gauss_newton_trace"}),
     ]
     found = judged(random_rows(arms))
-    for measure, answer in (("hessian trace", SUPPORTED), ("parameter norm", CONTRADICTED)):
+    for measure, answer in (("hessian trace", SUPPORTED), ("gauss newton trace", CONTRADICTED)):
         claim = f"At equal excess loss a trace that a penalty on {measure} lowers raises accuracy"
         assert found[claim].answer == answer
 

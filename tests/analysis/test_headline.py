@@ -129,6 +129,32 @@ def write_penalties(folder):
     return folder
 
 
+@pytest.mark.parametrize("swept", [True, False])
+@pytest.mark.parametrize("measure", ["parameter_norm", "feature_rank"])
+def test_a_penalty_on_no_curvature_is_a_control(tmp_path, measure, swept):
+    """It may change the trace and the accuracy together, as here, and flatness be no cause."""
+    path = write_doses(tmp_path, STRENGTH, (0.0, 1e-4)) / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if swept:
+        names = {"0.0": "", "0.0001": measure}
+        rows = [{"point": row["point"], MEASURE: names[row[STRENGTH]]} | row for row in rows]
+        write_rows(path, rows)
+    (tmp_path / "sweep.json").write_text("{}")
+    record = json.loads((declare(tmp_path, "effect") / "sweep.json").read_text())
+    if not swept:
+        record["trains"]["phases"] = {"dial": {"flatness_penalty": {"measure": measure}}}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    verdicts = judge(read_comparison(tmp_path))
+    effects = [one for one in verdicts if one.kind == "effect"]
+    assert effects[0].answer == "not identified"
+    assert "is a control" in effects[0].reason
+    assert not any(one.answer == "supported" for one in effects)
+    (accuracy,) = [one for one in verdicts if one.kind == "accuracy"]
+    assert accuracy.answer == "supported"
+    assert (measure if swept else "strength 0.0001") in accuracy.claim
+
+
 def test_each_penalty_is_named_and_drawn_with_its_own_doses(tmp_path):
     folder = declare(write_penalties(tmp_path), "effect")
     words, picture = first_screen(folder)

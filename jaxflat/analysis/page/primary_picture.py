@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.claims import accuracy_difference, log_ratio, seed_means
 from jaxflat.analysis.comparison import Comparison
-from jaxflat.analysis.effects import ACROSS, STRENGTH, WITHIN, common_column, contrasts_by_cause
+from jaxflat.analysis.effects import (
+    ACROSS,
+    WITHIN,
+    common_column,
+    contrasts_by_cause,
+    strength_keys,
+)
 from jaxflat.analysis.equal_loss import at_equal_loss, seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import control_and_noise, targets_key
@@ -282,7 +288,7 @@ def _over_sizes(comparison: Comparison, value: Callable[..., float], column: str
 
 def _in_order(comparison: Comparison, arms: Sequence[list[Cell]]) -> list[list[Cell]]:
     """Sort arms by the strengths of their penalties."""
-    keys = [key for key in comparison.varied if key.endswith(STRENGTH)]
+    keys = strength_keys(comparison)
 
     def doses(arm: list[Cell]) -> list[float]:
         swept = next(iter(arm[0].rows.values())).swept
