@@ -82,3 +82,25 @@ def score_sampler(
         return gradient
 
     return score, weights.sum()
+
+
+def signed_score_sampler(
+    log_probs_fn: LogProbsFn, params: PyTree, index: jax.Array, batch: PyTree
+) -> tuple[Callable[[jax.Array], PyTree], jax.Array]:
+    """Return `key -> g` of the index-th microbatch, one backward pass, and its weight.
+
+    g = sum_i sqrt(w_i) sum_v s_iv sqrt(p_i(v)) grad log p_i(v) with random signs s_iv. As for drawn
+    labels, E[g g'] = sum_i w_i F_i. But every word counts in every draw, so none of the gradients
+    of rare words is missed. Signs depend only on the key and the example's global index.
+    """
+    log_probs, pullback, weights = jax.vjp(lambda p: log_probs_fn(p, batch), params, has_aux=True)
+    scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None] * jnp.exp(log_probs / 2)
+    examples_B = index * log_probs.shape[0] + jnp.arange(log_probs.shape[0])
+
+    def score(key: jax.Array) -> PyTree:
+        keys_B = jax.vmap(partial(jax.random.fold_in, key))(examples_B)
+        draw = partial(jax.random.rademacher, shape=log_probs.shape[1:], dtype=log_probs.dtype)
+        (gradient,) = pullback(scales * jax.vmap(draw)(keys_B))
+        return gradient
+
+    return score, weights.sum()

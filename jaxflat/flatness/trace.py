@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxflat.flatness.estimate import Estimate, Over
 from jaxflat.flatness.inputs import LogProbsFn, LossFn, documented, estimator
 from jaxflat.flatness.products import gauss_newton_form, linearized_hessian
-from jaxflat.flatness.sampling import draw_probe, score_sampler
+from jaxflat.flatness.sampling import draw_probe, score_sampler, signed_score_sampler
 from jaxflat.flatness.second_order import shared_hessian_form
 from jaxflat.flatness.terms import SampleFn, TraceTerms, collect_terms, leaf_products
 from jaxflat.flatness.trees import PyTree, at_least_float32
@@ -192,10 +192,12 @@ def fisher_moments(
 ) -> PyTree:
     """Return the mean of `moment_fn(gradient)` in each group of microbatches; axis 0 is the group.
 
-    Group i has the microbatches i, i + num_groups, ... As in `fisher_trace_terms`, labels are drawn
-    from the model and E[g g'] = F, for the mean over predictions. `moment_fn` returns products of
-    two entries of g. Memory holds num_groups + 1 of its results. num_samples: draws of labels for
-    each microbatch.
+    Group i has the microbatches i, i + num_groups, ... The gradients g have random signs, and
+    E[g g'] = F for the mean over predictions (see `signed_score_sampler`). Labels drawn from the
+    model would give the same means. But most draws miss the steep gradients of rare words, and
+    coordinates chosen without them can make the trace several times too large. `moment_fn` returns
+    products of two entries of g. Memory holds num_groups + 1 of its results. num_samples: draws of
+    signs for each microbatch.
     """
     params = at_least_float32(params)
     num_microbatches = jax.tree.leaves(batches)[0].shape[0]
@@ -206,7 +208,7 @@ def fisher_moments(
         sums_G: PyTree, index_and_batch: tuple[jax.Array, PyTree]
     ) -> tuple[PyTree, jax.Array]:
         index, batch = index_and_batch
-        score_fn, weight = score_sampler(log_probs_fn, params, index, batch)
+        score_fn, weight = signed_score_sampler(log_probs_fn, params, index, batch)
 
         def add_draw(sums_G: PyTree, draw: jax.Array) -> tuple[PyTree, None]:
             moments = moment_fn(score_fn(jax.random.fold_in(key, draw)))

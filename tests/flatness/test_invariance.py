@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxflat import flatness
-from jaxflat.flatness.sampling import draw_labels
+from jaxflat.flatness.sampling import draw_labels, signed_score_sampler
 from tests.support import softmax_table
 from tests.support import tiny_masked_lm as lm
 from tests.support.counts import in_full
@@ -183,3 +183,35 @@ def test_eight_devices_give_what_one_gives(problem, trace):
     assert eight.mean.dtype == jnp.float32
     np.testing.assert_allclose(eight.mean, one.mean, rtol=1e-4)
     np.testing.assert_allclose(eight.sem, one.sem, rtol=1e-3)
+
+
+def test_signs_give_the_fisher_matrix_and_no_draw_misses_a_rare_word():
+    """Four logits are the parameters: F = diag(p) - p p'. Word 3 has probability 1e-6."""
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2 - 1e-6, 1e-6]))
+    probs = jax.nn.softmax(logits)
+
+    def log_probs_fn(params, batch):
+        return jnp.broadcast_to(jax.nn.log_softmax(params), (len(batch), 4)), jnp.ones(len(batch))
+
+    score_fn, weight = signed_score_sampler(log_probs_fn, logits, jnp.asarray(2), jnp.zeros(1))
+    assert weight == 1
+    scores_NxV = jax.jit(jax.vmap(score_fn))(jax.random.split(KEY, 20_000))
+    products_NxVxV = scores_NxV[:, :, None] * scores_NxV[:, None]
+    error_VxV = products_NxVxV.std(0) / 20_000**0.5 + 1e-7
+    fisher_VxV = jnp.diag(probs) - probs[:, None] * probs[None]
+    assert np.abs((products_NxVxV.mean(0) - fisher_VxV) / error_VxV).max() < 4.5
+    # The gradient of word 3 by its own logit is +-sqrt(p) in every draw, up to p.
+    np.testing.assert_allclose(jnp.abs(scores_NxV[:, 3]), 1e-3, rtol=2e-3)
+
+
+def test_signs_depend_on_the_global_index_alone():
+    def log_probs_fn(params, batch):
+        return jax.nn.log_softmax(params[None] * batch[:, None]), jnp.ones(len(batch))
+
+    params, batch_B = jnp.arange(3.0), jnp.linspace(0.5, 1.5, 6)
+    whole, _ = signed_score_sampler(log_probs_fn, params, jnp.asarray(0), batch_B)
+    halves = [
+        signed_score_sampler(log_probs_fn, params, jnp.asarray(i), batch_B[3 * i : 3 * i + 3])[0]
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(whole(KEY), sum(half(KEY) for half in halves), rtol=1e-5)

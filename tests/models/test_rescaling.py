@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 from jaxflat import flatness
-from jaxflat.flatness.sampling import draw_probe
+from jaxflat.flatness.sampling import draw_probe, signed_score_sampler
 from jaxflat.flatness.trace import fisher_moments
 from jaxflat.models import enlarge, rescaling, transformer
 from jaxflat.models.lstm import Lstm
@@ -260,7 +260,7 @@ def test_a_sample_of_a_rescaled_trace_is_the_quadratic_form_of_the_rescaled_prob
 
 @pytest.mark.slow
 def test_moments_of_the_fisher_information_give_its_rescaled_traces():
-    """The same draws of labels: the two groups' mean is the trace, to rounding."""
+    """The same draws of signs: the mean of |T' g|^2 is the trace, to rounding."""
     params, batches, key = lm.make_params(), lm.make_batches(4, 4), jax.random.key(2)
     batches["weights"] = jnp.ones_like(batches["weights"])  # groups then weigh the same
     moments_2 = fisher_moments(
@@ -273,17 +273,18 @@ def test_moments_of_the_fisher_information_give_its_rescaled_traces():
         num_groups=2,
     )
     moments = jax.tree.map(lambda x: x.mean(0), moments_2)
+    drawn, total = [], 0.0
+    for i in range(4):
+        batch = jax.tree.map(lambda x, i=i: x[i], batches)
+        score_fn, weight = signed_score_sampler(lm.log_probs_fn, params, jnp.asarray(i), batch)
+        drawn += [score_fn(jax.random.fold_in(key, draw)) for draw in range(3)]
+        total += 3 * weight
     for seed in range(2):
         scales = random_rescaling(params, seed, largest=2.0)
-        trace = flatness.fisher_trace(
-            lm.log_probs_fn,
-            params,
-            batches,
-            key,
-            num_samples=3,
-            rescale=jax.tree_util.Partial(rescale_all, scales),
-        )
-        np.testing.assert_allclose(rescaling.rescaled_trace(moments, scales), trace.mean, rtol=1e-4)
+        transposed = jax.linear_transpose(partial(rescaling.rescale, scales), params)
+        squares = [(ravel_pytree(transposed(g))[0] ** 2).sum() for g in drawn]
+        trace = rescaling.rescaled_trace(moments, scales)
+        np.testing.assert_allclose(trace, sum(squares) / total, rtol=1e-4)
 
 
 def test_on_a_cpu_no_program_decomposes_a_batch_of_matrices():
