@@ -9,13 +9,18 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
+from jaxflat.analysis.statistics.intervals import tost
 from jaxflat.config.ranges import InputError
 from jaxflat.config.validation import validate
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
-from jaxflat.training.objectives import masked_lm_loss, prediction_losses
-from tests.support.counts import in_full
+from jaxflat.training.objectives import (
+    masked_excess_loss,
+    masked_lm_loss,
+    prediction_losses,
+)
+from tests.support.counts import FULL, in_full
 
 
 def resolved(**overrides) -> FrozenConfigDict:
@@ -77,6 +82,40 @@ def test_microbatches_train_like_the_whole_batch(overrides, num_devices):
     parts = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     assert whole[-1] < whole[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="sixteen runs of 600 steps")
+def test_bfloat16_products_reach_the_same_excess_loss():
+    """Two one-sided tests at 5%: over eight seeds the ratio of excess losses lies within 3%."""
+    log_ratios = []
+    for seed in range(8):
+        config = ConfigDict(resolved())
+        config.data_seed = config.init_seed = seed
+        config.phases.pretrain.update({"steps": 600, "batch_size": 64})
+        config.phases.pretrain.schedule.decay_steps = 300
+        language = make_language(FrozenConfigDict(config).language)
+        batch = masked_batch(language, jax.random.key(9), 4096, "exact")
+        excess = []
+        for dtype in ("float32", "bfloat16"):
+            config.training.compute_dtype = dtype
+            params = trained(FrozenConfigDict(config))
+            model = builders.make_model(FrozenConfigDict(config))  # measured in float32
+            excess_sum, weight = jax.jit(masked_excess_loss(model.apply))(params, batch)
+            excess.append(float(excess_sum / weight))
+        log_ratios.append(np.log(excess[1] / excess[0]))
+    assert np.abs(log_ratios).max() > 0
+    assert tost(log_ratios, np.log(1.03)).p < 0.05
+
+
+def trained(config):
+    (phase,) = trajectory.phases(config)
+    mesh = builders.sharding.make_mesh(1)
+    steps = builders.train_steps(builders.make_trained_model(config), phase.settings, "one", mesh)
+    state = builders.init_state(builders.init_params(config), phase)
+    schedule = builders.schedule(phase.settings, anneal=False)
+    source, key = Source(make_language(config.language)), jax.random.key(config.data_seed)
+    return steps(state, source, key, schedule, 0, phase.settings.steps)[0].params
 
 
 @pytest.mark.parametrize("projection", [False, True])
