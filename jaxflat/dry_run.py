@@ -25,12 +25,16 @@ UNTRAINED = [Checkpoint(0)]  # also a lookup table's
 def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     """Print the memory of numbered points, and which of them one program trains."""
     console = make_console()
-    console.print(
-        memory.table((escape(f"{number} {point.title}"), point.config) for number, point in chosen)
-    )
-    for number, point in chosen:
-        if line := memory.advice(str(number), point.config):
-            console.print(line, highlight=False)
+    steps = [(number, point, memory.step_memory(point.config)) for number, point in chosen]
+    rows = [(escape(f"{n} {point.title}"), point.config, step) for n, point, step in steps]
+    console.print(memory.table(rows))
+    advice: dict[str, list[str]] = {}
+    for number, point, step in steps:
+        if step and (line := memory.advice(point.config, step)):
+            advice.setdefault(line, []).append(str(number))
+    for line, numbers in advice.items():
+        text = f"A training step does not fit these devices at {', '.join(numbers)}. {line}"
+        console.print(text, highlight=False)
     teams: dict[tuple[str, int], list[str]] = {}
     for number, point in chosen:
         if point.config.phase_order:
@@ -39,13 +43,18 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     for (_, slots), numbers in teams.items():
         if len(numbers) > 1:
             text = f"trained in one program of {slots} slots: {', '.join(numbers)}"
-            console.print(f"{text}; each row counts all slots", highlight=False)
+            console.print(f"{text}; a row is of one slot", highlight=False)
 
 
 def show_power(points: Sequence[Point]) -> None:
     """Print which claims the sweep could decide, and with what power, from made-up results."""
     console, arms, noise = make_console(), synthetic_arms(points), PlantedTruth()
-    claims = predict_verdicts(arms, Plan(**points[0].config.claims)) if arms else []
+    config = points[0].config
+    measures = {
+        f"phases.{name}.flatness_penalty.measure": phase.flatness_penalty.measure
+        for name, phase in config.phases.items()
+    }
+    claims = predict_verdicts(arms, Plan(**config.claims, penalties=measures)) if arms else []
     if not claims:
         console.print("No point measures a trained model, so there will be no verdicts.")
         return

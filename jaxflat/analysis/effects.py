@@ -35,7 +35,7 @@ LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
 WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
 ACROSS = "At equal excess loss the flatter models are the more accurate"
 STRENGTH = ".flatness_penalty.strength"
-CONTROLS = ("parameter_norm", "feature_rank")  # penalties on these measure no curvature
+CONTROLS = ("parameter_norm", "feature_rank")  # of penalties: these are no curvatures
 
 Contrast = tuple[Cell, Cell]  # a baseline, and an arm that differs from it in one thing
 Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at equal losses
@@ -195,7 +195,7 @@ def _penalty_on(measure: str) -> str:
 
 def _of_control(measure: str) -> ClaimTest:
     cause = _penalty_on(measure)
-    why = f"{cause} is a control: it is on no curvature, and changes more than flatness"
+    why = f"{cause} is a control: what it penalises is no curvature, and it changes other things"
     return ClaimTest(_claim(cause), EFFECT, reason=why, identified=False, subject=cause)
 
 

@@ -14,7 +14,7 @@ class Plan:
     accuracy, and its number of labelled sentences, 0 for the most that were measured.
     loss_margin: see `loss_ratio`. negligible_slope: points of accuracy per halving of the trace; an
     effect within this margin is negligible. penalties: what the flatness penalty of each phase
-    measures, by its key, unless points of the sweep differ in it.
+    measures in the config that the points share, by its key.
     """
 
     primary: str

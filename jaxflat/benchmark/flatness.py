@@ -1,10 +1,9 @@
 """The cost of one more probe of the curvature, in gradients of the same microbatches.
 
 Both sides loop over the same few microbatches inside one compiled call, on the run's own mesh. The
-gradient is a training step's (`training.step.loss_and_gradient`). The cost of a probe is marginal,
-because the loss is linearised once in every microbatch for any number of probes. It is the time of
-three passes of --probes_per_pass probes minus the time of one pass, over the number of additional
-probes.
+gradient is a training step's (`training.gradient`). The cost of a probe is marginal, because the
+loss is linearised once in every microbatch for any number of probes. It is the time of three passes
+of --probes_per_pass probes minus the time of one pass, over the number of additional probes.
 """
 
 from collections.abc import Callable

@@ -54,8 +54,7 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             # Store only the input of each block for the backward pass, and recompute the rest: less
             # memory, a third more time.
             "remat": False,
-            # Of matrix products in training. Parameters, optimizer, residuals, norms, softmax and
-            # loss are float32, and so is every measurement.
+            # Of matrix products in training. All else is float32, and so is every measurement.
             "compute_dtype": Bounded("float32", choices=("float32", "bfloat16")),
         },
         "evaluation": {
@@ -103,6 +102,7 @@ def phase_keys() -> dict[str, Any]:
         "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
         "batch_size": 128,  # sentences of an optimizer step
         # Sentences of a gradient in memory; a step sums the gradients of its microbatches. 0: all.
+        # An adversary's sentences are not divided.
         "microbatch_size": Bounded(0, least=0),
         "optimizer": optimizer(),
         "schedule": {

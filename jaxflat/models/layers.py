@@ -68,11 +68,20 @@ def rotate(x_NxLxE: jax.Array, positions_NxL: jax.Array, base: float) -> jax.Arr
 
 
 def product(x_RxD: jax.Array, kernel_DxF: jax.Array, dtype: Any) -> jax.Array:
-    """Return x @ kernel in x's dtype; its factors are first rounded to `dtype`, unless None."""
+    """Return x @ kernel in x's dtype, computed in `dtype` unless None; derivatives likewise."""
     if dtype is None:
         return x_RxD @ kernel_DxF
-    factors = x_RxD.astype(dtype), kernel_DxF.astype(dtype)
-    return jnp.matmul(*factors, preferred_element_type=x_RxD.dtype)
+    return (x_RxD.astype(dtype) @ kernel_DxF.astype(dtype)).astype(x_RxD.dtype)
+
+
+def dense(width: int, name: str, use_bias: bool, dtype: Any) -> nn.Dense:
+    """Return a layer whose matrix product is computed in `dtype` unless None, as in `product`."""
+
+    def dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
+        factors = (x, kernel) if dtype is None else (x.astype(dtype), kernel.astype(dtype))
+        return jax.lax.dot_general(*factors, dimensions, **how).astype(x.dtype)
+
+    return nn.Dense(width, use_bias=use_bias, name=name, dot_general=dot_general)
 
 
 class Projections(nn.Module):
@@ -156,7 +165,10 @@ class Attention(nn.Module):
         q_NxMxE = rotate_heads(q_NxMxE, query_positions_BxM) / head_size**0.5
         k_NxTxE = rotate_heads(k_NxTxE, key_positions_BxU[:, -keys_BxTxD.shape[1] :])
         reals = queries_BxMxD.dtype  # of the softmax; the products may have fewer bits
-        attend = partial(jnp.einsum, "nme,nte->nmt", preferred_element_type=reals)
+
+        def attend(q_NxMxE: jax.Array, k_NxTxE: jax.Array) -> jax.Array:
+            return jnp.einsum("nme,nte->nmt", q_NxMxE, k_NxTxE).astype(reals)
+
         scores_NxMxU = attend(q_NxMxE, k_NxTxE)
         num_cached = 0
         if cached is not None:
@@ -175,8 +187,8 @@ class Attention(nn.Module):
         if cached is not None:
             mixed_NxMxE += jnp.einsum("nmt,nte->nme", weights_NxMxU[..., :num_cached], old_v_NxSxE)
         mixed_BxMxD = unmerge(mixed_NxMxE).swapaxes(1, 2).reshape(queries_BxMxD.shape)
-        out = nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name="out")
-        return out(mixed_BxMxD).astype(reals), (unmerge(k_NxTxE), unmerge(v_NxTxE))
+        out = dense(width, "out", self.use_bias, self.dtype)
+        return out(mixed_BxMxD.astype(reals)), (unmerge(k_NxTxE), unmerge(v_NxTxE))
 
 
 class Block(nn.Module):
@@ -195,8 +207,7 @@ class Block(nn.Module):
     rotary_base: float | None  # None: attention itself knows no positions
     use_bias: bool  # in matrix products and norms
     causal: bool  # no position sees a later one
-    # Of matrix products and activations; None: the input's. Residuals, norms and softmax keep that.
-    dtype: Any = None
+    dtype: Any = None  # of matrix products; None: the input's, which everything else keeps
 
     @nn.compact
     def __call__(
@@ -250,17 +261,17 @@ class Block(nn.Module):
 
     def _mlp(self, x_BxMxD: jax.Array) -> jax.Array:
         """Two dense layers around the activation, which derivatives recompute."""
-        dense = partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
-        inner_BxMxF = dense(self.mlp_width, name="mlp_in")(x_BxMxD)
+        bias, dtype = self.use_bias, self.dtype
+        inner_BxMxF = dense(self.mlp_width, "mlp_in", bias, dtype)(x_BxMxD)
         if self.activation in GATED_ACTIVATIONS:
-            gate_BxMxF = dense(self.mlp_width, name="mlp_gate")(x_BxMxD)
+            gate_BxMxF = dense(self.mlp_width, "mlp_gate", bias, dtype)(x_BxMxD)
             activate = GATED_ACTIVATIONS[self.activation]
             gated = jax.checkpoint(lambda gate, x: activate(gate) * x, prevent_cse=False)
             outer_BxMxF = gated(gate_BxMxF, inner_BxMxF)
         else:
             activate = ACTIVATIONS[self.activation]
             outer_BxMxF = jax.checkpoint(activate, prevent_cse=False)(inner_BxMxF)
-        return dense(x_BxMxD.shape[-1], name="mlp_out")(outer_BxMxF).astype(x_BxMxD.dtype)
+        return dense(x_BxMxD.shape[-1], "mlp_out", bias, dtype)(outer_BxMxF)
 
 
 def scan_layers(

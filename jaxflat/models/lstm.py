@@ -109,8 +109,9 @@ class LstmBlock(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Return hidden_BxMxD at the positions asked for (all T if None); nothing to cache."""
         x_TxBxD = normalise("norm", hidden_BxTxD, **NORM).swapaxes(0, 1)
-        directions = [Direction(self.dtype, name=n)(x_TxBxD) for n in ("forward", "backward")]
-        read_BxMx2E = read_both_ways(*directions, padding_BxT, self.dtype).swapaxes(0, 1)
+        forward = Direction(self.dtype, name="forward")(x_TxBxD)
+        backward = Direction(self.dtype, name="backward")(x_TxBxD)
+        read_BxMx2E = read_both_ways(forward, backward, padding_BxT, self.dtype).swapaxes(0, 1)
         if positions_BxM is not None:
             hidden_BxTxD = take_positions(hidden_BxTxD, positions_BxM)
             read_BxMx2E = take_positions(read_BxMx2E, positions_BxM)

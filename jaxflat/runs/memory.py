@@ -1,7 +1,8 @@
 """Predict the memory of training steps and invariant traces, from shapes only."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ from jax.sharding import Mesh
 from rich import box
 from rich.table import Column, Table
 
-from jaxflat.config import Config, functions
+from jaxflat.config import Config
+from jaxflat.config.validation import NEED_WHOLE_BATCH
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
@@ -21,10 +23,53 @@ from jaxflat.runs.trajectory import Phase
 GIB = 2**30
 
 
-def table(points: Iterable[tuple[str, Config]]) -> Table:
-    """Return a table with a row for each point: GiB for the whole batch on one device.
+@dataclass(frozen=True)
+class StepMemory:
+    """The bytes of one slot's training step with the whole batch on one device, from shapes.
 
-    A row counts all slots of the point's program. The last column is for this machine's devices.
+    They are those of the point's largest phase. state: parameters and optimizer state. gradient:
+    with microbatches a second one is their sum. activations: values that the forward pass of one
+    microbatch stores for the backward pass, and twice those of a block: its values and their
+    gradients, while the backward pass is there. Adversary and flatness penalty are not counted.
+    """
+
+    phase: Phase
+    state: int
+    gradient: int
+    activations: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.gradient + self.activations + self.batch
+
+    def on_each_device(self, config: Config) -> float:
+        """Return the bytes on each device of this machine's mesh, for all slots of the program.
+
+        Devices along "sweep" share the slots of a step. All hold each slot's state after it.
+        """
+        slots, mesh = config.training.together, builders.make_mesh(config).shape
+        kept = slots * self.state if slots > 1 else 0
+        params = slots * (self.state + self.gradient) / mesh["sweep"] + kept
+        examples = slots * (self.activations + self.batch) / mesh["sweep"]
+        return params / mesh["model"] + examples / (mesh["data"] * mesh["model"])
+
+
+def step_memory(config: Config) -> StepMemory | None:
+    """Return the memory of a point's training step; None without training or its language's data.
+
+    The step of every phase is traced as a whole, too.
+    """
+    if not config.phase_order or not language_kind(config.language).is_prepared(config.language):
+        return None
+    found = [_step_memory(config, phase) for phase in trajectory.phases(config)]
+    return max(found, key=lambda one: one.total)
+
+
+def table(points: Sequence[tuple[str, Config, StepMemory | None]]) -> Table:
+    """Return a table with a row for each point: GiB of one slot, its whole batch on one device.
+
+    The last but one column is for this machine's devices, and counts all slots of the program.
     """
     columns = (
         Column("point", overflow="fold"),
@@ -37,44 +82,19 @@ def table(points: Iterable[tuple[str, Config]]) -> Table:
         "invariant traces",
     )
     memory_table = Table(*columns, box=box.SIMPLE_HEAD, title="GiB of memory, by shape")
-    for name, config in points:
+    for name, config, step in points:
         row = [name]
         if config.phase_order:
             row += [f"{builders.num_params(config):,}"]
-        if _is_trained(config):
-            sizes = step_bytes(config)
-            parts = [sizes[key] for key in ("state", "gradient", "activations", "batch")]
-            parts += [bytes_on_each_device(config, sizes), moment_bytes(config)]
+        if step:
+            parts = [step.state, step.gradient, step.activations, step.batch]
+            parts += [step.on_each_device(config), moment_bytes(config)]
             row += [f"{size / GIB:.3f}" for size in parts]
         memory_table.add_row(*row)
     return memory_table
 
 
-def _is_trained(config: Config) -> bool:
-    language = config.language
-    return bool(config.phase_order) and language_kind(language).is_prepared(language)
-
-
-def step_bytes(config: Config) -> dict[str, int]:
-    """Return the bytes of a training step with the whole batch on one device, by `jax.eval_shape`.
-
-    They are those of the largest phase, and all slots of the point's program count. state:
-    parameters and optimizer state. gradient: a second one is the sum over microbatches.
-    activations: values that the forward pass of one microbatch stores for the backward pass, and
-    twice those of a block: its values and their gradients, while the backward pass is there. batch.
-    Adversary and flatness penalty are not counted. The step of every phase is traced as a whole,
-    too. The sum without the batch is within 20% of XLA's own plan, see tests/configs/test_scales.
-    """
-    return _largest_phase(config)[1]
-
-
-def _largest_phase(config: Config) -> tuple[Phase, dict[str, int]]:
-    phases = trajectory.phases(config)
-    sizes = [_step_bytes(config, phase) for phase in phases]
-    return max(zip(phases, sizes, strict=True), key=lambda pair: sum(pair[1].values()))
-
-
-def _step_bytes(config: Config, phase: Phase) -> dict[str, int]:
+def _step_memory(config: Config, phase: Phase) -> StepMemory:
     model = builders.make_trained_model(config)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
@@ -90,78 +110,66 @@ def _step_bytes(config: Config, phase: Phase) -> dict[str, int]:
     schedule = builders.schedule(settings, anneal=False)
     span = phase.start, phase.stop
     jax.eval_shape(steps, state, Source(language), key, schedule, *span, strength)
-    batch = examples(settings.batch_size)
-    microbatch = examples(settings.microbatch_size or settings.batch_size)
-    stored, block = _activation_bytes(config, settings, params, microbatch)
-    num_gradients = 2 if settings.microbatch_size else 1
-    num_bytes = {
-        "state": _num_bytes(state),
-        "gradient": num_gradients * _num_bytes(params),
-        "activations": stored + 2 * block,
-        "batch": _num_bytes(batch),
-    }
-    slots = config.training.together
-    num_bytes = {name: slots * size for name, size in num_bytes.items()}
-    copies = 1 if slots == 1 else 2  # the state of each slot, and the stacked states
-    return num_bytes | {"state": copies * num_bytes["state"]}
 
-
-def _activation_bytes(config: Config, settings: Config, params: Any, batch: Any) -> tuple[int, int]:
-    """Return the bytes that the backward pass finds stored, and those of one block."""
-
-    def stored(model: Any) -> int:
+    def stored(model: Any, batch: Any) -> int:
         loss_fn = builders.phase_loss_fn(model, settings)
-        pullback = jax.eval_shape(
-            lambda p, b: jax.vjp(lambda q: loss_fn(q, b)[0], p)[1], params, batch
+        return _num_bytes(
+            jax.eval_shape(lambda p, b: jax.vjp(lambda q: loss_fn(q, b)[0], p)[1], params, batch)
         )
-        return max(_num_bytes(pullback) - _num_bytes(params), 0)  # which it refers to
 
-    model = builders.make_trained_model(config)
-    own = config.model.name in functions.sections_in(config.model)
-    blocks = stored(model if own else model.clone(remat=False))
-    return stored(model), blocks // config.model.num_layers
+    def of_sentence(model: Any) -> int:  # without the parameters, which are stored once
+        return stored(model, examples(2)) - stored(model, examples(1))
+
+    size = settings.microbatch_size or settings.batch_size
+    block = of_sentence(model.clone(remat=False) if is_ours(config) else model)
+    activations = size * (of_sentence(model) + 2 * block / config.model.num_layers)
+    if config.training.compute_dtype != "float32":
+        activations += _num_bytes(params) / 2  # the kernels in 16 bits
+    num_gradients = 2 if size < settings.batch_size else 1
+    return StepMemory(
+        phase,
+        _num_bytes(state),
+        num_gradients * _num_bytes(params),
+        round(activations),
+        _num_bytes(examples(settings.batch_size)),
+    )
 
 
-def bytes_on_each_device(config: Config, sizes: Mapping[str, int]) -> int:
-    """Return the bytes of a step on each device of this machine's mesh, from `step_bytes`."""
-    mesh = builders.make_mesh(config)
-    num_model, num_batch = mesh.shape["model"], mesh.shape["model"] * mesh.shape["data"]
-    params = (sizes["state"] + sizes["gradient"]) // num_model
-    return params + (sizes["activations"] + sizes["batch"]) // num_batch
-
-
-def advice(name: str, config: Config) -> str:
-    """Return a line that says what to set if a point's step does not fit, "" if it fits.
+def advice(config: Config, step: StepMemory) -> str:
+    """Return a sentence that says what to set if a point's step does not fit, "" if it fits.
 
     Accelerators say how much memory they have. CPU devices share the machine's.
     """
-    if not _is_trained(config):
+    mesh, phase, settings = builders.make_mesh(config), step.phase, step.phase.settings
+    available = _device_bytes(mesh)
+    if step.on_each_device(config) <= available:
         return ""
-    phase, sizes = _largest_phase(config)
-    mesh, settings = builders.make_mesh(config), phase.settings
-    available, needed = _device_bytes(mesh), bytes_on_each_device(config, sizes)
-    if needed <= available:
-        return ""
-    problem = (
-        f"Point {name} needs {needed / GIB:.1f} GiB on each device for a training step, and there "
-        f"are {available / GIB:.1f}."
-    )
-    batch, num_devices = settings.batch_size, mesh.shape["data"] * mesh.shape["model"]
-    size = settings.microbatch_size or batch
-    # With microbatches there are two gradients.
-    gradients = sizes["gradient"] * (1 if settings.microbatch_size else 2)
-    params = (sizes["state"] + gradients) / mesh.shape["model"]
-    batch_room = (available - params) * num_devices - sizes["batch"]
+    num_devices = mesh.shape["data"] * mesh.shape["model"]
+    size = settings.microbatch_size or settings.batch_size
+    penalty = settings.flatness_penalty
+    needs_whole = penalty.strength and penalty.measure in NEED_WHOLE_BATCH
+    batches = {settings.batch_size}
+    if settings.projection.checkpoint_steps:
+        batches.add(settings.projection.batch_size)
+
+    def fits(size_then: int) -> bool:
+        smaller = replace(
+            step,
+            gradient=step.gradient * (1 if settings.microbatch_size else 2),
+            activations=round(step.activations * size_then / size),
+        )
+        return smaller.on_each_device(config) <= available
+
     smaller = [
         n
         for n in range(num_devices, size, num_devices)
-        if batch % n == 0 and sizes["activations"] * n / size <= batch_room
+        if all(whole % n == 0 for whole in batches) and fits(n)
     ]
-    if smaller:
-        return f"{problem} Set phases.{phase.name}.microbatch_size={smaller[-1]}."
-    if params < available and not config.training.remat:
-        return f"{problem} Set training.remat=True and phases.{phase.name}.microbatch_size."
-    return f"{problem} Set mesh.model to the number of devices, or use more of them."
+    if smaller and not needs_whole:
+        return f"Set phases.{phase.name}.microbatch_size={smaller[-1]}."
+    if fits(0) and not config.training.remat and is_ours(config):
+        return "Set training.remat=True, then see this table again."
+    return "Set mesh.model to the number of devices, or use more of them."
 
 
 def _device_bytes(mesh: Mesh) -> float:

@@ -79,7 +79,7 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
     for _, settings in decides["phases"]:
         _delete_defaults(settings, NEWER_PHASE_KEYS)
-        if settings["flatness_penalty"]["strength"] == 0:  # likewise
+        if settings["flatness_penalty"]["strength"] == 0:  # older shared prefixes lack the section
             del settings["flatness_penalty"]
     decides["mesh"] = [*builders.make_mesh(config).shape.values(), jax.process_count()]
     text = json.dumps(decides, sort_keys=True, default=_to_dict)

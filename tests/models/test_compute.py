@@ -65,7 +65,8 @@ def test_remat_stores_less_for_the_backward_pass(name):
 @NAMES
 def test_all_products_are_bfloat16_and_everything_else_float32(name):
     model, params = make(name)
-    jaxpr = jax.make_jaxpr(partial(loss, model.clone(dtype=jnp.bfloat16)))(params)
+    loss_fn = partial(loss, model.clone(dtype=jnp.bfloat16))
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss_fn))(params)
     inputs = {var.aval.dtype for eqn in products(jaxpr.jaxpr) for var in eqn.invars}
     assert inputs == {jnp.dtype(jnp.bfloat16)}
     for primitive in ("exp", "rsqrt", "reduce_sum", "logistic"):  # softmax, loss, norms, gates

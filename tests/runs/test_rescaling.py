@@ -65,7 +65,7 @@ def test_wrong_rescalings_are_named(changed, message, tmp_path):
         points.expand(rescaled_config(), [changed], tmp_path)
 
 
-def test_a_users_model_has_no_known_rescaling(tmp_path, monkeypatch):
+def test_a_users_model_has_no_known_rescaling_and_computes_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxflat.runs.checks.check_functions", lambda _: None)
     config = rescaled_config()
     config.model.own = custom(small_model)
@@ -73,6 +73,9 @@ def test_a_users_model_has_no_known_rescaling(tmp_path, monkeypatch):
     assert points.expand(config, ARMS[:1], tmp_path)
     with pytest.raises(InputError, match=r"phases\.rescale\.rescaling=4\.0 must be 0\.0 .*'own'"):
         points.expand(config, ARMS, tmp_path)
+    for key, value in (("remat", True), ("compute_dtype", "bfloat16")):
+        with pytest.raises(InputError, match=rf"training\.{key}={value!r} must be .*'own'"):
+            points.expand(config, [{f"training.{key}": value}], tmp_path)
 
 
 def test_branches_of_a_phases_end_and_of_the_next_start_are_different_calls():

@@ -279,3 +279,18 @@ def test_stored_sentences_are_those_of_each_point(tmp_path):
     together, alone = losses(2), losses(1)
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert abs(alone[0] - alone[1]) > 1e-3
+
+
+def test_a_run_trains_with_its_dtype_and_recomputes_activations(tmp_path):
+    """bfloat16 rounds the losses, and recomputed activations leave them as they are."""
+    settings = [{"training.compute_dtype": "bfloat16"}, {"training.remat": True}]
+    run(tmp_path, 1, [{"seed": 0}, *({"seed": 0} | one for one in settings)])
+    losses = {
+        name: np.array([line["loss"] for line in lines]) for name, lines in curves(tmp_path).items()
+    }
+    (plain,) = [one for name, one in losses.items() if "dtype" not in name and "remat" not in name]
+    (rounded,) = [one for name, one in losses.items() if "dtype" in name]
+    (recomputed,) = [one for name, one in losses.items() if "remat" in name]
+    np.testing.assert_allclose(rounded, plain, rtol=0.02)
+    np.testing.assert_allclose(recomputed, plain, rtol=1e-5)
+    assert np.abs(rounded / plain - 1).max() > 1e-5

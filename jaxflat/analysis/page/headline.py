@@ -9,7 +9,6 @@ from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN, common_column
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
-from jaxflat.analysis.plan import UNDECLARED
 from jaxflat.analysis.verdicts import (
     ACCURACY,
     CONTRADICTED,
@@ -281,7 +280,7 @@ def _basis(comparison: Comparison) -> list[tuple[str, str]]:
 def _fallbacks(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     """Say what was used instead of what was declared or preferred, or that it is missing."""
     plan, found = comparison.plan, []
-    if plan == UNDECLARED:
+    if not plan.primary:
         found.append("This folder records no claims, so the endpoint and the margins are defaults.")
     elif not any(one.primary for one in verdicts):
         found.append(
