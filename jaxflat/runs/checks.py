@@ -63,12 +63,7 @@ def check_config(config: Config) -> None:
             "a user's model embeds in a larger one is not known"
         )
     if config.model.name in functions.sections_in(config.model):
-        for key, default in (("remat", False), ("compute_dtype", "float32")):
-            if config.training[key] != default:
-                raise ValueError(
-                    f"training.{key}={config.training[key]!r} must be {default!r} for model.name="
-                    f"{config.model.name!r}: a user's model decides this itself"
-                )
+        _check_training_of_own_model(config)
     if config.phase_order and width % config.model.width:
         raise ValueError(
             f"flatness.embedded_width={width} is not a multiple of model.width={config.model.width}"
@@ -96,6 +91,15 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
         )
+
+
+def _check_training_of_own_model(config: Config) -> None:
+    for key, default in (("remat", False), ("compute_dtype", "float32")):
+        if config.training[key] != default:
+            raise ValueError(
+                f"training.{key}={config.training[key]!r} must be {default!r} for model.name="
+                f"{config.model.name!r}: a user's model decides this itself"
+            )
 
 
 def check_claims(config: Config) -> None:

@@ -66,6 +66,7 @@ def make_train_steps(
     loss_fn: LossFn,
     sample_batch: Callable[[Any, jax.Array, jax.Array], Any],
     optimizer: optax.GradientTransformation,
+    *,
     num_shards: int = 1,
     num_microbatches: int = 1,
     skips: bool = False,

@@ -45,7 +45,9 @@ def make_penalty(next_vectors=signs, excess=0.0, max_excess=0.0):
 
 
 def train(penalty, strength, state=None, stop=3, num_shards=1):
-    steps = make_train_steps(loss_fn, sample, optax.sgd(1.0), num_shards, penalty=penalty)
+    steps = make_train_steps(
+        loss_fn, sample, optax.sgd(1.0), num_shards=num_shards, penalty=penalty
+    )
     start = state or TrainState(PARAMS, optax.sgd(1.0).init(PARAMS), jnp.asarray(0))
     state = jax.tree.map(jnp.copy, start)  # a call donates its state
     return steps(state, None, jax.random.key(3), Schedule(RATE, 0, 0, 9), 0, stop, strength)

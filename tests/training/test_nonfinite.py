@@ -68,8 +68,8 @@ def test_a_non_finite_loss_ends_the_call_unless_steps_are_skipped():
 
     for skips in (False, True):
         optimizer = optax.sgd(1.0)
-        sampled = (lambda numbers, _, place: numbers[place], optimizer, 1, skips)
-        steps = make_train_steps(infinite, *sampled)
+        sampled = (lambda numbers, _, place: numbers[place], optimizer)
+        steps = make_train_steps(infinite, *sampled, skips=skips)
         params = {"w": jnp.zeros(2)}
         state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
         numbers = jnp.ones(10).at[4].set(0.0)

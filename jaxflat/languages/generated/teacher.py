@@ -145,8 +145,9 @@ def _train(
         return sharding.shard_examples(mesh, TextBatch(*(x[rows_B] for x in texts)))
 
     optimizer = make_optimizer("adamw", {"weight_decay": settings.weight_decay})
+    loss_fn = causal_lm_loss(model.apply)
     num_shards = num_data if jax.default_backend() == "cpu" else 1
-    steps = make_train_steps(causal_lm_loss(model.apply), sample_batch, optimizer, num_shards)
+    steps = make_train_steps(loss_fn, sample_batch, optimizer, num_shards=num_shards)
     warmup_steps = settings.warmup_steps
     decay_steps = num_steps - warmup_steps
     schedule = Schedule(settings.learning_rate, warmup_steps, decay_steps, num_steps)
