@@ -25,7 +25,7 @@ from jaxflat.runs.phase_loss import make_adversary, make_flatness_penalty, make_
 from jaxflat.runs.trajectory import Phase
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
-from jaxflat.training.step import TrainState, VectorTrainState, make_train_steps
+from jaxflat.training.step import Objective, TrainState, VectorTrainState, make_train_steps
 
 _mesh = functools.cache(sharding.make_mesh)
 
@@ -174,16 +174,19 @@ def _train_steps(
     def place(state: TrainState) -> TrainState:
         return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
-    return make_train_steps(
+    objective = Objective(
         loss_fn,
-        make_sampler(settings, masking, mesh),
-        phase_optimizer(settings.optimizer),
+        penalty,
+        make_adversary(model.apply, settings),
         num_shards=mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1,
         num_microbatches=settings.batch_size // (settings.microbatch_size or settings.batch_size),
+    )
+    return make_train_steps(
+        objective,
+        make_sampler(settings, masking, mesh),
+        phase_optimizer(settings.optimizer),
         skips=settings.optimizer.skip_nonfinite > 0,
         constrain_sharding=place,
-        penalty=penalty,
-        adversary=make_adversary(model.apply, settings),
     )
 
 

@@ -34,6 +34,21 @@ class VectorTrainState(TrainState):
     vectors: Vectors
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, and into how many parts `loss_and_gradient` divides its batch.
+
+    The loss, plus a penalty's strength times its curvature, minus an adversary's strength times its
+    loss. With an adversary a step's batch is an AdversarialBatch.
+    """
+
+    loss_fn: LossFn
+    penalty: FlatnessPenalty | None = None
+    adversary: Adversary | None = None
+    num_shards: int = 1
+    num_microbatches: int = 1
+
+
 def train_step(
     state: TrainState,
     learning_rate: jax.Array,
@@ -63,16 +78,12 @@ def train_step(
 
 
 def make_train_steps(
-    loss_fn: LossFn,
+    objective: Objective,
     sample_batch: Callable[[Any, jax.Array, jax.Array], Any],
     optimizer: optax.GradientTransformation,
     *,
-    num_shards: int = 1,
-    num_microbatches: int = 1,
     skips: bool = False,
     constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
-    penalty: FlatnessPenalty | None = None,
-    adversary: Adversary | None = None,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, schedule_start, stop) -> (state, mean loss).
 
@@ -80,17 +91,13 @@ def make_train_steps(
     and donates the state. Its length, the schedule and the source of batches are arguments, so new
     values do not recompile. Step s, the n-th of the call counted from 0, has the batch
     sample_batch(source, fold_in(key, s), n) and the learning rate schedule(s - schedule_start).
-    num_shards and num_microbatches are as in `loss_and_gradient`.
 
     The call stops after a step with a loss that is not finite; state.step counts this step. The
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
     the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
     only, and is nan if there are none. `constrain_sharding` is applied to the state after each
-    step and sets its devices. The strength of a `penalty` is a further argument, see
-    `_loss_of_step`. With an `adversary`, sample_batch returns an AdversarialBatch.
+    step and sets its devices. The strength of a penalty is a further argument of `steps`.
     """
-
-    loss_of_step = partial(_loss_of_step, loss_fn, penalty, num_microbatches)
 
     def steps(
         state: TrainState,
@@ -110,19 +117,9 @@ def make_train_steps(
         def step_once(carry: tuple[TrainState, jax.Array, jax.Array]):
             state, loss_sum, num_losses = carry
             step, step_key = state.step, jax.random.fold_in(key, state.step)
-            sampled = sample_batch(source, step_key, step - start_step)
-            batch = sampled.masked if adversary else sampled
+            batch = sample_batch(source, step_key, step - start_step)
+            state, gradient_fn = _gradient_of_step(objective, state, batch, step_key, strength)
             learning_rate = schedule(step - schedule_start)
-            state, minimized = loss_of_step(state, batch, step_key, strength)
-            gradient_fn: GradientFn = partial(
-                loss_and_gradient,
-                minimized,
-                batch,
-                num_shards=num_shards,
-                num_microbatches=num_microbatches,
-            )
-            if adversary:
-                gradient_fn = partial(adversarial_gradient, gradient_fn, adversary, sampled)
             state, loss = train_step(state, learning_rate, gradient_fn, optimizer)
             counts = jnp.isfinite(loss) | (not skips)
             return (
@@ -140,29 +137,40 @@ def make_train_steps(
     return jax.jit(steps, donate_argnums=0)
 
 
-def _loss_of_step(
-    loss_fn: LossFn,
-    penalty: FlatnessPenalty | None,
-    num_microbatches: int,
+def _gradient_of_step(
+    objective: Objective,
     state: TrainState,
     batch: Any,
     step_key: jax.Array,
     strength: float | jax.Array | None,
-) -> tuple[TrainState, LossFn]:
-    """Return the state with the vectors of this step, and the function to minimise in it.
+) -> tuple[TrainState, GradientFn]:
+    """Return the state with the vectors of this step's penalty, and params -> (loss, gradient).
 
-    Its gradient includes strength times the curvature's. Its value is the loss alone.
-    The key of the step's random vectors is fold_in(step_key, 2); batches use others.
+    The gradient includes strength times the curvature's, and the loss does not. The key of the
+    step's random vectors is fold_in(step_key, 2); batches use others.
     """
-    if penalty is None:
-        return state, loss_fn
-    carries = isinstance(state, VectorTrainState)
-    previous, key = state.vectors if carries else None, jax.random.fold_in(step_key, 2)
-    vectors = penalty.next_vectors(previous, state.params, batch, key)
-    if carries:
-        state = replace(state, vectors=vectors)
-    acting = penalty.acting_strength(jnp.asarray(strength), state.params, batch, num_microbatches)
-    return state, penalized_loss(penalty, vectors, acting)
+    penalty, adversary = objective.penalty, objective.adversary
+    examples, minimized = batch.masked if adversary else batch, objective.loss_fn
+    if penalty is not None:
+        carries = isinstance(state, VectorTrainState)
+        previous, key = state.vectors if carries else None, jax.random.fold_in(step_key, 2)
+        vectors = penalty.next_vectors(previous, state.params, examples, key)
+        if carries:
+            state = replace(state, vectors=vectors)
+        acting = penalty.acting_strength(
+            jnp.asarray(strength), state.params, examples, objective.num_microbatches
+        )
+        minimized = penalized_loss(penalty, vectors, acting)
+    gradient_fn: GradientFn = partial(
+        loss_and_gradient,
+        minimized,
+        examples,
+        num_shards=objective.num_shards,
+        num_microbatches=objective.num_microbatches,
+    )
+    if adversary:
+        gradient_fn = partial(adversarial_gradient, gradient_fn, adversary, batch)
+    return state, gradient_fn
 
 
 def _is_finite(state: TrainState) -> jax.Array:

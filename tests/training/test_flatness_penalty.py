@@ -10,7 +10,7 @@ import pytest
 
 from jaxflat.training.flatness_penalty import FlatnessPenalty, penalized_loss
 from jaxflat.training.optimizers import Schedule
-from jaxflat.training.step import TrainState, VectorTrainState, make_train_steps
+from jaxflat.training.step import Objective, TrainState, VectorTrainState, make_train_steps
 
 RATE = 0.1
 PARAMS = jnp.array([1.0, -2.0, 0.5])
@@ -46,7 +46,7 @@ def make_penalty(next_vectors=signs, excess=0.0, max_excess=0.0):
 
 def train(penalty, strength, state=None, stop=3, num_shards=1):
     steps = make_train_steps(
-        loss_fn, sample, optax.sgd(1.0), num_shards=num_shards, penalty=penalty
+        Objective(loss_fn, penalty, num_shards=num_shards), sample, optax.sgd(1.0)
     )
     start = state or TrainState(PARAMS, optax.sgd(1.0).init(PARAMS), jnp.asarray(0))
     state = jax.tree.map(jnp.copy, start)  # a call donates its state

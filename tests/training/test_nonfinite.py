@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.runs import builders
 from jaxflat.training.optimizers import Schedule
-from jaxflat.training.step import TrainState, make_train_steps
+from jaxflat.training.step import Objective, TrainState, make_train_steps
 
 CONSTANT = Schedule(learning_rate=0.1, warmup_steps=0, decay_steps=0, total_steps=100)
 
@@ -23,7 +23,7 @@ def norm(params, scale):
 def train(optimizer, bad_steps, stop, skips=True):
     scales = jnp.ones(100).at[jnp.array(bad_steps, int)].set(0.0)
     sampled = (lambda scales, _, place: scales[place], optimizer)
-    steps = make_train_steps(norm, *sampled, skips=skips)
+    steps = make_train_steps(Objective(norm), *sampled, skips=skips)
     params = {"w": jnp.array([4.0, -3.0])}
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     return steps(state, scales, jax.random.key(0), CONSTANT, 0, stop)
@@ -50,7 +50,7 @@ def test_non_finite_optimizer_state_is_detected_at_the_end_of_the_call(name):
     section.name = name
     optimizer = builders.phase_optimizer(FrozenConfigDict(section))
     steps = make_train_steps(
-        lambda params, slope: ((params["w"] * slope).sum(), jnp.ones(())),
+        Objective(lambda params, slope: ((params["w"] * slope).sum(), jnp.ones(()))),
         lambda slopes, _, place: slopes[place],
         optimizer,
     )
@@ -69,7 +69,7 @@ def test_a_non_finite_loss_ends_the_call_unless_steps_are_skipped():
     for skips in (False, True):
         optimizer = optax.sgd(1.0)
         sampled = (lambda numbers, _, place: numbers[place], optimizer)
-        steps = make_train_steps(infinite, *sampled, skips=skips)
+        steps = make_train_steps(Objective(infinite), *sampled, skips=skips)
         params = {"w": jnp.zeros(2)}
         state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
         numbers = jnp.ones(10).at[4].set(0.0)
@@ -91,7 +91,7 @@ def test_only_the_allowed_number_of_consecutive_steps_is_skipped():
 def test_a_call_with_all_steps_skipped_has_no_loss():
     optimizer = optax.apply_if_finite(optax.sgd(1.0), 5)
     steps = make_train_steps(
-        lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(())),
+        Objective(lambda params, _: (params["w"].sum() * jnp.nan, jnp.ones(()))),
         lambda *_: None,
         optimizer,
         skips=True,

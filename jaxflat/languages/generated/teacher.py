@@ -22,7 +22,7 @@ from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface import save_causal
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 from jaxflat.training.optimizers import Schedule, make_optimizer
-from jaxflat.training.step import TrainState, make_train_steps
+from jaxflat.training.step import Objective, TrainState, make_train_steps
 
 MARK = "<|endoftext|>"  # its id follows the last one of the trained tokenizer
 # Without it transformers would replace tokenizer.json's handling of text by GPT-2's.
@@ -145,9 +145,9 @@ def _train(
         return sharding.shard_examples(mesh, TextBatch(*(x[rows_B] for x in texts)))
 
     optimizer = make_optimizer("adamw", {"weight_decay": settings.weight_decay})
-    loss_fn = causal_lm_loss(model.apply)
     num_shards = num_data if jax.default_backend() == "cpu" else 1
-    steps = make_train_steps(loss_fn, sample_batch, optimizer, num_shards=num_shards)
+    objective = Objective(causal_lm_loss(model.apply), num_shards=num_shards)
+    steps = make_train_steps(objective, sample_batch, optimizer)
     warmup_steps = settings.warmup_steps
     decay_steps = num_steps - warmup_steps
     schedule = Schedule(settings.learning_rate, warmup_steps, decay_steps, num_steps)
