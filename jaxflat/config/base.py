@@ -52,7 +52,7 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             # and strengths other than 0 of flatness penalties. Unused slots still cost time.
             "together": 1,
             # Store only the input of each block for the backward pass, and recompute the rest: less
-            # memory, a third more time.
+            # memory, one more forward pass.
             "remat": False,
             # Of matrix products in training. All else is float32, and so is every measurement.
             "compute_dtype": Bounded("float32", choices=("float32", "bfloat16")),

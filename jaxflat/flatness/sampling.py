@@ -57,9 +57,7 @@ def _draw_key(key: jax.Array, over: Over, microbatch: jax.Array, draw: jax.Array
 
 def draw_labels(key: jax.Array, log_probs: jax.Array, first_example: jax.Array) -> jax.Array:
     """Return labels Bx... from log-probabilities Bx...xV, keyed by each example's global index."""
-    examples_B = first_example + jnp.arange(log_probs.shape[0])
-    keys_B = jax.vmap(partial(jax.random.fold_in, key))(examples_B)
-    return jax.vmap(jax.random.categorical)(keys_B, log_probs)
+    return jax.vmap(jax.random.categorical)(_example_keys(key, log_probs, first_example), log_probs)
 
 
 def score_sampler(
@@ -71,17 +69,12 @@ def score_sampler(
     independent with mean zero, so E[g g'] = sum_i w_i F_i. Labels depend only on the key and the
     example's global index, not on microbatches or devices.
     """
-    log_probs, pullback, weights = jax.vjp(lambda p: log_probs_fn(p, batch), params, has_aux=True)
-    batch_size, vocabulary = log_probs.shape[0], log_probs.shape[-1]
-    scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None]
 
-    def score(key: jax.Array) -> PyTree:
-        labels = draw_labels(key, log_probs, index * batch_size)
-        one_hot = jax.nn.one_hot(labels, vocabulary, dtype=log_probs.dtype)
-        (gradient,) = pullback(scales * one_hot)
-        return gradient
+    def one_hot_labels(key: jax.Array, log_probs: jax.Array, first: jax.Array) -> jax.Array:
+        labels = draw_labels(key, log_probs, first)
+        return jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
 
-    return score, weights.sum()
+    return _sampler(one_hot_labels, log_probs_fn, params, index, batch)
 
 
 def signed_score_sampler(
@@ -93,14 +86,36 @@ def signed_score_sampler(
     labels, E[g g'] = sum_i w_i F_i. But every word counts in every draw, so none of the gradients
     of rare words is missed. Signs depend only on the key and the example's global index.
     """
+
+    def signed_roots(key: jax.Array, log_probs: jax.Array, first: jax.Array) -> jax.Array:
+        draw = partial(jax.random.rademacher, shape=log_probs.shape[1:], dtype=log_probs.dtype)
+        return jnp.exp(log_probs / 2) * jax.vmap(draw)(_example_keys(key, log_probs, first))
+
+    return _sampler(signed_roots, log_probs_fn, params, index, batch)
+
+
+def _example_keys(key: jax.Array, log_probs: jax.Array, first_example: jax.Array) -> jax.Array:
+    """Return keys_B, one for the global index of each example."""
+    examples_B = first_example + jnp.arange(log_probs.shape[0])
+    return jax.vmap(partial(jax.random.fold_in, key))(examples_B)
+
+
+def _sampler(
+    draw: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    log_probs_fn: LogProbsFn,
+    params: PyTree,
+    index: jax.Array,
+    batch: PyTree,
+) -> tuple[Callable[[jax.Array], PyTree], jax.Array]:
+    """Return `key -> g` for g = sum_i sqrt(w_i) sum_v c_iv grad log p_i(v), and the weight.
+
+    draw(key, log_probs, first example) returns c, in the shape of log_probs.
+    """
     log_probs, pullback, weights = jax.vjp(lambda p: log_probs_fn(p, batch), params, has_aux=True)
-    scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None] * jnp.exp(log_probs / 2)
-    examples_B = index * log_probs.shape[0] + jnp.arange(log_probs.shape[0])
+    scales = jnp.sqrt(weights.astype(log_probs.dtype))[..., None]
 
     def score(key: jax.Array) -> PyTree:
-        keys_B = jax.vmap(partial(jax.random.fold_in, key))(examples_B)
-        draw = partial(jax.random.rademacher, shape=log_probs.shape[1:], dtype=log_probs.dtype)
-        (gradient,) = pullback(scales * jax.vmap(draw)(keys_B))
+        (gradient,) = pullback(scales * draw(key, log_probs, index * log_probs.shape[0]))
         return gradient
 
     return score, weights.sum()
