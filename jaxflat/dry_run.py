@@ -15,7 +15,6 @@ from jaxflat.analysis.synthetic import EXCESS, PlantedTruth, SyntheticArm
 from jaxflat.config import Config
 from jaxflat.console import make_console
 from jaxflat.runs import builders, checks, memory, trajectory
-from jaxflat.runs.measure_flatness import is_ours
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Checkpoint
 
@@ -121,7 +120,7 @@ def _sharpness_columns(config: Config) -> list[str]:
     columns = checks.sharpness_columns(config.flatness)
     if not config.flatness.embedded_width:
         return columns
-    has_invariant = config.flatness.invariant and is_ours(config)
+    has_invariant = config.flatness.invariant and builders.is_ours(config)
     traces = [name for name in columns if name.endswith("_trace") and has_invariant]
     return [
         *columns,

@@ -42,7 +42,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
     from jaxflat.benchmark import languages, machine, peers, training, workload
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
-    shape = workload.Shape(*sizes)
+    shape = workload.Shape(*sizes, language=flags.language)
     workload.resolved_config(shape)  # raises InputError on unusable sizes before anything is timed
     console.print("machine: matrix products")
     peak = machine.measure_matmul(flags.repeats, flags.seconds)

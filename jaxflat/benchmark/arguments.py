@@ -8,13 +8,16 @@ from jaxflat.config.validation import InputError, check_choices, check_outputs
 from jaxflat.console import CommandParser
 
 GROUPS = ("training", "flatness", "languages")
+BERT_SCRIPT = Path(__file__).with_name("bert_peer.py")
 ON_REQUEST = ("sweep", "calibration", "verdicts")  # these take much memory or minutes: only by name
 
 PEER_HELP = """
---peers=PYTHON --peer_script=FILE times another framework's training step beside ours. FILE runs as
-  PYTHON FILE width layers heads batch length
-and takes training steps of that shape, one masked word a sentence, on the same device. Its last
-line of output must contain its rate as "N sentences/s". Our steps and the script take turns.
+--peers=PYTHON times training steps of Hugging Face's BERT beside ours, in an interpreter that has
+torch, transformers and numpy. --peer_script=FILE times another framework instead. FILE runs as
+  PYTHON FILE width layers heads batch length sentences.npy
+and takes training steps of that shape, one masked word a sentence, on the same device. The last
+argument has the words of sentences, one a row, with -1 after the end. The last line of output must
+contain the rate as "N sentences/s". Our steps and the script take turns.
 """
 
 
@@ -56,8 +59,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--together", type=_positive, default=4, help="runs in one program, for sweep (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--language", choices=("hmm", "pcfg"), default="hmm",
+        help="of the training steps: hmm has sentences of equal length, pcfg of 5 words or more",
+    )  # fmt: skip
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
-    parser.add_argument("--peer_script", type=Path, metavar="FILE", help="see below")
+    parser.add_argument(
+        "--peer_script", type=Path, default=BERT_SCRIPT, metavar="FILE", help="see below"
+    )
     parser.add_argument(
         "--torch", metavar="PYTHON", help="interpreter with torch, transformers and "
         "curvlinops-for-pytorch, to time its curvature beside ours",
@@ -73,8 +82,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Raise InputError on flags that do not fit each other."""
     if flags.width % flags.head_size:
         raise InputError(f"--width={flags.width} is not divisible by --head_size={flags.head_size}")
-    if (flags.peers is None) != (flags.peer_script is None):
-        raise InputError("--peers and --peer_script need each other")
+    if flags.peer_script != BERT_SCRIPT and not flags.peers:
+        raise InputError("--peer_script needs --peers, its interpreter")
     if flags.peers and "training" not in flags.groups:
         raise InputError("--peers compares training; name that group too")
     if flags.torch and "flatness" not in flags.groups:
@@ -86,7 +95,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise InputError(f"--seeds={flags.seeds}: a coverage needs at least 2")
     if "sweep" in flags.groups and flags.together < 2:
         raise InputError(f"--together={flags.together} must be at least 2")
-    if flags.peer_script and not flags.peer_script.is_file():
+    if not flags.peer_script.is_file():
         raise InputError(f"--peer_script={flags.peer_script} is not a file")
     check_outputs(flags.json)
 

@@ -27,7 +27,7 @@ from jaxflat.flatness import (
 from jaxflat.models.blocks import is_stacked
 from jaxflat.runs import builders
 from jaxflat.runs.measure_flatness import labelled_losses, sample_microbatches
-from jaxflat.training.gradient import loss_and_gradient
+from jaxflat.training.gradient import Division, loss_and_gradient
 
 MORE_PASSES = 2
 
@@ -103,7 +103,7 @@ def mean_gradients(loss_fn: Callable[..., Any], num_shards: int, params: Any, ba
     """Return the sum over microbatches of the mean loss's gradient."""
 
     def add_microbatch(total: Any, batch: Any) -> tuple[Any, None]:
-        _, gradient = loss_and_gradient(loss_fn, batch, params, num_shards)
+        _, gradient = loss_and_gradient(loss_fn, batch, params, Division(num_shards))
         return jax.tree.map(jnp.add, total, gradient), None
 
     total, _ = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), batches)

@@ -14,16 +14,22 @@ RATE = re.compile(r"([0-9][0-9.]*(?:e[+-]?[0-9]+)?) sentences/s")
 
 @dataclass(frozen=True)
 class Peer:
-    """The command PYTHON SCRIPT width layers heads batch length; it ends with "N sentences/s"."""
+    """The command PYTHON SCRIPT width layers heads batch length sentences.npy.
+
+    It ends with "N sentences/s".
+    """
 
     python: str
     script: Path
 
-    def sentences_per_s(self, shape: Shape) -> float:
-        """Run the script once; raise InputError if it fails or does not report a rate."""
+    def sentences_per_s(self, shape: Shape, sentences: Path) -> float:
+        """Run the script once; raise InputError if it fails or does not report a rate.
+
+        sentences: a file of words_NxT, -1 after the end of a sentence.
+        """
         heads = shape.width // shape.head_size
         sizes = (shape.width, shape.layers, heads, shape.batch, shape.length)
-        command = [self.python, str(self.script), *map(str, sizes)]
+        command = [self.python, str(self.script), *map(str, sizes), str(sentences)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
         except (OSError, subprocess.TimeoutExpired) as error:

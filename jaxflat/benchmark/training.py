@@ -1,10 +1,17 @@
 """The speed of training steps: alone, relative to the machine's peak, and to a peer's steps."""
 
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
 from jaxflat.benchmark.peers import Peer
 from jaxflat.benchmark.timing import Figure, Stopwatch, summarize
-from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
+from jaxflat.benchmark.workload import Shape, resolved_config, sample_sentences, step_flops
 from jaxflat.config import Config
 from jaxflat.runs import builders, recovery, slots, trajectory
+
+NUM_SENTENCES = 4096
 
 
 class TrainingRuns:
@@ -43,9 +50,13 @@ def compare_together(shape: Shape, number: int, seconds: float, rounds: int) -> 
 def measure_training(
     shape: Shape, watch: Stopwatch, peak_gflops: float, repeats: int
 ) -> dict[str, Figure]:
-    """Return a step's time, sentences a second, and the matrix products' share of the peak."""
+    """Return a step's time, sentences a second, and the matrix products' share of the peak.
+
+    Products with padding do not count.
+    """
+    flops = step_flops(shape, sample_sentences(shape, NUM_SENTENCES))
     times = [watch.seconds() for _ in range(repeats)]
-    shares = [step_flops(shape) / t / (1e9 * peak_gflops) for t in times]
+    shares = [flops / t / (1e9 * peak_gflops) for t in times]
     return {
         "training/step_ms": summarize([1e3 * t for t in times], "ms"),
         "training/sentences_per_s": summarize([shape.batch / t for t in times], "sentences/s"),
@@ -65,14 +76,17 @@ def compare_with_penalty(
 def compare_with_peer(shape: Shape, watch: Stopwatch, peer: Peer, rounds: int) -> dict[str, Figure]:
     """Return the peer's sentences a second, and the ratio of ours to them, timed in turn.
 
-    The ratio is meaningful only on an idle machine: frameworks lose different amounts by shared
-    cores.
+    Both have sentences of the same language; the peer reads them from a file. The ratio is
+    meaningful only on an idle machine: frameworks lose different amounts by shared cores.
     """
     rates, ratios = [], []
-    for _ in range(rounds):
-        ours = shape.batch / watch.seconds()
-        rates.append(peer.sentences_per_s(shape))
-        ratios.append(ours / rates[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sentences.npy"
+        np.save(file, sample_sentences(shape, NUM_SENTENCES))
+        for _ in range(rounds):
+            ours = shape.batch / watch.seconds()
+            rates.append(peer.sentences_per_s(shape, file))
+            ratios.append(ours / rates[-1])
     return {
         "training/peer_sentences_per_s": summarize(rates, "sentences/s"),
         "training/sentences_per_s_over_peer": summarize(ratios, "times"),

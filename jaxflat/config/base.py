@@ -101,8 +101,8 @@ def phase_keys() -> dict[str, Any]:
         "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
         "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
         "batch_size": 128,  # sentences of an optimizer step
-        # Sentences of a gradient in memory; a step sums the gradients of its microbatches. 0: all.
-        # An adversary's sentences are not divided.
+        # Sentences of a gradient in memory; a step sums the gradients of its microbatches. 0: all,
+        # or on CPUs as many as fit a core's cache. An adversary's sentences are not divided.
         "microbatch_size": Bounded(0, least=0),
         "optimizer": optimizer(),
         "schedule": {

@@ -136,6 +136,12 @@ def mask_sentences(
     return MaskedBatch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
 
 
+def interleave_by_length(batch: MaskedBatch, num_groups: int) -> MaskedBatch:
+    """Reorder a batch: of n = num_groups, examples k, k + n, k + 2n, ... have similar lengths."""
+    order_B = jnp.argsort(batch.lengths_B).reshape(num_groups, -1).T.reshape(-1)
+    return jax.tree.map(lambda x: x[order_B], batch)
+
+
 def make_questions(
     language: Any, key: Array, sentences: Sentences, masking: str, num_positions: int = 0
 ) -> Questions:

@@ -17,17 +17,22 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, functions
+from jaxflat.config.validation import NEED_WHOLE_BATCH
 from jaxflat.distributed import sharding
 from jaxflat.flatness.penalty import first_vector
 from jaxflat.models.masked import MaskedModel, make_masked_model
-from jaxflat.runs.languages import language_kind
+from jaxflat.runs.languages import language_kind, padded_lengths
 from jaxflat.runs.phase_loss import make_adversary, make_flatness_penalty, make_sampler
 from jaxflat.runs.trajectory import Phase
+from jaxflat.training.gradient import Division
 from jaxflat.training.objectives import masked_lm_loss, masked_log_probs
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import Objective, TrainState, VectorTrainState, make_train_steps
 
 _mesh = functools.cache(sharding.make_mesh)
+
+CACHED_TOKENS = 512
+"""Tokens of a microbatch on a CPU device; larger ones ran slower at widths 64 to 256."""
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
@@ -51,6 +56,11 @@ def make_trained_model(config: Config) -> Any:
     if training.compute_dtype != "float32":
         model = model.clone(dtype=jnp.dtype(training.compute_dtype))
     return model
+
+
+def is_ours(config: Config) -> bool:
+    """Say whether jaxflat defines the model: the roles of its parameters are then known."""
+    return config.model.name not in functions.sections_in(config.model)
 
 
 def make_largest_model(config: Config) -> Any:
@@ -147,47 +157,72 @@ def phase_optimizer(section: Config) -> Any:
 
 
 def train_steps(
-    model: Any, settings: Config, masking: str, mesh: Mesh
+    config: Config, settings: Config, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Return the compiled training steps of a phase, which its anneals also use."""
-    names = ("targets", "objective", "batch_size", "microbatch_size", "optimizer", "adversary")
+    """Return the compiled training steps of a phase with these settings; its anneals use them, too.
+
+    Of the config, only the model and what `batch_division` reads decide the compiled code.
+    """
+    names = ("targets", "objective", "batch_size", "optimizer", "adversary")
     compiled_in = {name: settings[name] for name in names}
     if own := settings.get(settings.objective):
         compiled_in[settings.objective] = own
     if settings.flatness_penalty.strength:  # the strength itself is an argument of the steps
         compiled_in["flatness_penalty"] = {**settings.flatness_penalty, "strength": None}
-    return _train_steps(model, FrozenConfigDict(compiled_in), masking, mesh)
+    return _train_steps(
+        make_trained_model(config),
+        FrozenConfigDict(compiled_in),
+        config.language.masking,
+        mesh,
+        batch_division(config, settings, mesh),
+    )
 
 
 @functools.cache
 def _train_steps(
-    model: Any, settings: Config, masking: str, mesh: Mesh
+    model: Any, settings: Config, masking: str, mesh: Mesh, division: Division
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    loss_fn = phase_loss_fn(model, settings)
-    # The rank of all features together is not a sum over shards.
-    penalty, whole = None, False
+    loss_fn, penalty = phase_loss_fn(model, settings), None
     if "flatness_penalty" in settings:
         penalty = make_flatness_penalty(model.apply, loss_fn, settings)
-        whole = settings.flatness_penalty.measure == "feature_rank"
-    by_shard = jax.default_backend() == "cpu" and not whole
 
     def place(state: TrainState) -> TrainState:
         return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
 
-    objective = Objective(
-        loss_fn,
-        penalty,
-        make_adversary(model.apply, settings),
-        num_shards=mesh.shape["data"] if by_shard and mesh.shape["model"] == 1 else 1,
-        num_microbatches=settings.batch_size // (settings.microbatch_size or settings.batch_size),
-    )
     return make_train_steps(
-        objective,
-        make_sampler(settings, masking, mesh),
+        Objective(loss_fn, penalty, make_adversary(model.apply, settings), division),
+        make_sampler(settings, masking, mesh, division),
         phase_optimizer(settings.optimizer),
         skips=settings.optimizer.skip_nonfinite > 0,
         constrain_sharding=place,
     )
+
+
+def batch_division(config: Config, settings: Config, mesh: Mesh) -> Division:
+    """Return how a step of a phase divides its batch; `settings` are the phase's.
+
+    Without a microbatch_size, a CPU takes parts whose activations stay in its cache. Steps of our
+    own models and objectives compute no padding beyond a microbatch's longest sentence. The slots
+    of one program would compute it, because they cannot branch apart.
+    """
+    penalty, on_cpu = settings.flatness_penalty, jax.default_backend() == "cpu"
+    num_shards = mesh.shape["data"] if on_cpu and mesh.shape["model"] == 1 else 1
+    # The rank of all features together is not a sum over shards.
+    if penalty.strength and penalty.measure in NEED_WHOLE_BATCH:
+        return Division(1 if penalty.measure == "feature_rank" else num_shards)
+    lengths = padded_lengths(config.language)
+    num_microbatches = 1
+    if settings.microbatch_size:
+        num_microbatches = settings.batch_size // settings.microbatch_size
+    elif on_cpu and config.training.together == 1:
+        size = settings.batch_size // (mesh.shape["data"] * mesh.shape["model"])
+        wanted = size * lengths[-1] / CACHED_TOKENS
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        num_microbatches = min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    cuts = num_microbatches > 1 and len(lengths) > 1 and config.training.together == 1
+    if not cuts or not is_ours(config) or settings.objective in settings:
+        lengths = ()
+    return Division(num_shards, num_microbatches, lengths)
 
 
 def schedule(settings: Config, anneal: bool) -> Schedule:

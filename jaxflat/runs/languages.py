@@ -110,6 +110,19 @@ def _check_uses_of_generated(config: Config) -> None:
     text_language.check_language(config.language, num_labelled)
 
 
+def padded_lengths(section: Config) -> tuple[int, ...]:
+    """Return at most eight numbers of positions, ascending, that pad sentences without much waste.
+
+    The last one holds the longest sentence. It is the only one if no sentence is shorter, or if a
+    user's function makes the language.
+    """
+    _, longest = language_kind(section).sizes(section)
+    chosen = section[section.name]
+    shortest = longest if functions.is_function(chosen) else chosen.get("min_length", longest)
+    gap = -(-longest // 8)
+    return (*(n for n in range(gap, longest, gap) if n >= shortest), longest)
+
+
 SAMPLED = LanguageKind(
     check=make_language,
     check_uses=_check_uses_of_sampled,

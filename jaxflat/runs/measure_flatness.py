@@ -136,7 +136,7 @@ def measure_problems(
     Gauss-Newton trace, for the models whose rescalings jaxflat knows.
     """
     config, own = problems.config, problems.own
-    has_invariant = measure in TRACES and config.flatness.invariant and is_ours(config)
+    has_invariant = measure in TRACES and config.flatness.invariant and builders.is_ours(config)
 
     def take(name: str, problem: Problem) -> Estimates:
         # A name that was taken before costs nothing: the partial results hold its samples.
@@ -255,11 +255,6 @@ def _trace_terms(
     return sample_trace(draw_round, config.flatness)
 
 
-def is_ours(config: Config) -> bool:
-    """Say whether jaxflat defines the model: the roles of its parameters are then known."""
-    return config.model.name not in functions.sections_in(config.model)
-
-
 def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint) -> Problem:
     """Return the problem that measures see: the loss at `params` on sentences of the language."""
     settings = config.flatness
@@ -270,7 +265,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
     def sample(i: int) -> MaskedBatch:
         return sample_microbatches(config, jax.random.fold_in(data_key, i))
 
-    groupings = (block_of, kind_of) if is_ours(config) else (_top_module,)
+    groupings = (block_of, kind_of) if builders.is_ours(config) else (_top_module,)
     return Problem(
         loss_fn,
         log_probs_fn,
@@ -279,7 +274,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
         key,
         sentences_seen(config, checkpoint),
         groupings=groupings if settings.by_block else (),
-        stacked=is_stacked if is_ours(config) else None,
+        stacked=is_stacked if builders.is_ours(config) else None,
     )
 
 

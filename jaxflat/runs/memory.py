@@ -17,7 +17,6 @@ from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
-from jaxflat.runs.measure_flatness import is_ours
 from jaxflat.runs.trajectory import Phase
 
 GIB = 2**30
@@ -34,6 +33,7 @@ class StepMemory:
     """
 
     phase: Phase
+    microbatch_size: int
     state: int
     gradient: int
     activations: int
@@ -106,7 +106,8 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
         how = {"targets": settings.targets, "masking": masking}
         return jax.eval_shape(partial(masked_batch, batch_size=number, **how), language, key)
 
-    steps = builders.train_steps(model, settings, masking, builders.make_mesh(config))
+    mesh = builders.make_mesh(config)
+    steps = builders.train_steps(config, settings, mesh)
     schedule = builders.schedule(settings, anneal=False)
     span = phase.start, phase.stop
     jax.eval_shape(steps, state, Source(language), key, schedule, *span, strength)
@@ -120,14 +121,16 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
     def of_sentence(model: Any) -> int:  # without the parameters, which are stored once
         return stored(model, examples(2)) - stored(model, examples(1))
 
-    size = settings.microbatch_size or settings.batch_size
-    block = of_sentence(model.clone(remat=False) if is_ours(config) else model)
+    num_microbatches = builders.batch_division(config, settings, mesh).num_microbatches
+    size = settings.batch_size // num_microbatches
+    block = of_sentence(model.clone(remat=False) if builders.is_ours(config) else model)
     activations = size * (of_sentence(model) + 2 * block / config.model.num_layers)
     if config.training.compute_dtype != "float32":
         activations += _num_bytes(params) / 2  # the kernels in 16 bits
-    num_gradients = 2 if size < settings.batch_size else 1
+    num_gradients = 2 if num_microbatches > 1 else 1
     return StepMemory(
         phase,
+        size,
         _num_bytes(state),
         num_gradients * _num_bytes(params),
         round(activations),
@@ -145,7 +148,7 @@ def advice(config: Config, step: StepMemory) -> str:
     if step.on_each_device(config) <= available:
         return ""
     num_devices = mesh.shape["data"] * mesh.shape["model"]
-    size = settings.microbatch_size or settings.batch_size
+    size = step.microbatch_size
     penalty = settings.flatness_penalty
     needs_whole = penalty.strength and penalty.measure in NEED_WHOLE_BATCH
     batches = {settings.batch_size}
@@ -155,7 +158,7 @@ def advice(config: Config, step: StepMemory) -> str:
     def fits(size_then: int) -> bool:
         smaller = replace(
             step,
-            gradient=step.gradient * (1 if settings.microbatch_size else 2),
+            gradient=step.gradient * (1 if size < settings.batch_size else 2),
             activations=round(step.activations * size_then / size),
         )
         return smaller.on_each_device(config) <= available
@@ -167,7 +170,7 @@ def advice(config: Config, step: StepMemory) -> str:
     ]
     if smaller and not needs_whole:
         return f"Set phases.{phase.name}.microbatch_size={smaller[-1]}."
-    if fits(0) and not config.training.remat and is_ours(config):
+    if fits(0) and not config.training.remat and builders.is_ours(config):
         return "Set training.remat=True, then see this table again."
     return "Set mesh.model to the number of devices, or use more of them."
 
@@ -183,7 +186,7 @@ def moment_bytes(config: Config) -> int:
 
     0 without invariant traces. Attention has 3 width^2 head_size products a layer.
     """
-    if not (config.flatness.invariant and is_ours(config)):
+    if not (config.flatness.invariant and builders.is_ours(config)):
         return 0
     larger = config.flatness.embedded_width
     model = builders.make_largest_model(config) if larger else builders.make_model(config)

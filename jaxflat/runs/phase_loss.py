@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from jaxflat.config import Config
 from jaxflat.distributed import sharding
 from jaxflat.flatness import penalty
-from jaxflat.languages.batches import Source, source_batch
+from jaxflat.languages.batches import Source, interleave_by_length, source_batch
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import all_labels
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.ridge import unexplained_variance
 from jaxflat.training.adversarial import AdversarialBatch, Adversary
 from jaxflat.training.flatness_penalty import FlatnessPenalty
+from jaxflat.training.gradient import Division
 from jaxflat.training.objectives import (
     LossFn,
     masked_excess_loss,
@@ -32,10 +33,11 @@ Labelled = tuple[Sentences, jax.Array]  # (sentences, targets_NxKxC), as in prob
 SampleBatch = Callable[[Source, jax.Array, jax.Array], Any]  # (source, step's key, place in call)
 
 
-def make_sampler(settings: Config, masking: str, mesh: Mesh) -> SampleBatch:
+def make_sampler(settings: Config, masking: str, mesh: Mesh, division: Division) -> SampleBatch:
     """Return sample_batch(source, key, index) of a phase; batches are sharded over the mesh.
 
-    With an adversary it returns an AdversarialBatch.
+    If the division leaves out padding, sentences of similar lengths are in one microbatch. With an
+    adversary the result is an AdversarialBatch.
     """
     adversary = settings.adversary
     batch_settings = (settings.batch_size, settings.targets, masking)
@@ -43,7 +45,10 @@ def make_sampler(settings: Config, masking: str, mesh: Mesh) -> SampleBatch:
     shard = partial(sharding.shard_examples, mesh, over=sharding.RUN_AXES)
 
     def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
-        return shard(source_batch(source, key, index, *batch_settings))
+        batch = source_batch(source, key, index, *batch_settings)
+        if division.lengths:
+            batch = interleave_by_length(batch, division.num_microbatches)
+        return shard(batch)
 
     def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
         keys = jax.random.split(jax.random.fold_in(key, 1))  # other than `key`

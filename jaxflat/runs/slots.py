@@ -122,8 +122,7 @@ def run_calls(calls: Mapping[int, Call]) -> dict[int, Outcome]:
     """Make the same call of several runs, given by slot, and return their outcomes."""
     config, phase, _, stop, trunk_step, kind, _ = next(iter(calls.values()))
     mesh, num_slots = builders.make_mesh(config), config.training.together
-    model, masking = builders.make_trained_model(config), config.language.masking
-    steps = builders.train_steps(model, phase.settings, masking, mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     schedule_start = trunk_step if kind == "anneal" else phase.start
     arguments = {slot: _arguments(call) for slot, call in calls.items()}
     language = make_language(config.language)

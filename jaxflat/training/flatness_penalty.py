@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxflat.training.gradient import sum_over_microbatches
+from jaxflat.training.gradient import Division, sum_over_microbatches
 from jaxflat.training.objectives import LossFn
 
 Vectors = tuple[Any, ...]  # trees shaped like the parameters
@@ -30,13 +30,13 @@ class FlatnessPenalty:
     max_excess: float
 
     def acting_strength(
-        self, strength: jax.Array, params: Any, batch: Any, num_microbatches: int
+        self, strength: jax.Array, params: Any, batch: Any, division: Division
     ) -> jax.Array:
         """Return the strength in the step on this batch: itself, or 0."""
         if not self.max_excess:
             return strength
         excess_sum, weight = sum_over_microbatches(
-            partial(self.excess_loss, params), batch, num_microbatches
+            partial(self.excess_loss, params), batch, division
         )
         acts = (strength > 0) | (excess_sum / weight <= self.max_excess)
         return jnp.where(acts, strength, 0)

@@ -11,7 +11,7 @@ import optax
 
 from jaxflat.training.adversarial import Adversary, adversarial_gradient
 from jaxflat.training.flatness_penalty import FlatnessPenalty, Vectors, penalized_loss
-from jaxflat.training.gradient import GradientFn, loss_and_gradient
+from jaxflat.training.gradient import WHOLE, Division, GradientFn, loss_and_gradient
 from jaxflat.training.objectives import LossFn
 from jaxflat.training.optimizers import Schedule
 
@@ -36,7 +36,7 @@ class VectorTrainState(TrainState):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, and into how many parts `loss_and_gradient` divides its batch.
+    """What a step minimises, and how it divides its batch.
 
     The loss, plus a penalty's strength times its curvature, minus an adversary's strength times its
     loss. With an adversary a step's batch is an AdversarialBatch.
@@ -45,8 +45,7 @@ class Objective:
     loss_fn: LossFn
     penalty: FlatnessPenalty | None = None
     adversary: Adversary | None = None
-    num_shards: int = 1
-    num_microbatches: int = 1
+    division: Division = WHOLE
 
 
 def train_step(
@@ -158,15 +157,11 @@ def _gradient_of_step(
         if carries:
             state = replace(state, vectors=vectors)
         acting = penalty.acting_strength(
-            jnp.asarray(strength), state.params, examples, objective.num_microbatches
+            jnp.asarray(strength), state.params, examples, objective.division
         )
         minimized = penalized_loss(penalty, vectors, acting)
     gradient_fn: GradientFn = partial(
-        loss_and_gradient,
-        minimized,
-        examples,
-        num_shards=objective.num_shards,
-        num_microbatches=objective.num_microbatches,
+        loss_and_gradient, minimized, examples, division=objective.division
     )
     if adversary:
         gradient_fn = partial(adversarial_gradient, gradient_fn, adversary, batch)

@@ -192,7 +192,7 @@ def test_the_step_of_every_phase_is_traced(monkeypatch):
     config.phases.drift.flatness_penalty.strength = 1e-4
     traced = []
 
-    def train_steps(model, settings, masking, mesh):
+    def train_steps(config, settings, mesh):
         return lambda *args: traced.append((settings.optimizer.name, args[-1]))
 
     monkeypatch.setattr(builders, "train_steps", train_steps)
@@ -205,9 +205,7 @@ def test_the_step_of_every_phase_is_traced(monkeypatch):
 def training_step(name: str = "transformer"):
     config = resolved(name=name)
     phase = trajectory.phases(config)[0]
-    steps = builders.train_steps(
-        builders.make_model(config), phase.settings, "one", builders.make_mesh(config)
-    )
+    steps = builders.train_steps(config, phase.settings, builders.make_mesh(config))
     state = builders.init_state(builders.init_params(config), phase)
     schedule = builders.schedule(phase.settings, anneal=False)
     language = make_language(config.language)

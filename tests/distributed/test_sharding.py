@@ -35,7 +35,7 @@ def trained(config: FrozenConfigDict):
     mesh, phase = builders.make_mesh(config), trajectory.phases(config)[0]
     state = builders.init_state(builders.init_params(config, mesh), phase)
     state = sharding.shard_params(mesh, state)
-    steps = builders.train_steps(builders.make_model(config), phase.settings, "one", mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     schedule = builders.schedule(phase.settings, anneal=False)
     source, losses = Source(make_language(config.language)), []
     for stop in range(2, 12, 2):

@@ -41,7 +41,7 @@ def penalised(strength: float, **chosen) -> FrozenConfigDict:
 def program(config):
     (phase,) = trajectory.phases(config)
     mesh = builders.sharding.make_mesh(1)
-    return builders.train_steps(builders.make_model(config), phase.settings, "one", mesh)
+    return builders.train_steps(config, phase.settings, mesh)
 
 
 def start(config, slot: int = 0) -> slots.Call:

@@ -58,7 +58,7 @@ def test_a_projection_is_its_checkpoint_trained_on_by_adamw_on_exact_targets(arm
     settings = config.phases.pretrain
     assert (settings.targets, settings.optimizer.name) == ("exact", "adamw")
     mesh = builders.make_mesh(config)
-    steps = builders.train_steps(builders.make_model(config), settings, "one", mesh)
+    steps = builders.train_steps(config, settings, mesh)
     params = jax.tree.map(jnp.asarray, start)
     state = builders.init_state(params, drift._replace(start=16, settings=settings))
     key = builders.purpose_key(0, "train/drift/projection")

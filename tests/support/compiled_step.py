@@ -30,7 +30,7 @@ def compiled_step(config: Any) -> Any:
     from jaxflat.runs import builders, trajectory
     from jaxflat.runs.languages import make_language
 
-    phase, model = trajectory.phases(config)[0], builders.make_trained_model(config)
+    phase = trajectory.phases(config)[0]
     mesh = builders.make_mesh(config)
     params = jax.eval_shape(lambda: builders.init_params(config))
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
@@ -41,7 +41,7 @@ def compiled_step(config: Any) -> Any:
     source = Source(make_language(config.language))
     schedule = builders.schedule(phase.settings, anneal=False)
     arguments = sharding.replicate(mesh, (source, jax.random.key(0), schedule))
-    steps = builders.train_steps(model, phase.settings, config.language.masking, mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     return steps.lower(state, *arguments, phase.start, phase.stop).compile()
 
 

@@ -17,7 +17,7 @@ from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, phase_loss, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.training.adversarial import adversarial_gradient
-from jaxflat.training.gradient import loss_and_gradient
+from jaxflat.training.gradient import WHOLE, loss_and_gradient
 
 KEY = jax.random.key(3)
 
@@ -35,7 +35,7 @@ def drawn(config):
     """Return the first batch of training."""
     (phase,) = trajectory.phases(config)
     mesh = builders.sharding.make_mesh(1)
-    sample_batch = phase_loss.make_sampler(phase.settings, "one", mesh)
+    sample_batch = phase_loss.make_sampler(phase.settings, "one", mesh, WHOLE)
     return jax.jit(sample_batch)(Source(make_language(config.language)), KEY, jnp.asarray(0))
 
 
@@ -51,7 +51,7 @@ def train(config, num_steps: int, num_devices=1):
     """Return the parameters after some steps, and the mean loss of the steps."""
     mesh = builders.sharding.make_mesh(num_devices)
     (phase,) = trajectory.phases(config)
-    steps = builders.train_steps(builders.make_model(config), phase.settings, "one", mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     state = builders.init_state(builders.init_params(config), phase)
     state = builders.sharding.replicate(mesh, state)
     schedule = builders.schedule(phase.settings, anneal=False)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxflat.training.flatness_penalty import FlatnessPenalty, penalized_loss
+from jaxflat.training.gradient import WHOLE, Division
 from jaxflat.training.optimizers import Schedule
 from jaxflat.training.step import Objective, TrainState, VectorTrainState, make_train_steps
 
@@ -46,7 +47,7 @@ def make_penalty(next_vectors=signs, excess=0.0, max_excess=0.0):
 
 def train(penalty, strength, state=None, stop=3, num_shards=1):
     steps = make_train_steps(
-        Objective(loss_fn, penalty, num_shards=num_shards), sample, optax.sgd(1.0)
+        Objective(loss_fn, penalty, division=Division(num_shards)), sample, optax.sgd(1.0)
     )
     start = state or TrainState(PARAMS, optax.sgd(1.0).init(PARAMS), jnp.asarray(0))
     state = jax.tree.map(jnp.copy, start)  # a call donates its state
@@ -88,10 +89,12 @@ def test_vectors_are_carried_from_step_to_step_and_call_to_call():
 )
 def test_negative_strengths_act_up_to_the_largest_excess(strength, excess, acts):
     limited = partial(make_penalty, excess=excess, max_excess=0.1)
-    found = limited().acting_strength(jnp.asarray(strength), PARAMS, None, 1)
+    found = limited().acting_strength(jnp.asarray(strength), PARAMS, None, WHOLE)
     assert found == (jnp.asarray(strength) if acts else 0)
     state, _ = train(limited(), strength)
     without, _ = train(None, None)
     assert np.allclose(state.params, without.params) != acts
-    unlimited = make_penalty(excess=excess).acting_strength(jnp.asarray(strength), PARAMS, None, 1)
+    unlimited = make_penalty(excess=excess).acting_strength(
+        jnp.asarray(strength), PARAMS, None, WHOLE
+    )
     assert unlimited == jnp.asarray(strength)

@@ -1,11 +1,14 @@
 """The gradient of a batch by shards and microbatches: that of the whole batch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxflat.training.gradient import loss_and_gradient, sum_over_microbatches
+from jaxflat.languages.batches import MaskedBatch, interleave_by_length
+from jaxflat.training.gradient import Division, loss_and_gradient, sum_over_microbatches
 
 BATCH = {
     "rows": np.random.default_rng(0).normal(size=(24, 3)),
@@ -26,7 +29,9 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(num_shards, num_mic
     with jax.enable_x64(True):
         params = jnp.array([0.3, -1.0, 0.7])
         batch = jax.tree.map(jnp.asarray, BATCH)
-        loss, gradient = loss_and_gradient(loss_fn, batch, params, num_shards, num_microbatches)
+        loss, gradient = loss_and_gradient(
+            loss_fn, batch, params, Division(num_shards, num_microbatches)
+        )
         outputs_B, shares_B = BATCH["rows"] @ params, BATCH["weights"] / BATCH["weights"].sum()
         np.testing.assert_allclose(loss, shares_B @ outputs_B**4, rtol=1e-13)
         expected = (shares_B * 4 * outputs_B**3) @ BATCH["rows"]
@@ -34,5 +39,43 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(num_shards, num_mic
 
 
 def test_every_example_is_in_one_microbatch():
-    totals = sum_over_microbatches(lambda x: (x.sum(), 2.0 ** -x[0]), jnp.arange(6.0), 3)
+    in_three = Division(num_microbatches=3)
+    totals = sum_over_microbatches(lambda x: (x.sum(), 2.0 ** -x[0]), jnp.arange(6.0), in_three)
     assert totals == (15, 2.0**0 + 2.0**-1 + 2.0**-2)  # parts start with the examples 0, 1, 2
+
+
+SENTENCES = np.random.default_rng(2).permutation([2, 3, 3, 4, 4, 5, 8, 9, 10, 10, 11, 12])
+"""The lengths of twelve sentences, sorted into four microbatches of three."""
+
+
+def batch_of_lengths(lengths_B: np.ndarray) -> MaskedBatch:
+    """Word t of sentence b is 100 b + t, and padding is nan."""
+    b_Bx1, t_1xT = np.arange(12.0)[:, None], np.arange(12.0)[None]
+    inputs_BxT = np.where(t_1xT < lengths_B[:, None], 100 * b_Bx1 + t_1xT, np.nan)
+    others = (jnp.asarray(b_Bx1),) * 3
+    return MaskedBatch(jnp.asarray(inputs_BxT), jnp.asarray(lengths_B), *others)
+
+
+@pytest.mark.parametrize("lengths", [(), (12,), (4, 8, 12), (3, 6, 9, 12)])
+def test_microbatches_of_similar_lengths_keep_all_words_and_little_padding(lengths):
+    def words_and_positions(batch):
+        return jnp.nansum(batch.inputs_BxT), jnp.asarray(batch.inputs_BxT.size)
+
+    whole = batch_of_lengths(SENTENCES)
+    sorted_batch = interleave_by_length(whole, 4)
+    words, positions = jax.jit(
+        partial(sum_over_microbatches, words_and_positions, division=Division(1, 4, lengths))
+    )(sorted_batch)
+    assert words == np.nansum(whole.inputs_BxT)
+    padded = lengths or (12,)
+    longest = np.sort(SENTENCES).reshape(4, 3).max(1)
+    assert positions == 3 * sum(
+        min(n for n in padded if n >= longest_one) for longest_one in longest
+    )
+
+
+def test_sentences_sorted_by_length_keep_their_targets():
+    batch = interleave_by_length(batch_of_lengths(SENTENCES), 4)
+    assert sorted(batch.positions_BxM[:, 0].tolist()) == list(range(12))
+    np.testing.assert_array_equal(batch.inputs_BxT[:, 0], 100 * batch.positions_BxM[:, 0])
+    np.testing.assert_array_equal(batch.lengths_B, SENTENCES[batch.positions_BxM[:, 0].astype(int)])

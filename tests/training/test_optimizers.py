@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.config.optimizers import OF_OPTAX
 from jaxflat.runs import builders
-from jaxflat.training.gradient import loss_and_gradient
+from jaxflat.training.gradient import Division, loss_and_gradient
 from jaxflat.training.optimizers import Schedule, decay_mask, make_optimizer, muon_axes
 from jaxflat.training.step import TrainState, train_step
 
@@ -98,7 +98,7 @@ def test_sam_takes_the_gradient_at_the_ascent_point(num_shards):
         state = TrainState(jax.tree.map(jnp.asarray, params), sam.init(params), jnp.asarray(0))
         expected_state = adamw.init(params)
         for _ in range(3):
-            gradient_fn = partial(loss_and_gradient, loss_fn, batch, num_shards=num_shards)
+            gradient_fn = partial(loss_and_gradient, loss_fn, batch, division=Division(num_shards))
             state, _ = train_step(state, jnp.asarray(0.1), gradient_fn, sam)
             here = slope(params)
             norm = np.sqrt(sum((g**2).sum() for g in here.values()))

@@ -15,6 +15,7 @@ from jaxflat.config.validation import validate
 from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
+from jaxflat.training.gradient import WHOLE, Division
 from jaxflat.training.objectives import (
     masked_excess_loss,
     masked_lm_loss,
@@ -36,8 +37,7 @@ def resolved(**overrides) -> FrozenConfigDict:
 def losses_of_first_steps(config, num_devices: int, num_steps: int) -> np.ndarray:
     mesh = builders.sharding.make_mesh(num_devices)
     (phase,) = trajectory.phases(config)
-    model = builders.make_model(config)
-    steps = builders.train_steps(model, phase.settings, "one", mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     schedule = builders.schedule(phase.settings, anneal=False)
     state = builders.init_state(builders.init_params(config), phase)
     state = builders.sharding.replicate(mesh, state)
@@ -63,6 +63,9 @@ def test_eight_devices_train_like_one(targets):
 SAM = {"optimizer": {"name": "sam"}}
 PENALTY = {"strength": -1e-4, "max_excess": 10.0}
 ADVERSARY = {"strength": 0.1, "num_sentences": 128}
+PENALTY_KEY = "phases.pretrain.flatness_penalty"
+CUTS = (4, 5, 6, 7, 8)
+LENGTHS = (12, 16, 20, 24, 28, 30)  # of sentences of 9 to 30 words
 
 
 @pytest.mark.slow
@@ -74,18 +77,56 @@ ADVERSARY = {"strength": 0.1, "num_sentences": 128}
         *in_full((SAM, 2), ({"adversary": ADVERSARY}, 2), ({"flatness_penalty": PENALTY}, 2)),
     ],
 )
-def test_microbatches_train_like_the_whole_batch(overrides, num_devices):
+@pytest.mark.parametrize("model", ["transformer", *in_full("lstm")])
+def test_microbatches_train_like_the_whole_batch(overrides, num_devices, model, monkeypatch):
+    """Each microbatch is cut after its longest sentence; sentences have 4 to 8 words."""
     config = ConfigDict(resolved())
     config.phases.pretrain.update(overrides)
-    whole = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
-    config.phases.pretrain.microbatch_size = 32
-    parts = losses_of_first_steps(FrozenConfigDict(config), num_devices, 30)
+    config.model.name, mesh = model, builders.sharding.make_mesh(num_devices)
+    monkeypatch.setattr(builders, "CACHED_TOKENS", 1024)
+    runs = []
+    for size, expected in (0, Division(num_devices)), (32, Division(num_devices, 4, CUTS)):
+        config.phases.pretrain.microbatch_size = size
+        frozen = FrozenConfigDict(config)
+        division = builders.batch_division(frozen, frozen.phases.pretrain, mesh)
+        assert division == expected
+        runs.append(losses_of_first_steps(frozen, num_devices, 30))
+    whole, parts = runs
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     assert (parts != whole).any()  # sums in another order are rounded in another way
     assert whole[-1] < whole[0]
     if overrides:
         plain = losses_of_first_steps(resolved(), num_devices, 30)
         assert np.abs(plain / whole - 1).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "expected"),
+    [(128, 2, 1), (128, 1, 2), (64, 1, 1), (512, 1, 8), (512, 2, 4), (127, 1, 1), (2 * 60, 2, 1)],
+)
+def test_a_cpu_takes_parts_that_stay_in_its_cache(batch_size, num_devices, expected):
+    """Of 512 words, here of sentences of 8, as nearly as a divisor of the batch allows."""
+    config = resolved(batch_size=batch_size)
+    mesh = builders.sharding.make_mesh(num_devices)
+    division = builders.batch_division(config, config.phases.pretrain, mesh)
+    assert division.num_microbatches == expected
+    assert division.lengths == (CUTS if expected > 1 else ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"training.together": 2}, Division(1)),
+        ({f"{PENALTY_KEY}.measure": "feature_rank", f"{PENALTY_KEY}.strength": 1.0}, WHOLE),
+        ({"language.hmm.min_length": 8}, Division(1, 8, ())),
+        ({"language.hmm.length": 30, "language.hmm.min_length": 9}, Division(1, 32, LENGTHS)),
+    ],
+)
+def test_what_decides_the_parts_of_a_batch(changes, expected):
+    config = ConfigDict(resolved(batch_size=512))
+    config.update_from_flattened_dict(changes)
+    config, mesh = FrozenConfigDict(config), builders.sharding.make_mesh(1)
+    assert builders.batch_division(config, config.phases.pretrain, mesh) == expected
 
 
 @pytest.mark.slow
@@ -115,7 +156,7 @@ def test_bfloat16_products_reach_the_same_excess_loss():
 def trained(config):
     (phase,) = trajectory.phases(config)
     mesh = builders.sharding.make_mesh(1)
-    steps = builders.train_steps(builders.make_trained_model(config), phase.settings, "one", mesh)
+    steps = builders.train_steps(config, phase.settings, mesh)
     state = builders.init_state(builders.init_params(config), phase)
     schedule = builders.schedule(phase.settings, anneal=False)
     source, key = Source(make_language(config.language)), jax.random.key(config.data_seed)
@@ -155,7 +196,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     language = make_language(config.language)
     batch = masked_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
-    steps = builders.train_steps(model, phase.settings, "one", builders.sharding.make_mesh(1))
+    steps = builders.train_steps(config, phase.settings, builders.sharding.make_mesh(1))
     schedule = builders.schedule(phase.settings, anneal=False)
     state = builders.init_state(builders.init_params(config), phase)
     optimum = jax.scipy.special.entr(batch.targets_BxMxV).sum() / 1024

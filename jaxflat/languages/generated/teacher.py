@@ -20,6 +20,7 @@ from jaxflat.datasets.tokenizer import encode, train_tokenizer
 from jaxflat.distributed import preemption, sharding
 from jaxflat.models.causal import CausalTransformer
 from jaxflat.models.huggingface import save_causal
+from jaxflat.training.gradient import Division
 from jaxflat.training.objectives import causal_lm_loss, causal_losses
 from jaxflat.training.optimizers import Schedule, make_optimizer
 from jaxflat.training.step import Objective, TrainState, make_train_steps
@@ -146,7 +147,7 @@ def _train(
 
     optimizer = make_optimizer("adamw", {"weight_decay": settings.weight_decay})
     num_shards = num_data if jax.default_backend() == "cpu" else 1
-    objective = Objective(causal_lm_loss(model.apply), num_shards=num_shards)
+    objective = Objective(causal_lm_loss(model.apply), division=Division(num_shards))
     steps = make_train_steps(objective, sample_batch, optimizer)
     warmup_steps = settings.warmup_steps
     decay_steps = num_steps - warmup_steps
