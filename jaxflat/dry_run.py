@@ -1,4 +1,4 @@
-"""Show, before any training, the memory of a sweep's points and what its results could decide."""
+"""Show, before any training, a sweep's memory, languages, drift and what it could decide."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,16 @@ from jaxflat.analysis.results_csv import LANGUAGE, OF_LANGUAGE, SEEDS
 from jaxflat.analysis.synthetic import EXCESS, PlantedTruth, SyntheticArm
 from jaxflat.config import Config
 from jaxflat.console import make_console
+from jaxflat.flatness import Estimate
 from jaxflat.runs import builders, checks, memory, trajectory
+from jaxflat.runs.drift import predicted_drift
+from jaxflat.runs.language_figures import measure_language
+from jaxflat.runs.languages import language_kind, make_language
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Checkpoint
 
 UNTRAINED = [Checkpoint(0)]  # also a lookup table's
+LANGUAGE_SENTENCES = 2048  # sampled for the figures of a language
 
 
 def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
@@ -43,6 +48,72 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
         if len(numbers) > 1:
             text = f"trained in one program of {slots} slots: {', '.join(numbers)}"
             console.print(f"{text}; a row is of one slot", highlight=False)
+
+
+def show_languages(points: Sequence[Point]) -> None:
+    """Print the entropies of the points' languages, and the accuracies that their tasks allow."""
+    console = make_console()
+    entropies = _figures_table("optimum of the loss", "unigram entropy", "context gives")
+    tasks = _figures_table("task", "Bayes accuracy", "majority", "sentences that have it")
+    for section in dict.fromkeys(point.config.language for point in points):
+        name = escape(f"{section.name}, seed {section.seed}")
+        if not language_kind(section).has_tasks:
+            text = "no figures here, because its exact conditionals take a model's time"
+            console.print(f"{name}: {text}; results.csv has its optimum", highlight=False)
+            continue
+        language, key = make_language(section), builders.purpose_key(section.seed, "figures")
+        figures = measure_language(language, section.masking, key, num_sentences=LANGUAGE_SENTENCES)
+        entropies.add_row(name, *map(_cell, figures[:3]))
+        for task, accuracies in figures.tasks.items():
+            tasks.add_row(name, escape(task), *map(_cell, accuracies))
+    for table, title in (
+        (entropies, "Nats of a masked word; context gives unigram entropy - optimum"),
+        (tasks, "Latent labels of the tasks"),
+    ):
+        if table.row_count:
+            table.title = f"{title}, ± standard error over {LANGUAGE_SENTENCES} sentences"
+            console.print(table)
+
+
+def show_drift(points: Sequence[Point]) -> None:
+    """Print how far label noise moves the parameters in each phase, where theory predicts it."""
+    columns = ("phase", "learning rate", "batch", "steps", "targets", "t")
+    table, others, console = Table(*columns, box=box.SIMPLE_HEAD), {}, make_console()
+    rows: dict[tuple[str, ...], None] = {}
+    for point in points:
+        for phase in trajectory.phases(point.config):
+            settings = phase.settings
+            drift = predicted_drift(point.config.language, settings)
+            if drift is None:
+                others[f"{phase.name} ({settings.optimizer.name})"] = None
+                continue
+            sizes = settings.schedule.learning_rate, settings.batch_size, settings.steps
+            rows[(phase.name, *map(str, sizes), settings.targets, f"{drift:.2g}")] = None
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if rows:
+        table.title = "Drift of label noise, t = sum of (learning rate)² / batch over the steps"
+        console.print(table)
+        console.print(
+            "In time t label noise moves parameters along the minimisers as "
+            "d theta / dt = -1/4 grad tr H does.",
+            highlight=False,
+        )
+    if others:
+        console.print(
+            f"No drift is predicted for {', '.join(others)}: t is defined for plain SGD without a "
+            "penalty, on new sentences with one masked word.",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _figures_table(*columns: str) -> Table:
+    return Table("language", *columns, box=box.SIMPLE_HEAD)
+
+
+def _cell(estimate: Estimate) -> str:
+    return f"{float(estimate.mean):.3f} ± {float(estimate.sem):.3f}"
 
 
 def show_power(points: Sequence[Point]) -> None:

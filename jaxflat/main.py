@@ -33,7 +33,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="list the points, their memory and what the sweep could decide; train nothing",
+        help="list the points, their memory, their languages and what the sweep could decide; "
+        "train nothing",
     )
     parser.add_argument(
         "--multihost",
@@ -68,8 +69,11 @@ def main(arguments: list[str]) -> int:
     if flags.dry_run:
         expanded = points.expand(config, listed, workdir)
         sweep_record.check_sweep(config, expanded, workdir)
-        chosen = {point.name for point in points.select(expanded, flags.points)}
-        dry_run.show_points([(n, p) for n, p in enumerate(expanded) if p.name in chosen])
+        names = {point.name for point in points.select(expanded, flags.points)}
+        chosen = [(number, point) for number, point in enumerate(expanded) if point.name in names]
+        dry_run.show_points(chosen)
+        dry_run.show_languages([point for _, point in chosen])
+        dry_run.show_drift([point for _, point in chosen])
         dry_run.show_power(expanded)
         return 0
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every exception it raises

@@ -1,9 +1,13 @@
 """The dry run's prediction: which claims a sweep could decide, for shipped and unusual sweeps."""
 
+import dataclasses
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
 from jaxflat import dry_run
 from jaxflat.analysis import power
@@ -197,6 +201,48 @@ def test_one_program_of_two_slots_is_still_listed(tmp_path, capsys):
     expanded = points.expand(config, sweep, tmp_path)
     dry_run.show_points(list(enumerate(expanded)))
     assert "trained in one program of 2 slots: 0, 1" in capsys.readouterr().out
+
+
+def rows_of(printed: str, first: str) -> list[list[str]]:
+    """Return the cells of the rows of a table that begin with a word."""
+    lines = (line.strip() for line in printed.splitlines())
+    return [re.split(r"\s{2,}", line) for line in lines if line.startswith(first)]
+
+
+@pytest.mark.slow
+def test_every_language_has_its_figures(tmp_path, capsys):
+    sweep = product(param("language.seed", [0, 1]), param("model.width", [8, 16]))
+    dry_run.show_languages(points.expand(tiny_config(), sweep, tmp_path))
+    *entropies, task_0, task_1 = rows_of(capsys.readouterr().out, "hmm, seed")
+    assert [row[0] for row in entropies] == ["hmm, seed 0", "hmm, seed 1"]
+    for _, *cells in entropies:
+        optimum, unigram, context = (float(cell.split(" ± ")[0]) for cell in cells)
+        assert 0 < optimum < unigram <= math.log(6)
+        assert context == pytest.approx(unigram - optimum, abs=0.0015)
+    assert [row[:2] for row in (task_0, task_1)] == [[f"hmm, seed {s}", "state_2"] for s in (0, 1)]
+    assert task_0[-1] == "1.000 ± 0.000"
+
+
+def test_a_language_of_a_teacher_says_that_it_has_no_figures(tmp_path, capsys):
+    config = tiny_config()
+    config.language.name = "generated"
+    point = points.expand(tiny_config(), product(param("seed", [0])), tmp_path)[0]
+    dry_run.show_languages([dataclasses.replace(point, config=FrozenConfigDict(config))])
+    assert capsys.readouterr().out.count("generated, seed 0: no figures here") == 1
+
+
+def test_the_drift_is_that_of_each_sgd_phase(tmp_path, capsys):
+    rates = param("phases.drift.schedule.learning_rate", [0.1, 0.2])
+    config = tiny_config()
+    config.phases.drift.schedule.warmup_steps = 0
+    dry_run.show_drift(points.expand(config, product(param("seed", [0, 1]), rates), tmp_path))
+    printed = capsys.readouterr().out
+    small, large = 0.1**2 * 6 / 8, 0.2**2 * 6 / 8
+    assert rows_of(printed, "drift ") == [
+        ["drift", "0.1", "8", "6", "sampled", f"{small:.2g}"],
+        ["drift", "0.2", "8", "6", "sampled", f"{large:.2g}"],
+    ]
+    assert "No drift is predicted for pretrain (adamw)" in printed
 
 
 def test_the_prediction_and_the_points_have_the_names_of_arms(tmp_path, capsys):
