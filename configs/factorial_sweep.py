@@ -39,7 +39,7 @@ def get_config(scale: str | None = None) -> Config:
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.probes.update({"num_validation": 256, "num_test": 512, "iterations": 50})
     if scale == "paper":
-        config.language.hmm.update({"num_states": 100, "num_words": 200})
+        config.language.update(base_config.paper_hmm())
         config.model.update({"num_layers": 26, "head_size": 48})
         warm.batch_size = settle.batch_size = 4096
         warm.microbatch_size = drift.microbatch_size = settle.microbatch_size = 256

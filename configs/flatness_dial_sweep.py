@@ -18,12 +18,8 @@ STEPS = {
     "full": (2500, 250, (300, 600, 1000, 1500)),
     "paper": (30_000, 6000, (6000, 15_000, 30_000)),
 }
-DOSES = {
-    "smoke": (0.0, 1e-4),
-    "laptop": (0.0, -1e-5, 1e-4),
-    "full": (0.0, -2e-5, 1e-4),
-    "paper": (0.0, -1e-5, 1e-4),
-}
+DOSES = {"smoke": (0.0, 1e-4), "full": (0.0, -2e-5, 1e-4)}
+DOSES["laptop"] = DOSES["paper"] = (0.0, -1e-5, 1e-4)
 SEEDS = {"smoke": seeds(2), "laptop": seeds(8), "full": seeds(8, 2), "paper": seeds(8)}
 
 
@@ -44,6 +40,8 @@ def get_config(scale: str | None = None) -> Config:
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+    if scale == "paper":
+        base_config.use_paper_sizes(config, (warm, dial))
     config.phases.warm, config.phases.dial = warm, dial
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False, "num_probes": 2})
     config.probes.update({"labelings": ("map",), "belief_state": False})

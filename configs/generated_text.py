@@ -47,9 +47,9 @@ def get_config(scale: str | None = None) -> Config:
         language.stored_sentences = 10_000_000
         language.generated.update({"num_words": 2000, "length": 24, "tasks": ("sst2", "qnli")})
         language.generated.trained.vocabulary = 512  # < num_words: training a teacher is refused
-        config.model.update({"width": 96, "num_layers": 12, "head_size": 48})
+        config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
         phase.update({"batch_size": 4096, "steps": 60_000, "anneal_steps": 6000})
-        phase.checkpoint_steps = (60_000,)
+        phase.checkpoint_steps, phase.microbatch_size = (60_000,), 256
     return config
 
 

@@ -34,8 +34,7 @@ def get_config(scale: str | None = None) -> Config:
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     if scale == "paper":  # 8M to 134M parameters
-        config.language.hmm.update({"num_states": 100, "num_words": 200, "length": 16})
-        config.language.hmm.update({"min_length": 16, "tasks": (6, 10)})
+        config.language.update(base_config.paper_hmm())
         phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})
         phase.anneal_steps = 6000
         phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})

@@ -33,9 +33,7 @@ def get_config(scale: str | None = None) -> Config:
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     if scale == "paper":  # the paper's grammar; 3M to 740M parameters at one depth
-        pcfg = {"level_sizes": (9, 8, 8, 8, 8, 8), "num_words": 200, "rule_concentration": 0.01}
-        pcfg |= {"length": 32, "min_length": 5, "tasks": ((), (0, 16), (0, 8))}
-        config.language.update({"name": "pcfg", "pcfg": pcfg})
+        config.language.update(base_config.paper_grammar())
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
         phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})
         phase.anneal_steps, phase.schedule.warmup_steps = 6000, 1800

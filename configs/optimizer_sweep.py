@@ -40,11 +40,7 @@ def get_config(scale: str | None = None) -> Config:
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
     if scale == "paper":
-        config.language.balanced_tree.update({"depth": 5, "num_states": 10, "num_words": 200})
-        config.language.balanced_tree.tasks = ((0, 32), (0, 16), (0, 8))
-        config.model.update({"width": 768, "num_layers": 26, "head_size": 48})
-        for phase in config.phases.values():
-            phase.batch_size, phase.microbatch_size, phase.schedule.learning_rate = 4096, 256, 1e-3
+        base_config.use_paper_sizes(config, config.phases.values())
     return config
 
 

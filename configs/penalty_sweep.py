@@ -28,8 +28,7 @@ def get_config(scale: str | None = None) -> Config:
     """Return the config that all points share."""
     scale, config = named_scale(scale), base_config.base()
     num_warm, num_anneal, ladder = STEPS[scale]
-    config.phase_order, config.claims.primary = ("warm", "dial"), "effect"
-    del config.phases.pretrain
+    config.claims.update({"primary": "effect", "shots": 200})
     warm, dial = base_config.phase(), base_config.phase()
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
     dial.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
@@ -44,9 +43,11 @@ def get_config(scale: str | None = None) -> Config:
         config.evaluation.update({"num_sentences": 256, "batch_size": 128})
         config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
         config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
-    config.phases.warm, config.phases.dial = warm, dial
+    if scale == "paper":
+        base_config.use_paper_sizes(config, (warm, dial))
+        dial.microbatch_size, config.training.remat = 0, True  # eigenvalues need the whole batch
+    config.phases, config.phase_order = {"warm": warm, "dial": dial}, ("warm", "dial")
     config.probes.update({"labelings": ("map",), "belief_state": False})
-    config.claims.shots = 200
     return config
 
 

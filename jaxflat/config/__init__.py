@@ -9,6 +9,9 @@ from jaxflat.config.base import base as base
 from jaxflat.config.base import phase as phase
 from jaxflat.config.flatness import MEASURES as MEASURES
 from jaxflat.config.functions import custom as custom
+from jaxflat.config.paper import paper_grammar as paper_grammar
+from jaxflat.config.paper import paper_hmm as paper_hmm
+from jaxflat.config.paper import use_paper_sizes as use_paper_sizes
 from jaxflat.config.ranges import Config as Config
 from jaxflat.config.sweeps import Sweep as Sweep
 from jaxflat.config.sweeps import arm as arm
