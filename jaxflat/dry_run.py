@@ -67,11 +67,11 @@ def show_languages(points: Sequence[Point]) -> None:
         for task, accuracies in figures.tasks.items():
             tasks.add_row(name, escape(task), *map(_cell, accuracies))
     for table, title in (
-        (entropies, "Nats of a masked word; context gives unigram entropy - optimum"),
-        (tasks, "Latent labels of the tasks"),
+        (entropies, "Nats of a masked word ± standard error"),
+        (tasks, "Latent labels ± standard error"),
     ):
         if table.row_count:
-            table.title = f"{title}, ± standard error over {LANGUAGE_SENTENCES} sentences"
+            table.title = title
             console.print(table)
 
 

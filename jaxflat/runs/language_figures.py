@@ -56,7 +56,8 @@ def measure_language(
     # E[q] = p, so E[-q log p] = H(p); its linearised error is that of H at the estimated p.
     cross_S = -jax.scipy.special.xlogy(probs_SxV, unigram_V[None]).sum(axis=1)
     figures = {}
-    for name, (posterior_SxC, valid_S) in tasks.items():
+    for name in language.tasks:  # in its order; a compiled function sorts them
+        posterior_SxC, valid_S = tasks[name]
         kept_SxC = posterior_SxC * valid_S[:, None]
         figures[name] = TaskFigures(
             bayes=mean(kept_SxC.max(axis=1), valid_S),
