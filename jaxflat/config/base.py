@@ -156,7 +156,7 @@ def probes() -> dict[str, Any]:
         # (grammars): the labels of the paper's code. The tasks of the language `generated` have
         # given labels instead.
         "labelings": Bounded(("map", "latent"), choices=LABELINGS),
-        "shots": (200, 4000),  # training sentences
+        "shots": (200, 4000),  # training sentences with a label; so are those below
         # How the representations of a sentence's tokens become one vector.
         "pooling": Bounded("concatenate", choices=("concatenate", "mean")),
         "num_draws": 2,  # independent draws of the training sentences

@@ -16,6 +16,7 @@ from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, random_projection, span_mean
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import builders
+from jaxflat.runs.labelled_sentences import labelled_shares
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_belief_states import belief_state_determinations
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
@@ -45,9 +46,12 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return the settings on which each requested measure depends, except training's.
 
     `test_sentences` distinguishes them from results of older versions, in which the test sentences
-    belonged to the language.
+    belonged to the language. `sentences` does so where older versions counted unlabelled sentences.
     """
     chosen, trained = config.probes, config.model.name != "lookup_table"
+    seed = {"probe_seed": config.probe_seed, "test_sentences": "of probe_seed"}
+    if min(labelled_shares(config.language, chosen).values(), default=1) < 1:
+        seed["sentences"] = "labelled"
     own = dict.fromkeys(functions.sections_in(chosen), True)
     requested = own | {
         "linear_probe": True,
@@ -57,8 +61,7 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     }
     keys_of = MEASURES | {name: ("labelings", "shots", "pooling", name) for name in own}
     return {
-        name: {key: chosen[key] for key in (*SAMPLED, *keys)}
-        | {"probe_seed": config.probe_seed, "test_sentences": "of probe_seed"}
+        name: {key: chosen[key] for key in (*SAMPLED, *keys)} | seed
         for name, keys in keys_of.items()
         if requested[name]
     }
@@ -79,14 +82,14 @@ def measure(
     estimates: dict[str, Estimates] = {name: {} for name in measures}
     for sets in probe_sets(config.language, config.probes, config.probe_seed):
         computations = _linear_computations(config, source, sets)
-        if sets.finetune is not None:
+        if sets.names and sets.finetune is not None:
             computations["finetune"] = functools.partial(
                 finetuned_accuracies, config, *source, sets, partial_results
             )
         for name in measures:
             if name in computations:
                 estimates[name] |= partial_results.estimates(
-                    f"{sets.names[0]}/{name}", computations[name]
+                    f"{sets.title}/{name}", computations[name]
                 )
     yield from estimates.items()
 
@@ -125,9 +128,13 @@ def _linear_computations(
     def own(name: str) -> Estimates:
         return custom_probe_accuracies(config, represented()[0], sets, name)
 
-    computations = {"linear_probe": linear, "linear_probe_projected": projected}
-    computations |= {name: functools.partial(own, name) for name in functions.sections_in(settings)}
-    return computations | ({"belief_state": belief_state} if spans else {})
+    computations = {"belief_state": belief_state} if spans else {}
+    if not sets.names:
+        return computations
+    computations |= {"linear_probe": linear, "linear_probe_projected": projected}
+    return computations | {
+        name: functools.partial(own, name) for name in functions.sections_in(settings)
+    }
 
 
 def custom_probe_accuracies(

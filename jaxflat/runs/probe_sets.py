@@ -1,7 +1,8 @@
 """The labelled sentences on which probes are trained, tuned and tested."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,29 +10,33 @@ import jax.numpy as jnp
 from jaxflat.config import Config
 from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
-from jaxflat.languages.tasks import all_labels, posteriors
+from jaxflat.languages.tasks import Task, posteriors
 from jaxflat.runs import builders
+from jaxflat.runs.labelled_sentences import Drawn, Place, draw_labelled, label_places, place_of
 from jaxflat.runs.languages import language_kind, make_language
 
 GIVEN = "given"  # the labeling of sentences labelled by people
 
 
-LabelledSet = tuple[Sentences, jax.Array, jax.Array]
-"""(sentences, labels_KxN, valid_KxN)"""
+LabelledSet = tuple[Sentences, Any, Any]
+"""(sentences, labels_KxN, valid_KxN); K = 0: no arrays"""
+
+Posteriors = tuple[Any, Any]
+"""(probs_JxNxC, valid_JxN); J = 0: no arrays"""
 
 
 class ExactPosteriors(NamedTuple):
     """Exact posteriors of J tasks' hidden symbols, given the sentences of a ProbeSets.
 
-    Each part is (probs_JxNxC, valid_JxN), with a leading axis of draws in `train`. spans: the
-    half-open range of words (start, end) that each symbol generates.
+    `train` has a leading axis of draws. spans: the half-open range of words (start, end) that each
+    symbol generates.
     """
 
     names: list[str]
     spans: tuple[tuple[int, int], ...]
-    train: tuple[jax.Array, jax.Array]
-    validation: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
+    train: Posteriors
+    validation: Posteriors
+    test: Posteriors
 
 
 class ProbeSets(NamedTuple):
@@ -50,74 +55,119 @@ class ProbeSets(NamedTuple):
     bayes: dict[str, Estimate]
     exact: ExactPosteriors | None
 
+    @property
+    def title(self) -> str:
+        """Return the first name: of the labels, or of the posteriors if there are no labels."""
+        return (self.names or (self.exact.names if self.exact else []))[0]
+
 
 def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]:
-    """Return a ProbeSets of all tasks with hidden symbols, and one of each human-labelled task."""
-    tasks = make_language(language).tasks
-    sampled = [_sampled_sets(language, settings, seed)] if tasks else []
-    given = language_kind(language).labelled_sentences(language)
-    return sampled + [_given_sets(name, language, settings, seed) for name in given]
+    """Return the ProbeSets of all tasks with hidden symbols, and one of each human-labelled task.
+
+    Every sentence has all labels of its ProbeSets. So tasks that exist in different sentences are
+    in different ProbeSets.
+    """
+    kind = language_kind(language)
+    sampled = _sampled_sets(language, settings, seed) if kind.has_tasks else ()
+    given = kind.labelled_sentences(language)
+    return [*sampled, *(_given_sets(name, language, settings, seed) for name in given)]
 
 
 @functools.cache
-def _sampled_sets(language: Config, settings: Config, seed: int) -> ProbeSets:
-    """Return the sentences and labels of all tasks."""
-    sampler = make_language(language)
-    tasks, chosen = sampler.tasks, settings.finetune
+def _sampled_sets(language: Config, settings: Config, seed: int) -> tuple[ProbeSets, ...]:
+    """Return one ProbeSets for all places whose labelled sentences are the same."""
+    sampler, chosen = make_language(language), settings.finetune
+    places = label_places(list(sampler.tasks), settings)
+    if not places:
+        return ()
+    draw = functools.partial(draw_labelled, sampler, places=places)
+    key = builders.purpose_key(seed, "probe")
+
+    def draws(num_draws: int, shots: int) -> list[Drawn]:
+        return [draw(k, shots) for k in jax.random.split(key, num_draws)]
+
+    parts = [
+        draws(settings.num_draws, max(settings.shots)),
+        draws(chosen.num_draws, chosen.shots) if chosen.shots else [],
+        [draw(builders.purpose_key(seed, "probe_validation"), settings.num_validation)],
+        [draw(builders.purpose_key(seed, "probe_test"), settings.num_test)],
+    ]
+    groups: dict[bytes, list[Place]] = {}
+    for p, place in enumerate(places):
+        rows = b"".join(drawn.rows_PxN[p].tobytes() for part in parts for drawn in part)
+        groups.setdefault(rows, []).append(place)
+    return tuple(
+        _sets_at(
+            group,
+            sampler.tasks,
+            settings.labelings,
+            [[drawn.at(places.index(group[0])) for drawn in part] for part in parts],
+        )
+        for group in groups.values()
+    )
+
+
+def _sets_at(
+    places: Sequence[Place],
+    all_tasks: Mapping[str, Task],
+    labelings: Sequence[str],
+    parts: list[list[Sentences]],
+) -> ProbeSets:
+    """Return the ProbeSets of sentences that have a label at each of these places.
+
+    parts: draws for training, draws for fine-tuning, [validation sentences], [test sentences].
+    """
+    tasks = {name: all_tasks[name] for name, _ in places}
+    pairs = [(name, of) for name in tasks for of in labelings if place_of(name, of) in places]
+    latent = {name: task for name, task in tasks.items() if place_of(name, "latent") in places}
     num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(
-        key: jax.Array, num_sentences: int
-    ) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
-        sentences = sampler.sample(key, num_sentences)
-        exact = posteriors(tasks, sentences)
-        labels = all_labels(tasks, sentences, settings.labelings, exact).values()
-        labels_KxN, valid_KxN = (jnp.stack(column) for column in zip(*labels, strict=True))
-        part = (sentences, labels_KxN, valid_KxN)
-        return part, (
-            jnp.stack([_widened(probs_NxC, num_classes) for probs_NxC in exact.values()]),
-            jnp.stack([task.labels(sentences)[1] for task in tasks.values()]),
-        )
+    def labelled(sentences: Sentences) -> tuple[LabelledSet, Posteriors]:
+        known = posteriors(latent, sentences)
+        found = [tasks[name].labels(sentences, of, known.get(name)) for name, of in pairs]
+        probs = [_widened(probs_NxC, num_classes) for probs_NxC in known.values()]
+        valid = [task.labels(sentences)[1] for task in latent.values()]
+        part = (sentences, _rows([x for x, _ in found]), _rows([x for _, x in found]))
+        return part, (_rows(probs), _rows(valid))
 
-    def draws(num_draws: int, shots: int) -> tuple[LabelledSet, tuple[jax.Array, jax.Array]]:
-        keys = jax.random.split(builders.purpose_key(seed, "probe"), num_draws)
-        return jax.tree.map(lambda *x: jnp.stack(x), *[labelled(key, shots) for key in keys])
+    def draws(part: list[Sentences]) -> tuple[LabelledSet, Posteriors]:
+        return jax.tree.map(lambda *x: jnp.stack(x), *map(labelled, part))
 
-    train, exact_train = draws(settings.num_draws, max(settings.shots))
-    validation, exact_validation = labelled(
-        builders.purpose_key(seed, "probe_validation"), settings.num_validation
-    )
-    test, exact_test = labelled(builders.purpose_key(seed, "probe_test"), settings.num_test)
-    spans = tuple(task.span for task in tasks.values())
-    pairs = [(name, labeling) for name in tasks for labeling in settings.labelings]
-    posterior_of = dict(zip(tasks, exact_test[0], strict=True))
+    train, exact_train = draws(parts[0])
+    (validation, exact_validation), (test, exact_test) = map(labelled, [*parts[2], *parts[3]])
+    spans = tuple(task.span for task in latent.values())
+    names, num_test = [f"{name}.{of}" for name, of in pairs], len(test[0].lengths_B)
+    best = [
+        exact_test[0][list(latent).index(name)].max(1) if of == "latent" else jnp.ones(num_test)
+        for name, of in pairs
+    ]
     return ProbeSets(
-        names=[f"{name}.{labeling}" for name, labeling in pairs],
+        names=names,
         num_classes=num_classes,
         train=train,
-        finetune=draws(chosen.num_draws, chosen.shots)[0] if chosen.shots else None,
+        finetune=draws(parts[1])[0] if parts[1] else None,
         validation=validation,
         test=test,
-        bayes={
-            f"{name}.{labeling}": bayes_accuracy(labeling, posterior_of[name], valid_N)
-            for (name, labeling), valid_N in zip(pairs, test[2], strict=True)
-        },
-        exact=ExactPosteriors(list(tasks), spans, exact_train, exact_validation, exact_test),
+        bayes=dict(zip(names, map(bayes_accuracy, best), strict=True)),
+        exact=ExactPosteriors(list(latent), spans, exact_train, exact_validation, exact_test),
     )
+
+
+def _rows(parts: list[jax.Array]) -> jax.Array | None:
+    """Return the parts as the rows of one array, None if there is no part."""
+    return jnp.stack(parts) if parts else None
 
 
 def _widened(probs_NxC: jax.Array, num_classes: int) -> jax.Array:
     return jnp.pad(probs_NxC, ((0, 0), (0, num_classes - probs_NxC.shape[1])))
 
 
-def bayes_accuracy(labeling: str, posterior_NxC: jax.Array, valid_N: jax.Array) -> Estimate:
+def bayes_accuracy(best_N: jax.Array) -> Estimate:
     """Return the best accuracy of any function of the words: E[max_c p(c | x)] for latent labels.
 
-    The other labels are functions of the words, so their ceiling is 1.
+    best_N: max_c p(c | x); 1 for other labels, which are functions of the words.
     """
-    best_N = posterior_NxC.max(1) if labeling == "latent" else jnp.ones(len(valid_N))
-    weights_N = valid_N.astype(best_N.dtype)
-    return ratio_estimate(best_N * weights_N, weights_N, over="sentences")
+    return ratio_estimate(best_N, jnp.ones_like(best_N), over="sentences")
 
 
 @functools.cache
