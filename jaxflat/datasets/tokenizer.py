@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Token ids of a sentence, or of each half of a pair.
 TokenIds = list[int] | tuple[list[int], list[int]]
 NUM_BYTES = 256
+WHOLE = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
 
 
 class TokenTexts(NamedTuple):
@@ -58,22 +61,73 @@ def train_tokenizer(texts: Iterable[str | tuple[str, str]], num_words: int) -> T
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return the Hugging Face tokenizer of <folder>/tokenizer.json, without padding or cutting.
+    """Return the tokenizer of a Hugging Face folder, without padding or cutting.
 
-    Raises ValueError of one line if the file is missing or is no tokenizer.
+    It is in tokenizer.json. If there is none, it is the byte-pair tokenizer of GPT-2 and OPT, whose
+    tokens are in vocab.json and merges.txt. Raises ValueError of one line if the files are missing
+    or are no tokenizer.
     """
-    tokenizers = _tokenizers()
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; it must be a folder with a tokenizer.json")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # The library raises the class Exception.
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a tokenizer ({cause})") from error
+    path, tokenizers = tokenizer_file(Path(folder)), _tokenizers()
+    with _named_in_errors(path):
+        if path.name == WHOLE:
+            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        else:
+            model = tokenizers.models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
+            tokenizer = tokenizers.Tokenizer(model)
+            tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if path.name != WHOLE:
+        with _named_in_errors(path.with_name(SETTINGS)):
+            _set_up(tokenizer, path.with_name(SETTINGS))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """Return the tokenizer.json of a folder or, if there is none, the vocab.json.
+
+    Raises ValueError of one line if the folder has no tokenizer.
+    """
+    if (whole := folder / WHOLE).is_file():
+        return whole
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocabulary.is_file() and merges.is_file():
+        return vocabulary
+    raise ValueError(
+        f"{whole}: no such file; it must be a folder with a tokenizer.json, or with a vocab.json "
+        "and a merges.txt"
+    )
+
+
+def _set_up(tokenizer: Tokenizer, path: Path) -> None:
+    """Apply a tokenizer_config.json: special tokens, and what precedes a text; OPT has </s>."""
+    tokenizers = _tokenizers()
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=settings.get("add_prefix_space", False)
+    )
+    special: dict[str, str] = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        if token := settings.get(key):
+            special[key] = token["content"] if isinstance(token, dict) else token
+    known = [token for token in special.values() if tokenizer.token_to_id(token) is not None]
+    tokenizer.add_special_tokens(known)
+    if settings.get("add_bos_token", False):
+        first = special["bos_token"]
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{first} $A",
+            pair=f"{first} $A $B:1",
+            special_tokens=[(first, tokenizer.token_to_id(first))],
+        )
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # The library raises the class Exception.
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a tokenizer ({cause})") from error
 
 
 def encode(
@@ -145,7 +199,7 @@ def read_token_texts(
     """Return the texts of a file, each cut to max_length tokens.
 
     A .jsonl file has a list of token ids on each line, all of them ordinary. Any other file is
-    UTF-8 with a text on each line. The folder's tokenizer.json encodes it, adds special tokens, and
+    UTF-8 with a text on each line. The folder's tokenizer encodes it, adds special tokens, and
     keeps them when it cuts a text.
     Raises ValueError of one line with the file, and the line if the error is in one.
     """
@@ -154,12 +208,11 @@ def read_token_texts(
         ordinary = [[True] * len(text) for text in texts]
     else:
         sentences = list(read_sentences(path).texts)
-        tokenizer = load_tokenizer(tokenizer_folder)
+        tokenizer, file = load_tokenizer(tokenizer_folder), tokenizer_file(tokenizer_folder)
         num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if num_special >= max_length:
             raise ValueError(
-                f"{tokenizer_folder / 'tokenizer.json'}: adds {num_special} special tokens, but "
-                f"a text has at most {max_length}"
+                f"{file}: adds {num_special} special tokens, but a text has at most {max_length}"
             )
         tokenizer.enable_truncation(max_length)
         encodings = tokenizer.encode_batch(sentences)
@@ -167,10 +220,7 @@ def read_token_texts(
         ordinary = [[not special for special in e.special_tokens_mask] for e in encodings]
         largest = max((max(text, default=0) for text in texts), default=0)
         if largest >= num_tokens:
-            raise ValueError(
-                f"{tokenizer_folder / 'tokenizer.json'}: makes token {largest}; the model has "
-                f"0..{num_tokens - 1}"
-            )
+            raise ValueError(f"{file}: makes token {largest}; the model has 0..{num_tokens - 1}")
     for number, kept in enumerate(ordinary, start=1):
         if not any(kept[:max_length]):
             raise ValueError(f"{path}: text {number} has only special tokens")

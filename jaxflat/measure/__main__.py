@@ -68,7 +68,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, metavar="FILE",
-        help="for a Hugging Face folder: a file with a text on each line, for its tokenizer.json, "
+        help="for a Hugging Face folder: a file with a text on each line, for its tokenizer, "
         "or .jsonl with a list of token ids on each line",
     )  # fmt: skip
     parser.add_argument("--measures", default="hessian_trace,fisher_trace", help="(%(default)s)")

@@ -44,10 +44,10 @@ def check_comparable(paths: Sequence[Path]) -> None:
         models = read_model(first), read_model(path)
         if models[0] != models[1]:
             raise InputError(f"{path} is another model than {first}: {difference(*models)}")
-        tokenizers = [folder / "tokenizer.json" for folder in (first, path)]
-        same = {file.read_bytes() for file in tokenizers if file.is_file()}
-        if len(same) > 1:
-            raise InputError(f"{tokenizers[1]} is another tokenizer than {tokenizers[0]}")
+        for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+            files = first / name, path / name
+            if len({file.read_bytes() for file in files if file.is_file()}) > 1:
+                raise InputError(f"{files[1]} is another tokenizer than {files[0]}")
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:

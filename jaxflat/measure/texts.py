@@ -12,7 +12,12 @@ from ml_collections import FrozenConfigDict
 from jaxflat import config as base_config
 from jaxflat.config import Config, loading, validation
 from jaxflat.config.validation import InputError
-from jaxflat.datasets.tokenizer import TokenTexts, load_tokenizer, read_token_texts
+from jaxflat.datasets.tokenizer import (
+    TokenTexts,
+    load_tokenizer,
+    read_token_texts,
+    tokenizer_file,
+)
 from jaxflat.flatness import Problem
 from jaxflat.languages.batches import MaskedBatch
 from jaxflat.languages.generated.teacher import TextBatch
@@ -104,12 +109,11 @@ def _texts_config() -> Config:
 
 def mask_token(folder: Path, num_tokens: int) -> int:
     """Return the tokenizer's [MASK]; raise InputError unless it exists and the model knows it."""
-    token = load_tokenizer(folder).token_to_id("[MASK]")
+    token, file = load_tokenizer(folder).token_to_id("[MASK]"), tokenizer_file(folder)
     if token is None:
-        raise InputError(f"{folder / 'tokenizer.json'}: has no token [MASK]")
+        raise InputError(f"{file}: has no token [MASK]")
     if token >= num_tokens:
-        where = f"{folder / 'tokenizer.json'}: [MASK] is token {token}"
-        raise InputError(f"{where}; the model has 0..{num_tokens - 1}")
+        raise InputError(f"{file}: [MASK] is token {token}; the model has 0..{num_tokens - 1}")
     return token
 
 

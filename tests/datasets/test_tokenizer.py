@@ -1,6 +1,8 @@
 """Tokenizers: every text has tokens, the same ones in every process; and the kept words."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from jaxflat.datasets.tokenizer import (
     encode,
     load_tokenizer,
     most_frequent,
+    read_token_texts,
     to_words,
     train_tokenizer,
 )
@@ -121,6 +124,88 @@ def test_a_file_that_is_no_tokenizer(tmp_path, raw):
     with pytest.raises(ValueError, match="not a tokenizer") as error:
         load_tokenizer(tmp_path)
     assert one_line(error).startswith(f"{path}: ")
+
+
+OPT = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "add_prefix_space": False,
+    "add_bos_token": True,
+    "bos_token": {"content": "</s>", "lstrip": False},
+    "eos_token": {"content": "</s>", "lstrip": False},
+    "pad_token": "<pad>",
+}
+
+
+@pytest.fixture(scope="module")
+def two_folders(tmp_path_factory):
+    """A tokenizer as OPT's is published, in vocab.json and merges.txt; and as tokenizer.json."""
+    tokenizers = pytest.importorskip("tokenizers")
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE())
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    whole.train_from_iterator(TEXTS, trainer)
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        single="</s> $A", pair="</s> $A $B", special_tokens=[("</s>", 2)]
+    )
+    parts_folder, whole_folder = (tmp_path_factory.mktemp(name) for name in ("parts", "whole"))
+    whole.save(str(whole_folder / "tokenizer.json"))
+    whole.model.save(str(parts_folder))
+    (parts_folder / "tokenizer_config.json").write_text(json.dumps(OPT))
+    return parts_folder, whole_folder
+
+
+STRANGE = [" the cat", "the cat", "Café  \t or 猫?", "a</s>b", "don't I'll 2026"]
+
+
+def test_vocab_and_merges_make_the_tokens_of_the_same_tokenizer_json(two_folders):
+    parts, whole = map(load_tokenizer, two_folders)
+    texts = [*TEXTS, *STRANGE]
+    assert encode(parts, texts) == encode(whole, texts)
+    assert parts.decode_batch(encode(parts, STRANGE[:3])) == STRANGE[:3]
+    (spaced, bare) = encode(parts, STRANGE[:2])
+    assert spaced != bare  # no space is added before a text
+    assert parts.encode("the cat").ids[0] == 2
+
+
+def test_a_file_of_texts_is_read_alike_from_either_folder(two_folders, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS) + "\n")
+    parts, whole = (read_token_texts(file, folder, 330, 6) for folder in two_folders)
+    for found, expected in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert (parts.tokens_NxT[:, 0] == 2).all()
+    assert not parts.ordinary_NxT[:, 0].any()
+
+
+def test_without_settings_nothing_is_added(two_folders, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(two_folders[0] / name, tmp_path)
+    parts, whole = load_tokenizer(tmp_path), load_tokenizer(two_folders[1])
+    assert [parts.encode(text).ids for text in TEXTS] == encode(whole, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "named"),
+    [
+        ("vocab.json", b"{", "vocab.json"),
+        ("vocab.json", b'["a"]', "vocab.json"),
+        ("merges.txt", b"one two three\n", "vocab.json"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json"),
+        ("tokenizer_config.json", b'{"add_bos_token": true}', "tokenizer_config.json"),
+    ],
+)
+def test_parts_that_are_no_tokenizer(two_folders, tmp_path, name, raw, named):
+    for file in two_folders[0].iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match="not a tokenizer") as error:
+        load_tokenizer(tmp_path)
+    assert one_line(error).startswith(f"{tmp_path / named}: ")
 
 
 def test_without_the_package(monkeypatch):
