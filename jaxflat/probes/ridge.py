@@ -2,6 +2,10 @@
 
     W = argmin mean |y - mean y - (x - mean x) W|^2 + l2 mean |x - mean x|^2 |W|^2
 
+With rows a = sqrt(weight) (x - mean x) and b = sqrt(weight) (y - mean y), W = (A'A + c I)^-1 A'B.
+Where features outnumber examples, the dual form W = A'(AA' + c I)^-1 B needs no F x F matrix
+(Saunders, Gammerman & Vovk 1998).
+
 `unexplained_variance` regresses labels; gradients pass through the fit to the features.
 `belief_errors` regresses exact posteriors of a hidden state (belief states). It follows Shai et
 al., "Transformers represent belief state geometry in their residual stream" (arXiv:2405.15943).
@@ -42,15 +46,14 @@ def unexplained_variance(
 
     def unexplained_share(targets: tuple[jax.Array, jax.Array]) -> jax.Array:
         targets_NxC, held_out_targets_NxC = targets
-        mean_1xF, mean_1xC, gram_FxF, products_FxC = _moments(
+        mean_1xF, mean_1xC, weights_Nx1, x_NxF, y_NxC = _centre(
             fit[0], targets_NxC, targets_NxC.sum(1)
         )
-        penalty_FxF = l2 * jnp.trace(gram_FxF) * jnp.eye(len(gram_FxF), dtype=gram_FxF.dtype)
-        kernel_FxC = jax.scipy.linalg.solve(gram_FxF + penalty_FxF, products_FxC, assume_a="pos")
-        y_NxC = held_out_targets_NxC - mean_1xC
-        errors_NxC = y_NxC - (held_out[0] - mean_1xF) @ kernel_FxC
+        kernel_FxC = _ridge_kernel(weights_Nx1, x_NxF, y_NxC, l2)
+        held_out_NxC = held_out_targets_NxC - mean_1xC
+        errors_NxC = held_out_NxC - (held_out[0] - mean_1xF) @ kernel_FxC
         weights_Nx1 = _equal_weights(held_out_targets_NxC.sum(1))
-        return (weights_Nx1 * errors_NxC**2).sum() / (weights_Nx1 * y_NxC**2).sum()
+        return (weights_Nx1 * errors_NxC**2).sum() / (weights_Nx1 * held_out_NxC**2).sum()
 
     # Not as one batch: XLA's CPU backend factorises a batch of matrices on other threads of the
     # pool. If every thread of the pool is a device that waits for them, the call deadlocks.
@@ -80,16 +83,23 @@ def belief_errors(
 def _fit_penalties(train: Beliefs, l2_L: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return (kernels_LxFxC, biases_LxC) for uncentred features, one fit for each penalty.
 
-    All penalties share the eigenvectors of the features' covariance.
+    All penalties share the eigenvectors of A'A or, in the dual form, of AA'.
     """
     valid_N = train.valid_N.astype(train.probs_NxC.dtype)
-    mean_1xF, mean_1xC, gram_FxF, products_FxC = _moments(
+    mean_1xF, mean_1xC, weights_Nx1, x_NxF, y_NxC = _centre(
         train.features_NxF, train.probs_NxC, valid_N
     )
-    squares_R, rotation_FxR = jnp.linalg.eigh(gram_FxF)
-    penalties_L = l2_L * (jnp.trace(gram_FxF) + 1e-24)
+    if _is_dual(x_NxF):
+        a_NxF, b_NxC = jnp.sqrt(weights_Nx1) * x_NxF, jnp.sqrt(weights_Nx1) * y_NxC
+        products_RxR = a_NxF @ a_NxF.T
+        squares_R, left_NxR = jnp.linalg.eigh(products_RxR)
+        rotation_FxR, slopes_RxC = a_NxF.T @ left_NxR, left_NxR.T @ b_NxC
+    else:
+        products_RxR = x_NxF.T @ (weights_Nx1 * x_NxF)
+        squares_R, rotation_FxR = jnp.linalg.eigh(products_RxR)
+        slopes_RxC = rotation_FxR.T @ (x_NxF.T @ (weights_Nx1 * y_NxC))
+    penalties_L = l2_L * (jnp.trace(products_RxR) + 1e-24)
     shrunk_LxR = 1 / (jnp.maximum(squares_R, 0)[None] + penalties_L[:, None])
-    slopes_RxC = rotation_FxR.T @ products_FxC
     kernels_LxFxC = jnp.einsum("fr,lr,rc->lfc", rotation_FxR, shrunk_LxR, slopes_RxC)
     return kernels_LxFxC, mean_1xC - jnp.einsum("nf,lfc->lc", mean_1xF, kernels_LxFxC)
 
@@ -99,12 +109,31 @@ def _belief_errors(data: Beliefs, kernel_FxC: jax.Array, bias_C: jax.Array) -> j
     return jnp.where(data.valid_N, ((data.probs_NxC - predicted_NxC) ** 2).sum(1), 0)
 
 
-def _moments(x_NxF: jax.Array, y_NxC: jax.Array, chosen_N: jax.Array) -> tuple[jax.Array, ...]:
-    """Return mean_1xF, mean_1xC, gram E xx' and products E xy' of centred x and y, if chosen."""
+def _ridge_kernel(
+    weights_Nx1: jax.Array, x_NxF: jax.Array, y_NxC: jax.Array, l2: float | jax.Array
+) -> jax.Array:
+    """Return kernel_FxC for centred x and y."""
+
+    def solve(products_RxR: jax.Array, right_RxC: jax.Array) -> jax.Array:
+        identity_RxR = jnp.eye(len(products_RxR), dtype=products_RxR.dtype)
+        penalised_RxR = products_RxR + l2 * jnp.trace(products_RxR) * identity_RxR
+        return jax.scipy.linalg.solve(penalised_RxR, right_RxC, assume_a="pos")
+
+    if _is_dual(x_NxF):
+        a_NxF, b_NxC = jnp.sqrt(weights_Nx1) * x_NxF, jnp.sqrt(weights_Nx1) * y_NxC
+        return a_NxF.T @ solve(a_NxF @ a_NxF.T, b_NxC)
+    return solve(x_NxF.T @ (weights_Nx1 * x_NxF), x_NxF.T @ (weights_Nx1 * y_NxC))
+
+
+def _is_dual(x_NxF: jax.Array) -> bool:
+    return x_NxF.shape[0] < x_NxF.shape[1]
+
+
+def _centre(x_NxF: jax.Array, y_NxC: jax.Array, chosen_N: jax.Array) -> tuple[jax.Array, ...]:
+    """Return mean_1xF and mean_1xC of the chosen, equal weights_Nx1, centred x_NxF and y_NxC."""
     weights_Nx1 = _equal_weights(chosen_N)
     mean_1xF, mean_1xC = ((weights_Nx1 * a).sum(0, keepdims=True) for a in (x_NxF, y_NxC))
-    x_NxF, y_NxC = x_NxF - mean_1xF, y_NxC - mean_1xC
-    return mean_1xF, mean_1xC, x_NxF.T @ (weights_Nx1 * x_NxF), x_NxF.T @ (weights_Nx1 * y_NxC)
+    return mean_1xF, mean_1xC, weights_Nx1, x_NxF - mean_1xF, y_NxC - mean_1xC
 
 
 def _equal_weights(chosen_N: jax.Array) -> jax.Array:
