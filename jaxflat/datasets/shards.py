@@ -11,7 +11,7 @@ import fcntl
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ SPLIT, VERSION = "train", "1.0.0"
 # Each chunk has one record, so a random read decompresses nothing else. Snappy packs as well as
 # zstd here and takes a third of the time.
 WRITER_OPTIONS = "group_size:1,snappy"
-RECORDS_PER_WRITE = 4096
 
 
 class DatasetError(ValueError):
@@ -77,16 +76,18 @@ def claim(
 
 
 def write_shard(
-    path: Path, layout: RecordLayout, columns: Columns, assert_owned: Check = lambda: None
+    path: Path, layout: RecordLayout, parts: Iterable[Columns], assert_owned: Check = lambda: None
 ) -> None:
-    """Write a shard atomically: the file has all its records or does not exist."""
+    """Write a shard atomically: the file has all its records or does not exist.
+
+    parts: the columns of consecutive records. Each part is written before the next one is taken.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with replacing(path, assert_owned) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        for start in range(0, len(next(iter(columns.values()))), RECORDS_PER_WRITE):
-            rows = slice(start, start + RECORDS_PER_WRITE)
-            for record in layout.encode({name: column[rows] for name, column in columns.items()}):
+        for columns in parts:
+            for record in layout.encode(columns):
                 writer.write(record)
         writer.close()
 

@@ -2,7 +2,7 @@
 
 import functools
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -50,29 +50,35 @@ def column_types(language: Any, labelings: Sequence[str], conditionals: bool) ->
 
 
 def columns_of(
-    language: Any, key: jax.Array, size: int, labelings: Sequence[str], conditionals: bool
-) -> Columns:
-    """Return the columns of `size` sentences, a function of the language and the key."""
-    sentences = jax.device_get(language.sample(key, size))
+    language: Any,
+    key: jax.Array,
+    size: int,
+    labelings: Sequence[str],
+    conditionals: bool,
+    *,
+    num_sentences: int,
+) -> Iterator[Columns]:
+    """Yield the columns of the first num_sentences of a batch of `size`, SLICE at a time.
 
-    def columns_of_rows(rows: slice) -> Columns:
+    They are a function of the language, the key and the size.
+    """
+    types = column_types(language, labelings, conditionals)
+    sentences = jax.device_get(language.sample(key, size))
+    for start in range(0, num_sentences, SLICE):
         preemption.stop_if_requested()
-        part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), sentences)
+        rows = slice(start, start + SLICE)
+        part = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), sentences)
         columns = {"tokens": part.tokens_BxT, "length": part.lengths_B}
         for name, (labels_B, valid_B) in all_labels(language.tasks, part, labelings).items():
             columns[name] = jnp.where(valid_B, labels_B, -1)
         if conditionals:
             args = part.tokens_BxT, part.lengths_B
             columns["conditionals"] = language.conditional_log_probs(*args)
-        return jax.device_get(columns)
-
-    parts = [columns_of_rows(slice(start, start + SLICE)) for start in range(0, size, SLICE)]
-    return {
-        name: np.concatenate(
-            [columns[name] for columns in parts], dtype=kind.base, casting="unsafe"
-        )
-        for name, kind in column_types(language, labelings, conditionals).items()
-    }
+        columns = jax.device_get(columns)
+        yield {
+            name: columns[name][: num_sentences - start].astype(kind.base)
+            for name, kind in types.items()
+        }
 
 
 def build_dataset(
@@ -122,11 +128,11 @@ def build_dataset(
             try:
                 with jax.default_device(device):
                     key = jax.random.fold_in(builders.purpose_key(seed, purpose), shard)
-                    columns = columns_of(placed, key, shard_size, labelings, conditionals)
+                    what = (placed, key, shard_size, labelings, conditionals)
+                    parts = columns_of(*what, num_sentences=lengths[shard])
+                    write_shard(path, layout, parts, assert_owned)
             finally:
                 free.put((device, placed))
-            shard_columns = {name: column[: lengths[shard]] for name, column in columns.items()}
-            write_shard(path, layout, shard_columns, assert_owned)
         on_shard(lengths[shard], missing)
         return sha256(path)
 

@@ -63,7 +63,7 @@ def digests(directory: Path) -> dict[str, str]:
 def test_tfds_and_open_dataset_read_the_languages_sentences(section, undisturbed):
     language = make_language(section)
     key = jax.random.fold_in(builders.purpose_key(5, "corpus"), 4)
-    expected = columns_of(language, key, 16, labelings=("map", "latent"), conditionals=True)
+    (expected,) = columns_of(language, key, 16, ("map", "latent"), True, num_sentences=16)
     sentences = language.sample(key, 16)
     np.testing.assert_array_equal(expected["tokens"], sentences.tokens_BxT)
     np.testing.assert_array_equal(expected["length"], sentences.lengths_B)

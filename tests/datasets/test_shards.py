@@ -44,7 +44,7 @@ def write_dataset(directory: Path, columns, lengths=LENGTHS, types=TYPES) -> Non
         for shard, length in enumerate(lengths):
             path = shards.shard_path(directory, "hmm", shard, len(lengths))
             rows = slice(start, start + length)
-            shards.write_shard(path, layout, {name: c[rows] for name, c in columns.items()})
+            shards.write_shard(path, layout, [{name: c[rows] for name, c in columns.items()}])
             digests.append(sha256(path))
             start += length
         shards.finish(directory, "hmm", types, lengths, digests)

@@ -1,6 +1,7 @@
 """The language of a tiny teacher against all its sentences, by its plain uncached forward."""
 
 import dataclasses
+import math
 from functools import cache, partial
 from itertools import product
 
@@ -8,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
+from jaxflat.languages.generated import language as generated
 from jaxflat.languages.generated.language import Generated
 from jaxflat.models.causal import CausalTransformer, empty_cache
 from tests.support.counts import in_full
+from tests.support.opt_corpus import opt_language
 
 FIRST, STOP, NUM_TOKENS = 5, 2, 7
 SHAPES = {  # kept tokens, min_length, max_length
@@ -306,6 +310,39 @@ def test_a_sentence_is_a_function_of_key_and_index():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:8]), few, many)
     other = language.sample(jax.random.key(2), 32)
     assert (np.asarray(other.tokens_BxT) != np.asarray(many.tokens_BxT)).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most_together", [1, 5])
+def test_slices_give_the_sentences_of_one_batch(monkeypatch, most_together):
+    language, key = single(tiny("from_three")), jax.random.key(4)
+    together = language.sample(key, 13)
+    per_sentence = 2 * 2 * 8 * 5 * 4  # keys and values, layers, width, positions, bytes
+    monkeypatch.setattr(generated, "CACHE_BYTES", per_sentence * most_together)
+    Generated.sample.clear_cache()
+    assert language.sentences_together() == most_together
+    sliced = language.sample(key, 13)
+    Generated.sample.clear_cache()
+    jax.tree.map(np.testing.assert_array_equal, sliced, together)
+
+
+def test_sampling_a_shard_makes_no_array_larger_than_the_bound():
+    """Of a teacher like OPT-125M: the caches of all 65,536 sentences would take 108 GiB."""
+    language = opt_language(num_layers=12)
+    jaxpr = jax.make_jaxpr(lambda language, key: language.sample(key, 65_536))(
+        language, jax.random.key(0)
+    )
+    sizes = list(array_bytes(jaxpr.jaxpr))
+    assert generated.CACHE_BYTES / 4 < max(sizes) <= generated.CACHE_BYTES
+
+
+def array_bytes(jaxpr):
+    """Yield the bytes of each array that a traced function makes."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
+        for inner in jaxprs_in_params(equation.params):
+            yield from array_bytes(inner)
 
 
 @pytest.mark.slow

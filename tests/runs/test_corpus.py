@@ -1,13 +1,17 @@
 """Stored sentences: their order, and runs that train on them with several words masked."""
 
 import csv
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat.console import Display
@@ -17,6 +21,7 @@ from jaxflat.languages.batches import Source, source_batch
 from jaxflat.runs import builders, corpus
 from jaxflat.runs.languages import make_language
 from jaxflat.sweeps import sweep
+from tests.support.counts import FULL
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import contents, modified, saved_arrays
 
@@ -232,3 +237,12 @@ def test_interrupted_while_storing_and_training_ends_bitwise_the_same(
         for data in (finished[1], tmp_path / "data")
     )
     assert built == again
+
+
+@pytest.mark.skipif(not FULL, reason="a forward pass of 12 layers for each of 48,000 words")
+def test_a_teacher_like_opt_125m_writes_sentences_in_bounded_memory(tmp_path):
+    """The caches of 2,000 sentences at once would take 3.3 GiB, twice while one is written."""
+    command = [sys.executable, "-m", "tests.support.opt_corpus", "12", "2000", str(tmp_path)]
+    made = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(made.stdout)["gibibytes"] < 6
+    assert len(ArrayRecordReader(str(tmp_path / "shard.array_record"))) == 2000

@@ -26,6 +26,7 @@ from jaxflat.languages.categorical import draw
 from jaxflat.languages.sentences import Sentences, is_word
 
 CHUNK = 2**21  # most logits in memory together
+CACHE_BYTES = 2**29  # most bytes of the keys and values of sentences that are sampled together
 _GROUPS = 8  # groups of sentences, so that a mesh can split them over its devices
 _SIZES = 16  # most numbers of words to read for a candidate that a program is compiled for
 
@@ -71,9 +72,29 @@ class Generated:
 
     @partial(jax.jit, static_argnames="batch_size")
     def sample(self, key: Array, batch_size: int) -> Sentences:
-        """Sample sentences; b is a function of (key, b) up to rounding of the teacher's logits."""
-        dtype = jax.tree.leaves(self.params)[0].dtype
+        """Sample sentences; b is a function of (key, b) up to rounding of the teacher's logits.
+
+        Slices of equal size, whose caches take at most CACHE_BYTES, follow each other.
+        """
         keys_B = jax.random.split(key, batch_size)
+        num_slices = -(-batch_size // self.sentences_together())
+        size = -(-batch_size // num_slices)
+        if num_slices == 1:
+            return self._sample_slice(keys_B)
+        keys_NxS = jnp.pad(keys_B, (0, num_slices * size - batch_size), mode="edge")
+        slices = jax.lax.map(self._sample_slice, keys_NxS.reshape(num_slices, size))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch_size], slices)
+
+    def sentences_together(self) -> int:
+        """Return how many sentences have caches of CACHE_BYTES together, at least 1."""
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        make = partial(self.empty_cache, self.model, 1, self.max_length, dtype)
+        leaves = jax.tree.leaves(jax.eval_shape(make))
+        return max(1, CACHE_BYTES // sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+
+    def _sample_slice(self, keys_B: Array) -> Sentences:
+        """Sample a sentence with each key; the caches of all are in memory together."""
+        batch_size, dtype = len(keys_B), jax.tree.leaves(self.params)[0].dtype
         uniforms_BxT = jax.vmap(lambda k: jax.random.uniform(k, (self.max_length,), dtype))(keys_B)
 
         def step(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
