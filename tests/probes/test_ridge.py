@@ -94,6 +94,7 @@ def primal_share(features_NxF, targets_NxC, held_out):
     return (errors**2).sum() / (y**2).sum()
 
 
+@pytest.mark.slow
 def test_more_features_than_examples_have_the_gradient_of_the_normal_equations():
     with jax.enable_x64(True):
         (x, y), held_out = (
