@@ -17,8 +17,8 @@ RULES = (
     "differ by a factor of at least 1.5 (the whole interval). A small effect may lie on a side and "
     "also be negligible; the verdict is then 'supported' or 'contradicted'.",
     "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
-    "own number (Holm 1979). All other claims are corrected together, for theirs. So the interval "
-    "of a claim may exclude 0 (1 for ratios) although the claim is undecided.",
+    "own number (Holm 1979; Shaffer 1986). All other claims are corrected together, for theirs. So "
+    "the interval of a claim may exclude 0 (1 for ratios) although the claim is undecided.",
     "A claim on the effect of flatness is 'not identified' if flatness differs only together with "
     "something else that may change accuracy, such as size. The page then describes, and gives no "
     "verdict.",
@@ -86,39 +86,46 @@ def decide(tests: Sequence[ClaimTest], primary: str) -> list[Verdict]:
     ]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the corrected p of each test: p_(k) becomes max over j <= k of (m - j + 1) p_(j).
+def shaffer(p_values: Sequence[float], claims: Sequence[int]) -> list[float]:
+    """Return the corrected p of each test, where at most one null hypothesis of a claim is true.
 
-    p_(k) is the k-th smallest of m; at most 1 is returned (Holm 1979, Scand. J. Stat. 6:65).
-    The probability that any true null hypothesis has a corrected p below a is at most a.
+    From the smallest p on, p becomes p times the number of claims with a test that is not yet
+    corrected, and at least the p corrected before it; at most 1 is returned (Shaffer 1986, J. Am.
+    Stat. Assoc. 81:826). With one test a claim, this is Holm's correction (1979, Scand. J. Stat.
+    6:65). The probability that any true null hypothesis has a corrected p below a is at most a.
     """
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+    corrected, largest, remaining = [0.0] * len(p_values), 0.0, list(claims)
+    for place in sorted(range(len(p_values)), key=lambda place: p_values[place]):
+        largest = max(largest, min(1.0, len({*remaining}) * p_values[place]))
         corrected[place] = largest
+        remaining.remove(claims[place])
     return corrected
 
 
 def _decide_family(tests: Sequence[ClaimTest], primary: bool) -> list[Verdict]:
-    found = _corrected([test.p for test in tests])
-    negligible = _corrected([test.p_negligible for test in tests])
-    return [
-        Verdict(
-            *(test.claim, test.kind, primary, test.statistic, test.evidence),
-            answer=_answer(test, p, p_negligible),
-            p=p_negligible if _answer(test, p, p_negligible) == NEGLIGIBLE else p,
-            reason=test.reason,
-            subject=test.subject,
-            over=test.over,
+    """Decide claims that are corrected together.
+
+    An effect that is 0 does not lie outside the margin. So of a claim's two null hypotheses, at
+    most one is true.
+    """
+    found = [(c, p) for c, t in enumerate(tests) for p in (t.p, t.p_negligible) if p is not None]
+    corrected = iter(shaffer([p for _, p in found], [claim for claim, _ in found]))
+    verdicts = []
+    for test in tests:
+        p, p_negligible = (
+            None if one is None else next(corrected) for one in (test.p, test.p_negligible)
         )
-        for test, p, p_negligible in zip(tests, found, negligible, strict=True)
-    ]
-
-
-def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    corrected = iter(holm([p for p in p_values if p is not None]))
-    return [None if p is None else next(corrected) for p in p_values]
+        answer = _answer(test, p, p_negligible)
+        verdicts.append(
+            Verdict(
+                *(test.claim, test.kind, primary, test.statistic, test.evidence, answer),
+                p=p_negligible if answer == NEGLIGIBLE else p,
+                reason=test.reason,
+                subject=test.subject,
+                over=test.over,
+            )
+        )
+    return verdicts
 
 
 def _answer(test: ClaimTest, p: float | None, p_negligible: float | None) -> str:

@@ -113,25 +113,37 @@ def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSwe
     """Return the true value of what a claim says, positive if the claim is true.
 
     Units are points, second arm minus first, at equal loss; halvings of the trace, at equal loss;
-    and points per halving that the trace causes. No scenario has an effect of label noise. The
-    second arm is the one that the claim names first; a claim that names only one compares it with
-    the baseline. A claim that names none compares the largest model with the smallest: effects of
-    size have one sign in each scenario.
+    and points per halving that the trace causes, or that the penalty named by the claim causes. No
+    scenario has an effect of label noise. The second arm is the one that the claim names first; a
+    claim that names only one compares it with the baseline. A claim that names none compares the
+    largest model with the smallest: effects of size have one sign in each scenario.
     """
-    if kind == EFFECT:
-        return scenario.truth.slope
     if kind == LABEL_NOISE:
         return 0.0
-    values_A = sweep.accuracy_A if kind == ACCURACY else -sweep.log_trace_A / math.log(2)
+    halvings_A = -sweep.log_trace_A / math.log(2)
+    if kind == EFFECT:
+        for a, arm in enumerate(scenario.arms):
+            halvings = float(halvings_A[a] - halvings_A[0])
+            if arm.accuracy and halvings and penalised(arm) in claim:
+                return float(sweep.accuracy_A[a] - sweep.accuracy_A[0]) / halvings
+        return scenario.truth.slope
+    values_A = sweep.accuracy_A if kind == ACCURACY else halvings_A
     second, first = [*(named_arms(claim, scenario.arms) or [-1]), 0][:2]
     return float(values_A[second] - values_A[first])
+
+
+def penalised(arm: SyntheticArm) -> str:
+    """Return what the arm's penalty measures, as claims name it, "" without a measure."""
+    measures = (text for key, text in arm.swept.items() if key.endswith("flatness_penalty.measure"))
+    return next(measures, "").replace("_", " ")
 
 
 def named_arms(claim: str, arms: Sequence[SyntheticArm]) -> list[int]:
     """Return the arms that a claim names, in the order of the claim."""
     places: dict[int, int] = {}
     for a, arm in enumerate(arms):
-        keys = (f"{key.rpartition('.')[2]} {text}" for key, text in arm.swept.items())
+        swept = arm.swept.items()
+        keys = (f"{key.rpartition('.')[2]} {text}" for key, text in swept if text)
         if match := re.search(rf"{re.escape(', '.join(keys))}(?!\w|\.\w)", claim):
             places[a] = match.start()
     return sorted(places, key=lambda a: places[a])

@@ -14,6 +14,7 @@ HALVINGS = {"0.0": 0.0, "1e-05": 0.5, "0.0001": 1.0}  # of the trace, by the pen
 NULL = PlantedTruth()
 # Doses continue from one checkpoint a seed and share its noise.
 DOSED = replace(NULL, dose_log_trace=-log(2), accuracy=Noise(seed=0.4, run=0.2, measurement=0.1))
+NOISY = replace(DOSED, accuracy=Noise(seed=0.4, run=0.3, measurement=0.1))
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def scenarios() -> list[Scenario]:
         Scenario("doses, slope 0.5", _doses(), replace(DOSED, slope=0.5), EFFECT),
         Scenario("doses, slope -0.5", _doses(), replace(DOSED, slope=-0.5), EFFECT),
         Scenario("doses, slope 1", _doses(), replace(DOSED, slope=1.0), EFFECT),
+        Scenario("two penalties, slopes 0 and 0.5; two controls", _penalties(), NOISY, EFFECT),
     ]
 
 
@@ -79,6 +81,26 @@ def _settings(count: int) -> list[SyntheticArm]:
 def _doses() -> list[SyntheticArm]:
     key = "phases.dial.flatness_penalty.strength"
     return [replace(_arm({key: text}, EIGHT), dose=dose) for text, dose in HALVINGS.items()]
+
+
+def _penalties() -> list[SyntheticArm]:
+    """Return two penalties that halve the trace, one without an effect, and controls that do not.
+
+    The slope of the second penalty is exactly the margin of a negligible effect.
+    """
+    section = "phases.dial.flatness_penalty"
+
+    def penalty(measure: str, strength: str, **planted: float) -> SyntheticArm:
+        swept = {f"{section}.measure": measure, f"{section}.strength": strength}
+        return replace(_arm(swept, EIGHT), **planted)
+
+    return [
+        penalty("", "0.0"),
+        penalty("gauss_newton_trace", "0.0001", dose=1.0),
+        penalty("hessian_max_eigenvalue", "0.001", dose=1.0, accuracy=0.5),
+        penalty("parameter_norm", "3e-05"),
+        penalty("feature_rank", "0.003"),
+    ]
 
 
 def _label_noise() -> list[SyntheticArm]:

@@ -23,7 +23,7 @@ from jaxflat.benchmark.verdict_scenarios import scenarios
 from tests.support.counts import in_full
 
 BY_NAME = {scenario.name: scenario for scenario in scenarios()}
-MOST_FALSE, MOST_FALSE_SWEEPS, LEAST_POWER = 7.0, 10.0, 90.0  # %
+MOST_FALSE, MOST_FALSE_SWEEPS, LEAST_POWER = 5.0, 10.0, 90.0  # %
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,20 @@ def test_planted_values_are_those_of_the_arms_that_are_compared():
     assert planted_value("flatter is better", "effect", raised, sweep) == 1.0
 
 
+def test_planted_slopes_are_those_of_the_penalty_that_a_claim_names():
+    penalties = BY_NAME["two penalties, slopes 0 and 0.5; two controls"]
+    sweep = draw_sweep(penalties.arms, penalties.truth, np.random.default_rng(0))
+    of = {"gauss newton trace": 0.0, "hessian max eigenvalue": 0.5, "parameter norm": 0.0}
+    for measure, slope in of.items():
+        claim = f"At equal excess loss a trace that a penalty on {measure} lowers raises accuracy"
+        assert planted_value(claim, "effect", penalties, sweep) == slope
+
+
 def test_arms_have_texts_that_no_other_arm_has():
     for scenario in scenarios():
         for a, arm in enumerate(scenario.arms):
             keys = arm.swept.items()
-            text = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in keys)
+            text = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in keys if value)
             assert named_arms(f"the arm {text} is flatter", scenario.arms) == [a]
 
 
@@ -126,9 +135,10 @@ def test_the_command_prints_a_row_and_writes_figures_for_each_scenario(tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("num_sweeps", in_full(2000))
 def test_verdicts_are_rarely_false(num_sweeps):
+    """The lower ends of exact 95% intervals: a rate of 9.75% is the nominal one of two families."""
     found = dict(verdict_table.measure_verdicts(num_sweeps))
     for name, figures in found.items():
-        false = {column: f.median for column, f in figures.items() if column.endswith("% false")}
+        false = {column: f.min for column, f in figures.items() if column.endswith("% false")}
         assert false.pop("any claim, % false") <= MOST_FALSE_SWEEPS, name
         assert max(false.values()) <= MOST_FALSE, name
     assert found["doses, slope 1"]["right on the effect, %"].median >= LEAST_POWER
