@@ -1,5 +1,6 @@
 """Does label noise cause flatness? Compare sampled labels with exact targets, the control."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxflat.analysis.cells import Cell
@@ -11,6 +12,7 @@ from jaxflat.analysis.statistics.intervals import Interval
 from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import LABEL_NOISE, ClaimTest
 
+LOSS = "excess_loss"
 CLAIM = (
     "At equal excess loss the trace falls under sampled labels, and its ratio, last over first "
     "checkpoint, is smaller than under exact targets"
@@ -24,9 +26,12 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     Both statistics are ratios of geometric means over seeds, and both have to lie below 1. The
     first is the trace of the last checkpoint over the first one's, with sampled labels. The
     second is this ratio over the control's. The control's own ratio is not tested: its trace may
-    fall too. If both lie below 1, p is the larger of the two (Berger 1982, Technometrics 24:295).
-    Otherwise the claim is contradicted if either lies above 1, so p is twice the smaller p of
-    those that do.
+    fall too. Losses that are equal within the margin still differ, and a trace may follow them. So
+    both statistics are also tested for the trace divided by the excess loss. If at equal loss there
+    is no fall, and the trace follows loss^k with 0 <= k <= 1, one of the two ways shows none.
+    If all lie below 1, p is the largest of the four (Berger 1982, Technometrics 24:295).
+    Otherwise the claim is contradicted if a statistic lies above 1 in both ways. The p of such a
+    statistic is its larger one, and the claim's is twice the smallest of these.
     """
     projected = any(row.projected for cell in comparison.cells for row in cell.rows.values())
     if not (projected and targets_key(comparison)):
@@ -51,16 +56,31 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     elif not all(one.equal and one.equal.holds for one in (control, *both)):
         reason = f"the excess losses are not shown to be equal within a factor of {loss_ratio:g}"
     else:
-        side, p = _both_below_one(ratios)
+        per_loss = [_per_loss(cell, column) for cell in cells]
+        scaled = [change(column, loss_ratio, *own).ratio for own in (per_loss[2:], per_loss)]
+        side, p = _both_below_one(
+            [[one, two] for one, two in zip(ratios, scaled, strict=True) if two]
+        )
     return ClaimTest(CLAIM, LABEL_NOISE, statistic, evidence, side, p, reason=reason, over=over)
 
 
-def _both_below_one(ratios: list[Interval]) -> tuple[int, float]:
-    p_values = [(ratio.mean > 1, ratio.p_ratio() or 0.0) for ratio in ratios]
-    above = [p for is_above, p in p_values if is_above]
+def _per_loss(cell: Cell, column: str) -> Cell:
+    """Return the cell with the trace divided by the excess loss, which is positive."""
+    rows = {
+        seed: replace(row, values=row.values | {column: row.values[column] / row.values[LOSS]})
+        for seed, row in cell.rows.items()
+    }
+    return replace(cell, rows=rows)
+
+
+def _both_below_one(statistics: Sequence[Sequence[Interval]]) -> tuple[int, float]:
+    """Return the claimed side and p of statistics that are each tested in several ways."""
+    p_values = [max(one.p_ratio() or 0.0 for one in ways) for ways in statistics]
+    means = [[one.mean for one in ways] for ways in statistics]
+    above = [p for p, ways in zip(p_values, means, strict=True) if min(ways) > 1]
     if above:
         return -1, min(1.0, 2 * min(above))
-    return 1, max(p for _, p in p_values)
+    return 1, max(p_values) if max(map(max, means)) < 1 else 1.0
 
 
 def targets_key(comparison: Comparison) -> str:
@@ -106,7 +126,7 @@ def control_and_noise(comparison: Comparison) -> tuple[str, list[Cell]]:
         if len(steps) < 2 or not (_ends(sampled[steps[-1]]) and _ends(exact[steps[-1]])):
             continue
         four = [found[step] for found in (exact, sampled) for step in (steps[0], steps[-1])]
-        measured = [cell.by_seed(name) for cell in four for name in (column, "excess_loss")]
+        measured = [cell.by_seed(name) for cell in four for name in (column, LOSS)]
         seeds = [seed for seed in four[0].rows if all(seed in values for values in measured)]
         if seeds:
             return column, [replace(cell, rows={s: cell.rows[s] for s in seeds}) for cell in four]
