@@ -18,9 +18,10 @@ from jaxflat.analysis.equal_loss import seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import why_unmatched
-from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
+from jaxflat.analysis.results_csv import LATENT_CEILING, PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.intervals import (
     LEVEL,
+    Interval,
     log_ratio_interval,
     mean_interval,
     quotient_interval,
@@ -48,7 +49,9 @@ def effect_tests(comparison: Comparison) -> list[ClaimTest]:
     return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
 
 
-def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float) -> ClaimTest:
+def contrast_effect(
+    claim: str, contrasts: Sequence[Contrast], negligible: float, ceiling: float
+) -> ClaimTest:
     """Test the points of accuracy that a halving of the trace adds, from contrasts with a baseline.
 
     Contrast d of seed s lowers the trace by x_ds halvings and raises accuracy by y_ds points. With
@@ -60,8 +63,9 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     The two cells of a contrast have equal excess losses. The mean over arms and languages may hide
     that they disagree. So there is no verdict if the t interval of one of them lies on the other
     side. A negligible effect has to be shown for each: its gain lies within the margin times the
-    halvings between the extreme traces. The effect is identified if the extreme traces differ, by a
-    t test that is corrected for the number of pairs of arms (Bonferroni).
+    halvings between the extreme traces. That gain also has to fit between the accuracies and their
+    `ceiling` (points), where no effect can be seen. The effect is identified if the extreme traces
+    differ, by a t test that is corrected for the number of pairs of arms (Bonferroni).
     """
     cells = [cell for contrast in contrasts for cell in contrast]
     column = common_column(cells)
@@ -95,9 +99,7 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
     if disagree and slope_p < 1 - LEVEL:
         why = f"arms or languages disagree; the mean is {wording.slope(slope)} points per halving"
         return ClaimTest(claim, EFFECT, reason=why)
-    margins = [tost(part, negligible * float(np.log2(ratio.mean))).p or 0.0 for part in parts]
-    margins.append(tost_quotient(slopes_S, shares_S, negligible).p or 0.0)
-    wide = ratio.low is not None and ratio.low >= LEAST_RATIO
+    room = ceiling - max(100 * cell.mean(PRIMARY_ACCURACY) for cell in cells)
     return ClaimTest(
         claim,
         EFFECT,
@@ -105,8 +107,23 @@ def contrast_effect(claim: str, contrasts: Sequence[Contrast], negligible: float
         wording.slope(slope),
         side=int(np.sign(slope.mean)),
         p=slope_p,
-        p_negligible=max(margins) if wide else None,
+        p_negligible=_p_negligible(parts, (slopes_S, shares_S), negligible, ratio, room),
     )
+
+
+def _p_negligible(
+    parts: Sequence[list[float]],
+    quotient: tuple[np.ndarray, np.ndarray],
+    negligible: float,
+    ratio: Interval,
+    room: float,
+) -> float | None:
+    """Return the p of a negligible effect; None if the traces or the accuracies show too little."""
+    gain = negligible * float(np.log2(ratio.mean))  # of an effect as large as the margin
+    if ratio.low is None or ratio.low < LEAST_RATIO or gain > room:
+        return None
+    p_values = [tost(part, gain).p for part in parts]
+    return max(p or 0.0 for p in [*p_values, tost_quotient(*quotient, negligible).p])
 
 
 def _parts(gains_DxS: np.ndarray, languages_S: np.ndarray) -> list[list[float]]:
@@ -223,7 +240,9 @@ def _on_contrasts(comparison: Comparison, cause: str, arms: Sequence[Arms]) -> C
         unmatched = [pair for both in compared for pair in both if pair]
         why = why_unmatched(unmatched) if arms else "no arm has strength 0, the baseline"
         return ClaimTest(claim, EFFECT, reason=why, subject=cause)
-    test = contrast_effect(claim, contrasts, comparison.plan.negligible_slope)
+    ceilings = [pair[0].mean(LATENT_CEILING) for pair in contrasts]
+    ceiling = 100 * min(ceilings) if comparison.primary_labeling == "latent" else 100.0
+    test = contrast_effect(claim, contrasts, comparison.plan.negligible_slope, ceiling)
     return replace(test, subject=cause)
 
 

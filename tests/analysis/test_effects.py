@@ -20,13 +20,14 @@ from jaxflat.analysis.verdicts import (
     decide,
 )
 from tests.support.counts import in_full
-from tests.support.simulation import TRACE, Arm, ladder_rows, share_covering
+from tests.support.simulation import PROBE, TRACE, Arm, ladder_rows, share_covering
 
 STRENGTH = "phases.dial.flatness_penalty.strength"
 MEASURE = "phases.dial.flatness_penalty.measure"
 TARGETS = "phases.dial.targets"
 RATE, BATCH, WIDTH = "phases.dial.learning_rate", "phases.dial.batch_size", "model.width"
 PENALTY = "At equal excess loss a trace that the penalty lowers raises accuracy"
+LATENT = PROBE.replace("map", "latent")
 NOISE = "At equal excess loss a trace that label noise lowers raises accuracy"
 DECIDED = (SUPPORTED, CONTRADICTED, NEGLIGIBLE)
 FEW = pytest.param(1000, marks=pytest.mark.slow)
@@ -136,7 +137,7 @@ def test_an_effect_of_exactly_the_margin_is_rarely_called_negligible(
     """Also where the traces scatter more than the accuracies, in halvings and points."""
     random = np.random.default_rng(2)
     tests = [
-        contrast_effect("", draw_contrasts(random, slope, scatter, causal), 0.5)
+        contrast_effect("", draw_contrasts(random, slope, scatter, causal), 0.5, 100.0)
         for _ in range(amount)
     ]
     wrong = np.mean([(test.p_negligible or 0.0) < 0.05 for test in tests])
@@ -147,7 +148,7 @@ def test_an_effect_of_exactly_the_margin_is_rarely_called_negligible(
 def test_the_effect_is_the_regression_on_mean_halvings():
     random = np.random.default_rng(3)
     contrasts = draw_contrasts(random, 0.8, (0.2, 0.3), causal=True)
-    test = contrast_effect("", contrasts, 0.5)
+    test = contrast_effect("", contrasts, 0.5, 100.0)
     log2, points = (
         np.array([[f(cell.by_seed(name)[s]) for s in map(str, range(8))] for cell in cells])
         for f, name, cells in (
@@ -180,6 +181,20 @@ def test_traces_too_near_for_a_verdict_that_there_is_no_effect():
     )
     assert NEGLIGIBLE not in {one.answer for one in near}
     assert [one.answer for one in wide].count(NEGLIGIBLE) > 5
+
+
+@pytest.mark.parametrize(("probe", "ceiling"), [(PROBE, 1.0), (LATENT, 0.9)])
+def test_accuracies_at_their_ceiling_do_not_show_that_an_effect_is_negligible(probe, ceiling):
+    """Halving the trace causes a point, but all accuracies are cut off at their ceiling."""
+    found = []
+    for seed, room in product(range(8), (0.0, 0.05)):
+        rows = random_rows(doses((0, 1e-5), (0.0, 1.5), slope=bool(not room)), seed)
+        for row in rows:
+            accuracy = min(row.values.pop(PROBE) - 0.88 + ceiling, ceiling) - room
+            row.values.update({probe: accuracy, "bayes/state_3.latent": ceiling})
+        found.append(judged(rows)[PENALTY].answer)
+    assert NEGLIGIBLE not in found[::2]
+    assert found[1::2].count(NEGLIGIBLE) > 5
 
 
 def test_penalties_on_two_measures_are_two_claims():
