@@ -43,10 +43,14 @@ Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at e
 
 
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
-    """Return a test for every contrast that the sweep has."""
+    """Return a test for every contrast that the sweep has, and one over seeds.
+
+    Beside a contrast the test over seeds is secondary: it only describes an association.
+    """
     tests = [_on_contrasts(comparison, *one) for one in contrasts_by_cause(comparison)]
     tests += [_of_control(name) for name in dict.fromkeys(control_arms(comparison).values())]
-    return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
+    within = replace(_within_settings(comparison), secondary=bool(tests))
+    return [*(tests or [_across_settings(comparison)]), within]
 
 
 def contrast_effect(
