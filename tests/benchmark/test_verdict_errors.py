@@ -23,7 +23,7 @@ from jaxflat.benchmark.verdict_scenarios import scenarios
 from tests.support.counts import in_full
 
 BY_NAME = {scenario.name: scenario for scenario in scenarios()}
-MOST_FALSE, MOST_FALSE_SWEEPS, LEAST_POWER = 5.0, 10.0, 90.0  # %
+MOST_FALSE, MOST_FALSE_SWEEPS, LEAST_POWER = 7.0, 10.0, 90.0  # %
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_the_command_prints_a_row_and_writes_figures_for_each_scenario(tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("num_sweeps", in_full(2000))
 def test_verdicts_are_rarely_false(num_sweeps):
-    """The lower ends of exact 95% intervals: a rate of 9.75% is the nominal one of two families."""
+    """Any claim: by the lower end of the exact 95% interval, because the nominal rate is 9.75%."""
     found = dict(verdict_table.measure_verdicts(num_sweeps))
     for name, figures in found.items():
-        false = {column: f.min for column, f in figures.items() if column.endswith("% false")}
-        assert false.pop("any claim, % false") <= MOST_FALSE_SWEEPS, name
-        assert max(false.values()) <= MOST_FALSE, name
+        false = {column: f for column, f in figures.items() if column.endswith("% false")}
+        assert false.pop("any claim, % false").min <= MOST_FALSE_SWEEPS, name
+        assert max(f.median for f in false.values()) <= MOST_FALSE, name
     assert found["doses, slope 1"]["right on the effect, %"].median >= LEAST_POWER
 
 
