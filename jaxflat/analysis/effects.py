@@ -43,14 +43,10 @@ Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at e
 
 
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
-    """Return a test for every contrast that the sweep has, and one over seeds.
-
-    Beside a contrast the test over seeds is secondary: it only describes an association.
-    """
+    """Return a test for every contrast that the sweep has."""
     tests = [_on_contrasts(comparison, *one) for one in contrasts_by_cause(comparison)]
     tests += [_of_control(name) for name in dict.fromkeys(control_arms(comparison).values())]
-    within = replace(_within_settings(comparison), secondary=bool(tests))
-    return [*(tests or [_across_settings(comparison)]), within]
+    return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
 
 
 def contrast_effect(

@@ -40,7 +40,7 @@ class ClaimTest:
     None if there is none; `reason` then says why. p_negligible: of the two one-sided tests, None
     if they do not apply. identified: False if flatness differs only with something else. subject:
     the second of two models, or what changes flatness. over: the end of `statistic`, which says
-    what it is a mean over. secondary: True if it is never a primary claim.
+    what it is a mean over.
     """
 
     claim: str
@@ -54,7 +54,6 @@ class ClaimTest:
     identified: bool = True
     subject: str = ""
     over: str = ""
-    secondary: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,16 @@ class Verdict:
 
 
 def decide(tests: Sequence[ClaimTest], primary: str) -> list[Verdict]:
-    """Return the verdicts, those on claims of the kind `primary` first, but for secondary ones."""
-    families: dict[bool, list[ClaimTest]] = {True: [], False: []}
-    for test in tests:
-        families[test.kind == primary and not test.secondary].append(test)
-    return [one for is_primary, own in families.items() for one in _decide_family(own, is_primary)]
+    """Return the verdicts, those on claims of the kind `primary` first."""
+    first = [test for test in tests if test.kind == primary]
+    return [
+        verdict
+        for family, is_primary in (
+            (first, True),
+            ([test for test in tests if test.kind != primary], False),
+        )
+        for verdict in _decide_family(family, is_primary)
+    ]
 
 
 def shaffer(p_values: Sequence[float], claims: Sequence[int]) -> list[float]:

@@ -113,15 +113,6 @@ def test_primary_claims_are_corrected_for_their_own_number_and_come_first():
     assert not any(one.primary for one in decide(tests, ""))
 
 
-def test_a_secondary_claim_is_corrected_with_the_others():
-    tests = [of_kind(EFFECT, 0.04, secondary=True), of_kind(EFFECT, 0.04, p_negligible=0.03)]
-    found = decide([*tests, of_kind(ACCURACY, 0.03)], EFFECT)
-    assert [(one.kind, one.primary) for one in found] == [
-        *((EFFECT, True), (EFFECT, False), (ACCURACY, False))
-    ]
-    assert [one.p for one in found] == pytest.approx([0.04, 0.06, 0.06])
-
-
 def test_negligible_effects_are_corrected_for_their_number_too():
     tests = [of_kind(EFFECT, 0.5, p_negligible=p) for p in (0.03, 0.04, 0.0001)]
     assert [one.answer for one in decide(tests, "")] == [UNDECIDED, UNDECIDED, NEGLIGIBLE]
