@@ -8,8 +8,8 @@ control without noise, on exact targets. "settle", by AdamW on exact targets, th
 noise of the last steps, which may look like drift; "not continued" goes there at once. Annealed
 branches at several of its steps let arms be compared at the same excess loss.
 
-Label noise moves SGD by t = (learning rate)^2 steps / batch, see docs/theory.md. Here t = 2.3, and
-2.6 at `paper`. There the learning rate of 1e-3 and batch of 4096 of Liu et al. give 4.5e-5.
+Label noise moves SGD by t = (learning rate)^2 steps / batch (docs/theory.md): 2.3 at `laptop` and
+2.6 at `paper`. With the learning rate (1e-3) and batch (4096) of Liu et al. it would be 4.5e-5.
 """
 
 from jaxflat import config as base_config

@@ -78,14 +78,15 @@ def show_languages(points: Sequence[Point]) -> None:
 def show_drift(points: Sequence[Point]) -> None:
     """Print how far label noise moves the parameters in each phase, where theory predicts it."""
     columns = ("phase", "learning rate", "batch", "steps", "targets", "t")
-    table, others, console = Table(*columns, box=box.SIMPLE_HEAD), {}, make_console()
+    table, without, console = Table(*columns, box=box.SIMPLE_HEAD), {}, make_console()
     rows: dict[tuple[str, ...], None] = {}
     for point in points:
         for phase in trajectory.phases(point.config):
             settings = phase.settings
             drift = predicted_drift(point.config.language, settings)
             if drift is None:
-                others[f"{phase.name} ({settings.optimizer.name})"] = None
+                if settings.optimizer.name == "sgd":
+                    without[phase.name] = None
                 continue
             sizes = settings.schedule.learning_rate, settings.batch_size, settings.steps
             rows[(phase.name, *map(str, sizes), settings.targets, f"{drift:.2g}")] = None
@@ -95,14 +96,14 @@ def show_drift(points: Sequence[Point]) -> None:
         table.title = "Drift of label noise, t = sum of (learning rate)² / batch over the steps"
         console.print(table)
         console.print(
-            "In time t label noise moves parameters along the minimisers as "
-            "d theta / dt = -1/4 grad tr H does.",
+            "Label noise moves the parameters along the minimisers like the flow "
+            "d theta / dt = -1/4 grad tr H, followed for time t.",
             highlight=False,
         )
-    if others:
+    if without:
         console.print(
-            f"No drift is predicted for {', '.join(others)}: t is defined for plain SGD without a "
-            "penalty, on new sentences with one masked word.",
+            f"No drift is predicted for {', '.join(without)}: t is defined for SGD without "
+            "momentum or a penalty, on new sentences with one masked word.",
             highlight=False,
             markup=False,
         )

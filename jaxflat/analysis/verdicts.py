@@ -14,10 +14,9 @@ RULES = (
     "the other, and otherwise 'undecided'. Undecided does not mean that there is no effect.",
     "A claim on the effect of flatness is 'negligible' if two one-sided tests at 5% show that the "
     "effect lies within the margin that the sweep declared, and if the compared models' traces "
-    "differ by a factor of at least 1.5 (the whole interval). An effect as large as the margin "
-    "also has to keep the accuracies below their ceiling, above which none can be seen. A small "
-    "effect may lie on a side and also be negligible; the verdict is then 'supported' or "
-    "'contradicted'.",
+    "differ by a factor of at least 1.5 (the whole interval). There must also be room below the "
+    "accuracies' ceiling for an effect as large as the margin. A small effect may lie on a side "
+    "and also be negligible; the verdict is then 'supported' or 'contradicted'.",
     "Claims of the primary kind, which the sweep declared before it ran, are corrected for their "
     "own number (Holm 1979; Shaffer 1986). All other claims are corrected together, for theirs. So "
     "the interval of a claim may exclude 0 (1 for ratios) although the claim is undecided.",

@@ -123,8 +123,8 @@ def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSwe
     halvings_A = -sweep.log_trace_A / math.log(2)
     if kind == EFFECT:
         for a, arm in enumerate(scenario.arms):
-            halvings = float(halvings_A[a] - halvings_A[0])
-            if arm.accuracy and halvings and penalised(arm) in claim:
+            halvings, measure = float(halvings_A[a] - halvings_A[0]), penalised(arm)
+            if measure and measure in claim and arm.accuracy and halvings:
                 return float(sweep.accuracy_A[a] - sweep.accuracy_A[0]) / halvings
         return scenario.truth.slope
     values_A = sweep.accuracy_A if kind == ACCURACY else halvings_A

@@ -217,7 +217,7 @@ def batch_division(config: Config, settings: Config, mesh: Mesh) -> Division:
     elif on_cpu and config.training.together == 1:
         size = settings.batch_size // (mesh.shape["data"] * mesh.shape["model"])
         wanted = size * lengths[-1] / CACHED_TOKENS
-        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        divisors = [n for n in range(1, size + 1) if size % n == 0 and n <= max(1, 2 * wanted)]
         num_microbatches = min(divisors, key=lambda n: abs(math.log(n / wanted)))
     cuts = num_microbatches > 1 and len(lengths) > 1 and config.training.together == 1
     if not cuts or not is_ours(config) or settings.objective in settings:

@@ -11,10 +11,11 @@ from jaxflat.runs import builders
 def predicted_drift(language: Config, phase: Config) -> float | None:
     """Return t = sum of eta_s^2 / B over a phase's steps s, 0 with exact targets.
 
-    By time t label noise moves the parameters along the minimisers as d theta / dt =
-    -1/4 grad tr H does (docs/theory.md, from Liu et al. 2023). B counts predictions of new words.
-    None where this does not hold: with another optimizer than plain SGD, another objective, a
-    penalty, an adversary, stored sentences, or several masked words of a sentence.
+    Label noise moves the parameters along the minimisers like the flow d theta / dt =
+    -1/4 grad tr H, followed for time t (docs/theory.md, from Liu et al. 2023). B counts
+    predictions of new words. None where this does not hold: with another optimizer than plain SGD,
+    another objective, a penalty, an adversary, stored sentences, or several masked words of a
+    sentence.
 
     language: a config's `language` section. phase: the settings of a phase.
     """

@@ -33,7 +33,6 @@ class StepMemory:
     """
 
     phase: Phase
-    microbatch_size: int
     state: int
     gradient: int
     activations: int
@@ -106,8 +105,7 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
         how = {"targets": settings.targets, "masking": masking}
         return jax.eval_shape(partial(masked_batch, batch_size=number, **how), language, key)
 
-    mesh = builders.make_mesh(config)
-    steps = builders.train_steps(config, settings, mesh)
+    steps = builders.train_steps(config, settings, builders.make_mesh(config))
     schedule = builders.schedule(settings, anneal=False)
     span = phase.start, phase.stop
     jax.eval_shape(steps, state, Source(language), key, schedule, *span, strength)
@@ -121,16 +119,14 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
     def of_sentence(model: Any) -> int:  # without the parameters, which are stored once
         return stored(model, examples(2)) - stored(model, examples(1))
 
-    num_microbatches = builders.batch_division(config, settings, mesh).num_microbatches
-    size = settings.batch_size // num_microbatches
+    size = settings.microbatch_size or settings.batch_size  # CPUs take smaller parts
     block = of_sentence(model.clone(remat=False) if builders.is_ours(config) else model)
     activations = size * (of_sentence(model) + 2 * block / config.model.num_layers)
     if config.training.compute_dtype != "float32":
         activations += _num_bytes(params) / 2  # the kernels in 16 bits
-    num_gradients = 2 if num_microbatches > 1 else 1
+    num_gradients = 2 if size < settings.batch_size else 1
     return StepMemory(
         phase,
-        size,
         _num_bytes(state),
         num_gradients * _num_bytes(params),
         round(activations),
@@ -148,7 +144,7 @@ def advice(config: Config, step: StepMemory) -> str:
     if step.on_each_device(config) <= available:
         return ""
     num_devices = mesh.shape["data"] * mesh.shape["model"]
-    size = step.microbatch_size
+    size = settings.microbatch_size or settings.batch_size
     penalty = settings.flatness_penalty
     needs_whole = penalty.strength and penalty.measure in NEED_WHOLE_BATCH
     batches = {settings.batch_size}

@@ -45,10 +45,10 @@ def make_sampler(settings: Config, masking: str, mesh: Mesh, division: Division)
     shard = partial(sharding.shard_examples, mesh, over=sharding.RUN_AXES)
 
     def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
-        batch = source_batch(source, key, index, *batch_settings)
-        if division.lengths:
-            batch = interleave_by_length(batch, division.num_microbatches)
-        return shard(batch)
+        batch = shard(source_batch(source, key, index, *batch_settings))
+        if division.lengths:  # devices then exchange sentences
+            batch = shard(interleave_by_length(batch, division.num_microbatches))
+        return batch
 
     def with_labelled(source: Source, key: jax.Array, index: jax.Array) -> AdversarialBatch:
         keys = jax.random.split(jax.random.fold_in(key, 1))  # other than `key`

@@ -21,9 +21,9 @@ class Division:
     num_microbatches: equal parts, taken one after the other, so that the activations of one part
     at a time are in memory. num_shards: equal parts of each of these, one for each device. Their
     gradients are flattened into one vector before the sum. Devices then need one reduction instead
-    of one for every parameter, which XLA's CPU backend would run in sequence. lengths: ascending
-    numbers of positions. Each microbatch keeps the first ones of its padded sentences, as few of
-    these numbers as its longest sentence fits. With (), all positions are kept.
+    of one for every parameter, which XLA's CPU backend would run in sequence. lengths: numbers of
+    positions, ascending. Each microbatch is cut to the smallest of these that holds its longest
+    sentence; () cuts nothing. A branch is compiled for each.
     """
 
     num_shards: int = 1

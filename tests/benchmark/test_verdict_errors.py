@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis.synthetic import draw_sweep
+from jaxflat.analysis.verdicts import EFFECT
 from jaxflat.benchmark import verdict_table
 from jaxflat.benchmark.__main__ import main
 from jaxflat.benchmark.verdict_errors import (
@@ -130,6 +131,14 @@ def test_the_command_prints_a_row_and_writes_figures_for_each_scenario(tmp_path,
         found = figures[f"verdicts/{name}/any claim, % false"]
         assert found["unit"] == "% of 2 sweeps"
         assert found["median"] in (0, 50, 100)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if not name.startswith("two penal")])
+def test_only_penalties_with_an_effect_of_their_own_have_another_slope(name):
+    scenario = BY_NAME[name]
+    sweep = draw_sweep(scenario.arms, scenario.truth, np.random.default_rng(0))
+    for claim in ("the flatter are the more accurate", "gauss newton trace"):
+        assert planted_value(claim, EFFECT, scenario, sweep) == scenario.truth.slope
 
 
 @pytest.mark.slow

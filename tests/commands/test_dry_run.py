@@ -242,7 +242,10 @@ def test_the_drift_is_that_of_each_sgd_phase(tmp_path, capsys):
         ["drift", "0.1", "8", "6", "sampled", f"{small:.2g}"],
         ["drift", "0.2", "8", "6", "sampled", f"{large:.2g}"],
     ]
-    assert "No drift is predicted for pretrain (adamw)" in printed
+    assert "No drift is predicted" not in printed  # AdamW has no t
+    config.phases.drift.flatness_penalty.strength = 1e-4
+    dry_run.show_drift(points.expand(config, product(param("seed", [0])), tmp_path / "penalty"))
+    assert "No drift is predicted for drift: t is defined for SGD" in capsys.readouterr().out
 
 
 def test_the_prediction_and_the_points_have_the_names_of_arms(tmp_path, capsys):
