@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxflat import config as base_config
 from jaxflat.config.base import FLATNESS_PENALTIES
+from jaxflat.config.validation import NEED_WHOLE_BATCH
 from jaxflat.runs import builders, slots, trajectory
 from tests.support.counts import FULL
 from tests.support.folders import owned
@@ -37,6 +38,8 @@ def resolved(optimizer: str, targets: str, together: int, penalty: str | None) -
     if penalty:
         chosen = {"measure": penalty, "strength": -1e-4, "num_probes": 2, "max_excess": 5.0}
         config.phases.pretrain.flatness_penalty.update(chosen)
+    if penalty not in NEED_WHOLE_BATCH:
+        config.phases.pretrain.microbatch_size = 32
     config.training.together = together
     config.mesh.data = 1
     return FrozenConfigDict(config)
