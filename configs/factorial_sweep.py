@@ -11,14 +11,12 @@ from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
 # Steps of "warm" and "drift", the steps of "settle" where anneals branch off, steps of an anneal.
-STEPS = {
-    "smoke": (100, 100, (50, 100), 20),
-    "laptop": (600, 2000, (100, 400, 1600), 100),
-    "full": (600, 8000, (100, 400, 1600, 6400), 100),
-    "paper": (6000, 60_000, (1000, 6000, 30_000), 1000),
-}
-WIDTHS = {"smoke": (8, 16), "laptop": (32, 64), "full": (32, 64), "paper": (384, 768)}
-SEEDS = {"smoke": seeds(1), "laptop": seeds(2, 2), "full": seeds(8, 2), "paper": seeds(3, 2)}
+STEPS = {"smoke": (100, 100, (50, 100), 20), "laptop": (600, 2000, (100, 400, 1600), 100)}
+STEPS["full"], STEPS["gpu"] = ((warm, 8000, (100, 400, 1600, 6400), 100) for warm in (600, 2000))
+STEPS["paper"] = (6000, 60_000, (1000, 6000, 30_000), 1000)
+WIDTHS = {"smoke": (8, 16), "gpu": (192, 384), "paper": (384, 768)}
+BATCHES = {"gpu": (32, 128), "paper": (256, 1024)}  # of "drift"
+SEEDS = {"smoke": seeds(1), "full": seeds(8, 2), "gpu": seeds(3), "paper": seeds(3, 2)}
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -29,15 +27,17 @@ def get_config(scale: str | None = None) -> Config:
     warm.update({"steps": num_warm, "checkpoint_steps": ()})
     drift.update({"steps": num_drift, "checkpoint_steps": (), "optimizer": {"name": "sgd"}})
     settle.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
+    if scale == "smoke":
+        base_config.use_smoke_sizes(config, ())
+        config.probes.iterations = 50
     settle.batch_size, settle.schedule.learning_rate = 64, 2e-3
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False, "num_probes": 2})
     config.probes.update({"labelings": ("map",), "belief_state": False, "shots": (200,)})
     config.probes.projected_dimension, config.flatness.num_microbatches = 128, 16
     config.claims.update({"primary": "flatness", "probe": "linear_probe_projected"})
-    if scale == "smoke":
-        config.model.num_layers, config.flatness.microbatch_size = 1, 32
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.probes.update({"num_validation": 256, "num_test": 512, "iterations": 50})
+    if scale == "gpu":
+        base_config.use_gpu_sizes(config, (warm, settle), targets="exact")
+        config.language.update(base_config.paper_hmm())
     if scale == "paper":
         config.language.update(base_config.paper_hmm())
         config.model.update({"num_layers": 26, "head_size": 48})
@@ -52,9 +52,9 @@ def get_sweep(scale: str | None = None) -> Sweep:
     """Return the points, seed by seed."""
     scale = named_scale(scale)
     return product(
-        SEEDS[scale],
-        param("model.width", WIDTHS[scale]),
+        SEEDS.get(scale, seeds(2, 2)),
+        param("model.width", WIDTHS.get(scale, (32, 64))),
         param("phases.drift.schedule.learning_rate", [0.02, 0.08]),
-        param("phases.drift.batch_size", [256, 1024] if scale == "paper" else [16, 64]),
+        param("phases.drift.batch_size", BATCHES.get(scale, (16, 64))),
         param("phases.drift.targets", ["exact", "sampled"]),
     )

@@ -16,11 +16,13 @@ STEPS = {
     "smoke": (40, 10, (10, 20)),
     "laptop": (2500, 250, (300, 600, 1000, 1500)),
     "full": (2500, 250, (300, 600, 1000, 1500)),
+    "gpu": (2500, 250, (300, 600, 1000, 1500)),
     "paper": (30_000, 6000, (6000, 15_000, 30_000)),
 }
 DOSES = {"smoke": (0.0, 1e-4), "full": (0.0, -2e-5, 1e-4)}
-DOSES["laptop"] = DOSES["paper"] = (0.0, -1e-5, 1e-4)
-SEEDS = {"smoke": seeds(2), "laptop": seeds(8), "full": seeds(8, 2), "paper": seeds(8)}
+DOSES["laptop"] = DOSES["gpu"] = DOSES["paper"] = (0.0, -1e-5, 1e-4)
+SEEDS = {"smoke": seeds(2), "full": seeds(8, 2), "gpu": seeds(5)}
+SEEDS["laptop"] = SEEDS["paper"] = seeds(8)
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -34,12 +36,11 @@ def get_config(scale: str | None = None) -> Config:
     dial.update({"steps": ladder[-1], "checkpoint_steps": ladder, "anneal_steps": num_anneal})
     dial.flatness_penalty.max_excess = 0.05  # negative doses stop where the loss breaks down
     if scale == "smoke":
-        config.model.update({"num_layers": 1, "width": 8})
-        for phase in (warm, dial):
-            phase.batch_size, phase.schedule.warmup_steps = 32, 10
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        base_config.use_smoke_sizes(config, (warm, dial))
+        config.model.width = 8
+    if scale == "gpu":
+        base_config.use_gpu_sizes(config, (warm, dial), targets="exact")
+        config.language.update(base_config.paper_hmm())
     if scale == "paper":
         base_config.use_paper_sizes(config, (warm, dial))
     config.phases.warm, config.phases.dial = warm, dial

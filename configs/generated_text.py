@@ -5,20 +5,18 @@
         -d ~/tensorflow_datasets/downloads/manual
     python -m jaxflat.main --config=configs/generated_text.py
 
-A causal teacher is trained on 10,605 sentences of movie reviews (Hutto and Gilbert, 2014). The
-sentences it generates are stored on disk. Masked language models train on them; their excess loss
+A causal teacher is trained on 10,605 sentences of movie reviews (Hutto and Gilbert, 2014). Masked
+language models train on sentences that it generates, which are stored on disk. Their excess loss
 over the teacher's exact conditionals is measured. Probes predict the sentiment of real sentences.
-The control is the same model without training.
-
-Over five seeds: excess loss 1.70 +- 0.06 nats, trace 118 +- 10, sentiment 56.7 +- 0.7%, 3.3 (2.2
-to 4.5) points above the control.
+The control is the same model without training. Over five seeds: excess loss 1.70 +- 0.06 nats,
+trace 118 +- 10, sentiment 56.7 +- 0.7%, 3.3 (2.2 to 4.5) points above the control.
 """
 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, named_scale, param, product, seeds
 
-WIDTHS = {"smoke": (16,), "laptop": (64,), "full": (32, 64, 128), "paper": (96, 192, 384, 768)}
-SEEDS = {"smoke": seeds(1), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
+WIDTHS = {"smoke": (16,), "full": (32, 64, 128), "gpu": (192, 768), "paper": (96, 192, 384, 768)}
+SEEDS = {"smoke": seeds(1), "full": seeds(8, 2)}  # other scales have five
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -27,7 +25,7 @@ def get_config(scale: str | None = None) -> Config:
     language, phase = config.language, config.phases.pretrain
     language.name, language.stored_sentences = "generated", 65_536
     language.generated.update({"num_words": 3000, "length": 32, "trained": {"vocabulary": 4000}})
-    phase.update({"targets": "sampled", "steps": 6000, "checkpoint_steps": (6000,)})
+    phase.targets, phase.steps = "sampled", 6000
     # One layer computes the queries of the masked word only. Two layers take three times as long.
     config.model.update({"num_layers": 1, "head_size": 16})
     config.probes.update({"pooling": "mean", "shots": (1000,), "num_draws": 6})
@@ -36,25 +34,27 @@ def get_config(scale: str | None = None) -> Config:
     # Sampled labels are unbiased like exact ones, which need 3000 candidates per sentence.
     config.flatness.update({"num_microbatches": 16, "microbatch_size": 64, "labels": "data"})
     if scale == "smoke":
-        language.stored_sentences = 2000
         language.generated.trained.update({"width": 32, "steps": 100, "vocabulary": 300})
         language.generated.update({"num_words": 64, "length": 8})
-        phase.update({"steps": 100, "anneal_steps": 20, "checkpoint_steps": (100,)})
-        config.evaluation.update({"num_sentences": 64, "batch_size": 32})
-        config.flatness.update({"num_microbatches": 2, "num_probes": 1})
+        language.stored_sentences, phase.steps, phase.anneal_steps = 2000, 100, 20
+        config.evaluation.num_sentences, config.evaluation.batch_size = 64, 32
+        config.flatness.num_microbatches, config.flatness.num_probes = 2, 1
         config.probes.update({"shots": (200, 1000), "num_draws": 2, "iterations": 50})
+    if scale == "gpu":
+        base_config.use_gpu_sizes(config, (phase,), targets="sampled")
+        language.stored_sentences, phase.steps, phase.anneal_steps = 262_144, 1200, 300
     if scale == "paper":  # needs --config.language.generated.teacher=DIR, an OPT-125m folder
-        language.stored_sentences = 10_000_000
+        language.stored_sentences, phase.steps, phase.anneal_steps = 10_000_000, 60_000, 6000
         language.generated.update({"num_words": 2000, "length": 24, "tasks": ("sst2", "qnli")})
         language.generated.trained.vocabulary = 512  # < num_words: training a teacher is refused
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
-        phase.update({"batch_size": 4096, "steps": 60_000, "anneal_steps": 6000})
-        phase.checkpoint_steps, phase.microbatch_size = (60_000,), 256
+        phase.batch_size, phase.microbatch_size = 4096, 256
+    phase.checkpoint_steps = (phase.steps,)
     return config
 
 
 def get_sweep(scale: str | None = None) -> Sweep:
     """Return each width, trained and untrained, seed by seed."""
     scale = named_scale(scale)
-    widths = param("model.width", WIDTHS[scale])
-    return product(SEEDS[scale], widths, param("phase_order", [("pretrain",), ()]))
+    widths = param("model.width", WIDTHS.get(scale, (64,)))
+    return product(SEEDS.get(scale, seeds(5)), widths, param("phase_order", [("pretrain",), ()]))

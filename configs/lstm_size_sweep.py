@@ -15,9 +15,11 @@ STEPS = {
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (2000, 3200), 32: (600, 1000), 64: (250, 500)},
     "full": {16: (1200, 2000, 3200), 32: (400, 600, 1000), 64: (250, 350, 500)},
+    "gpu": {240: (5000, 8000, 12_000), 480: (2000, 3000, 4500), 960: (800, 1200, 1800)},
     "paper": dict.fromkeys((480, 960, 1920), (30_000, 60_000)),
 }
-SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
+SEEDS = {"smoke": seeds(2), "full": seeds(8, 2)}
+SEEDS["laptop"] = SEEDS["gpu"] = SEEDS["paper"] = seeds(5)
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -28,11 +30,13 @@ def get_config(scale: str | None = None) -> Config:
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
     if scale == "smoke":
-        config.model.num_layers = 1  # compiling takes most of the time
-        phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        base_config.use_smoke_sizes(config, (phase,))
+        phase.anneal_steps = 20
+    if scale == "gpu":  # 2M to 34M parameters
+        config.language.update(base_config.paper_hmm())
+        config.training.compute_dtype = "bfloat16"
+        phase.update({"batch_size": 1024, "targets": "sampled", "anneal_steps": 300})
+        phase.schedule.learning_rate = 1e-3
     if scale == "paper":  # 8M to 134M parameters
         config.language.update(base_config.paper_hmm())
         phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})

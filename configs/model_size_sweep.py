@@ -14,9 +14,10 @@ STEPS = {
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (5000, 8000), 32: (1700, 2400), 64: (700, 950)},
     "full": {16: (3000, 5000, 8000), 32: (1200, 1700, 2400), 64: (500, 700, 950)},
+    "gpu": {192: (4000, 8000, 14_000), 384: (2000, 3500, 5000), 768: (600, 900, 1200)},
     "paper": dict.fromkeys((96, 192, 384, 768, 1536), (30_000, 60_000)),
 }
-SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
+SEEDS = {"smoke": seeds(2), "full": seeds(8, 2)}  # other scales have five
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -27,11 +28,12 @@ def get_config(scale: str | None = None) -> Config:
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
     if scale == "smoke":
-        config.model.num_layers = 1  # compiling takes most of the time
-        phase.batch_size, phase.anneal_steps, phase.schedule.warmup_steps = 32, 20, 10
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        base_config.use_smoke_sizes(config, (phase,))
+        phase.anneal_steps = 20
+    if scale == "gpu":  # 3M to 43M parameters
+        base_config.use_gpu_sizes(config, (phase,), targets="sampled")
+        config.language.update(base_config.paper_grammar())
+        phase.anneal_steps, config.evaluation.num_positions, config.flatness.num_probes = 200, 8, 2
     if scale == "paper":  # the paper's grammar; 3M to 740M parameters at one depth
         config.language.update(base_config.paper_grammar())
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
@@ -55,4 +57,4 @@ def get_sweep(scale: str | None = None) -> Sweep:
     exact = product(param("model.features", ["p", "log_p"]), param("phase_order", [()]))
     transformers = product(param("model.name", ["transformer"]), sizes)
     tables = product(param("model.name", ["lookup_table"]), exact)
-    return product(SEEDS[named_scale(scale)], chain(transformers, tables))
+    return product(SEEDS.get(named_scale(scale), seeds(5)), chain(transformers, tables))

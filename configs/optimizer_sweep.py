@@ -11,9 +11,10 @@ from jaxflat.config import Config, Sweep, arm, chain, named_scale, product, seed
 
 # Steps of "warm", of its final decay, of a later phase where anneals branch off, and of an anneal.
 STEPS = {"smoke": (60, 20, (20, 40), 20), "paper": (60_000, 6000, (7500, 15_000, 30_000), 6000)}
-STEPS["laptop"] = STEPS["full"] = (2000, 750, (200, 400, 800, 1600), 300)
+STEPS["laptop"] = STEPS["full"] = STEPS["gpu"] = (2000, 750, (200, 400, 800, 1600), 300)
 WAYS = {"AdamW": "adamw", "SAM": "sam", "Muon": "muon", "adversary": "adversary"}
-SEEDS = {"smoke": seeds(2), "laptop": seeds(5), "full": seeds(8, 2), "paper": seeds(5)}
+SEEDS = {"smoke": seeds(2), "full": seeds(8, 2)}
+SEEDS["laptop"] = SEEDS["gpu"] = SEEDS["paper"] = seeds(5)
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -33,12 +34,11 @@ def get_config(scale: str | None = None) -> Config:
     warm.steps, warm.checkpoint_steps, warm.schedule.decay_steps = num_warm, (), num_decay
     adversary.strength = 0.005
     if scale == "smoke":
-        adversary.num_sentences, config.model.num_layers = 64, 1  # compiling takes most of the time
-        for phase in config.phases.values():
-            phase.batch_size, phase.schedule.warmup_steps = 32, 10
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        base_config.use_smoke_sizes(config, config.phases.values())
+        adversary.num_sentences = 64
+    if scale == "gpu":
+        base_config.use_gpu_sizes(config, config.phases.values(), targets="sampled")
+        config.language.update(base_config.paper_grammar())
     if scale == "paper":
         base_config.use_paper_sizes(config, config.phases.values())
     return config

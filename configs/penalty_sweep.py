@@ -12,7 +12,7 @@ from jaxflat.config import Config, Sweep, arm, chain, named_scale, product, seed
 
 # Steps of the warm start, steps of an anneal, and the steps of "dial" where anneals branch off.
 STEPS = {"smoke": (40, 10, (10, 20)), "paper": (30_000, 6000, (6000, 15_000, 30_000))}
-STEPS["laptop"] = STEPS["full"] = (2500, 250, (300, 600, 1000, 1500))
+STEPS["laptop"] = STEPS["full"] = STEPS["gpu"] = (2500, 250, (300, 600, 1000, 1500))
 PENALTIES = {
     "lower trace": ("gauss_newton_trace", 1e-4),
     "lower eigenvalue": ("hessian_max_eigenvalue", 1e-3),
@@ -21,7 +21,8 @@ PENALTIES = {
     "lower rank": ("feature_rank", 3e-3),
     "higher rank": ("feature_rank", -3e-3),
 }
-SEEDS = {"smoke": seeds(2), "laptop": seeds(8), "full": seeds(8, 2), "paper": seeds(8)}
+SEEDS = {"smoke": seeds(2), "full": seeds(8, 2), "gpu": seeds(5)}
+SEEDS["laptop"] = SEEDS["paper"] = seeds(8)
 
 
 def get_config(scale: str | None = None) -> Config:
@@ -37,12 +38,11 @@ def get_config(scale: str | None = None) -> Config:
     config.flatness.update({"by_block": False, "num_probes": 2})
     config.flatness.eigenvalues.update({"num_largest": 1, "num_smallest": 0, "num_steps": 20})
     if scale == "smoke":
-        config.model.update({"num_layers": 1, "width": 8})
-        for phase in (warm, dial):
-            phase.batch_size, phase.schedule.warmup_steps = 32, 10
-        config.evaluation.update({"num_sentences": 256, "batch_size": 128})
-        config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
-        config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})
+        base_config.use_smoke_sizes(config, (warm, dial))
+        config.model.width = 8
+    if scale == "gpu":
+        base_config.use_gpu_sizes(config, (warm, dial), targets="exact")
+        config.language.update(base_config.paper_hmm())
     if scale == "paper":
         base_config.use_paper_sizes(config, (warm, dial))
         dial.microbatch_size, config.training.remat = 0, True  # eigenvalues need the whole batch

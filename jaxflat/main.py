@@ -1,4 +1,4 @@
-"""The command: python -m jaxflat.main --config=FILE.py[:smoke|laptop|full|paper]"""
+"""The command: python -m jaxflat.main --config=FILE.py[:smoke|laptop|full|gpu|paper]"""
 
 import argparse
 import logging

@@ -11,8 +11,10 @@ from jaxflat.config.flatness import MEASURES as MEASURES
 from jaxflat.config.functions import custom as custom
 from jaxflat.config.paper import paper_grammar as paper_grammar
 from jaxflat.config.paper import paper_hmm as paper_hmm
-from jaxflat.config.paper import use_paper_sizes as use_paper_sizes
 from jaxflat.config.ranges import Config as Config
+from jaxflat.config.sizes import use_gpu_sizes as use_gpu_sizes
+from jaxflat.config.sizes import use_paper_sizes as use_paper_sizes
+from jaxflat.config.sizes import use_smoke_sizes as use_smoke_sizes
 from jaxflat.config.sweeps import Sweep as Sweep
 from jaxflat.config.sweeps import arm as arm
 from jaxflat.config.sweeps import chain as chain

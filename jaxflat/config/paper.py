@@ -1,21 +1,10 @@
-"""The sizes of the scale `paper`: languages, batches and a model like those of Liu et al. (2023).
+"""The languages of the scales `gpu` and `paper`: as large as those of Liu et al. (2023).
 
-The languages are random ones. Their concentrations bring the optimum of the loss near the published
+They are random ones. Their concentrations bring the optimum of the loss near the published
 one. docs/scaling.md has the figures, which `--dry_run` prints.
 """
 
-from collections.abc import Iterable
 from typing import Any
-
-from jaxflat.config.ranges import Config
-
-
-def use_paper_sizes(config: Config, phases: Iterable[Config]) -> None:
-    """Set the grammar, a transformer of 184 million parameters, and phases' batches and rates."""
-    config.language.update(paper_grammar())
-    config.model.update({"width": 768, "num_layers": 26, "head_size": 48})
-    for phase in phases:
-        phase.batch_size, phase.microbatch_size, phase.schedule.learning_rate = 4096, 256, 1e-3
 
 
 def paper_grammar() -> dict[str, Any]:

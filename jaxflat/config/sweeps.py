@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-SCALES = ("smoke", "laptop", "full", "paper")
-"""A test of all stages; minutes and hours on two cores; the paper's sizes for accelerators."""
+SCALES = ("smoke", "laptop", "full", "gpu", "paper")
+"""A test of all stages; minutes or hours on two cores; minutes a point on a GPU; large clusters."""
 
 Sweep = list[dict[str, Any]]
 """Points of a sweep, each a mapping from dotted keys to values; the key `ARM` has its name."""

@@ -196,7 +196,7 @@ def test_missing_config_file_and_unknown_scale(capsys):
     assert main.main(["--config=configs/none.py"]) == 2
     assert "configs/none.py: no such config file" in capsys.readouterr().err
     assert main.main([f"--config={CONFIG}:huge"]) == 2
-    assert "'huge' is not one of smoke, laptop, full, paper" in capsys.readouterr().err
+    assert "'huge' is not one of smoke, laptop, full, gpu, paper" in capsys.readouterr().err
 
 
 def test_no_config_is_exit_code_2(capsys):
