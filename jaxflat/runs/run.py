@@ -21,7 +21,7 @@ from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.distributed import ranks
 from jaxflat.distributed.compilation_time import Watch
-from jaxflat.runs import builders, slots, stages
+from jaxflat.runs import builders, shared_prefixes, slots, stages
 from jaxflat.runs.measurements import Measurement, log_seconds
 from jaxflat.runs.recovery import is_trained
 from jaxflat.runs.train import train
@@ -79,15 +79,26 @@ def measurements_of(names: Sequence[str]) -> list[Measurement]:
 
 
 def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
-    """Return whether all results of these stages exist for a point, under its settings."""
+    """Return whether all results of these stages exist for a point, under its settings.
+
+    A point that was done needs no checkpoints: all of them may have been deleted, or left on
+    another machine.
+    """
 
     def read() -> bool:
         trains = "train" in names and point.config.phase_order
-        if trains and not is_trained(point.config, point.folder):
+        if trains and not (is_trained(point.config, point.folder) or _has_only_results(point)):
             return False
         return all(m.is_done(point.config, point.folder) for m in measurements_of(names))
 
     return point.folder.on_rank_0(read)
+
+
+def _has_only_results(point: Point) -> bool:
+    """Return whether a point was done and has no folder of checkpoints."""
+    folders = [point.folder.path / name for name in shared_prefixes.FOLDERS]
+    state = point.folder.read_json("status.json").get("state")
+    return state == "done" and not any(path.exists() for path in folders)
 
 
 def was_done(point: Point, names: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from jaxflat.console import Display
 from jaxflat.distributed import preemption
 from jaxflat.measure import __main__ as measure
 from jaxflat.runs import recovery
+from jaxflat.storage.files import write_json
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from tests.support.damage import KINDS, files_of
@@ -117,6 +118,23 @@ def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, s
     assert starts == [start]
     assert (copied / "trunks").exists() == (start == 0)
     assert_as_expected(copied, expected)
+
+
+def test_a_finished_point_needs_no_checkpoints_until_it_is_measured_again(
+    undisturbed, expected, tmp_path, starts
+):
+    whole, _ = undisturbed
+    workdir = Path(shutil.copytree(whole, tmp_path / "results"))
+    for name in ("trunks", "run/checkpoints", "run/projected", "run/recovery"):
+        shutil.rmtree(workdir / name)
+    write_json(workdir / "run" / "status.json", {"state": "done"})
+    run(workdir)
+    assert starts == []
+    assert not (workdir / "run" / "recovery").exists()
+    (workdir / "run" / "evaluation.jsonl").unlink()
+    run(workdir)
+    assert starts == [0]
+    assert_as_expected(workdir, expected)
 
 
 def test_a_death_while_it_goes_back_loses_nothing(copied, expected, monkeypatch, starts):
