@@ -5,11 +5,15 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from jaxflat.storage import files
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -37,7 +41,7 @@ GONE = ("ACTIVE", *["SUSPENDED"] * 2, "", "ACTIVE")  # the slice, while a comman
 @pytest.fixture
 def launch(tmp_path):
     """Give a function that runs a script, and returns its exit code and the calls it made."""
-    for name in ("gcloud", "git", "tar", "sleep", "python", "srun", "scontrol"):
+    for name in ("gcloud", "git", "tar", "sleep", "python", "srun", "scontrol", "timeout"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
 
@@ -76,6 +80,111 @@ def test_a_task_of_slurm_that_was_told_to_stop_is_requeued(launch, code, requeue
     assert ran.code == (0 if requeued else code)
     assert ran.calls[0] == "srun python -m jaxflat.main --config=a.py"
     assert ran.calls[1:] == ["scontrol requeue 7_2"] * requeued
+
+
+def make_workdir(workdir: Path, states: dict[str, str]) -> None:
+    """Make the files of a sweep whose points have these states."""
+    workdir.mkdir(parents=True)
+    (workdir / "sweep.json").write_text("{}")
+    (workdir / "results.csv").write_text("point")
+    for point, state in states.items():
+        for step in ("checkpoints/10", "recovery/20"):
+            (workdir / point / step).mkdir(parents=True)
+            (workdir / point / step / "manifest.json").write_text("{}")
+        files.write_json(workdir / point / "status.json", {"state": state, "reason": ""})
+        for name in ("config.json", "metrics.jsonl", "flatness.jsonl", "events.1"):
+            (workdir / point / name).write_text("{}")
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+LINES = {f"a/{name}" for name in ("config.json", "status.json", "metrics.jsonl", "flatness.jsonl")}
+BROUGHT = {"sweep.json", "results.csv", "b/status.json", *LINES}  # b is half-done
+
+
+def test_one_gpu_brings_back_finished_points_without_checkpoints(launch, tmp_path):
+    make_workdir(tmp_path / "runs" / "own-gpu", {"a": "done", "b": "preempted"})
+    ran = launch("one_gpu.sh", "own.py:gpu", "--points=0", "--minutes=8", codes=(75,))
+    assert ran.code == 75, ran.said
+    command = "python -m jaxflat.main --config=own.py:gpu --workdir=runs/own-gpu --points=0"
+    assert ran.calls == [f"timeout --preserve-status --kill-after=40 420 {command}"]
+    assert files_in(tmp_path / "results" / "own-gpu") == BROUGHT
+
+
+def test_one_gpu_continues_on_another_disk(launch, tmp_path):
+    make_workdir(tmp_path / "old", {"a": "done", "b": "preempted"})
+    assert launch("one_gpu.sh", "own.py", "--workdir=old", "--results=here", codes=(0,)).code == 0
+    ran = launch("one_gpu.sh", "own.py", "--workdir=new", "--results=here", codes=(3,))
+    assert ran.code == 3
+    assert ran.calls == ["python -m jaxflat.main --config=own.py --workdir=new"]
+    assert files_in(tmp_path / "new") == BROUGHT
+
+
+def test_one_gpu_saves_when_its_queue_stops_it(tmp_path):
+    make_workdir(tmp_path / "runs" / "own-gpu", {"a": "done"})
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\ntrap 'exit 75' TERM; touch began; while :; do sleep 0.05; done")
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(LAUNCH / "one_gpu.sh"), "own.py:gpu", "--minutes=8"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as script:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        script.terminate()
+        assert script.wait(timeout=10) == 75
+    assert (tmp_path / "results" / "own-gpu" / "a" / "flatness.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--minutes=8",), "the first argument must be FILE.py:SCALE"),
+        (("own.py:gpu", "--minutes=1"), "--minutes=1 must be a whole number, at least 2"),
+    ],
+)
+def test_one_gpu_names_a_bad_argument(launch, tmp_path, arguments, error):
+    ran = launch("one_gpu.sh", *arguments)
+    assert (ran.code, ran.calls) == (2, [])
+    assert ran.said.startswith(f"error: {error}")
+    assert ran.said.count("\n") == 1
+
+
+CONFIG = """
+from jaxflat.config import param
+from tests.support.sweeps import tiny_config
+
+def get_config(_=None):
+    config = tiny_config()
+    config.phases.pretrain.checkpoint_steps, config.phase_order = (3,), ("pretrain",)
+    del config.phases.drift
+    config.flatness.update({"measures": ("fisher_trace",), "invariant": False})
+    config.probes.update({"labelings": ("map",), "belief_state": False, "shots": (8,)})
+    return config
+
+def get_sweep(_=None):
+    return param("seed", range(2))
+"""
+
+
+@pytest.mark.slow
+def test_one_gpu_runs_no_finished_point_again(tmp_path):
+    """The second command also writes the report, without the checkpoints of the first point."""
+    (tmp_path / "own.py").write_text(CONFIG)
+    binaries = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    for arguments in (["--points=0", "--stages=train,flatness,probes"], []):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # another disk
+        command = ["bash", str(LAUNCH / "one_gpu.sh"), "own.py", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(": started\n") == 1
+    assert (tmp_path / "runs" / "own-laptop" / "report.html").exists()
+    rows = (tmp_path / "results" / "own-laptop" / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2
 
 
 def test_tpu_commands_are_those_that_were_reviewed(launch):
