@@ -58,7 +58,9 @@ def label_noise_test(comparison: Comparison) -> ClaimTest | None:
     else:
         per_loss = [_per_loss(cell, column) for cell in cells]
         scaled = [change(column, loss_ratio, *own).ratio for own in (per_loss[2:], per_loss)]
-        side, p = _both_below_one(list(zip(ratios, scaled, strict=True)))
+        side, p = _both_below_one(
+            [[one for one in ways if one] for ways in zip(ratios, scaled, strict=True)]
+        )
     return ClaimTest(CLAIM, LABEL_NOISE, statistic, evidence, side, p, reason=reason, over=over)
 
 
