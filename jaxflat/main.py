@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
         sweep_record.check_sweep(config, expanded, workdir)
         names = {point.name for point in points.select(expanded, flags.points)}
         chosen = [(number, point) for number, point in enumerate(expanded) if point.name in names]
+        points.check_stages([point for _, point in chosen], stages)
         dry_run.show_points(chosen)
         dry_run.show_languages([point for _, point in chosen])
         dry_run.show_drift([point for _, point in chosen])

@@ -10,7 +10,6 @@ from jaxflat.flatness.measures import TRACES
 from jaxflat.flatness.terms import MIN_SAMPLES
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.function_checks import check_functions
-from jaxflat.runs.labelled_sentences import check_shares
 from jaxflat.runs.languages import language_kind
 
 FIXED_LABEL_MEASURES = (
@@ -37,7 +36,6 @@ def check_config(config: Config) -> None:
     """Raise ValueError if a valid config cannot run with its language, model and devices."""
     check_functions(config)
     language_kind(config.language).check_uses(config)
-    check_shares(config)
     if config.language.masking == "share" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
     num_devices = builders.make_mesh(config).size

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxflat.config import Config, Sweep, functions, loading, validation
 from jaxflat.config.sweeps import ARM
 from jaxflat.config.validation import InputError
 from jaxflat.runs import checks, slots
+from jaxflat.runs.labelled_sentences import check_shares
 from jaxflat.runs.run import Point
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps.sweep_record import read_entries
@@ -189,6 +191,15 @@ def select(points: list[Point], selection: str) -> list[Point]:
             )
         chosen |= {point.name: point for point in matches}
     return list(chosen.values())
+
+
+def check_stages(points: Sequence[Point], stages: Sequence[str]) -> None:
+    """Raise InputError if `probes` is requested and a task has too few labelled sentences."""
+    for point in points if "probes" in stages else ():
+        try:
+            check_shares(point.config)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 def _common_size(configs: list[Config]) -> tuple[int, int]:

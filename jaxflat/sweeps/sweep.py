@@ -20,7 +20,7 @@ from jaxflat.runs.stages import STAGES, num_stages
 from jaxflat.storage.files import DISK_FULL
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import workers
-from jaxflat.sweeps.points import expand, select
+from jaxflat.sweeps.points import check_stages, expand, select
 from jaxflat.sweeps.results import summary, write_results
 from jaxflat.sweeps.sweep_record import record_sweep
 
@@ -49,6 +49,7 @@ def run(
     folder = Folder(Path(workdir))
     expanded = expand(config, points, folder.path)
     chosen = select(expanded, selection)
+    check_stages(chosen, stages)
     _check_agreed(chosen, stages)
     record_sweep(config, expanded, folder, command)
     done = {point.title for point in chosen if was_done(point, stages)}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from jaxflat.config.validation import InputError
 from jaxflat.languages.sentences import Sentences
 from jaxflat.runs import builders, labelled_sentences
 from jaxflat.runs.labelled_sentences import check_shares, draw_labelled
@@ -18,6 +19,7 @@ from jaxflat.runs.measurements import PartialResults
 from jaxflat.runs.probe_sets import probe_sets
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
+from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config
 
 NUM_SENTENCES = 12
@@ -94,7 +96,8 @@ def lengths_from_one(*, length, tasks):
     config.language.hmm.update({"min_length": 1, "length": length, "tasks": tasks})
     config.model.name, config.phase_order, config.phases = "lookup_table", (), {}
     config.data_seed = config.init_seed = config.probe_seed = 0
-    config.probes.finetune.update({"shots": 8, "num_draws": 2, "batch_size": 4, "epochs": 1})
+    tuning = {"shots": 8, "num_draws": 2, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    config.probes.finetune.update(tuning)
     return FrozenConfigDict(config)
 
 
@@ -104,6 +107,15 @@ def test_a_task_that_few_sentences_have_is_refused_with_its_share():
     message = r"^language\.hmm\.tasks: 0\.\d+% .* of task state_160 \(latent\), .* need 1 in 64"
     with pytest.raises(ValueError, match=message):
         check_shares(lengths_from_one(length=160, tasks=(1, 160)))
+
+
+@pytest.mark.slow
+def test_a_task_that_few_sentences_have_is_refused_only_for_probes(tmp_path):
+    config = ConfigDict(lengths_from_one(length=160, tasks=(160,)))
+    listed = points.expand(config, [{}], tmp_path)
+    points.check_stages(listed, ("train", "flatness", "report"))
+    with pytest.raises(InputError, match=r"^language\.hmm\.tasks: .* need 1 in 64"):
+        points.check_stages(listed, ("probes",))
 
 
 @pytest.mark.slow
