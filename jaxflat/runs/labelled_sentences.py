@@ -59,7 +59,8 @@ def draw_labelled(
     kept: list[Sentences] = []
     used: list[np.ndarray] = []
     for number in range(2 * MOST_SENTENCES):
-        batch_key = jax.random.fold_in(key, number) if number else key
+        # fold_in(key, i) is split(key, N)[i], the key of sentence i, if i < N <= num_drawn.
+        batch_key = jax.random.fold_in(key, num_drawn) if number else key
         batch_size = max(num_sentences, SMALLEST_BATCH) if number else num_sentences
         sentences, num_drawn = language.sample(batch_key, batch_size), num_drawn + batch_size
         valid_PxB = _valid(language, sentences, places)

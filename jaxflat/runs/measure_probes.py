@@ -51,7 +51,7 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     chosen, trained = config.probes, config.model.name != "lookup_table"
     seed = {"probe_seed": config.probe_seed, "test_sentences": "of probe_seed"}
     if min(labelled_shares(config.language, chosen).values(), default=1) < 1:
-        seed["sentences"] = "labelled"
+        seed["sentences"] = "first labelled"
     own = dict.fromkeys(functions.sections_in(chosen), True)
     requested = own | {
         "linear_probe": True,

@@ -65,15 +65,32 @@ def digits_of(sentences):
 def test_each_place_has_the_first_labelled_sentences_of_one_stream():
     key, language = jax.random.key(3), Digits()
     drawn = draw_labelled(language, key, NUM_SENTENCES, places(0, 5, 9))
-    later = (jax.random.fold_in(key, number) for number in (1, 2, 3))
+    size = labelled_sentences.SMALLEST_BATCH
+    later = (jax.random.fold_in(key, NUM_SENTENCES + n * size) for n in range(3))
     stream = np.concatenate(
         [digits_of(language.sample(key, NUM_SENTENCES))]
-        + [digits_of(language.sample(k, labelled_sentences.SMALLEST_BATCH)) for k in later]
+        + [digits_of(language.sample(k, size)) for k in later]
     )
     for p, digit in enumerate((0, 5, 9)):
         expected = stream[stream >= digit][:NUM_SENTENCES]
         np.testing.assert_array_equal(digits_of(drawn.at(p)), expected)
     assert len(drawn.sentences.lengths_B) < 3 * NUM_SENTENCES  # the others are not kept
+
+
+def test_no_key_draws_both_a_batch_and_a_sentence():
+    """Languages draw sentence b of N with split(key, N)[b]."""
+    keys: list[jax.Array] = []
+
+    @dataclass(frozen=True)
+    class Recorded(Digits):
+        def sample(self, key, batch_size):
+            keys.extend([key[None], jax.random.split(key, batch_size)])
+            return super().sample(key, batch_size)
+
+    draw_labelled(Recorded(), jax.random.key(6), NUM_SENTENCES, places(9))
+    assert len(keys) > 2  # further batches are drawn
+    data = np.concatenate([jax.random.key_data(some) for some in keys])
+    assert len(np.unique(data, axis=0)) == len(data)
 
 
 def test_where_every_sentence_has_a_label_the_sentences_are_those_of_one_batch():
