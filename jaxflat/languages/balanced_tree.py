@@ -80,6 +80,9 @@ class BalancedTree:
         outsides = self._outside(self._inside(weights_BxTxK))
         return predict_words(outsides[-1], self.emissions_KxV, lengths_B)
 
+    def every_sentence_has(self, place: tuple[int, int]) -> bool:
+        return True
+
     def true_symbols(self, sentences: Sentences, place: tuple[int, int]) -> tuple[Array, Array]:
         level, index = _node(self.depth, place)
         states_B = sentences.latents[:, 2**level - 1 + index]

@@ -95,6 +95,9 @@ class ZeroSum:
         p_BxTx2 = normalize(jnp.where(possible_BxT[..., None], numbers_BxTx2, 0))
         return jnp.log(jnp.maximum(p_BxTx2, jnp.finfo(dtype).tiny))
 
+    def every_sentence_has(self, place: tuple[int, ...]) -> bool:
+        return place[0] <= self.min_length
+
     def true_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
         sums_B = jnp.sum(sentences.tokens_BxT[:, : place[0]] == 1, axis=1, dtype=jnp.int32)
         valid_B = sentences.lengths_B >= place[0]

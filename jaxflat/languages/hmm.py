@@ -83,6 +83,9 @@ class Hmm:
         outside_BxTxK = self._messages(weights_BxTxK)
         return predict_words(outside_BxTxK, self.emissions_KxV, lengths_B)
 
+    def every_sentence_has(self, place: tuple[int, ...]) -> bool:
+        return place[0] <= self.min_length
+
     def true_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
         states_B = sentences.latents[:, place[0] - 1]
         valid_B = sentences.lengths_B >= place[0]

@@ -19,7 +19,7 @@ class Task:
     """Classify the hidden symbol at `place`: (position,) of a state, (start, end) of a span.
 
     The language provides `num_symbols`, `true_symbols(sentences, place)` and
-    `symbol_posteriors(sentences, places)`.
+    `symbol_posteriors(sentences, places)`. It may provide `every_sentence_has(place)`.
     """
 
     language: Any
@@ -63,6 +63,15 @@ class Task:
                 posterior_BxC = self.posterior(sentences)
             labels_B = jnp.argmax(posterior_BxC, axis=1).astype(jnp.int32)
         return labels_B, valid_B
+
+    def labels_every_sentence(self, labeling: str = "latent") -> bool:
+        """Return whether every sentence has a label; False if that is not known.
+
+        It is known of latent and map labels, if the language has `every_sentence_has`.
+        """
+        if labeling == "official" or not hasattr(self.language, "every_sentence_has"):
+            return False
+        return self.language.every_sentence_has(self.place)
 
     def posterior(self, sentences: Sentences) -> Array:
         """Return probs_BxC of the latent label, given the words and that the place has a symbol.

@@ -80,18 +80,18 @@ def draw_labelled(
     )
 
 
-def labelled_shares(section: Config, settings: Config) -> dict[Place, float]:
-    """Return the share of sentences with a label at each place that the probes use; {}: no tasks.
-
-    The shares are those in a sample of 4,096 sentences, which `language.seed` decides.
-    """
+def partly_labelled(section: Config, settings: Config) -> list[Place]:
+    """Return the places that the probes use and where a sentence may have no label."""
     if not language_kind(section).has_tasks:
-        return {}
-    return _shares(section, tuple(label_places(list(make_language(section).tasks), settings)))
+        return []
+    tasks = make_language(section).tasks
+    places = label_places(list(tasks), settings)
+    return [(name, of) for name, of in places if not tasks[name].labels_every_sentence(of)]
 
 
 @functools.cache
 def _shares(section: Config, places: tuple[Place, ...]) -> dict[Place, float]:
+    """Return the share of labelled sentences at each place, estimated from SAMPLE sentences."""
     if not places:
         return {}
     language = make_language(section)
@@ -103,7 +103,8 @@ def _shares(section: Config, places: tuple[Place, ...]) -> dict[Place, float]:
 def check_shares(config: Config) -> None:
     """Raise ValueError if a task has too few labelled sentences to be probed."""
     section = config.language
-    for (task, labeling), share in labelled_shares(section, config.probes).items():
+    places = tuple(partly_labelled(section, config.probes))
+    for (task, labeling), share in _shares(section, places).items():
         if share * MOST_SENTENCES < 1:
             key = f"language.{section.name}.tasks"
             unless = " or 'official' from probes.labelings" if labeling == "official" else ""

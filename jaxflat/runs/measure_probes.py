@@ -16,7 +16,7 @@ from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, random_projection, span_mean
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import builders
-from jaxflat.runs.labelled_sentences import labelled_shares
+from jaxflat.runs.labelled_sentences import partly_labelled
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_belief_states import belief_state_determinations
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
@@ -46,11 +46,12 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     """Return the settings on which each requested measure depends, except training's.
 
     `test_sentences` distinguishes them from results of older versions, in which the test sentences
-    belonged to the language. `sentences` does so where older versions counted unlabelled sentences.
+    belonged to the language. `sentences` does so where older versions may have counted unlabelled
+    sentences.
     """
     chosen, trained = config.probes, config.model.name != "lookup_table"
     seed = {"probe_seed": config.probe_seed, "test_sentences": "of probe_seed"}
-    if min(labelled_shares(config.language, chosen).values(), default=1) < 1:
+    if partly_labelled(config.language, chosen):
         seed["sentences"] = "first labelled"
     own = dict.fromkeys(functions.sections_in(chosen), True)
     requested = own | {

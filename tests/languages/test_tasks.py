@@ -1,15 +1,19 @@
 """Task labels and posteriors against enumeration, and against each other."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxflat.languages.balanced_tree import BalancedTree
+from jaxflat.languages.dyck import random_dyck
 from jaxflat.languages.hmm import Hmm
 from jaxflat.languages.sentences import Sentences
-from jaxflat.languages.tasks import posteriors
+from jaxflat.languages.tasks import Task, posteriors
 from tests.languages.test_sampling import RANDOM
-from tests.support.enumeration import SMALL, Nodes, ragged_batch, small_derivations
+from tests.support.enumeration import SMALL, Nodes, ragged_batch, shortest, small_derivations
 
 
 def _true_nodes(language, latents, length: int) -> Nodes:
@@ -50,6 +54,32 @@ def test_posterior_equals_enumeration(name):
                     continue  # no derivation has a constituent there
                 expected_C = exact.posterior(tuple(words_BxT[b, :n]), task.place)
                 np.testing.assert_allclose(probs_BxC[b], expected_C, rtol=1e-9)
+
+
+@pytest.mark.parametrize("one_length", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
+def test_every_sentence_has_the_places_of_every_derivation(name, one_length):
+    language = SMALL[name]
+    if one_length and not isinstance(language, BalancedTree):
+        language = dataclasses.replace(language, min_length=language.max_length)
+    lengths = range(shortest(language), language.max_length + 1)
+    derivations = [nodes for n in lengths for nodes in small_derivations(name, n).nodes]
+    places = {place for nodes in derivations for place in nodes}
+    shared = {place for place in places if all(place in nodes for nodes in derivations)}
+    known = {place for place in places if Task(language, place).labels_every_sentence()}
+    one_shape = name == "levelled" and one_length  # its levels leave no other
+    assert known < shared if one_shape else known == shared
+    assert not any(Task(language, place).labels_every_sentence("official") for place in places)
+
+
+@pytest.mark.slow
+def test_every_sentence_has_the_sums_of_the_shortest_sentence():
+    language = random_dyck(0, length=8, min_length=4, tasks=(1, 4, 5, 8))
+    sentences = Sentences(jnp.zeros((3, 8), jnp.int32), jnp.array([4, 6, 8]), None)
+    for task in language.tasks.values():
+        _, valid_B = task.labels(sentences)
+        assert task.labels_every_sentence() == valid_B.all()
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -104,6 +104,13 @@ class Pcfg:
         outside_BxTxN = jax.grad(self._total)(weights_BxTxN, lengths_B, factors={})
         return predict_words(outside_BxTxN, self.emissions_NxV, lengths_B)
 
+    def every_sentence_has(self, place: tuple[int, ...]) -> bool:
+        """Return whether the place is the root or a word, in sentences of every length."""
+        if not place:
+            return True
+        start, end = place
+        return end <= self.min_length and end - start in (1, self.max_length)
+
     def true_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
         tree, start = sentences.latents, place[0] if place else 0
         width_B = _widths(sentences.lengths_B, place)
