@@ -68,16 +68,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     or are no tokenizer.
     """
     path, tokenizers = tokenizer_file(Path(folder)), _tokenizers()
-    with _named_in_errors(path):
-        if path.name == WHOLE:
+    if path.name == WHOLE:
+        with _named_in_errors(f"{path}: not a tokenizer"):
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        else:
-            model = tokenizers.models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
-            tokenizer = tokenizers.Tokenizer(model)
-            tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    if path.name != WHOLE:
-        with _named_in_errors(path.with_name(SETTINGS)):
-            _set_up(tokenizer, path.with_name(SETTINGS))
+    else:
+        merges, settings = path.with_name("merges.txt"), path.with_name(SETTINGS)
+        with _named_in_errors(f"{path} and {merges.name}: not a tokenizer"):
+            tokenizer = tokenizers.Tokenizer(
+                tokenizers.models.BPE.from_file(str(path), str(merges))
+            )
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        with _named_in_errors(f"{settings}: not the settings of a tokenizer"):
+            _set_up(tokenizer, settings)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -100,7 +102,10 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def _set_up(tokenizer: Tokenizer, path: Path) -> None:
-    """Apply a tokenizer_config.json: special tokens, and what precedes a text; OPT has </s>."""
+    """Apply a tokenizer_config.json: special tokens, and what precedes a text; OPT has </s>.
+
+    Raises ValueError if the token that precedes a text is not known.
+    """
     tokenizers = _tokenizers()
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
@@ -113,21 +118,22 @@ def _set_up(tokenizer: Tokenizer, path: Path) -> None:
     known = [token for token in special.values() if tokenizer.token_to_id(token) is not None]
     tokenizer.add_special_tokens(known)
     if settings.get("add_bos_token", False):
-        first = special["bos_token"]
+        first = special.get("bos_token")
+        if first not in known:
+            raise ValueError("add_bos_token needs bos_token, a token of vocab.json")
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{first} $A",
-            pair=f"{first} $A $B:1",
             special_tokens=[(first, tokenizer.token_to_id(first))],
         )
 
 
 @contextmanager
-def _named_in_errors(path: Path) -> Iterator[None]:
+def _named_in_errors(fault: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # The library raises the class Exception.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a tokenizer ({cause})") from error
+        raise ValueError(f"{fault} ({cause})") from error
 
 
 def encode(
