@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxflat.config.validation import InputError
+from jaxflat.datasets.tokenizer import SETTINGS, WHOLE
 from jaxflat.measure.toward import difference
 from jaxflat.models.huggingface import read_model
 from jaxflat.runs.saved_run import is_checkpoint
@@ -44,7 +45,8 @@ def check_comparable(paths: Sequence[Path]) -> None:
         models = read_model(first), read_model(path)
         if models[0] != models[1]:
             raise InputError(f"{path} is another model than {first}: {difference(*models)}")
-        for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        whole = all((folder / WHOLE).is_file() for folder in (first, path))
+        for name in (WHOLE,) if whole else ("vocab.json", "merges.txt", SETTINGS):
             files = first / name, path / name
             if len({file.read_bytes() for file in files if file.is_file()}) > 1:
                 raise InputError(f"{files[1]} is another tokenizer than {files[0]}")

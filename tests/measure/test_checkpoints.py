@@ -10,8 +10,15 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxflat.config.validation import InputError
 from jaxflat.distributed import preemption
-from jaxflat.measure.checkpoints import find_checkpoints, labels_of, shared_folder, steps_of
+from jaxflat.measure.checkpoints import (
+    check_comparable,
+    find_checkpoints,
+    labels_of,
+    shared_folder,
+    steps_of,
+)
 from tests.measure.test_measure import (
     TEXTS,
     command,
@@ -184,6 +191,22 @@ def test_each_folder_is_measured_as_alone_and_compiles_nothing_again(folders, tm
     assert (first["step"], second["step"]) == (5, 10)
     assert second["measured"] == alone
     assert first["measured"]["hessian_trace"] != alone["hessian_trace"]
+
+
+def test_tokenizers_are_compared_by_the_files_that_are_loaded(tmp_path):
+    pair = [save(tmp_path / name, GPT2, tensors_of(GPT2)) for name in ("one", "two")]
+    for folder in pair:
+        write_tokenizer(folder)
+        (folder / "vocab.json").write_text(folder.name)
+    check_comparable(pair)  # tokenizer.json is loaded, and the same
+    (pair[1] / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"two/vocab\.json is another tokenizer"):
+        check_comparable(pair)
+    for folder in pair:
+        (folder / "vocab.json").write_text("")
+        (folder / "tokenizer_config.json").write_text(folder.name)
+    with pytest.raises(InputError, match=r"two/tokenizer_config\.json is another tokenizer"):
+        check_comparable(pair)
 
 
 BAD = {
