@@ -13,7 +13,7 @@ from jaxflat.languages.sentences import Sentences
 from jaxflat.runs import builders
 from jaxflat.runs.languages import language_kind, make_language
 
-MOST_SENTENCES = 64  # per labelled sentence, that a task may need on average
+MOST_SENTENCES = 64  # most sentences drawn, on average, for one with a label
 SAMPLE = 4096  # sentences that estimate the share of labelled ones
 SMALLEST_BATCH = 1024  # of further sentences
 

@@ -43,8 +43,8 @@ def measure_language(
     """Estimate a language's entropies and the accuracies that its tasks allow.
 
     num_sentences: rounded up to whole batches. Each figure is a mean of exact conditionals or
-    posteriors over sentences. p(x_t) and p(c) are means of them, too. Their errors add a bias of
-    order 1 / num_sentences to the unigram entropy, and of the order of its SEM to a majority.
+    posteriors over sentences. p(x_t) and p(c) are estimated from the same sentences. This biases
+    the unigram entropy by O(1 / num_sentences), and a majority upwards by about its SEM.
     """
     keys = jax.random.split(key, -(-num_sentences // BATCH))
     by_sentence = _by_sentence(language, keys, masking)
