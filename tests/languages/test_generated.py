@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from functools import cache, partial
 from itertools import product
 
@@ -313,7 +314,7 @@ def test_a_sentence_is_a_function_of_key_and_index():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most_together", [1, 5])
+@pytest.mark.parametrize("most_together", [1, 5, 8])
 def test_slices_give_the_sentences_of_one_batch(monkeypatch, most_together):
     language, key = single(tiny("from_three")), jax.random.key(4)
     together = language.sample(key, 13)
@@ -343,6 +344,20 @@ def array_bytes(jaxpr):
             yield math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
         for inner in jaxprs_in_params(equation.params):
             yield from array_bytes(inner)
+
+
+@pytest.mark.slow
+def test_each_of_8_devices_samples_its_part_of_each_slice(monkeypatch):
+    language = single(tiny("from_three"))
+    monkeypatch.setattr(generated, "CACHE_BYTES", 2 * 2 * 8 * 5 * 4 * 27)  # of 27 sentences
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    over_data = NamedSharding(mesh, PartitionSpec("data"))
+    sample = jax.jit(lambda language, key: language.sample(key, 64).tokens_BxT)
+    sharded = jax.jit(sample, out_shardings=over_data)
+    program = sharded.lower(language, jax.random.key(5)).compile().as_text()
+    Generated.sample.clear_cache()
+    assert "f32[2,3,2,5,4]" in program  # keys or values: 64 sentences are 3 slices of 8 x 3
+    assert not re.search(r"f32\[2,\d\d,2,5,4\]", program)
 
 
 @pytest.mark.slow

@@ -74,23 +74,31 @@ class Generated:
     def sample(self, key: Array, batch_size: int) -> Sentences:
         """Sample sentences; b is a function of (key, b) up to rounding of the teacher's logits.
 
-        Slices of equal size, whose caches take at most CACHE_BYTES, follow each other.
+        Slices of equal size, whose caches take at most CACHE_BYTES, follow each other. Slice n has
+        the sentences s N + n: a mesh that splits the batch splits every slice.
         """
-        keys_B = jax.random.split(key, batch_size)
-        num_slices = -(-batch_size // self.sentences_together())
-        size = -(-batch_size // num_slices)
-        if num_slices == 1:
+        keys_B, together = jax.random.split(key, batch_size), self.sentences_together()
+        if batch_size <= together:
             return self._sample_slice(keys_B)
-        keys_NxS = jnp.pad(keys_B, (0, num_slices * size - batch_size), mode="edge")
-        slices = jax.lax.map(self._sample_slice, keys_NxS.reshape(num_slices, size))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch_size], slices)
+        groups = gcd(together, _GROUPS)
+        num_slices = -(-batch_size // together)
+        size = groups * -(-batch_size // (num_slices * groups))
+        keys_P = jnp.pad(keys_B, (0, num_slices * size - batch_size), mode="edge")
+        slices = jax.lax.map(self._sample_slice, keys_P.reshape(size, num_slices).T)
+        return jax.tree.map(
+            lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:batch_size], slices
+        )
 
     def sentences_together(self) -> int:
-        """Return how many sentences have caches of CACHE_BYTES together, at least 1."""
+        """Return how many sentences have caches of CACHE_BYTES together, at least 1.
+
+        From _GROUPS on it is a multiple of _GROUPS.
+        """
         dtype = jax.tree.leaves(self.params)[0].dtype
         make = partial(self.empty_cache, self.model, 1, self.max_length, dtype)
         leaves = jax.tree.leaves(jax.eval_shape(make))
-        return max(1, CACHE_BYTES // sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        most = CACHE_BYTES // sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return max(1, most if most < _GROUPS else most - most % _GROUPS)
 
     def _sample_slice(self, keys_B: Array) -> Sentences:
         """Sample a sentence with each key; the caches of all are in memory together."""
