@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 
@@ -19,6 +18,7 @@ from jaxflat.languages.generated.language import Generated
 from jaxflat.models.causal import CausalTransformer, empty_cache
 from tests.support.counts import in_full
 from tests.support.opt_corpus import opt_language
+from tests.support.traced_arrays import traced_arrays
 
 FIRST, STOP, NUM_TOKENS = 5, 2, 7
 SHAPES = {  # kept tokens, min_length, max_length
@@ -330,20 +330,9 @@ def test_slices_give_the_sentences_of_one_batch(monkeypatch, most_together):
 def test_sampling_a_shard_makes_no_array_larger_than_the_bound():
     """Of a teacher like OPT-125M: the caches of all 65,536 sentences would take 108 GiB."""
     language = opt_language(num_layers=12)
-    jaxpr = jax.make_jaxpr(lambda language, key: language.sample(key, 65_536))(
-        language, jax.random.key(0)
-    )
-    sizes = list(array_bytes(jaxpr.jaxpr))
+    made = traced_arrays(lambda x, key: x.sample(key, 65_536), language, jax.random.key(0))
+    sizes = [math.prod(array.shape) * array.dtype.itemsize for array in made]
     assert generated.CACHE_BYTES / 4 < max(sizes) <= generated.CACHE_BYTES
-
-
-def array_bytes(jaxpr):
-    """Yield the bytes of each array that a traced function makes."""
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            yield math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
-        for inner in jaxprs_in_params(equation.params):
-            yield from array_bytes(inner)
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.probes.ridge import Beliefs, belief_errors, unexplained_variance
+from tests.support.traced_arrays import traced_arrays
 
 
 def draw(seed: int, num_examples=40, num_features=5, num_tasks=2, num_classes=3):
@@ -151,17 +151,9 @@ FITS = {
 }
 
 
-def array_sizes(jaxpr):
-    """Yield the number of elements of each array that a traced function makes."""
-    for equation in jaxpr.eqns:
-        yield from (math.prod(variable.aval.shape) for variable in equation.outvars)
-        for inner in jaxprs_in_params(equation.params):
-            yield from array_sizes(inner)
-
-
 @pytest.mark.parametrize("name", FITS)
 def test_no_fit_makes_a_matrix_of_features_by_features(name):
     function, *arguments = FITS[name]
-    sizes = list(array_sizes(jax.make_jaxpr(function)(*arguments).jaxpr))
+    sizes = [math.prod(array.shape) for array in traced_arrays(function, *arguments)]
     # A matrix of examples by features, or the kernels of all fits.
     assert N * F <= max(sizes) <= max(N * F, K * L * F * C) < F * F / 40
