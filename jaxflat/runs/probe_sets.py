@@ -12,10 +12,24 @@ from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import Task, posteriors
 from jaxflat.runs import builders
-from jaxflat.runs.labelled_sentences import Drawn, Place, draw_labelled, label_places, place_of
+from jaxflat.runs.labelled_sentences import Drawn, LabelKind, draw_labelled, kind_of, label_kinds
 from jaxflat.runs.languages import language_kind, make_language
 
 GIVEN = "given"  # the labeling of sentences labelled by people
+
+
+class Parts(NamedTuple):
+    """The draws for training and for fine-tuning, the validation and the test sentences."""
+
+    train: list[Any]
+    finetune: list[Any]
+    validation: Any
+    test: Any
+
+    def of(self, k: int) -> "Parts":
+        """Return the sentences with a label of kind k, where each part is Drawn."""
+        train, finetune = ([drawn.of(k) for drawn in draws] for draws in self[:2])
+        return Parts(train, finetune, self.validation.of(k), self.test.of(k))
 
 
 LabelledSet = tuple[Sentences, Any, Any]
@@ -75,51 +89,49 @@ def probe_sets(language: Config, settings: Config, seed: int) -> list[ProbeSets]
 
 @functools.cache
 def _sampled_sets(language: Config, settings: Config, seed: int) -> tuple[ProbeSets, ...]:
-    """Return one ProbeSets for all places whose labelled sentences are the same."""
+    """Return one ProbeSets for all kinds whose labelled sentences are the same."""
     sampler, chosen = make_language(language), settings.finetune
-    places = label_places(list(sampler.tasks), settings)
-    if not places:
+    kinds = label_kinds(list(sampler.tasks), settings)
+    if not kinds:
         return ()
-    draw = functools.partial(draw_labelled, sampler, places=places)
+    draw = functools.partial(draw_labelled, sampler, kinds=kinds)
     key = builders.purpose_key(seed, "probe")
 
     def draws(num_draws: int, shots: int) -> list[Drawn]:
         return [draw(k, shots) for k in jax.random.split(key, num_draws)]
 
-    parts = [
-        draws(settings.num_draws, max(settings.shots)),
-        draws(chosen.num_draws, chosen.shots) if chosen.shots else [],
-        [draw(builders.purpose_key(seed, "probe_validation"), settings.num_validation)],
-        [draw(builders.purpose_key(seed, "probe_test"), settings.num_test)],
-    ]
-    groups: dict[bytes, list[Place]] = {}
-    for p, place in enumerate(places):
-        rows = b"".join(drawn.rows_PxN[p].tobytes() for part in parts for drawn in part)
-        groups.setdefault(rows, []).append(place)
+    parts = Parts(
+        train=draws(settings.num_draws, max(settings.shots)),
+        finetune=draws(chosen.num_draws, chosen.shots) if chosen.shots else [],
+        validation=draw(builders.purpose_key(seed, "probe_validation"), settings.num_validation),
+        test=draw(builders.purpose_key(seed, "probe_test"), settings.num_test),
+    )
+    all_drawn = [*parts.train, *parts.finetune, parts.validation, parts.test]
+    groups: dict[bytes, list[LabelKind]] = {}
+    for k, kind in enumerate(kinds):
+        rows = b"".join(drawn.rows_KxN[k].tobytes() for drawn in all_drawn)
+        groups.setdefault(rows, []).append(kind)
     return tuple(
         _sets_at(
             group,
             sampler.tasks,
             settings.labelings,
-            [[drawn.at(places.index(group[0])) for drawn in part] for part in parts],
+            parts.of(kinds.index(group[0])),
         )
         for group in groups.values()
     )
 
 
 def _sets_at(
-    places: Sequence[Place],
+    kinds: Sequence[LabelKind],
     all_tasks: Mapping[str, Task],
     labelings: Sequence[str],
-    parts: list[list[Sentences]],
+    parts: Parts,
 ) -> ProbeSets:
-    """Return the ProbeSets of sentences that have a label at each of these places.
-
-    parts: draws for training, draws for fine-tuning, [validation sentences], [test sentences].
-    """
-    tasks = {name: all_tasks[name] for name, _ in places}
-    pairs = [(name, of) for name in tasks for of in labelings if place_of(name, of) in places]
-    latent = {name: task for name, task in tasks.items() if place_of(name, "latent") in places}
+    """Return the ProbeSets of sentences that have a label of each of these kinds."""
+    tasks = {name: all_tasks[name] for name, _ in kinds}
+    pairs = [(name, of) for name in tasks for of in labelings if kind_of(name, of) in kinds]
+    latent = {name: task for name, task in tasks.items() if kind_of(name, "latent") in kinds}
     num_classes = max(task.num_classes for task in tasks.values())
 
     def labelled(sentences: Sentences) -> tuple[LabelledSet, Posteriors]:
@@ -133,8 +145,9 @@ def _sets_at(
     def draws(part: list[Sentences]) -> tuple[LabelledSet, Posteriors]:
         return jax.tree.map(lambda *x: jnp.stack(x), *map(labelled, part))
 
-    train, exact_train = draws(parts[0])
-    (validation, exact_validation), (test, exact_test) = map(labelled, [*parts[2], *parts[3]])
+    train, exact_train = draws(parts.train)
+    validation, exact_validation = labelled(parts.validation)
+    test, exact_test = labelled(parts.test)
     spans = tuple(task.span for task in latent.values())
     names, num_test = [f"{name}.{of}" for name, of in pairs], len(test[0].lengths_B)
     best = [
@@ -145,7 +158,7 @@ def _sets_at(
         names=names,
         num_classes=num_classes,
         train=train,
-        finetune=draws(parts[1])[0] if parts[1] else None,
+        finetune=draws(parts.finetune)[0] if parts.finetune else None,
         validation=validation,
         test=test,
         bayes=dict(zip(names, map(bayes_accuracy, best), strict=True)),

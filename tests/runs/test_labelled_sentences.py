@@ -73,7 +73,7 @@ def test_each_place_has_the_first_labelled_sentences_of_one_stream():
     )
     for p, digit in enumerate((0, 5, 9)):
         expected = stream[stream >= digit][:NUM_SENTENCES]
-        np.testing.assert_array_equal(digits_of(drawn.at(p)), expected)
+        np.testing.assert_array_equal(digits_of(drawn.of(p)), expected)
     assert len(drawn.sentences.lengths_B) < 3 * NUM_SENTENCES  # the others are not kept
 
 
@@ -98,7 +98,7 @@ def test_where_every_sentence_has_a_label_the_sentences_are_those_of_one_batch()
     drawn = draw_labelled(language, key, NUM_SENTENCES, places(0, 5, 9))
     expected = digits_of(language.sample(key, NUM_SENTENCES))
     for p in range(3):
-        np.testing.assert_array_equal(digits_of(drawn.at(p)), expected)
+        np.testing.assert_array_equal(digits_of(drawn.of(p)), expected)
 
 
 def test_a_task_without_labels_ends_the_drawing(monkeypatch):
