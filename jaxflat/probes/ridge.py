@@ -46,10 +46,8 @@ def unexplained_variance(
 
     def unexplained_share(targets: tuple[jax.Array, jax.Array]) -> jax.Array:
         targets_NxC, held_out_targets_NxC = targets
-        mean_1xF, mean_1xC, weights_Nx1, x_NxF, y_NxC = _centre(
-            fit[0], targets_NxC, targets_NxC.sum(1)
-        )
-        kernel_FxC = _ridge_kernel(weights_Nx1, x_NxF, y_NxC, l2)
+        mean_1xF, mean_1xC, a_NxF, b_NxC = _centre(fit[0], targets_NxC, targets_NxC.sum(1))
+        kernel_FxC = _ridge_kernel(a_NxF, b_NxC, l2)
         held_out_NxC = held_out_targets_NxC - mean_1xC
         errors_NxC = held_out_NxC - (held_out[0] - mean_1xF) @ kernel_FxC
         weights_Nx1 = _equal_weights(held_out_targets_NxC.sum(1))
@@ -86,18 +84,15 @@ def _fit_penalties(train: Beliefs, l2_L: jax.Array) -> tuple[jax.Array, jax.Arra
     All penalties share the eigenvectors of A'A or, in the dual form, of AA'.
     """
     valid_N = train.valid_N.astype(train.probs_NxC.dtype)
-    mean_1xF, mean_1xC, weights_Nx1, x_NxF, y_NxC = _centre(
-        train.features_NxF, train.probs_NxC, valid_N
-    )
-    if _is_dual(x_NxF):
-        a_NxF, b_NxC = jnp.sqrt(weights_Nx1) * x_NxF, jnp.sqrt(weights_Nx1) * y_NxC
+    mean_1xF, mean_1xC, a_NxF, b_NxC = _centre(train.features_NxF, train.probs_NxC, valid_N)
+    if _is_dual(a_NxF):
         products_RxR = a_NxF @ a_NxF.T
         squares_R, left_NxR = jnp.linalg.eigh(products_RxR)
         rotation_FxR, slopes_RxC = a_NxF.T @ left_NxR, left_NxR.T @ b_NxC
     else:
-        products_RxR = x_NxF.T @ (weights_Nx1 * x_NxF)
+        products_RxR = a_NxF.T @ a_NxF
         squares_R, rotation_FxR = jnp.linalg.eigh(products_RxR)
-        slopes_RxC = rotation_FxR.T @ (x_NxF.T @ (weights_Nx1 * y_NxC))
+        slopes_RxC = rotation_FxR.T @ (a_NxF.T @ b_NxC)
     penalties_L = l2_L * (jnp.trace(products_RxR) + 1e-24)
     shrunk_LxR = 1 / (jnp.maximum(squares_R, 0)[None] + penalties_L[:, None])
     kernels_LxFxC = jnp.einsum("fr,lr,rc->lfc", rotation_FxR, shrunk_LxR, slopes_RxC)
@@ -109,31 +104,29 @@ def _belief_errors(data: Beliefs, kernel_FxC: jax.Array, bias_C: jax.Array) -> j
     return jnp.where(data.valid_N, ((data.probs_NxC - predicted_NxC) ** 2).sum(1), 0)
 
 
-def _ridge_kernel(
-    weights_Nx1: jax.Array, x_NxF: jax.Array, y_NxC: jax.Array, l2: float | jax.Array
-) -> jax.Array:
-    """Return kernel_FxC for centred x and y."""
+def _ridge_kernel(a_NxF: jax.Array, b_NxC: jax.Array, l2: float | jax.Array) -> jax.Array:
+    """Return kernel_FxC for the rows a and b."""
 
     def solve(products_RxR: jax.Array, right_RxC: jax.Array) -> jax.Array:
         identity_RxR = jnp.eye(len(products_RxR), dtype=products_RxR.dtype)
         penalised_RxR = products_RxR + l2 * jnp.trace(products_RxR) * identity_RxR
         return jax.scipy.linalg.solve(penalised_RxR, right_RxC, assume_a="pos")
 
-    if _is_dual(x_NxF):
-        a_NxF, b_NxC = jnp.sqrt(weights_Nx1) * x_NxF, jnp.sqrt(weights_Nx1) * y_NxC
+    if _is_dual(a_NxF):
         return a_NxF.T @ solve(a_NxF @ a_NxF.T, b_NxC)
-    return solve(x_NxF.T @ (weights_Nx1 * x_NxF), x_NxF.T @ (weights_Nx1 * y_NxC))
+    return solve(a_NxF.T @ a_NxF, a_NxF.T @ b_NxC)
 
 
-def _is_dual(x_NxF: jax.Array) -> bool:
-    return x_NxF.shape[0] < x_NxF.shape[1]
+def _is_dual(a_NxF: jax.Array) -> bool:
+    return a_NxF.shape[0] < a_NxF.shape[1]
 
 
 def _centre(x_NxF: jax.Array, y_NxC: jax.Array, chosen_N: jax.Array) -> tuple[jax.Array, ...]:
-    """Return mean_1xF and mean_1xC of the chosen, equal weights_Nx1, centred x_NxF and y_NxC."""
+    """Return mean_1xF and mean_1xC of the chosen, and the rows a_NxF and b_NxC."""
     weights_Nx1 = _equal_weights(chosen_N)
     mean_1xF, mean_1xC = ((weights_Nx1 * a).sum(0, keepdims=True) for a in (x_NxF, y_NxC))
-    return mean_1xF, mean_1xC, weights_Nx1, x_NxF - mean_1xF, y_NxC - mean_1xC
+    roots_Nx1 = jnp.sqrt(weights_Nx1)
+    return mean_1xF, mean_1xC, roots_Nx1 * (x_NxF - mean_1xF), roots_Nx1 * (y_NxC - mean_1xC)
 
 
 def _equal_weights(chosen_N: jax.Array) -> jax.Array:
