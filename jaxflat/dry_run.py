@@ -53,6 +53,7 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
 def show_languages(points: Sequence[Point]) -> None:
     """Print the entropies of the points' languages, and the accuracies that their tasks allow."""
     console = make_console()
+    console.print("languages: sampling sentences, and their exact conditionals and posteriors")
     entropies = _figures_table("optimum of the loss", "unigram entropy", "context gives")
     tasks = _figures_table("task", "Bayes accuracy", "majority", "sentences that have it")
     for section in dict.fromkeys(point.config.language for point in points):
@@ -68,7 +69,7 @@ def show_languages(points: Sequence[Point]) -> None:
             tasks.add_row(name, escape(task), *map(_cell, accuracies))
     for table, title in (
         (entropies, "Nats of a masked word ± standard error"),
-        (tasks, "Latent labels ± standard error"),
+        (tasks, "Latent labels ± standard error (labels that words decide have Bayes accuracy 1)"),
     ):
         if table.row_count:
             table.title = title
@@ -96,8 +97,9 @@ def show_drift(points: Sequence[Point]) -> None:
         table.title = "Drift of label noise, t = sum of (learning rate)² / batch over the steps"
         console.print(table)
         console.print(
-            "Label noise moves the parameters along the minimisers like the flow "
-            "d theta / dt = -1/4 grad tr H, followed for time t.",
+            "The label noise of SGD slowly moves the parameters to lower Hessian traces, along the "
+            "minimisers of the loss: the larger t, the farther. It follows the flow "
+            "d theta / dt = -1/4 grad tr H for time t.",
             highlight=False,
         )
     if without:
@@ -142,7 +144,8 @@ def show_power(points: Sequence[Point]) -> None:
             highlight=False,
         )
     console.print(
-        f"Power: how often the claim is supported if there is {'; '.join(PLANTED.values())}.",
+        "Power: how often the report says 'supported' if the effect is real: by the kind of claim, "
+        f"{', '.join(PLANTED.values())}. It does not depend on the language.",
         highlight=False,
     )
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxflat.benchmark.arguments import parse_arguments
+from jaxflat.benchmark.arguments import BERT_SCRIPT, parse_arguments
 from jaxflat.console import command, make_console
 
 MIN_PEER_ROUNDS = 3
@@ -43,7 +43,10 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
 
     sizes = (flags.width, flags.layers, flags.head_size, flags.batch, flags.length, flags.words)
     shape = workload.Shape(*sizes, language=flags.language)
-    workload.resolved_config(shape)  # raises InputError on unusable sizes before anything is timed
+    # Both raise InputError before anything is timed.
+    workload.resolved_config(shape)
+    if flags.peers and flags.peer_script == BERT_SCRIPT:
+        peers.check_packages(flags.peers)
     console.print("machine: matrix products")
     peak = machine.measure_matmul(flags.repeats, flags.seconds)
     yield "machine/matmul_gflops", peak

@@ -17,7 +17,8 @@ torch, transformers and numpy. --peer_script=FILE times another framework instea
   PYTHON FILE width layers heads batch length sentences.npy
 and takes training steps of that shape, one masked word a sentence, on the same device. The last
 argument has the words of sentences, one a row, with -1 after the end. The last line of output must
-contain the rate as "N sentences/s". Our steps and the script take turns.
+contain the rate as "N sentences/s". Our steps and the script take turns, 3 times or
+more.
 """
 
 
@@ -61,7 +62,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
         "--language", choices=("hmm", "pcfg"), default="hmm",
-        help="of the training steps: hmm has sentences of equal length, pcfg of 5 words or more",
+        help="sentences of the training steps: hmm, all of --length words; pcfg, of 5 to --length",
     )  # fmt: skip
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peer script")
     parser.add_argument(

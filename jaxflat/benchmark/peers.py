@@ -45,5 +45,13 @@ class Peer:
         return float(found[1])
 
 
+def check_packages(python: str) -> None:
+    """Raise InputError if the interpreter of our script for BERT lacks a package."""
+    imports = "import numpy, torch, transformers"
+    done = subprocess.run([python, "-c", imports], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"--peers={python} cannot '{imports}': {_last(done.stderr)}")
+
+
 def _last(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]

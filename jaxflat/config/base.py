@@ -101,8 +101,9 @@ def phase_keys() -> dict[str, Any]:
         "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
         "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
         "batch_size": 128,  # sentences of an optimizer step
-        # Sentences of a gradient in memory; a step sums the gradients of its microbatches. 0: all,
-        # or on CPUs as many as fit a core's cache. An adversary's sentences are not divided.
+        # Sentences that a step computes at once; it sums the gradients of its microbatches. Fewer
+        # need less memory. 0: the whole batch; on CPUs about 512 words for each device. An
+        # adversary's sentences are not divided.
         "microbatch_size": Bounded(0, least=0),
         "optimizer": optimizer(),
         "schedule": {

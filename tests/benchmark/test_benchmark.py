@@ -318,6 +318,18 @@ def test_a_peer_that_fails_is_one_line(script, complaint, tmp_path):
         peer.sentences_per_s(Shape(8, 1, 4, 11, 4, 8), tmp_path / "sentences.npy")
 
 
+def test_an_interpreter_without_torch_is_refused_before_timing(tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"No module named 'torch'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    assert main(["training", f"--peers={python}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: --peers={python} cannot 'import numpy, torch, transformers': "
+        "No module named 'torch'"
+    )
+
+
 def test_without_torch_there_is_one_line():
     from jaxflat.benchmark import flatness_peers
     from jaxflat.config.validation import InputError

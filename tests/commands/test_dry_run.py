@@ -45,7 +45,7 @@ def test_every_shipped_sweep_has_a_prediction(name, scale, tmp_path, capsys, mon
     config, listed = loading.load(f"{ROOT}/configs/{name}:{scale}")
     text = shown(points.expand(config, listed, tmp_path), capsys)
     assert text.startswith("What this sweep could decide, from 2 made-up results of its shape.")
-    assert "Power: how often the claim is supported if there is" in text
+    assert "Power: how often the report says 'supported' if the effect is real" in text
 
 
 def tiny_points(sweep: Sweep, tmp_path):
