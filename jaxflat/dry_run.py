@@ -53,7 +53,7 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
 def show_languages(points: Sequence[Point]) -> None:
     """Print the entropies of the points' languages, and the accuracies that their tasks allow."""
     console = make_console()
-    console.print("languages: sampling sentences, and their exact conditionals and posteriors")
+    console.print("languages: computing exact conditionals and posteriors of sampled sentences")
     entropies = _figures_table("optimum of the loss", "unigram entropy", "context gives")
     tasks = _figures_table("task", "Bayes accuracy", "majority", "sentences that have it")
     for section in dict.fromkeys(point.config.language for point in points):
@@ -69,7 +69,10 @@ def show_languages(points: Sequence[Point]) -> None:
             tasks.add_row(name, escape(task), *map(_cell, accuracies))
     for table, title in (
         (entropies, "Nats of a masked word ± standard error"),
-        (tasks, "Latent labels ± standard error (labels that words decide have Bayes accuracy 1)"),
+        (
+            tasks,
+            "Latent labels ± standard error (the Bayes accuracy of map labels is 1)",
+        ),
     ):
         if table.row_count:
             table.title = title
@@ -144,8 +147,8 @@ def show_power(points: Sequence[Point]) -> None:
             highlight=False,
         )
     console.print(
-        "Power: how often the report says 'supported' if the effect is real: by the kind of claim, "
-        f"{', '.join(PLANTED.values())}. It does not depend on the language.",
+        "Power: how often the report says 'supported' if the effect is real. The assumed effects "
+        f"are: {', '.join(PLANTED.values())}. The power does not depend on the language.",
         highlight=False,
     )
 

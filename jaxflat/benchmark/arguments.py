@@ -17,8 +17,7 @@ torch, transformers and numpy. --peer_script=FILE times another framework instea
   PYTHON FILE width layers heads batch length sentences.npy
 and takes training steps of that shape, one masked word a sentence, on the same device. The last
 argument has the words of sentences, one a row, with -1 after the end. The last line of output must
-contain the rate as "N sentences/s". Our steps and the script take turns, 3 times or
-more.
+contain the rate as "N sentences/s". Both take turns, at least 3 times.
 """
 
 

@@ -95,10 +95,11 @@ def is_done(point: Point, names: Sequence[str] = stages.STAGES) -> bool:
 
 
 def _has_only_results(point: Point) -> bool:
-    """Return whether a point was done and has no folder of checkpoints."""
+    """Return whether a point was done, has all its results and no folder of checkpoints."""
     folders = [point.folder.path / name for name in shared_prefixes.FOLDERS]
     state = point.folder.read_json("status.json").get("state")
-    return state == "done" and not any(path.exists() for path in folders)
+    measured = (m.is_done(point.config, point.folder) for m in stages.MEASUREMENTS)
+    return state == "done" and not any(path.exists() for path in folders) and all(measured)
 
 
 def was_done(point: Point, names: Sequence[str]) -> bool:

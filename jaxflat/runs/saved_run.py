@@ -114,7 +114,10 @@ def _last_checkpoint(directory: Path, config: Config) -> Checkpoint:
         if not config.phase_order or (directory / checkpoint.folder / str(checkpoint.step)).is_dir()
     ]
     if not stored:
-        raise InputError(f"{directory} has no measured checkpoint yet; resume its sweep")
+        raise InputError(
+            f"{directory} has no measured checkpoint; resume its sweep (if the point is finished, "
+            "delete its status.json before)"
+        )
     return stored[-1]
 
 

@@ -14,7 +14,7 @@ from jaxflat import main
 from jaxflat.console import Display
 from jaxflat.distributed import preemption
 from jaxflat.measure import __main__ as measure
-from jaxflat.runs import recovery
+from jaxflat.runs import recovery, stages
 from jaxflat.storage.files import write_json
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
@@ -120,15 +120,27 @@ def test_a_damaged_measured_checkpoint_is_made_again(copied, expected, starts, s
     assert_as_expected(copied, expected)
 
 
+def test_a_point_without_checkpoints_and_measures_is_trained_again(undisturbed, tmp_path, starts):
+    """Its flatness and its probes are missing, although its status says that it is done."""
+    workdir = Path(shutil.copytree(undisturbed[0], tmp_path / "results"))
+    for name in ("trunks", "run/checkpoints", "run/projected", "run/recovery"):
+        shutil.rmtree(workdir / name)
+    write_json(workdir / "run" / "status.json", {"state": "done"})
+    run(workdir)
+    assert starts == [0]
+
+
 def test_a_finished_point_needs_no_checkpoints_until_it_is_measured_again(
-    undisturbed, expected, tmp_path, starts
+    undisturbed, expected, tmp_path, starts, monkeypatch
 ):
     whole, _ = undisturbed
     workdir = Path(shutil.copytree(whole, tmp_path / "results"))
     for name in ("trunks", "run/checkpoints", "run/projected", "run/recovery"):
         shutil.rmtree(workdir / name)
     write_json(workdir / "run" / "status.json", {"state": "done"})
-    run(workdir)
+    with monkeypatch.context() as patched:  # the run has only the first measurement
+        patched.setattr(stages, "MEASUREMENTS", stages.MEASUREMENTS[:1])
+        run(workdir)
     assert starts == []
     assert not (workdir / "run" / "recovery").exists()
     (workdir / "run" / "evaluation.jsonl").unlink()

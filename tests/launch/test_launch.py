@@ -119,7 +119,21 @@ def test_one_gpu_continues_on_another_disk(launch, tmp_path):
     ran = launch("one_gpu.sh", "own.py", "--workdir=new", "--results=here", codes=(3,))
     assert ran.code == 3
     assert ran.calls == ["python -m jaxflat.main --config=own.py --workdir=new"]
-    assert files_in(tmp_path / "new") == BROUGHT
+    assert files_in(tmp_path / "new") == BROUGHT - {"b/status.json"}
+
+
+def test_one_gpu_keeps_what_another_disk_has_finished(launch, tmp_path):
+    """A point of the second disk is finished there, and its state here stays finished."""
+    make_workdir(tmp_path / "one", {"a": "done", "b": "preempted"})
+    make_workdir(tmp_path / "two", {"b": "done", "c": "done"})
+    for workdir in ("one", "two", "one"):
+        ran = launch("one_gpu.sh", "own.py", f"--workdir={workdir}", "--results=here", codes=(0,))
+        assert ran.code == 0, ran.said
+    for point in "abc":
+        for folder in ("one", "here"):
+            status = json.loads((tmp_path / folder / point / "status.json").read_text())
+            assert status["state"] == "done", (point, folder)
+    assert not (tmp_path / "one" / "b" / "recovery").exists()
 
 
 def test_one_gpu_saves_when_its_queue_stops_it(tmp_path):
@@ -142,6 +156,8 @@ def test_one_gpu_saves_when_its_queue_stops_it(tmp_path):
     [
         (("--minutes=8",), "the first argument must be FILE.py:SCALE"),
         (("own.py:gpu", "--minutes=1"), "--minutes=1 must be a whole number, at least 2"),
+        (("own.py:gpu", "--workdir", "here"), "write --workdir=VALUE, with an equals sign"),
+        (("own.py", "--workdir=w", "--results=./w"), "--results=./w must be another folder than"),
     ],
 )
 def test_one_gpu_names_a_bad_argument(launch, tmp_path, arguments, error):

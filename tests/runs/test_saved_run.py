@@ -76,7 +76,7 @@ def test_a_points_folder_gives_its_last_checkpoint(trained, tmp_path):
         model, params, _ = runs.load(str(copy))
         np.testing.assert_array_equal(logits_of(model, params), held[name])
         shutil.rmtree(copy / name)
-    with pytest.raises(InputError, match="has no measured checkpoint yet"):
+    with pytest.raises(InputError, match="has no measured checkpoint; resume"):
         runs.load(copy)
 
 
