@@ -90,10 +90,11 @@ def decide(tests: Sequence[ClaimTest], primary: str) -> list[Verdict]:
 def shaffer(p_values: Sequence[float], claims: Sequence[int]) -> list[float]:
     """Return the corrected p of each test, where at most one null hypothesis of a claim is true.
 
-    From the smallest p on, p becomes p times the number of claims with a test that is not yet
-    corrected, and at least the p corrected before it; at most 1 is returned (Shaffer 1986, J. Am.
-    Stat. Assoc. 81:826). With one test a claim, this is Holm's correction (1979, Scand. J. Stat.
-    6:65). The probability that any true null hypothesis has a corrected p below a is at most a.
+    Tests are corrected from the smallest p on. Each p is multiplied by the number of claims that
+    still have an uncorrected test. It becomes at least the p corrected before it, and at most 1
+    (Shaffer 1986, J. Am. Stat. Assoc. 81:826). With one test a claim, this is Holm's correction
+    (1979, Scand. J. Stat. 6:65). The probability that any true null hypothesis has a corrected p
+    below a is at most a.
     """
     corrected, largest, remaining = [0.0] * len(p_values), 0.0, list(claims)
     for place in sorted(range(len(p_values)), key=lambda place: p_values[place]):

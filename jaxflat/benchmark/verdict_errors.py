@@ -112,11 +112,11 @@ def right_answer(planted: float) -> str:
 def planted_value(claim: str, kind: str, scenario: Scenario, sweep: SyntheticSweep) -> float:
     """Return the true value of what a claim says, positive if the claim is true.
 
-    Units are points, second arm minus first, at equal loss; halvings of the trace, at equal loss;
-    and points per halving that the trace causes, or that the penalty named by the claim causes. No
-    scenario has an effect of label noise. The second arm is the one that the claim names first; a
-    claim that names only one compares it with the baseline. A claim that names none compares the
-    largest model with the smallest: effects of size have one sign in each scenario.
+    Accuracy is in points, and flatness in halvings of the trace; both are second arm minus first,
+    at equal loss. An effect is in points per halving that the trace causes, or the penalty that the
+    claim names. No scenario has an effect of label noise. The second arm is the one that the claim
+    names first; a claim that names only one compares it with the baseline. A claim that names none
+    compares the largest model with the smallest: effects of size have one sign in each scenario.
     """
     if kind == LABEL_NOISE:
         return 0.0

@@ -1,5 +1,6 @@
 """The workload to time: the shape of a model and its batches, as a config of an ordinary run."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def resolved_config(shape: Shape, together: int = 1, penalty_strength: float = 0
     return point.config
 
 
+@functools.cache
 def sample_sentences(shape: Shape, number: int) -> np.ndarray:
     """Return words_NxT of sentences of the workload's language, with -1 after their ends."""
     language = make_language(resolved_config(shape).language)

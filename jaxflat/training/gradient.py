@@ -16,7 +16,7 @@ GradientFn = Callable[[Any], tuple[jax.Array, Any]]  # params -> (mean loss in n
 
 @dataclass(frozen=True)
 class Division:
-    """How a step divides its batch; sums over the parts are those of the batch, up to rounding.
+    """How a step divides its batch. The parts' sums add up to the batch's, up to rounding.
 
     num_microbatches: equal parts, taken one after the other, so that the activations of one part
     at a time are in memory. num_shards: equal parts of each of these, one for each device. Their
