@@ -58,9 +58,10 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
             "compute_dtype": Bounded("float32", choices=("float32", "bfloat16")),
         },
         "evaluation": {
-            # Sentences of the language's evaluation set; every position is masked in turn.
+            # Sentences of the language's evaluation set. With masking "one" every position is
+            # masked in turn; with "causal" all next words are predicted.
             "num_sentences": Bounded(4096, least=2),
-            # Masked positions per sentence; 0 masks all of them, each in turn.
+            # With masking "one": masked positions per sentence; 0 masks all of them.
             "num_positions": Bounded(0, least=0),
             "batch_size": 512,  # sentences per compiled slice
         },
@@ -98,7 +99,7 @@ def phase_keys() -> dict[str, Any]:
         "rescaling": Bounded(0.0, least=0, below=1000),
         # exact: the language's conditionals; sampled: the masked word.
         "targets": Bounded("exact", choices=("exact", "sampled")),
-        "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of masked words
+        "objective": Bounded("masked_lm", choices=("masked_lm",)),  # cross-entropy of hidden words
         "steps": Bounded(2000, least=0),  # 0 in a later phase: branches of its start are measured
         "batch_size": 128,  # sentences of an optimizer step
         # Sentences that a step computes at once; it sums the gradients of its microbatches. Fewer
@@ -159,7 +160,7 @@ def probes() -> dict[str, Any]:
         "labelings": Bounded(("map", "latent"), choices=LABELINGS),
         "shots": (200, 4000),  # training sentences with a label; so are those below
         # How the representations of a sentence's tokens become one vector.
-        "pooling": Bounded("concatenate", choices=("concatenate", "mean")),
+        "pooling": Bounded("concatenate", choices=("concatenate", "mean", "last")),
         "num_draws": 2,  # independent draws of the training sentences
         "num_validation": Bounded(2048, least=2),  # sentences that choose the L2 penalty
         "num_test": Bounded(4096, least=2),  # test sentences
@@ -202,7 +203,7 @@ def finetune() -> dict[str, Any]:
         "shots": Bounded(0, least=0),  # training sentences; 0: no fine-tuning
         "num_draws": 2,  # draws of the training sentences, each with its own head and order
         # As in `probes`; "cls": the representation of the CLS token.
-        "pooling": Bounded("mean", choices=("concatenate", "mean", "cls")),
+        "pooling": Bounded("mean", choices=("concatenate", "mean", "last", "cls")),
         "epochs": 10,
         "batch_size": 32,
         "learning_rates": (3e-4, 3e-3),  # the validation sentences choose

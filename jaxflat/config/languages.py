@@ -10,8 +10,9 @@ def language() -> dict[str, Any]:
     return {
         "name": "hmm",  # the section that applies
         "seed": Bounded(0, least=0),  # decides the language and its evaluation set
-        # Which words are masked: "one" of a sentence, or a "share": 15% of it, 1 to 5 words.
-        "masking": Bounded("one", choices=("one", "share")),
+        # What is hidden from a prediction: "one" word of a sentence; a "share", 15% of its words, 1
+        # to 5; "causal": the next word or the sentence's end, and all that follows.
+        "masking": Bounded("one", choices=("one", "share", "causal")),
         # Training sentences. 0 samples new ones at every step; otherwise this many are written to
         # disk once, and read in a new order in each epoch.
         "stored_sentences": Bounded(0, least=0),

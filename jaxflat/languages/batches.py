@@ -1,6 +1,10 @@
-"""Mask words of sentences: batches for training, and masked copies for evaluation."""
+"""Hide words of sentences: batches for training, and copies with hidden words for evaluation.
 
-from dataclasses import dataclass
+Masking "one" or "share" hides words within a sentence. With "causal" every prediction sees the
+words before it, and the symbols are the V words and the stop, whose index is V.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +70,30 @@ class MaskedBatch:
     targets_BxMxV: Array
     weights_BxM: Array
 
+    def cut(self, length: int) -> "MaskedBatch":
+        """Return the same predictions, without the positions from `length` on."""
+        return replace(self, inputs_BxT=self.inputs_BxT[:, :length])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CausalBatch(MaskedBatch):
+    """Sentences, and the targets of the next symbol at each of the positions 0..M-1.
+
+    Position s follows s words. Its weight is 1, or 0 beyond the sentence's stop symbol.
+    """
+
+    def cut(self, length: int) -> "CausalBatch":
+        """Return the predictions that follow at most `length` words."""
+        kept = slice(length + 1)
+        return CausalBatch(
+            inputs_BxT=self.inputs_BxT[:, :length],
+            lengths_B=self.lengths_B,
+            positions_BxM=self.positions_BxM[:, kept],
+            targets_BxMxV=self.targets_BxMxV[:, kept],
+            weights_BxM=self.weights_BxM[:, kept],
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -116,7 +144,10 @@ def mask_sentences(
 
     targets: "exact" gives the language's conditionals p(x_t | the unmasked words), "sampled" the
     masked word itself, one-hot. Both have the same expected gradient; "exact" has no label noise.
+    With masking "causal" nothing is drawn, and the result is a CausalBatch.
     """
+    if masking == "causal":
+        return _causal_batch(language, sentences, targets)
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
     hidden = mask_id(language.num_words)
     if masking == "one":
@@ -136,6 +167,35 @@ def mask_sentences(
     return MaskedBatch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
 
 
+def _causal_batch(language: Any, sentences: Sentences, targets: str) -> CausalBatch:
+    positions_BxS, symbols_BxS, counted_BxS = _next_symbols(sentences)
+    if targets == "exact":
+        targets_BxSxU = jnp.exp(_next_log_probs(language, sentences))
+    else:
+        targets_BxSxU = jax.nn.one_hot(symbols_BxS, language.num_words + 1)
+    weights_BxS = counted_BxS.astype(targets_BxSxU.dtype)
+    tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+    return CausalBatch(tokens_BxT, lengths_B, positions_BxS, targets_BxSxU, weights_BxS)
+
+
+def _next_symbols(sentences: Sentences) -> tuple[Array, Array, Array]:
+    """Return (positions_BxS, symbols_BxS, counted_BxS) of the S = T predictions of next symbols.
+
+    Position s follows s words. Past the sentence's stop, symbols do not count. The stop after
+    max_length words is certain, so it is no prediction.
+    """
+    tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+    positions_S = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)
+    positions_BxS = jnp.broadcast_to(positions_S[None], tokens_BxT.shape)
+    return positions_BxS, tokens_BxT, positions_BxS <= lengths_B[:, None]
+
+
+def _next_log_probs(language: Any, sentences: Sentences) -> Array:
+    """Return the exact log p of the next symbol at these S positions, BxSxU nats."""
+    tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+    return language.next_log_probs(tokens_BxT, lengths_B)[:, : tokens_BxT.shape[1]]
+
+
 def interleave_by_length(batch: MaskedBatch, num_groups: int) -> MaskedBatch:
     """Reorder a batch: of n = num_groups, examples k, k + n, k + 2n, ... have similar lengths."""
     order_B = jnp.argsort(batch.lengths_B).reshape(num_groups, -1).T.reshape(-1)
@@ -149,7 +209,10 @@ def make_questions(
 
     If num_positions is not 0, masking "one" masks that many words of each sentence in turn, drawn
     with replacement. Its weights sum to 1 per sentence. With "share" each hidden word has 1.
+    Masking "causal" asks for the next symbol at each position of one copy (R = 1), of weight 1.
     """
+    if masking == "causal":
+        return _next_questions(language, sentences)
     if masking == "one":
         return _one_mask(language, key, sentences, num_positions)
     tokens_SxT, lengths_S = sentences.tokens_BxT, sentences.lengths_B
@@ -171,6 +234,19 @@ def make_questions(
         weights_SxRxM=chosen_SxRxM.astype(log_probs_SxRxMxV.dtype),
         words_SxRxM=jnp.take_along_axis(tokens_SxT[:, None], positions_SxRxM, axis=2),
         log_probs_SxRxMxV=log_probs_SxRxMxV,
+    )
+
+
+def _next_questions(language: Any, sentences: Sentences) -> Questions:
+    positions_SxM, symbols_SxM, counted_SxM = _next_symbols(sentences)
+    log_probs_SxMxU = _next_log_probs(language, sentences)
+    return Questions(
+        inputs_SxRxT=sentences.tokens_BxT[:, None],
+        lengths_S=sentences.lengths_B,
+        positions_SxRxM=positions_SxM[:, None],
+        weights_SxRxM=counted_SxM.astype(log_probs_SxMxU.dtype)[:, None],
+        words_SxRxM=symbols_SxM[:, None],
+        log_probs_SxRxMxV=log_probs_SxMxU[:, None],
     )
 
 
@@ -198,6 +274,17 @@ def _one_mask(language: Any, key: Array, sentences: Sentences, num_positions: in
         words_SxRxM=jnp.take_along_axis(tokens_SxT, positions_SxR, axis=1)[..., None],
         log_probs_SxRxMxV=log_probs_SxRxV[:, :, None],
     )
+
+
+def log_probs_by_word(language: Any, tokens_BxT: Array, lengths_B: Array, masking: str) -> Array:
+    """Return what a perfect model predicts at each word, in nats.
+
+    The word given all others, BxTxV. With masking "causal" the next symbol given the words so far,
+    BxTxU.
+    """
+    if masking == "causal":
+        return language.next_log_probs(tokens_BxT, lengths_B)[:, 1:]
+    return language.conditional_log_probs(tokens_BxT, lengths_B)
 
 
 def _conditionals_at(

@@ -22,8 +22,14 @@ def sentence_features(
 
 
 def pool(features_NxTxD: jax.Array, lengths_N: jax.Array, pooling: str) -> jax.Array:
-    """Return features_NxF: F = T * D with 0 at padding for "concatenate", F = D for "mean"."""
+    """Return features_NxF: F = T * D with 0 at padding for "concatenate", F = D otherwise.
+
+    "mean" is over the words; "last" takes the last word.
+    """
     num_positions = features_NxTxD.shape[1]
+    if pooling == "last":
+        last_Nx1x1 = (lengths_N - 1)[:, None, None]
+        return jnp.take_along_axis(features_NxTxD, last_Nx1x1, axis=1)[:, 0]
     if pooling == "mean":
         return span_mean(features_NxTxD, lengths_N, (0, num_positions))
     inside_NxT = _inside(lengths_N, num_positions, (0, num_positions))

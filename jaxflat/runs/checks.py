@@ -36,8 +36,9 @@ def check_config(config: Config) -> None:
     """Raise ValueError if a valid config cannot run with its language, model and devices."""
     check_functions(config)
     language_kind(config.language).check_uses(config)
-    if config.language.masking == "share" and config.evaluation.num_positions:
+    if config.language.masking != "one" and config.evaluation.num_positions:
         raise ValueError("evaluation.num_positions is for language.masking='one'; set it to 0")
+    _check_masking(config)
     num_devices = builders.make_mesh(config).size
     for key, size in builders.batch_sizes(config).items():
         if size % num_devices:
@@ -90,6 +91,23 @@ def check_config(config: Config) -> None:
     if len(set(steps)) < len(steps):
         raise ValueError(
             f"phases.*.checkpoint_steps: two checkpoints end at the same step of {sorted(steps)}"
+        )
+
+
+def _check_masking(config: Config) -> None:
+    """Raise ValueError if the model predicts other words than those that the language hides."""
+    masking, name = config.language.masking, config.model.name
+    if not builders.is_ours(config) or name == "lookup_table":
+        return
+    if name == "causal" and masking != "causal":
+        raise ValueError(
+            f"language.masking={masking!r} must be 'causal' for model.name='causal', which "
+            "predicts each next word from those before it"
+        )
+    if name != "causal" and masking == "causal":
+        raise ValueError(
+            f"model.name={name!r} must be 'causal' for language.masking='causal': it would see the "
+            "words that it predicts"
         )
 
 

@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import Config, functions
 from jaxflat.config.loading import place_in
 from jaxflat.flatness import Estimate
-from jaxflat.languages.batches import MaskedBatch
+from jaxflat.languages.batches import CausalBatch, MaskedBatch
 from jaxflat.languages.tasks import LABELINGS
 from jaxflat.runs import builders
 from jaxflat.runs.languages import language_kind, make_language
@@ -71,6 +71,9 @@ def _check_language(section: Config, name: str) -> None:
     sums_BxT = np.exp(np.asarray(log_probs_BxTxV, np.float64)).sum(-1)
     if not np.allclose(sums_BxT, 1, atol=1e-3):
         raise ValueError(f"conditional_log_probs: probabilities sum to {sums_BxT.min():.4f}, not 1")
+    if section.masking == "causal":
+        shape = (NUM_SENTENCES, language.max_length + 1, language.num_words + 1)
+        _expect("next_log_probs", language.next_log_probs(tokens_BxT, lengths_B).shape, shape)
     for task_name, task in language.tasks.items():
         labels_B, valid_B = task.labels(sentences, LABELINGS[0])
         _expect(f"tasks[{task_name!r}].labels", (labels_B.shape, valid_B.shape), ((4,), (4,)))
@@ -81,8 +84,8 @@ def _check_language(section: Config, name: str) -> None:
 @functools.cache
 def _check_model(section: Config, name: str, language_section: Config) -> None:
     model, batch = _model_and_batch(language_section, section)
-    params = _params(model)
-    num_words = batch.targets_BxMxV.shape[-1]
+    params, causal = _params(model), language_section.masking == "causal"
+    num_symbols = batch.targets_BxMxV.shape[-1]
 
     def outputs(positions_BxM: Any) -> Any:
         words = (batch.inputs_BxT, batch.lengths_B, positions_BxM)
@@ -94,24 +97,32 @@ def _check_model(section: Config, name: str, language_section: Config) -> None:
     ):
         logits, intermediates = outputs(positions_BxM)
         where = f"with positions_BxM {'given' if positions_BxM is not None else 'None'}"
-        _expect(f"logits_BxMxV {where}", logits.shape, (*shape, num_words))
+        if positions_BxM is not None or not causal:
+            _expect(f"logits_BxMxV {where}", logits.shape, (*shape, num_symbols))
         features = intermediates["features_BxMxD"]
         _expect(f"features_BxMxD {where}, its first axes", features.shape[:2], shape)
     if sum(leaf.size for leaf in jax.tree.leaves(params)) <= LARGEST:
-        _check_padding(model, batch.inputs_BxT.shape[1], num_words)
+        _check_hidden(model, batch, causal)
 
 
-def _check_padding(model: Any, length: int, num_words: int) -> None:
-    """Raise ValueError if the logits of a sentence's words depend on what follows its end."""
-    words_T = np.arange(length, dtype=np.int32) % num_words
-    end = max(length // 2, 1)
-    inputs_BxT = np.stack([words_T, np.where(np.arange(length) < end, words_T, num_words)])
-    lengths_B = np.full(2, end, np.int32)
+def _check_hidden(model: Any, batch: MaskedBatch, causal: bool) -> None:
+    """Raise ValueError if logits depend on padding or, of a causal model, on later words."""
+    length, num_words = batch.inputs_BxT.shape[1], batch.targets_BxMxV.shape[-1] - causal
+    end, words_T = max(length // 2, 1), np.arange(length, dtype=np.int32) % num_words
+    if causal:
+        others_T, num_real = (words_T + 1) % num_words, length
+        mistake = "a later word changes the logits of earlier ones"
+    else:
+        others_T, num_real = np.full_like(words_T, num_words), end
+        mistake = "padding changes the logits of a sentence's words"
+    inputs_2xT = np.stack([words_T, np.where(np.arange(length) < end, words_T, others_T)])
+    positions_2xM = np.tile(np.arange(end, dtype=np.int32), (2, 1))
+    words = inputs_2xT, np.full(2, num_real, np.int32), positions_2xM
     params = builders.initializer(model, None)(jax.random.key(0))
-    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, inputs_BxT, lengths_B)
-    change = float(jnp.abs(logits_BxTxV[0, :end] - logits_BxTxV[1, :end]).max())
-    if change > 1e-4 * float(jnp.abs(logits_BxTxV).max()):
-        raise ValueError(f"padding changes the logits of a sentence's words by {change:.2g}")
+    logits_2xMxV, _ = jax.jit(model.apply)({"params": params}, *words)
+    change = float(jnp.abs(logits_2xMxV[0] - logits_2xMxV[1]).max())
+    if change > 1e-4 * float(jnp.abs(logits_2xMxV).max()):
+        raise ValueError(f"{mistake} by {change:.2g}")
 
 
 @functools.cache
@@ -183,15 +194,18 @@ def _check_probe(section: Config, name: str) -> None:
 
 
 def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, MaskedBatch]:
-    """Return a model, and a batch of zeros with two masked words a sentence."""
+    """Return a model, and a batch of zeros; a masked one has two masked words a sentence."""
     num_words, max_length = language_kind(language_section).sizes(language_section)
     integers = functools.partial(jnp.zeros, dtype=jnp.int32)
-    batch = MaskedBatch(
+    make, num_predictions, num_symbols = MaskedBatch, 2, num_words
+    if language_section.masking == "causal":
+        make, num_predictions, num_symbols = CausalBatch, max_length, num_words + 1
+    batch = make(
         inputs_BxT=integers((NUM_SENTENCES, max_length)),
         lengths_B=integers(NUM_SENTENCES) + max_length,
-        positions_BxM=integers((NUM_SENTENCES, 2)),
-        targets_BxMxV=jnp.zeros((NUM_SENTENCES, 2, num_words)),
-        weights_BxM=jnp.zeros((NUM_SENTENCES, 2)),
+        positions_BxM=integers((NUM_SENTENCES, num_predictions)),
+        targets_BxMxV=jnp.zeros((NUM_SENTENCES, num_predictions, num_symbols)),
+        weights_BxM=jnp.zeros((NUM_SENTENCES, num_predictions)),
     )
     return builders.sized_model(language_section, model_section), batch
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
+from jaxflat.languages.batches import log_probs_by_word
 from jaxflat.languages.sentences import Sentences
 from jaxflat.models.lookup_table import lookup_features
 from jaxflat.models.masked import MaskedModel
@@ -25,6 +26,14 @@ from jaxflat.runs.probe_estimates import accuracy_estimate
 from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
+
+
+class LookupFeatures(NamedTuple):
+    """What probes see of a lookup table: "p" or "log_p" of the words that a masking hides."""
+
+    kind: str
+    masking: str
+
 
 SLICE = 512  # sentences whose representations are computed together
 
@@ -77,7 +86,8 @@ def measure(
 ) -> Iterator[tuple[str, Estimates]]:
     """Yield the accuracies and R^2 of each measure; linear_probe includes the Bayes accuracies."""
     if config.model.name == "lookup_table":
-        source = (config.model.features, make_language(config.language))
+        kind = LookupFeatures(config.model.features, config.language.masking)
+        source = (kind, make_language(config.language))
     else:
         source = (builders.make_model(config), load_params(config, folder, checkpoint))
     estimates: dict[str, Estimates] = {name: {} for name in measures}
@@ -203,15 +213,14 @@ def _linear_accuracies(
 def _featurize(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
-    model: MaskedModel | str,
+    model: MaskedModel | LookupFeatures,
     source: Any,
     parts: list[Sentences],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
     """Return each part's features_NxF and local_JxNxD.
 
     This is one compiled call, which an interrupted run repeats when it resumes. With a trained
-    model, `source` holds its parameters. With the lookup table, `model` names its features and
-    `source` is the language.
+    model, `source` holds its parameters. With LookupFeatures, `source` is the language.
     """
     by_part = [_features(pooling, spans, model, source, sentences) for sentences in parts]
     features, local = zip(*by_part, strict=True)
@@ -221,7 +230,7 @@ def _featurize(
 def _features(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
-    model: MaskedModel | str,
+    model: MaskedModel | LookupFeatures,
     source: Any,
     sentences: Sentences,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -230,9 +239,9 @@ def _features(
     tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
 
     def representations(tokens_1xT: jax.Array, length_1: jax.Array) -> jax.Array:
-        if isinstance(model, str):
-            log_probs_1xTxV = source.conditional_log_probs(tokens_1xT, length_1)
-            return lookup_features(log_probs_1xTxV, model)
+        if isinstance(model, LookupFeatures):
+            log_probs_1xTxV = log_probs_by_word(source, tokens_1xT, length_1, model.masking)
+            return lookup_features(log_probs_1xTxV, model.kind)
         outputs: Any = model.apply({"params": source}, tokens_1xT, length_1)
         return outputs[1]["features_BxMxD"]
 

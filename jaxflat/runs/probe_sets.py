@@ -12,6 +12,12 @@ from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import Task, posteriors
 from jaxflat.runs import builders
+from jaxflat.runs.exact_posteriors import (
+    ExactPosteriors,
+    Posteriors,
+    exact_beliefs,
+    places_of_beliefs,
+)
 from jaxflat.runs.labelled_sentences import Drawn, LabelKind, draw_labelled, kind_of, label_kinds
 from jaxflat.runs.languages import language_kind, make_language
 
@@ -34,23 +40,6 @@ class Parts(NamedTuple):
 
 LabelledSet = tuple[Sentences, Any, Any]
 """(sentences, labels_KxN, valid_KxN); K = 0: no arrays"""
-
-Posteriors = tuple[Any, Any]
-"""(probs_JxNxC, valid_JxN); J = 0: no arrays"""
-
-
-class ExactPosteriors(NamedTuple):
-    """Exact posteriors of J tasks' hidden symbols, given the sentences of a ProbeSets.
-
-    `train` has a leading axis of draws. spans: the half-open range of words (start, end) that each
-    symbol generates.
-    """
-
-    names: list[str]
-    spans: tuple[tuple[int, int], ...]
-    train: Posteriors
-    validation: Posteriors
-    test: Posteriors
 
 
 class ProbeSets(NamedTuple):
@@ -116,6 +105,7 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> tuple[ProbeS
             group,
             sampler.tasks,
             settings.labelings,
+            language.masking,
             parts.of(kinds.index(group[0])),
         )
         for group in groups.values()
@@ -126,6 +116,7 @@ def _sets_at(
     kinds: Sequence[LabelKind],
     all_tasks: Mapping[str, Task],
     labelings: Sequence[str],
+    masking: str,
     parts: Parts,
 ) -> ProbeSets:
     """Return the ProbeSets of sentences that have a label of each of these kinds."""
@@ -134,26 +125,25 @@ def _sets_at(
     latent = {name: task for name, task in tasks.items() if kind_of(name, "latent") in kinds}
     num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(sentences: Sentences) -> tuple[LabelledSet, Posteriors]:
+    def labelled(sentences: Sentences) -> tuple[LabelledSet, list[jax.Array], Posteriors]:
         known = posteriors(latent, sentences)
         found = [tasks[name].labels(sentences, of, known.get(name)) for name, of in pairs]
-        probs = [_widened(probs_NxC, num_classes) for probs_NxC in known.values()]
-        valid = [task.labels(sentences)[1] for task in latent.values()]
         part = (sentences, _rows([x for x, _ in found]), _rows([x for _, x in found]))
-        return part, (_rows(probs), _rows(valid))
+        beliefs = exact_beliefs(latent, sentences, known, masking)
+        probs = [_widened(probs_NxC, num_classes) for probs_NxC, _ in beliefs]
+        exact = _rows(probs), _rows([valid_N for _, valid_N in beliefs])
+        return part, list(known.values()), exact
 
-    def draws(part: list[Sentences]) -> tuple[LabelledSet, Posteriors]:
+    def draws(part: list[Sentences]) -> tuple[LabelledSet, list[jax.Array], Posteriors]:
         return jax.tree.map(lambda *x: jnp.stack(x), *map(labelled, part))
 
-    train, exact_train = draws(parts.train)
-    validation, exact_validation = labelled(parts.validation)
-    test, exact_test = labelled(parts.test)
-    spans = tuple(task.span for task in latent.values())
+    train, _, exact_train = draws(parts.train)
+    validation, _, exact_validation = labelled(parts.validation)
+    test, known_J, exact_test = labelled(parts.test)
+    latents = dict(zip(latent, known_J, strict=True))
+    belief_names, spans = places_of_beliefs(latent, masking)
     names, num_test = [f"{name}.{of}" for name, of in pairs], len(test[0].lengths_B)
-    best = [
-        exact_test[0][list(latent).index(name)].max(1) if of == "latent" else jnp.ones(num_test)
-        for name, of in pairs
-    ]
+    best = [latents[name].max(1) if of == "latent" else jnp.ones(num_test) for name, of in pairs]
     return ProbeSets(
         names=names,
         num_classes=num_classes,
@@ -162,7 +152,7 @@ def _sets_at(
         validation=validation,
         test=test,
         bayes=dict(zip(names, map(bayes_accuracy, best), strict=True)),
-        exact=ExactPosteriors(list(latent), spans, exact_train, exact_validation, exact_test),
+        exact=ExactPosteriors(belief_names, spans, exact_train, exact_validation, exact_test),
     )
 
 

@@ -1,7 +1,7 @@
 """The mean loss of a batch and its gradient, by parts of the batch where that saves work."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -82,10 +82,13 @@ def sum_over_microbatches(function: Callable[[Any], Any], batch: Any, division: 
 def _without_padding(
     function: Callable[[Any], Any], lengths: tuple[int, ...]
 ) -> Callable[[Any], Any]:
-    """Return function(examples), computed on the least of `lengths` that holds all their words."""
+    """Return function(examples), computed on the least of `lengths` that holds all their words.
+
+    examples: a batch with lengths_B and cut(length).
+    """
 
     def on_first(length: int, examples: Any) -> Any:
-        return function(replace(examples, inputs_BxT=examples.inputs_BxT[:, :length]))
+        return function(examples.cut(length))
 
     def call(examples: Any) -> Any:
         longest = examples.lengths_B.max()

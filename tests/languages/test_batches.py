@@ -249,3 +249,54 @@ def test_positions_asked_for_are_uniform_over_the_words():
         counts = np.bincount(np.asarray(positions_Rx1)[:, 0], minlength=int(length))
         assert len(counts) == length
         assert chisquare(counts).pvalue > 1e-3
+
+
+def test_causal_batches_predict_each_next_symbol_and_the_stop_but_no_forced_one():
+    language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
+    tokens_BxT, lengths_B = np.asarray(sentences.tokens_BxT), np.asarray(sentences.lengths_B)
+    stop, T = language.num_words, tokens_BxT.shape[1]
+    assert lengths_B.min() < lengths_B.max() == T == language.max_length
+    batch = mask_sentences(language, jax.random.key(0), sentences, "sampled", "causal")
+    np.testing.assert_array_equal(batch.inputs_BxT, tokens_BxT)
+    symbols_BxM = np.argmax(batch.targets_BxMxV, axis=-1)
+    for words_T, length, symbols_M, weights_M in zip(
+        tokens_BxT, lengths_B, symbols_BxM, batch.weights_BxM, strict=True
+    ):
+        expected = [*words_T[:length], stop][:T]  # after T words the stop is certain
+        np.testing.assert_array_equal(symbols_M[: len(expected)], expected)
+        np.testing.assert_array_equal(weights_M, np.arange(T) < len(expected))
+
+
+@pytest.mark.parametrize("targets", ["exact", "sampled"])
+def test_a_cut_causal_batch_keeps_all_predictions_of_its_sentences(targets):
+    language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
+    whole = mask_sentences(language, jax.random.key(0), sentences, targets, "causal")
+    length = int(sentences.lengths_B.max()) - 1
+    short_B = np.flatnonzero(np.asarray(sentences.lengths_B) <= length)
+    batch = jax.tree.map(lambda x: x[short_B], whole)
+    cut = batch.cut(length)
+    assert cut.inputs_BxT.shape[1] == length
+    assert cut.weights_BxM.sum() == batch.weights_BxM.sum() > 0
+    for field in ("positions_BxM", "targets_BxMxV", "weights_BxM"):
+        kept = getattr(batch, field)[:, : length + 1]
+        np.testing.assert_array_equal(getattr(cut, field), kept)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("name", ["hmm", "levelled"])
+@pytest.mark.slow
+def test_causal_questions_have_the_exact_answers_and_equal_the_batch(name):
+    """The mean optimal loss is -log p(sentence) by enumeration, without the forced stops."""
+    language, sentences = LANGUAGES[name], ragged_sentences(name)
+    asked = make_questions(language, jax.random.key(6), sentences, "causal")
+    batch = mask_sentences(language, jax.random.key(6), sentences, "exact", "causal")
+    np.testing.assert_array_equal(asked.positions_SxRxM[:, 0], batch.positions_BxM)
+    np.testing.assert_array_equal(asked.weights_SxRxM[:, 0], batch.weights_BxM)
+    np.testing.assert_allclose(np.exp(asked.log_probs_SxRxMxV[:, 0]), batch.targets_BxMxV)
+    exact = prediction_losses(
+        asked.log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM
+    )
+    assert (np.asarray(exact["excess_loss"]) == 0).all()
+    losses_S = (exact["loss"] * asked.weights_SxRxM).sum((1, 2))
+    log_probs_S = language.log_prob(sentences.tokens_BxT, sentences.lengths_B)
+    np.testing.assert_allclose(losses_S, -log_probs_S, rtol=1e-9)

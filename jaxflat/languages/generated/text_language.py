@@ -39,10 +39,10 @@ def check_language(section: Config, num_labelled: int = 0) -> None:
     num_labelled: the smallest number of labelled sentences of each task.
     """
     generated = section.generated
-    if section.masking != "one":
+    if section.masking == "share":
         raise ValueError(
             f"language.masking={section.masking!r} with language.name='generated': its exact "
-            "conditionals are known for 'one' masked word"
+            "conditionals are known for 'one' masked word, or 'causal'"
         )
     trained = generated.trained
     if trained.width % trained.head_size:
