@@ -9,10 +9,25 @@ takes it as an argument. Every language offers
                                    log p(x_t = v | unmasked x_s, s != t, and the length), BxTxV,
                                    in nats and in the tables' dtype; at t it does not depend on
                                    whether x_t is masked; uniform past the end of a sentence
+    next_log_probs(tokens_BxT, lengths_B)
+                                   log p(next symbol | x_0 .. x_s-1), s = 0..T, BxSxU, in nats and
+                                   in the tables' dtype; a symbol is a word, or V: the sentence
+                                   stops; at s = T it stops; uniform beyond its stop symbol
+    log_prob(tokens_BxT, lengths_B)
+                                   log p(sentence, its length included), B nats: the sum of
+                                   next_log_probs of its words and its stop symbol
     tasks                          {name: Task}, where a Task offers
         num_classes                C
         labels(sentences, labeling='latent')    (labels_B, valid_B), by one of its `labelings`
         posterior(sentences)                    probs_BxC of the latent label
+        prefix_posterior(sentences)             probs_BxTxC, p(there is a label, and it is c |
+                                                x_0 .. x_t), from the last word of its place on;
+                                                zeros before it and past the end
+
+A language that is a chain of hidden states also offers
+
+    state_beliefs(tokens_BxT, lengths_B)        p(state at t | x_0 .. x_t), BxTxK; zeros past
+                                                the end
 
 A new language is one file with a constructor `(seed, **keywords)`, and one line in LANGUAGES.
 """

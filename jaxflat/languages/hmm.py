@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import draw, normalize, random_rows
+from jaxflat.languages.prefixes import chain_rule, from_word, predict_symbols
 from jaxflat.languages.sentences import Sentences, is_word, predict_words, word_weights
 from jaxflat.languages.tasks import Task
 
@@ -83,6 +84,29 @@ class Hmm:
         outside_BxTxK = self._messages(weights_BxTxK)
         return predict_words(outside_BxTxK, self.emissions_KxV, lengths_B)
 
+    @jax.jit
+    def next_log_probs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(next symbol | x_0 .. x_s-1), BxSxU nats.
+
+        A word v has p(v) prop. to sum_k r_s(k) B_kv, r_s(k) = sum_j alpha_{s-1}(j) A_jk.
+        """
+        predicted_BxSxK = self._predicted(self._weights(tokens_BxT, lengths_B, None))
+        words_BxSxV = jnp.matmul(predicted_BxSxK, self.emissions_KxV, precision="highest")
+        return predict_symbols(words_BxSxV, lengths_B, self.min_length, self.length)
+
+    @jax.jit
+    def log_prob(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p of the sentences, their lengths included, B nats."""
+        return chain_rule(self.next_log_probs(tokens_BxT, lengths_B), tokens_BxT, lengths_B)
+
+    @jax.jit
+    def state_beliefs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return p(state at t | x_0 .. x_t) = alpha_t, BxTxK; zeros past the end."""
+        weights_BxTxK = self._weights(tokens_BxT, lengths_B, None)
+        beliefs_BxTxK = normalize(self._predicted(weights_BxTxK)[:, :-1] * weights_BxTxK)
+        words_BxT = is_word(lengths_B, tokens_BxT.shape[1])
+        return jnp.where(words_BxT[..., None], beliefs_BxTxK, 0)
+
     def every_sentence_has(self, place: tuple[int, ...]) -> bool:
         return place[0] <= self.min_length
 
@@ -100,19 +124,53 @@ class Hmm:
         products_BxTxK = self._messages(weights_BxTxK) * weights_BxTxK
         return [normalize(products_BxTxK[:, position - 1]) for (position,) in places]
 
+    @partial(jax.jit, static_argnames="places")
+    def prefix_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """Return p(state at position p | x_0 .. x_t), t >= p, BxTxK each; zeros elsewhere.
+
+        It is prop. to alpha_p beta_pt, with beta_tt = 1 and beta_pt = A (B_{x_p+1} beta_{p+1, t}).
+        """
+        tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+        weights_BxTxK = self._weights(tokens_BxT, lengths_B, None)
+        beliefs_BxTxK = self.state_beliefs(tokens_BxT, lengths_B)
+        positions = [place[0] - 1 for place in places]
+        posteriors: dict[int, Array] = {}
+        ones_Bx1xK = jnp.ones_like(weights_BxTxK[:, :1])
+        beta_BxNxK = ones_Bx1xK  # of position p, for the N prefixes t = p .. T - 1
+        T = tokens_BxT.shape[1]
+        for p in reversed(range(min(positions, default=T), T)):
+            if p in positions:
+                probs_BxNxK = normalize(beliefs_BxTxK[:, p, None] * beta_BxNxK)
+                probs_BxTxK = jnp.pad(probs_BxNxK, ((0, 0), (p, 0), (0, 0)))
+                posteriors[p] = from_word(probs_BxTxK, p, lengths_B)
+            seen_BxNxK = normalize(beta_BxNxK * weights_BxTxK[:, p, None])
+            before_BxNxK = jnp.matmul(seen_BxNxK, self.transitions_KxK.T, precision="highest")
+            beta_BxNxK = jnp.concatenate([ones_Bx1xK, before_BxNxK], axis=1)
+        return [posteriors[p] for p in positions]
+
     def _weights(self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None) -> Array:
         """Return P(x_t | state) at words, and 1 past the end, where tokens carry no information."""
         weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
         words_BxT = is_word(lengths_B, tokens_BxT.shape[1])
         return jnp.where(words_BxT[..., None], weights_BxTxK, 1)
 
-    def _messages(self, weights_BxTxK: Array) -> Array:
-        """Return r_t(k) beta_t(k) prop. to p(state t = k | x_-t), BxTxK, not normalised."""
+    def _predicted(self, weights_BxTxK: Array) -> Array:
+        """Return r_s(k) = p(state k after s words | x_0 .. x_s-1), BxSxK, S = T + 1."""
 
         def forward(predicted_BxK: Array, weights_BxK: Array) -> tuple[Array, Array]:
             filtered_BxK = normalize(predicted_BxK * weights_BxK)
             following = jnp.matmul(filtered_BxK, self.transitions_KxK, precision="highest")
-            return following, predicted_BxK
+            return following, following
+
+        weights_TxBxK = jnp.swapaxes(weights_BxTxK, 0, 1)
+        start_BxK = jnp.ones_like(weights_TxBxK[0]) * self.start_K[None]
+        _, following_TxBxK = jax.lax.scan(forward, start_BxK, weights_TxBxK)
+        return jnp.swapaxes(jnp.concatenate([start_BxK[None], following_TxBxK]), 0, 1)
+
+    def _messages(self, weights_BxTxK: Array) -> Array:
+        """Return r_t(k) beta_t(k) prop. to p(state t = k | x_-t), BxTxK, not normalised."""
 
         def backward(beta_BxK: Array, weights_BxK: Array) -> tuple[Array, Array]:
             seen_BxK = normalize(beta_BxK * weights_BxK)
@@ -121,9 +179,8 @@ class Hmm:
 
         weights_TxBxK = jnp.swapaxes(weights_BxTxK, 0, 1)
         ones_BxK = jnp.ones_like(weights_TxBxK[0])
-        _, predicted_TxBxK = jax.lax.scan(forward, ones_BxK * self.start_K[None], weights_TxBxK)
         _, beta_TxBxK = jax.lax.scan(backward, ones_BxK, weights_TxBxK, reverse=True)
-        return jnp.swapaxes(predicted_TxBxK * beta_TxBxK, 0, 1)
+        return self._predicted(weights_BxTxK)[:, :-1] * jnp.swapaxes(beta_TxBxK, 0, 1)
 
 
 def random_hmm(

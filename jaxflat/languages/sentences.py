@@ -47,14 +47,21 @@ def word_weights(emissions_KxV: Array, tokens_BxT: Array, masked_BxT: Array | No
     return jnp.where(masked_BxT[..., None], any_word_1x1xK, weights_BxTxK)
 
 
-def predict_words(outside_BxTxK: Array, emissions_KxV: Array, lengths_B: Array) -> Array:
-    """Return log p_BxTxV in nats, with p(v) prop. to sum_k outside_t(k) P(k emits v).
+def log_probs(weights_BxSxC: Array, counted_BxS: Array) -> Array:
+    """Return log p_BxSxC in nats, with p prop. to the weights, and uniform where not counted.
 
-    Uniform past the end. Each probability is at least the smallest normal number, so that p log p
-    is 0, never NaN.
+    Each probability is at least the smallest normal number, so that p log p is 0, never NaN.
+    """
+    p_BxSxC = normalize(weights_BxSxC)
+    p_BxSxC = jnp.where(counted_BxS[..., None], p_BxSxC, 1 / p_BxSxC.shape[2])
+    return jnp.log(jnp.maximum(p_BxSxC, jnp.finfo(p_BxSxC.dtype).tiny))
+
+
+def predict_words(outside_BxTxK: Array, emissions_KxV: Array, lengths_B: Array) -> Array:
+    """Return `log_probs`_BxTxV with p(v) prop. to sum_k outside_t(k) P(k emits v).
+
+    Uniform past the end.
     """
     outside_BxTxK = normalize(outside_BxTxK)
-    p_BxTxV = normalize(jnp.matmul(outside_BxTxK, emissions_KxV, precision="highest"))
-    words_BxT = is_word(lengths_B, p_BxTxV.shape[1])
-    p_BxTxV = jnp.where(words_BxT[..., None], p_BxTxV, 1 / p_BxTxV.shape[2])
-    return jnp.log(jnp.maximum(p_BxTxV, jnp.finfo(p_BxTxV.dtype).tiny))
+    weights_BxTxV = jnp.matmul(outside_BxTxK, emissions_KxV, precision="highest")
+    return log_probs(weights_BxTxV, is_word(lengths_B, weights_BxTxV.shape[1]))

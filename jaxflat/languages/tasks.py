@@ -19,7 +19,8 @@ class Task:
     """Classify the hidden symbol at `place`: (position,) of a state, (start, end) of a span.
 
     The language provides `num_symbols`, `true_symbols(sentences, place)` and
-    `symbol_posteriors(sentences, places)`. It may provide `every_sentence_has(place)`.
+    `symbol_posteriors(sentences, places)`. It may provide `every_sentence_has(place)`. For
+    `prefix_posterior` it provides `prefix_posteriors(sentences, places)`.
     """
 
     language: Any
@@ -80,14 +81,33 @@ class Task:
         """
         return self.language.symbol_posteriors(sentences, (self.place,))[0]
 
+    def prefix_posterior(self, sentences: Sentences) -> Array:
+        """Return probs_BxTxC: p(the place has symbol c | x_0 .. x_t).
+
+        They sum to p(the place has a symbol | x_0 .. x_t). Zeros before the last word of the place
+        and past the end.
+        """
+        return self.language.prefix_posteriors(sentences, (self.place,))[0]
+
 
 def posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Array]:
     """Return the `posterior` of each of a language's tasks, in one pass over the sentences."""
     if not tasks:
         return {}
     language = next(iter(tasks.values())).language
-    places = tuple(task.place for task in tasks.values())
-    return dict(zip(tasks, language.symbol_posteriors(sentences, places), strict=True))
+    return dict(zip(tasks, language.symbol_posteriors(sentences, _places(tasks)), strict=True))
+
+
+def prefix_posteriors(tasks: Mapping[str, Task], sentences: Sentences) -> dict[str, Array]:
+    """Return the `prefix_posterior` of each of a language's tasks, in one pass."""
+    if not tasks:
+        return {}
+    language = next(iter(tasks.values())).language
+    return dict(zip(tasks, language.prefix_posteriors(sentences, _places(tasks)), strict=True))
+
+
+def _places(tasks: Mapping[str, Task]) -> tuple[tuple[int, ...], ...]:
+    return tuple(task.place for task in tasks.values())
 
 
 def all_labels(

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxflat.languages.balanced_tree import BalancedTree
+from jaxflat.languages.dyck import ZeroSum
 from jaxflat.languages.grammars.grammar import Grammar, random_levelled_grammar
 from jaxflat.languages.grammars.pcfg import Pcfg, make_pcfg
 from jaxflat.languages.hmm import Hmm
 
 Nodes = dict[tuple[int, ...], int]  # hidden symbol by place
+Words = tuple[int, ...]
 
 
 class Derivations(NamedTuple):
@@ -47,9 +49,11 @@ class Derivations(NamedTuple):
         return p_K / p_K.sum()
 
 
-def derivations(language: Hmm | Pcfg | BalancedTree, length: int) -> Derivations:
+def derivations(language: Hmm | Pcfg | BalancedTree | ZeroSum, length: int) -> Derivations:
     """Enumerate all derivations of `length` words that the language allows."""
-    if isinstance(language, Hmm):
+    if isinstance(language, ZeroSum):
+        found, emissions = list(_zero_sums(length)), np.eye(2)
+    elif isinstance(language, Hmm):
         found, emissions = list(_paths(language, length)), language.emissions_KxV
     elif isinstance(language, BalancedTree):
         found, emissions = list(_balanced(language, length)), language.emissions_KxV
@@ -57,6 +61,13 @@ def derivations(language: Hmm | Pcfg | BalancedTree, length: int) -> Derivations
         found, emissions = list(_trees(language, length)), language.emissions_NxV
     probs, leaves, nodes = zip(*found, strict=True)
     return Derivations(np.array(probs), np.array(leaves), list(nodes), np.asarray(emissions))
+
+
+def _zero_sums(length: int) -> Iterator[tuple[float, Words, Nodes]]:
+    """Yield each string as the hidden part of itself."""
+    strings = [w for w in product((0, 1), repeat=length) if 2 * sum(w) == length]
+    for words in strings:
+        yield 1 / len(strings), words, {(t,): sum(words[:t]) for t in range(1, length + 1)}
 
 
 def _paths(hmm: Hmm, length: int) -> Iterator[tuple[float, tuple[int, ...], Nodes]]:
@@ -167,12 +178,75 @@ SMALL = {
 }
 
 
+class PrefixLaw(NamedTuple):
+    """What follows each beginning of a sentence, by summing over all whole sentences.
+
+    sentences: the probability of each. next_symbols: of each word, then of the end, by prefix.
+    symbols: of each symbol above a place, jointly with the place's existence, by place and prefix.
+    """
+
+    sentences: dict[Words, float]
+    next_symbols: dict[Words, np.ndarray]
+    symbols: dict[tuple[int, ...], dict[Words, np.ndarray]]
+
+
+def prefix_law(language: Hmm | Pcfg | BalancedTree | ZeroSum) -> PrefixLaw:
+    """Enumerate the sentences of all lengths; tasks of the language are the places."""
+    classes = {task.place: task.num_classes for task in language.tasks.values()}
+    sentences, symbols = {}, {place: {} for place in classes}
+    for length in _lengths(language):
+        exact = derivations(language, length)
+        for words in product(range(language.num_words), repeat=length):
+            weights_D = exact.weights_D(words)
+            sentences[words] = weights_D.sum()
+            for place, num_classes in classes.items():
+                held = [nodes.get(place, num_classes) for nodes in exact.nodes]
+                counts = np.bincount(held, weights_D, minlength=num_classes + 1)
+                symbols[place][words] = counts[:num_classes]
+    total = sum(sentences.values())
+    prefixes = _sums_by_prefix(sentences)
+    return PrefixLaw(
+        sentences={words: p / total for words, p in sentences.items()},
+        next_symbols=next_symbols(sentences, language.num_words),
+        symbols={
+            place: {words: p_C / prefixes[words] for words, p_C in _sums_by_prefix(of).items()}
+            for place, of in symbols.items()
+        },
+    )
+
+
+def next_symbols(sentences: dict[Words, float], num_words: int) -> dict[Words, np.ndarray]:
+    """Return p_U of each word, then of the end, after each prefix of positive probability."""
+    prefixes = _sums_by_prefix(sentences)
+    return {
+        prefix: np.array(
+            [prefixes.get((*prefix, v), 0) for v in range(num_words)] + [sentences.get(prefix, 0)]
+        )
+        / p
+        for prefix, p in prefixes.items()
+        if p > 0
+    }
+
+
+def _sums_by_prefix(of_sentences: dict[Words, Any]) -> dict[Words, Any]:
+    sums: dict[Words, Any] = {}
+    for words, value in of_sentences.items():
+        for s in range(len(words) + 1):
+            sums[words[:s]] = sums.get(words[:s], 0) + value
+    return sums
+
+
+def _lengths(language: Hmm | Pcfg | BalancedTree | ZeroSum) -> range:
+    step = 2 if isinstance(language, ZeroSum) else 1
+    return range(shortest(language), language.max_length + 1, step)
+
+
 @cache
 def small_derivations(name: str, length: int) -> Derivations:
     return derivations(SMALL[name], length)
 
 
-def shortest(language: Hmm | Pcfg | BalancedTree) -> int:
+def shortest(language: Hmm | Pcfg | BalancedTree | ZeroSum) -> int:
     return language.max_length if isinstance(language, BalancedTree) else language.min_length
 
 
