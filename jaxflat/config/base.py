@@ -10,6 +10,7 @@ from jaxflat.config.languages import language
 from jaxflat.config.optimizers import optimizer
 from jaxflat.config.ranges import Bounded, Config, defaults
 
+MODELS = ("transformer", "lstm", "causal", "lookup_table")
 LABELINGS = ("map", "latent", "official")
 FLATNESS_PENALTIES = (
     *("gauss_newton_trace", "hessian_trace"),
@@ -77,13 +78,17 @@ def every_key(phases: Iterable[str] = ("pretrain",)) -> dict[str, Any]:
 def model() -> dict[str, Any]:
     """Return the keys of the model."""
     return {
+        # causal: a transformer that predicts each word from the words before it.
         # lookup_table: the exact conditionals, without training.
-        "name": Bounded("transformer", choices=("transformer", "lstm", "lookup_table")),
+        "name": Bounded("transformer", choices=MODELS),
         "width": 32,
         "num_layers": 2,
         # Transformers have width / head_size heads. A fixed size lets small models embed in large.
         "head_size": 8,
         "tied_decoder": True,  # the decoder is the transposed token embedding
+        # Causal models. gpt: layer norms, learned positions, GELU, biases (as GPT-2). modern: RMS
+        # norms, rotary positions, SwiGLU, no biases (as Llama).
+        "block": Bounded("gpt", choices=("gpt", "modern")),
         "cls": False,  # transformers: a CLS token before the words, which fine-tuning can pool
         # What probes see of a lookup table.
         "features": Bounded("p", choices=("p", "log_p")),

@@ -13,7 +13,8 @@ from jaxflat.config.functions import GIVEN, sections_in, takes, with_functions
 from jaxflat.config.ranges import Config, InputError, check_choices, check_ranges, defaults
 
 MODELS_WITH = {
-    "head_size": ("transformer",),
+    "head_size": ("transformer", "causal"),
+    "block": ("causal",),
     "cls": ("transformer",),
     "features": ("lookup_table",),
 }
@@ -52,14 +53,29 @@ def validate(config: Config) -> Config:
         choices = [name for name, value in value_at(config, section).items() if _is_dict(value)]
         check_choices(f"{section}.name", [choice], choices)
     model = config.model
-    if model.name == "transformer" and model.width % model.head_size:
+    if model.name in MODELS_WITH["head_size"] and model.width % model.head_size:
         raise InputError(
             f"model.width={model.width} is not divisible by model.head_size={model.head_size}; "
             f"the next width that is: {-(-model.width // model.head_size) * model.head_size}"
         )
+    if model.name == "causal" and model.block == "modern":
+        _check_modern(model)
     if model.cls and model.name not in (*MODELS_WITH["cls"], "lookup_table", *sections_in(model)):
         raise InputError("model.cls=True is for model.name='transformer'; set it to False")
     return config
+
+
+def _check_modern(model: Config) -> None:
+    if model.head_size % 2:
+        raise InputError(
+            f"model.head_size={model.head_size} must be even for model.block='modern': rotary "
+            f"positions turn pairs of channels; the next one that is: {model.head_size + 1}"
+        )
+    if model.width < 3:
+        raise InputError(
+            f"model.width={model.width} must be at least 3 for model.block='modern', whose MLP is "
+            "8 * (width // 3) wide"
+        )
 
 
 def _check_phases(config: Config) -> None:

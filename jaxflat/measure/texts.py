@@ -70,7 +70,8 @@ def text_subject(
             raise InputError(f"{data}: line {line} has a single token; a prediction needs two")
         examples = TextBatch(texts.tokens_NxT, texts.lengths_N)
         num_predictions = int(texts.lengths_N.sum()) - len(texts.lengths_N)
-        loss_fn, log_probs_fn = causal_lm_loss(model.apply), causal_log_probs(model.apply)
+        apply_fn = partial(model.apply, method="next_logits")
+        loss_fn, log_probs_fn = causal_lm_loss(apply_fn), causal_log_probs(apply_fn)
     if config.flatness.labels == "model":
         loss_fn = self_labelled_loss(log_probs_fn)
     if config.flatness.remat:

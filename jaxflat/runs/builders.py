@@ -83,6 +83,7 @@ def sized_model(
     larger = {"width": width, "num_layers": num_layers}
     shape |= {name: size for name, size in larger.items() if size is not None}
     if own := section.get(section.name):
+        del shape["block"]  # jaxflat's causal models alone have it
         return functions.call(own, num_words=num_words, max_length=max_length, **shape)
     return make_masked_model(num_words, max_length, **shape)
 

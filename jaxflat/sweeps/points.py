@@ -213,7 +213,12 @@ def _common_size(configs: list[Config]) -> tuple[int, int]:
     width = max((model.width for model in models), default=0)
     num_layers = max((model.num_layers for model in models), default=0)
     families = {
-        (m.name, m.tied_decoder, m.name == "transformer" and (m.head_size, m.cls)) for m in models
+        (
+            m.name,
+            m.tied_decoder,
+            m.name in validation.MODELS_WITH["head_size"] and (m.head_size, m.cls, m.block),
+        )
+        for m in models
     }
     embeds = len(families) == 1 and all(width % model.width == 0 for model in models)
     return (width, num_layers) if embeds else (0, 0)

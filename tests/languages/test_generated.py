@@ -35,7 +35,8 @@ def tiny(name: str) -> Generated:
     kept, min_length, max_length = SHAPES[name]
     model = CausalTransformer(NUM_TOKENS, max_length, 8, 2, 2, 12, "gelu")
     with jax.enable_x64(True):
-        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        initialize = jax.jit(partial(model.init, method="next_logits"))
+        params = initialize(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         rng = np.random.default_rng(len(name))
         noise = jax.tree.map(lambda x: 0.7 * rng.standard_normal(x.shape), params)
         return Generated(
@@ -63,7 +64,8 @@ def all_probs(name: str) -> dict[tuple[int, ...], float]:
     language = tiny(name)
     kept, least, most = SHAPES[name]
     with jax.enable_x64(True):
-        apply = jax.jit(lambda ids: language.model.apply({"params": language.params}, ids)[0])
+        variables, how = {"params": language.params}, {"method": "next_logits"}
+        apply = jax.jit(lambda ids: language.model.apply(variables, ids, **how)[0])
         probs, prefixes = {}, {(): 1.0}
         for n in range(most):
             words = np.array(list(prefixes), np.int64).reshape(len(prefixes), n)
@@ -246,7 +248,7 @@ def test_a_sentence_of_the_longest_length_says_nothing_of_the_stop_symbol():
     tokens_1xT = np.array([[0, 2, 1, 1, 0]], np.int32)
     last = language.conditional_log_probs(tokens_1xT, np.array([5], np.int32))[0, 4]
     ids = np.array([[FIRST, *np.array(SHAPES["from_three"][0])[tokens_1xT[0, :4]]]], np.int32)
-    logits, _ = language.model.apply({"params": language.params}, ids)
+    logits, _ = language.model.apply({"params": language.params}, ids, method="next_logits")
     kept = jax.nn.log_softmax(logits[0, -1, jnp.array(SHAPES["from_three"][0])])
     np.testing.assert_allclose(last, kept, atol=1e-10)
 

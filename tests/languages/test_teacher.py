@@ -27,6 +27,11 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
+
+def next_logits(model):
+    return functools.partial(model.apply, method="next_logits")
+
+
 # A chain over five words of one letter, state w after word w; the last column ends the text.
 WORDS = "abcde"
 START_V = np.array([0.5, 0.2, 0.1, 0.1, 0.1])
@@ -99,7 +104,7 @@ def test_its_conditionals_are_those_of_the_chain(folder):
     encoded = encode(load_tokenizer(folder), [*WORDS, *chain_texts(400, seed=1)])
     word_ids, encoded = [ids[0] for ids in encoded[: len(WORDS)]], encoded[len(WORDS) :]
     batch = teacher.mark_texts(encoded, bos, LENGTH)
-    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, batch.tokens_BxT[:, :-1])
+    logits_BxTxV, _ = jax.jit(next_logits(model))({"params": params}, batch.tokens_BxT[:, :-1])
     log_probs_BxTxW = jax.nn.log_softmax(logits_BxTxV)[..., np.array([*word_ids, eos])]
     place_of = {token: place for place, token in enumerate(word_ids)}
     divergences = []
@@ -157,7 +162,7 @@ def test_the_best_parameters_are_kept(tmp_path):
     training, validation = teacher.split_texts(marked, split_key)
     both = np.concatenate([training.tokens_BxT, validation.tokens_BxT])
     assert sorted(map(tuple, both)) == sorted(map(tuple, marked.tokens_BxT))
-    losses_N, weights_N = causal_losses(model.apply, params, validation)
+    losses_N, weights_N = causal_losses(next_logits(model), params, validation)
     assert len(losses_N) == record["validation_texts"] == 2
     np.testing.assert_allclose(
         record["validation_loss"], losses_N.sum() / weights_N.sum(), rtol=1e-5
@@ -254,7 +259,7 @@ def test_transformers_computes_the_same_logits(tmp_path):
     assert not any(report.values())
     with torch.no_grad():
         expected_BxTxV = theirs.eval()(torch.tensor(tokens_BxT)).logits.numpy()
-    logits_BxTxV, _ = MODEL.apply({"params": params}, jnp.asarray(tokens_BxT, jnp.int32))
+    logits_BxTxV, _ = next_logits(MODEL)({"params": params}, jnp.asarray(tokens_BxT, jnp.int32))
     difference = np.abs(logits_BxTxV - expected_BxTxV).max()
     print(f"largest difference from transformers: {difference:.1e}")
     assert difference < 1e-4

@@ -11,7 +11,7 @@ from jaxflat.models.lstm import Lstm
 from jaxflat.models.transformer import Transformer
 
 V, P, D, F, L = 5, 4, 6, 10, 3
-TOKENS_BxT, LENGTHS_B = np.zeros((2, P), np.int32), np.full(2, P, np.int32)
+TOKENS_BxT, LENGTHS_B = np.zeros((2, P - 1), np.int32), np.full(2, P - 1, np.int32)
 EMBEDDINGS = {"token_embedding", "position_embedding"}
 MODELS = {
     "Transformer": (
@@ -35,8 +35,7 @@ MODELS = {
 
 def leaves_of(model) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter by its path; stacked layers are listed one by one."""
-    inputs = (TOKENS_BxT,) if isinstance(model, CausalTransformer) else (TOKENS_BxT, LENGTHS_B)
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    params = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -36,7 +36,8 @@ FAMILIES = {
 @cache
 def make(family: str = "gpt2", seed: int = 0):
     model = CausalTransformer(V, S + 3, 8, 3, 2, 12, **FAMILIES[family])
-    params = jax.jit(model.init)(jax.random.key(seed), TOKENS_BxS)["params"]
+    initialize = jax.jit(partial(model.init, method="next_logits"))
+    params = initialize(jax.random.key(seed), TOKENS_BxS)["params"]
     # Away from the initial zeros and ones, so that every leaf matters.
     rng = np.random.default_rng(seed)
     noise = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), params)
@@ -51,7 +52,7 @@ def float64():
 
 @partial(jax.jit, static_argnames="model")
 def apply(model, params, tokens_BxS, cache=None, start=0):
-    return model.apply({"params": params}, tokens_BxS, cache, start)
+    return model.apply({"params": params}, tokens_BxS, cache, start, method="next_logits")
 
 
 def normed(model, x, scale, bias=0.0):
@@ -148,7 +149,7 @@ def test_a_logit_depends_on_this_and_all_earlier_positions_and_on_no_later_one()
 
     def logits(positions_PxD):
         changed = params | {"position_embedding": positions_PxD}
-        return model.apply({"params": changed}, TOKENS_BxS[:1])[0][0].sum(-1)
+        return apply(model, changed, TOKENS_BxS[:1])[0][0].sum(-1)
 
     jacobian_SxPxD = jax.jit(jax.jacobian(logits))(params["position_embedding"])
     depends_SxS = np.abs(jacobian_SxPxD).max(-1)[:, :S] > 0
@@ -218,7 +219,9 @@ def test_logits_of_some_tokens_are_those_of_all_in_the_order_asked_for():
     model, params = make()
     some = np.array([7, 0, 3], np.int32)
     all_BxSxV, _ = apply(model, params, TOKENS_BxS)
-    logits_BxSx3, filled = model.apply({"params": params}, TOKENS_BxS, None, 0, some)
+    logits_BxSx3, filled = model.apply(
+        {"params": params}, TOKENS_BxS, None, 0, some, method="next_logits"
+    )
     np.testing.assert_allclose(logits_BxSx3, np.asarray(all_BxSxV)[..., some], atol=1e-5)
     heads = (model.num_heads, S, model.width // model.num_heads)
     assert filled.keys_LxBxHxTxE.shape == (model.num_layers, B, *heads)
@@ -227,7 +230,7 @@ def test_logits_of_some_tokens_are_those_of_all_in_the_order_asked_for():
 def test_tokens_without_room_are_refused():
     model, params = make()
     slots = empty_cache(model, B, S, jnp.float32)
-    run = partial(model.apply, {"params": params})
+    run = partial(model.apply, {"params": params}, method="next_logits")
     with pytest.raises(ValueError, match=r"positions 4\.\.12 do not fit.* have positions 0\.\.8"):
         run(TOKENS_BxS, slots, 4)
     with pytest.raises(ValueError, match=r"positions 0\.\.17 do not fit.* have positions 0\.\.11"):

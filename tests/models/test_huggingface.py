@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -34,7 +34,8 @@ def our_logits(folder: Path) -> np.ndarray:
     model, params, bos, eos = load_causal(folder)
     assert (bos, eos) == (3, 12)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, TOKENS_BxT)
+    apply = jax.jit(partial(model.apply, method="next_logits"))
+    logits_BxTxV, _ = apply({"params": params}, TOKENS_BxT)
     return np.asarray(logits_BxTxV)
 
 
@@ -156,8 +157,10 @@ def test_logits_are_those_of_transformers(tmp_path, config, activation, num_shar
     theirs.save_pretrained(tmp_path, max_shard_size="5GB" if num_shards == 1 else "3KB")
     assert (tmp_path / "model.safetensors").exists() == (num_shards == 1)
     model, params, *_ = load_model(tmp_path)
-    inputs = (TOKENS_BxT, lengths_B) if config is BERT else (TOKENS_BxT,)
-    logits_BxTxV, _ = jax.jit(model.apply)({"params": params}, *inputs)
+    inputs, method = (
+        ((TOKENS_BxT, lengths_B), None) if config is BERT else ((TOKENS_BxT,), "next_logits")
+    )
+    logits_BxTxV, _ = jax.jit(partial(model.apply, method=method))({"params": params}, *inputs)
     difference = np.abs(np.asarray(logits_BxTxV) - expected_BxTxV)[real_BxT].max()
     print(f"largest difference from transformers: {difference:.1e}")
     assert difference < 1e-4
@@ -183,10 +186,7 @@ REAL_BERT |= {"num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_
 def test_real_layouts_have_their_known_number_of_parameters(config, stored, unused):
     assert sum(math.prod(shape) for shape in stored_shapes(config).values()) == stored
     model, _ = read_config(config)
-    inputs = (
-        jnp.zeros((1, 1), jnp.int32),
-        *([jnp.ones(1, jnp.int32)] if config is REAL_BERT else []),
-    )
+    inputs = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == stored - unused
 

@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,7 +35,8 @@ def opt_language(num_layers: int) -> Generated:
         activation="relu",
     )
     words = jnp.zeros((1, 1), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), words)["params"]
+    initialize = partial(model.init, method="next_logits")
+    params = jax.eval_shape(initialize, jax.random.key(0), words)["params"]
     return Generated(
         params=params,
         kept_V=jnp.arange(4, 4 + NUM_WORDS, dtype=jnp.int32),
@@ -52,7 +54,8 @@ def opt_language(num_layers: int) -> Generated:
 def with_random_params(language: Generated) -> Generated:
     """Return the language with parameters in place of their shapes."""
     words = jnp.zeros((1, 1), jnp.int32)
-    params = jax.jit(language.model.init)(jax.random.key(0), words)["params"]
+    initialize = jax.jit(partial(language.model.init, method="next_logits"))
+    params = initialize(jax.random.key(0), words)["params"]
     return dataclasses.replace(language, params=params)
 
 

@@ -38,7 +38,7 @@ class Generated:
 
     params, kept_V (int32): the teacher's parameters, and its ids of the words 0..V-1.
     tasks: {name: Task}.
-    model: `apply({"params": params}, ids_BxS, cache, start, token_ids)` returns (logits of
+    model: `next_logits(ids_BxS, cache, start, token_ids)` of this flax module returns (logits of
     token_ids, cache). empty_cache(model, batch_size, length, dtype) makes its cache.
     first_token, stop_token: the ids of the token before the first word, and of the stop symbol.
     max_candidates: the most completions of a sentence that the oracle enumerates.
@@ -200,8 +200,9 @@ class Generated:
     ) -> tuple[Array, Any]:
         """Return (logits_BxSxR, cache) of q from position start on; position t follows t words."""
         with jax.default_matmul_precision("highest"):  # the same language for all callers
+            inputs = ids_BxS, cache, start, self.ids_R
             logits_BxSxR, cache = self.model.apply(
-                {"params": self.params}, ids_BxS, cache, start, self.ids_R
+                {"params": self.params}, *inputs, method="next_logits"
             )
         num_words_S = start + jnp.arange(ids_BxS.shape[1], dtype=jnp.int32)
         is_stop_R = jnp.arange(len(self.ids_R), dtype=jnp.int32) == self.num_words

@@ -6,6 +6,7 @@ Each text is a separate sequence between two marks. Both marks are the same spec
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def train_teacher(
         mlp_width=4 * settings.width,
         activation="gelu",
     )
-    params = jax.jit(model.init)(init_key, jnp.zeros((1, 1), jnp.int32))["params"]
+    initialize = jax.jit(partial(model.init, method="next_logits"))
+    params = initialize(init_key, jnp.zeros((1, 1), jnp.int32))["params"]
     best = _train(model, params, training, validation, settings, batch_key, display)
     record = {
         "settings": settings.to_dict(),
@@ -147,7 +149,8 @@ def _train(
 
     optimizer = make_optimizer("adamw", {"weight_decay": settings.weight_decay})
     num_shards = num_data if jax.default_backend() == "cpu" else 1
-    objective = Objective(causal_lm_loss(model.apply), division=Division(num_shards))
+    loss_fn = causal_lm_loss(partial(model.apply, method="next_logits"))
+    objective = Objective(loss_fn, division=Division(num_shards))
     steps = make_train_steps(objective, sample_batch, optimizer)
     warmup_steps = settings.warmup_steps
     decay_steps = num_steps - warmup_steps
@@ -178,11 +181,12 @@ def _evaluator(
     rows = np.arange(-(-num_texts // batch_size) * batch_size) % num_texts
     slices = TextBatch(*(x[rows].reshape(-1, batch_size, *x.shape[1:]) for x in texts))
     slices = sharding.replicate(mesh, slices)
+    apply_fn = partial(model.apply, method="next_logits")
 
     @jax.jit
     def losses(params: Any, slices: TextBatch) -> tuple[jax.Array, jax.Array]:
         def of_slice(batch: TextBatch) -> tuple[jax.Array, jax.Array]:
-            return causal_losses(model.apply, params, sharding.shard_examples(mesh, batch))
+            return causal_losses(apply_fn, params, sharding.shard_examples(mesh, batch))
 
         return jax.lax.map(of_slice, slices)
 

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,9 +168,11 @@ def _read_params(
 
 def _empty_leaves(model: CausalTransformer | Bert) -> dict[str, Any]:
     """Return an uninitialised array for each parameter, by its path."""
-    tokens_1x1, lengths_1 = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
-    inputs = (tokens_1x1, lengths_1) if isinstance(model, Bert) else (tokens_1x1,)
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    inputs: tuple[jax.Array, ...] = (jnp.zeros((1, 1), jnp.int32),)
+    initialize = partial(model.init, method="next_logits")
+    if isinstance(model, Bert):
+        inputs, initialize = (*inputs, jnp.ones(1, jnp.int32)), model.init
+    params = jax.eval_shape(initialize, jax.random.key(0), *inputs)["params"]
     shapes: dict[str, Any] = flatten_dict(params, sep="/")
     return {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
