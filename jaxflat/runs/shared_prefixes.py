@@ -29,6 +29,7 @@ KEYS = ("language", "model", "training", "data_seed", "init_seed")
 
 # Keys that older shared prefixes lack, with the values that keep their names.
 NEWER_TRAINING_KEYS = {"together": 1, "remat": False, "compute_dtype": "float32"}
+NEWER_MODEL_KEYS = {"block": "gpt"}
 NEWER_PHASE_KEYS = {"rescaling": 0, "objective": "masked_lm", "microbatch_size": 0}
 
 
@@ -75,6 +76,7 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     decides = {key: json.loads(json.dumps(config[key], default=_to_dict)) for key in KEYS}
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
     _delete_defaults(decides["training"], NEWER_TRAINING_KEYS)
+    _delete_defaults(decides["model"], NEWER_MODEL_KEYS)
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
     for _, settings in decides["phases"]:
