@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import draw, normalize, random_rows
+from jaxflat.languages.prefixes import chain_rule, from_word, predict_symbols
 from jaxflat.languages.sentences import Sentences, predict_words, word_weights
 from jaxflat.languages.tasks import Task
 
@@ -77,8 +78,28 @@ class BalancedTree:
     ) -> Array:
         """Return log p(x_t = v | unmasked x_s, s != t), BxTxV nats."""
         weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
-        outsides = self._outside(self._inside(weights_BxTxK))
-        return predict_words(outsides[-1], self.emissions_KxV, lengths_B)
+        insides = self._inside(weights_BxTxK)
+        return predict_words(self._outside(insides, insides)[-1], self.emissions_KxV, lengths_B)
+
+    @jax.jit
+    def next_log_probs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(next symbol | x_0 .. x_s-1), BxSxU nats.
+
+        p(v) is prop. to sum_k O_s(k) B_kv, with outside probabilities of the words left of a node:
+        O_left(b) = sum_ac O(a) P(a -> b c) and O_right(c) = sum_ab O(a) P(a -> b c) I_left(b).
+        """
+        insides = self._inside(word_weights(self.emissions_KxV, tokens_BxT, None))
+        unseen = jax.tree.map(jnp.ones_like, insides)
+        outside_BxTxK = self._outside(insides, unseen)[-1]
+        words_BxTxV = jnp.matmul(outside_BxTxK, self.emissions_KxV, precision="highest")
+        # After the last word a sentence stops, so any words will do.
+        words_BxSxV = jnp.pad(words_BxTxV, ((0, 0), (0, 1), (0, 0)), mode="edge")
+        return predict_symbols(words_BxSxV, lengths_B, self.max_length, self.max_length)
+
+    @jax.jit
+    def log_prob(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p of the sentences, B nats."""
+        return chain_rule(self.next_log_probs(tokens_BxT, lengths_B), tokens_BxT, lengths_B)
 
     def every_sentence_has(self, place: tuple[int, int]) -> bool:
         return True
@@ -93,8 +114,34 @@ class BalancedTree:
         self, sentences: Sentences, places: tuple[tuple[int, int], ...]
     ) -> list[Array]:
         """Return p(state of the node | x), BxK each, prop. to inside * outside."""
-        insides = self._inside(word_weights(self.emissions_KxV, sentences.tokens_BxT, None))
-        outsides = self._outside(insides)
+        weights_BxTxK = word_weights(self.emissions_KxV, sentences.tokens_BxT, None)
+        return self._posteriors(weights_BxTxK, places)
+
+    @partial(jax.jit, static_argnames="places")
+    def prefix_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, int], ...]
+    ) -> list[Array]:
+        """Return p(state of the node | x_0 .. x_t), BxTxK each; zeros before its last word.
+
+        These are the posteriors of a sentence whose words after t are masked.
+        """
+        tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+        positions_1xT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
+
+        def after(t: Array) -> list[Array]:
+            masked_BxT = jnp.broadcast_to(positions_1xT > t, tokens_BxT.shape)
+            weights_BxTxK = word_weights(self.emissions_KxV, tokens_BxT, masked_BxT)
+            return self._posteriors(weights_BxTxK, places)
+
+        probs = [jnp.swapaxes(x, 0, 1) for x in jax.lax.map(after, positions_1xT[0])]
+        return [
+            from_word(probs_BxTxK, end - 1, lengths_B)
+            for probs_BxTxK, (_, end) in zip(probs, places, strict=True)
+        ]
+
+    def _posteriors(self, weights_BxTxK: Array, places: tuple[tuple[int, int], ...]) -> list[Array]:
+        insides = self._inside(weights_BxTxK)
+        outsides = self._outside(insides, insides)
         nodes = [_node(self.depth, place) for place in places]
         return [normalize(insides[level][:, i] * outsides[level][:, i]) for level, i in nodes]
 
@@ -108,11 +155,15 @@ class BalancedTree:
             levels.insert(0, normalize(above))
         return levels
 
-    def _outside(self, insides: list[Array]) -> list[Array]:
-        """Return P(state, words not below the node) by level, Bx2^lxK up to a factor."""
+    def _outside(self, insides: list[Array], rights: list[Array]) -> list[Array]:
+        """Return P(state, words not below the node) by level, Bx2^lxK up to a factor.
+
+        rights: the inside probabilities of right children; ones if their words are not seen.
+        """
         levels = [jnp.ones_like(insides[0]) * self.start_K[None, None]]
-        for rules_KxKxK, below in zip(self.rules_LxKxKxK, insides[1:], strict=True):
-            K, (left, right) = len(rules_KxKxK), (below[:, 0::2], below[:, 1::2])
+        of_levels = zip(self.rules_LxKxKxK, insides[1:], rights[1:], strict=True)
+        for rules_KxKxK, below, right_below in of_levels:
+            K, (left, right) = len(rules_KxKxK), (below[:, 0::2], right_below[:, 1::2])
             pairs = jnp.matmul(levels[-1], rules_KxKxK.reshape(K, K * K), precision="highest")
             pairs = pairs.reshape(*left.shape, K)
             to_left = jnp.sum(pairs * right[..., None, :], axis=3)

@@ -5,14 +5,16 @@ gives the exact conditionals.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from math import comb
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxflat.languages.categorical import normalize
-from jaxflat.languages.sentences import Sentences, is_word
+from jaxflat.languages.prefixes import chain_rule, from_word, is_prefix
+from jaxflat.languages.sentences import Sentences, is_word, log_probs
 from jaxflat.languages.tasks import Task
 
 
@@ -80,8 +82,7 @@ class ZeroSum:
 
         p(x_t = plus) = r / m, where m words are unseen, x_t among them, and r pluses are missing
         to n / 2. Of the C(m, r) completions, C(m - 1, r - 1) have a plus at t. Uniform past the end
-        and for a sentence without completion. Each probability is at least the smallest normal
-        number, so that p log p is 0, never NaN.
+        and for a sentence without completion.
         """
         inside_BxT = is_word(lengths_B, tokens_BxT.shape[1])
         seen_BxT = inside_BxT if masked_BxT is None else inside_BxT & ~masked_BxT
@@ -92,8 +93,24 @@ class ZeroSum:
         missing_BxT = lengths_Bx1 / 2 - plus_BxT.sum(axis=1, keepdims=True) + plus_BxT
         numbers_BxTx2 = jnp.stack([unseen_BxT - missing_BxT, missing_BxT], axis=2)
         possible_BxT = inside_BxT & (numbers_BxTx2.min(axis=2) >= 0)
-        p_BxTx2 = normalize(jnp.where(possible_BxT[..., None], numbers_BxTx2, 0))
-        return jnp.log(jnp.maximum(p_BxTx2, jnp.finfo(dtype).tiny))
+        return log_probs(numbers_BxTx2, possible_BxT)
+
+    @jax.jit
+    def next_log_probs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(next symbol | x_0 .. x_s-1), BxSx3 nats, by `_next_symbols`.
+
+        Uniform also after words that begin no sentence.
+        """
+        pluses_BxS = self._pluses(tokens_BxT, lengths_B)
+        S = pluses_BxS.shape[1]
+        p_SxSx3 = jnp.asarray(_next_symbols(self.min_length, self.length), jnp.result_type(float))
+        weights_BxSx3 = p_SxSx3[jnp.arange(S, dtype=jnp.int32)[None], pluses_BxS]
+        return log_probs(weights_BxSx3, is_prefix(lengths_B, S))
+
+    @jax.jit
+    def log_prob(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p of the sentences, their lengths included, B nats."""
+        return chain_rule(self.next_log_probs(tokens_BxT, lengths_B), tokens_BxT, lengths_B)
 
     def every_sentence_has(self, place: tuple[int, ...]) -> bool:
         return place[0] <= self.min_length
@@ -115,6 +132,48 @@ class ZeroSum:
             return jnp.where(valid_B[:, None], one_hot_BxC, 1 / num_classes)
 
         return [one_hot(place) for place in places]
+
+    @partial(jax.jit, static_argnames="places")
+    def prefix_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """Return the one-hot sum from the t-th word on, BxTxC each; zeros elsewhere."""
+        T = sentences.tokens_BxT.shape[1]
+        return [
+            from_word(jnp.repeat(probs_BxC[:, None], T, axis=1), t - 1, sentences.lengths_B)
+            for probs_BxC, (t,) in zip(
+                self.symbol_posteriors(sentences, places), places, strict=True
+            )
+        ]
+
+    @jax.jit
+    def state_beliefs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return the one-hot number of pluses in x_0 .. x_t, BxTxS; zeros past the end."""
+        pluses_BxS = self._pluses(tokens_BxT, lengths_B)
+        return from_word(jax.nn.one_hot(pluses_BxS, self.length + 1)[:, 1:], 0, lengths_B)
+
+    def _pluses(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return the number of pluses in x_0 .. x_s-1, BxS."""
+        plus_BxT = (tokens_BxT == 1) & is_word(lengths_B, tokens_BxT.shape[1])
+        return jnp.pad(jnp.cumsum(plus_BxT, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+
+
+@cache
+def _next_symbols(min_length: int, max_length: int) -> np.ndarray:
+    """Return p(minus, plus, stop | s words, c of them pluses), SxSx3; zeros if they begin nothing.
+
+    F(s, c) is the probability that a sentence begins with s given words. It is E(s, c), that they
+    are the sentence, plus F(s + 1, c) + F(s + 1, c + 1). One of N lengths n has C(n, n / 2)
+    sentences, so E(n, n / 2) = 1 / (N C(n, n / 2)).
+    """
+    S = max_length + 1
+    stops_SxS, begins = np.zeros((S, S)), np.zeros((S + 1, S + 1))
+    for n in range(min_length, S, 2):
+        stops_SxS[n, n // 2] = 1 / comb(n, n // 2)
+    for s in reversed(range(S)):
+        begins[s, :S] = stops_SxS[s] + begins[s + 1, :S] + begins[s + 1, 1:]
+    weights_SxSx3 = np.stack([begins[1:, :S], begins[1:, 1:], stops_SxS], axis=2)
+    return weights_SxSx3 / np.maximum(begins[:S, :S, None], np.finfo(float).tiny)
 
 
 def random_dyck(seed: int, *, length: int, min_length: int, tasks: tuple[int, ...]) -> ZeroSum:

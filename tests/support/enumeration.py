@@ -196,20 +196,20 @@ def prefix_law(language: Hmm | Pcfg | BalancedTree | ZeroSum) -> PrefixLaw:
     sentences, symbols = {}, {place: {} for place in classes}
     for length in _lengths(language):
         exact = derivations(language, length)
+        held = {p: [nodes.get(p, C) for nodes in exact.nodes] for p, C in classes.items()}
+        one_hot = {p: np.eye(C + 1)[held[p], :C] for p, C in classes.items()}  # 0 without the place
         for words in product(range(language.num_words), repeat=length):
             weights_D = exact.weights_D(words)
             sentences[words] = weights_D.sum()
-            for place, num_classes in classes.items():
-                held = [nodes.get(place, num_classes) for nodes in exact.nodes]
-                counts = np.bincount(held, weights_D, minlength=num_classes + 1)
-                symbols[place][words] = counts[:num_classes]
+            for place, one_hot_DxC in one_hot.items():
+                symbols[place][words] = weights_D @ one_hot_DxC
     total = sum(sentences.values())
     prefixes = _sums_by_prefix(sentences)
     return PrefixLaw(
         sentences={words: p / total for words, p in sentences.items()},
         next_symbols=next_symbols(sentences, language.num_words),
         symbols={
-            place: {words: p_C / prefixes[words] for words, p_C in _sums_by_prefix(of).items()}
+            place: {w: p_C / prefixes[w] for w, p_C in _sums_by_prefix(of).items() if prefixes[w]}
             for place, of in symbols.items()
         },
     )
@@ -224,7 +224,7 @@ def next_symbols(sentences: dict[Words, float], num_words: int) -> dict[Words, n
         )
         / p
         for prefix, p in prefixes.items()
-        if p > 0
+        if p
     }
 
 
