@@ -15,8 +15,10 @@ from scipy.stats import chisquare
 
 from jaxflat.languages.generated import language as generated
 from jaxflat.languages.generated.language import Generated
+from jaxflat.languages.prefixes import chain_rule
 from jaxflat.models.causal import CausalTransformer, empty_cache
 from tests.support.counts import in_full
+from tests.support.enumeration import next_symbols
 from tests.support.opt_corpus import opt_language
 from tests.support.traced_arrays import traced_arrays
 
@@ -122,6 +124,34 @@ def test_probabilities_of_all_sentences_are_those_of_the_plain_forward_and_sum_t
     log_probs = language.log_prob(np.array(tokens, np.int32), lengths)
     np.testing.assert_allclose(np.exp(log_probs), list(probs.values()), rtol=0, atol=1e-10)
     assert set(lengths) == set(range(language.min_length, language.max_length + 1))
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.usefixtures("float64")
+@pytest.mark.slow
+def test_next_symbols_equal_enumeration_and_the_chain_rule(name):
+    language, expected = tiny(name), next_symbols(all_probs(name), len(SHAPES[name][0]))
+    tokens_BxT, lengths_B = ragged(name, seed=13)
+    logp_BxSxR = np.asarray(language.next_log_probs(tokens_BxT, lengths_B))
+    assert logp_BxSxR.dtype == np.float64
+    V, T = language.num_words, language.max_length
+    for b, length in enumerate(lengths_B.tolist()):
+        words = tuple(tokens_BxT[b, :length].tolist())
+        p_SxR = np.full((T + 1, V + 1), 1 / (V + 1))
+        p_SxR[: length + 1] = [expected[words[:s]] for s in range(length + 1)]
+        np.testing.assert_allclose(np.exp(logp_BxSxR[b]), p_SxR, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        chain_rule(logp_BxSxR, tokens_BxT, lengths_B),
+        language.log_prob(tokens_BxT, lengths_B),
+        rtol=0,
+        atol=1e-9,
+    )
+    shorter = np.minimum(lengths_B, T - 1)
+    part = language.next_log_probs(tokens_BxT[:, :-1], shorter)
+    np.testing.assert_allclose(
+        part, language.next_log_probs(tokens_BxT, shorter)[:, :-1], atol=1e-10
+    )
+    assert np.isfinite(logp_BxSxR).all()
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -23,6 +23,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxflat.languages.categorical import draw
+from jaxflat.languages.prefixes import is_prefix
 from jaxflat.languages.sentences import Sentences, is_word
 
 CHUNK = 2**21  # most logits in memory together
@@ -138,6 +139,23 @@ class Generated:
         num_parallel = max(1, CHUNK // (symbols_BxU.shape[1] * len(self.ids_R)))
         return jax.lax.map(one, (symbols_BxU, lengths_B), batch_size=num_parallel)
 
+    @jax.jit
+    def next_log_probs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(next symbol | the words before), BxSxR nats: log q of each symbol.
+
+        After max_length words the stop symbol is certain. Uniform beyond the stop symbol.
+        """
+        symbols_BxU = self.symbols(tokens_BxT, lengths_B)
+        logits_BxPxR, _ = self.logits(self.inputs(symbols_BxU))
+        S, P, lowest = (
+            symbols_BxU.shape[1],
+            logits_BxPxR.shape[1],
+            jnp.finfo(logits_BxPxR.dtype).min,
+        )
+        scores_BxSxR = jnp.pad(logits_BxPxR, ((0, 0), (0, S - P), (0, 0)), constant_values=lowest)
+        scores_BxSxR = scores_BxSxR.at[:, P:, self.num_words].set(0)
+        return _log_probs(scores_BxSxR, is_prefix(lengths_B, S))
+
     def conditional_log_probs(
         self, tokens_BxT: Array, lengths_B: Array, masked_BxT: Array | None = None
     ) -> Array:
@@ -212,7 +230,7 @@ class Generated:
 
 
 def _log_probs(scores_BxMxV: Array, words_BxM: Array) -> Array:
-    """Normalise to nats, floored at the smallest normal number; uniform past the end."""
+    """Normalise to nats, floored at the smallest normal number; uniform where `words` is False."""
     floor = jnp.finfo(scores_BxMxV.dtype).tiny
     scores_BxMxV = jnp.where(words_BxM[..., None], scores_BxMxV, 0)
     return jnp.maximum(jax.nn.log_softmax(scores_BxMxV), jnp.log(floor))
