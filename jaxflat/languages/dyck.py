@@ -163,8 +163,8 @@ def _next_symbols(min_length: int, max_length: int) -> np.ndarray:
     """Return p(minus, plus, stop | s words, c of them pluses), SxSx3; zeros if they begin nothing.
 
     F(s, c) is the probability that a sentence begins with s given words. It is E(s, c), that they
-    are the sentence, plus F(s + 1, c) + F(s + 1, c + 1). One of N lengths n has C(n, n / 2)
-    sentences, so E(n, n / 2) = 1 / (N C(n, n / 2)).
+    are the sentence, plus F(s + 1, c) + F(s + 1, c + 1). Length n has C(n, n / 2) sentences, so
+    E(n, n / 2) = 1 / C(n, n / 2), up to the number of lengths, which cancels.
     """
     S = max_length + 1
     stops_SxS, begins = np.zeros((S, S)), np.zeros((S + 1, S + 1))
