@@ -32,7 +32,7 @@ BAD_ARGUMENTS = {
     ("--config.phases.pretrain.stepz=5",): "phases.pretrain.stepz.*nearest: phases.pretrain.steps",
     ("--config.phases.pretrain.steps=many",): "phases.pretrain.steps='many' is str; it must be int",
     ("--config.model.width=30",): "model.width=30 is not divisible by model.head_size=8",
-    ("--config.model.name=lsmt",): "'lsmt' is not one of transformer, lstm, lookup_table",
+    ("--config.model.name=lsmt",): "'lsmt' is not one of transformer, lstm, causal, lookup_table",
     ("--config.model=3",): "model is a section",
     ("--config.probes.shots=200",): "probes.shots=200 is int; it must be tuple",
     ("--config.language.hmm.tasks=(3,9)",): "tasks must be positions in 1..length=8; got 9",

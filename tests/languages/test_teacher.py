@@ -212,7 +212,8 @@ MODEL = CausalTransformer(13, 7, 8, 3, 2, 12, "gelu")
 
 @functools.cache
 def random_params():
-    params = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    words_1x1, length_1 = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
+    params = jax.jit(MODEL.init)(jax.random.key(0), words_1x1, length_1)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), params)
 
