@@ -1,17 +1,24 @@
-"""The rescalings of a Transformer or an Lstm that change no output, and the flattest of them.
+"""The rescalings of a model that change no output, and the flattest of them.
 
 A rescaling is a linear map T of the parameters with model(T theta) = model(theta). The model in the
 coordinates theta' = T^-1 theta is the same function, and its Hessian and Gauss-Newton matrix are
 T' H T and T' G T. So a trace depends on the units of the parameters; its minimum over all T does
-not. These are the rescalings of a pre-layer-norm block:
+not. These are the rescalings of a block of Transformer, Lstm or CausalTransformer that normalises
+its input by layer norms or RMS norms:
 
   gains    a channel of a norm times a, and the rows that read it over a
   queries  the queries of a head times A, and its keys times A^-T, for any invertible A
   values   the values of a head times B, and the rows that read them times B^-1
+  neurons  the input of a gated neuron times u, and its output over u; the gate is fixed
   stream   everything that is written to the residual stream times c; if the decoder is tied to the
            embedding, the final norm over c
 
-A GELU and the gates of an LSTM allow none. The stream's rescaling is exact only for norms without
+A GELU and the gates of an LSTM allow none. Rotary positions turn each pair (x_i, x_{i + E/2}) of a
+query and a key. So A must commute with these turns: it turns and scales each pair, as a complex
+number does. The trace depends on the scales alone, not on the turns. Models without a position
+embedding are taken to have rotary positions.
+
+The stream's rescaling is exact only for norms without
 epsilon. A change of coordinates moves no model, so epsilon plays no part in the traces. A model
 that is itself moved changes a little: its epsilon stays. On a trained Transformer of width 16, a
 stream scaled by 1/4 changes logits of -4.6 to 6.2 by at most 8e-4, and one scaled by 4 by 5e-5.
@@ -43,6 +50,8 @@ def rescale(rescaling: Tree, vector: Tree) -> Tree:
     layers = jax.vmap(_rescale_layer, in_axes=(0, None, 0))(
         rescaling["layers"], stream, _layers(vector)
     )
+    if "last" not in vector:
+        return moved | {"stack": layers}
     moved["last"] = jax.tree.map(lambda leaf: leaf[-1], layers)
     if "stack" in vector:
         moved["stack"] = jax.tree.map(lambda leaf: leaf[:-1], layers)
@@ -60,7 +69,8 @@ def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: floa
     """Return a random rescaling, all of whose scales lie between 1 / largest and largest.
 
     Logarithms of scales are uniform. The matrices of a head are U diag(s) V' with scales s and
-    random orthogonal U and V. An Lstm ignores head_size.
+    random orthogonal U and V; with rotary positions A has random turns and scales of pairs. An Lstm
+    ignores head_size.
     """
     log, (scale_key, left_key, right_key, value_key) = jnp.log(largest), jax.random.split(key, 4)
 
@@ -76,13 +86,33 @@ def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: floa
         left, right = (
             jax.random.orthogonal(k, shape[-1], shape[:-1]) for k in (left_key, right_key)
         )
-        values = draw(value_key, shape)[..., None, :]
+        values = draw(value_key, shape)
+        if _is_rotary(params):
+            left = left.at[0].set(_random_turns(left_key, shape[1:]))
+            right = right.at[0].set(jnp.broadcast_to(jnp.eye(head_size), right.shape[1:]))
+            values = values.at[0].set(jnp.tile(values[0, ..., : head_size // 2], 2))
+        values = values[..., None, :]
         (a, b), (inverse_of_a, inverse_of_b) = (left * values) @ right, (left / values) @ right
         layers["read_CxHxExE"] = jnp.stack([a, inverse_of_a, b], axis=1)
         layers["written_HxExE"] = inverse_of_b.swapaxes(-1, -2)
     if "decoder" not in params:
         scales["final_norm_D"] = jnp.ones_like(scales["final_norm_D"]) / scales["stream"]
     return scales
+
+
+def _is_rotary(tree: Tree) -> bool:
+    """Say whether the model of a tree of parameters has rotary positions, if it has attention."""
+    return "position_embedding" not in tree
+
+
+def _random_turns(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return a matrix for each vector of this shape; it turns each pair by a random angle."""
+    angles = jax.random.uniform(key, (*shape[:-1], shape[-1] // 2), maxval=2 * jnp.pi)
+    identity = jnp.eye(angles.shape[-1])
+    cos, sin = (jnp.einsum("...i,ij->...ij", f(angles), identity) for f in (jnp.cos, jnp.sin))
+    return jnp.concatenate(
+        [jnp.concatenate([cos, sin], axis=-1), jnp.concatenate([-sin, cos], axis=-1)], axis=-2
+    )
 
 
 @cache
@@ -98,7 +128,7 @@ def rescaled_trace(moments: Tree, rescaling: Tree) -> jax.Array:
     """Return tr T' G T from moments of gradients with E[g g'] = G."""
     stream, layers, scales = rescaling["stream"], moments["layers"], rescaling["layers"]
     gain_D = rescaling["final_norm_D"]
-    total = moments["fixed"] + stream**2 * (moments["embeddings"] + layers["written"].sum())
+    total = moments["fixed"] + stream**2 * _written(moments, scales)
     total += (gain_D**2 * moments["final_norm_D"]).sum()
     total += (moments["decoder_D"] / gain_D**2).sum()
     for norm in _norms(layers):
@@ -106,10 +136,21 @@ def rescaled_trace(moments: Tree, rescaling: Tree) -> jax.Array:
         total += (squared_LxD * layers[f"{norm}_D"]).sum()
         total += (_read(layers, scales, norm) / squared_LxD).sum()
     if "qkv_DxCxHxExE" in layers:
-        read, written = _squared_matrices(scales)
-        total += (layers["qkv_bias_CxHxExE"] * read).sum()
-        total += stream**2 * (layers["out_HxExE"] * written).sum()
+        total += (layers["qkv_bias_CxHxExE"] * _squared_matrices(scales)[0]).sum()
+    if "mlp_in_DxF" in layers:
+        total += (layers["mlp_in_bias_F"] * scales["mlp_in_F"] ** 2).sum()
     return total
+
+
+def _written(moments: Tree, scales: Tree) -> jax.Array:
+    """Return the moments of all that is written to the stream, given the layers' scales."""
+    layers = moments["layers"]
+    written = moments["embeddings"] + layers["written"].sum()
+    if "qkv_DxCxHxExE" in layers:
+        written += (layers["out_HxExE"] * _squared_matrices(scales)[1]).sum()
+    if "mlp_in_DxF" in layers:
+        written += (layers["mlp_out_F"] / scales["mlp_in_F"] ** 2).sum()
+    return written
 
 
 @jax.jit
@@ -132,16 +173,16 @@ def flattest_rescaling(moments: Tree, params: Tree) -> Tree:
 
     def update(_: Any, state: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
         scales, stream = state
-        written = moments["embeddings"] + layers["written"].sum()
         if "qkv_DxCxHxExE" in layers:
             scales = _update_heads(layers, scales, stream)
-            written += (layers["out_HxExE"] * _squared_matrices(scales)[1]).sum()
+        if "mlp_in_DxF" in layers:
+            scales = _update_neurons(layers, scales, stream)
         scales = scales | {
             f"{norm}_D": _balance(layers[f"{norm}_D"], _read(layers, scales, norm))
             for norm in _norms(layers)
         }
         if tied:
-            stream = _balance(written, moments["final_norm_D"].sum())
+            stream = _balance(_written(moments, scales), moments["final_norm_D"].sum())
         return scales, stream
 
     state = initial["layers"], initial["stream"]
@@ -159,6 +200,8 @@ def _initial(layers: Tree, width: int, stream: float | jax.Array) -> Tree:
         for name, like in (("read_CxHxExE", "qkv_bias_CxHxExE"), ("written_HxExE", "out_HxExE")):
             shape = layers[like].shape
             scales[name] = jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+    if "mlp_in_DxF" in layers:
+        scales["mlp_in_F"] = jnp.ones(layers["mlp_out_F"].shape)
     stream = jnp.asarray(stream, jnp.result_type(float))
     return {"stream": stream, "final_norm_D": jnp.ones(width), "layers": scales}
 
@@ -175,11 +218,22 @@ def _update_heads(layers: Tree, scales: Tree, stream: jax.Array) -> Tree:
     return scales | {"read_CxHxExE": read, "written_HxExE": inverse_of_b}
 
 
+def _update_neurons(layers: Tree, scales: Tree, stream: jax.Array) -> Tree:
+    """Return the scales with the best u of every gated neuron, given the gains and the stream."""
+    read_LxF = jnp.einsum("ldf,ld->lf", layers["mlp_in_DxF"], scales["mlp_norm_D"] ** -2.0)
+    read_LxF += layers["mlp_in_bias_F"]
+    return scales | {"mlp_in_F": _balance(read_LxF, stream**2 * layers["mlp_out_F"])}
+
+
 def _read(layers: Tree, scales: Tree, norm: str) -> jax.Array:
     """Return the moments LxD of the rows that read each channel of a norm."""
     if norm == "attention_norm":
         read = _squared_matrices(scales)[0]
         return jnp.einsum("ldchij,lchij->ld", layers["qkv_DxCxHxExE"], read)
+    if norm == "mlp_norm" and "mlp_in_DxF" in layers:
+        neurons_LxF = scales["mlp_in_F"] ** 2
+        read_LxD = jnp.einsum("ldf,lf->ld", layers["mlp_in_DxF"], neurons_LxF)
+        return read_LxD + layers["mlp_norm_read_D"]
     return layers[f"{norm}_read_D"]
 
 
@@ -240,6 +294,8 @@ def _powers(
 
 def _layers(tree: Tree) -> Tree:
     """Return the layers of a model's parameters, stacked on axis 0, the last one included."""
+    if "last" not in tree:
+        return tree["stack"]
     last = jax.tree.map(lambda leaf: leaf[None], tree["last"])
     if "stack" not in tree:
         return last
@@ -263,36 +319,46 @@ def _rescale_layer(scales: Tree, stream: jax.Array, layer: Tree) -> Tree:
             kernel_Dx4xE = layer[direction]["input_kernel"] / gain_D[:, None, None]
             moved[direction] = {**layer[direction], "input_kernel": kernel_Dx4xE}
         return moved | {"join": _times(stream, layer["join"])}
-    attention, read_CxHxExE = layer["attention"], scales["read_CxHxExE"]
-    gain_D, shape = scales["attention_norm_D"], read_CxHxExE.shape[:-1]
-    kernel_DxCxHxE = attention["qkv"]["kernel"].reshape(-1, *shape) / gain_D[:, None, None, None]
-    qkv = {
-        "kernel": jnp.einsum("dche,chef->dchf", kernel_DxCxHxE, read_CxHxExE),
-        "bias": jnp.einsum("che,chef->chf", attention["qkv"]["bias"].reshape(shape), read_CxHxExE),
-    }
-    out_HxExD = attention["out"]["kernel"].reshape(*shape[1:], -1)
-    out = {
-        "kernel": stream * jnp.einsum("hfe,hed->hfd", scales["written_HxExE"], out_HxExD),
-        "bias": stream * attention["out"]["bias"],
-    }
-    moved["attention"] = jax.tree.map(
-        lambda new, old: new.reshape(old.shape), {"qkv": qkv, "out": out}, attention
-    )
-    moved["attention_norm"] = _times(gain_D, layer["attention_norm"])
+    moved["attention"] = _rescale_attention(scales, stream, layer["attention"])
+    moved["attention_norm"] = _times(scales["attention_norm_D"], layer["attention_norm"])
     moved["mlp_norm"] = _times(scales["mlp_norm_D"], layer["mlp_norm"])
-    mlp_in = layer["mlp_in"]
-    moved["mlp_in"] = {**mlp_in, "kernel": mlp_in["kernel"] / scales["mlp_norm_D"][:, None]}
-    return moved | {"mlp_out": _times(stream, layer["mlp_out"])}
+    moved["mlp_out"] = _times(stream, layer["mlp_out"])
+    for name in {"mlp_in", "mlp_gate"} & layer.keys():
+        kernel_DxF = layer[name]["kernel"] / scales["mlp_norm_D"][:, None]
+        moved[name] = {**layer[name], "kernel": kernel_DxF}
+    if "mlp_gate" in layer:
+        moved["mlp_in"] = jax.tree.map(
+            lambda leaf: jnp.einsum("...f,f->...f", leaf, scales["mlp_in_F"]), moved["mlp_in"]
+        )
+        moved["mlp_out"]["kernel"] = moved["mlp_out"]["kernel"] / scales["mlp_in_F"][:, None]
+    return moved
+
+
+def _rescale_attention(scales: Tree, stream: jax.Array, attention: Tree) -> Tree:
+    read_CxHxExE, gain_D = scales["read_CxHxExE"], scales["attention_norm_D"]
+    qkv, out = attention["qkv"], attention["out"]
+    read = qkv | {"kernel": qkv["kernel"] / gain_D[:, None, None]}
+
+    def rescale_read(leaf: jax.Array) -> jax.Array:  # a kernel has D rows, a bias is one
+        rows_NxCxHxE = leaf.reshape(-1, *read_CxHxExE.shape[:-1])
+        return jnp.einsum("nche,chef->nchf", rows_NxCxHxE, read_CxHxExE).reshape(leaf.shape)
+
+    kernel_HxExD = out["kernel"].reshape(*read_CxHxExE.shape[1:-1], -1)
+    kernel_HxExD = jnp.einsum("hfe,hed->hfd", scales["written_HxExE"], kernel_HxExD)
+    written = out | {"kernel": kernel_HxExD.reshape(out["kernel"].shape)}
+    return {"qkv": jax.tree.map(rescale_read, read), "out": _times(stream, written)}
 
 
 def _moments(head_size: int, gradient: Tree) -> Tree:
     """Return the products of a gradient; an axis L of layers comes first in "layers"."""
-    layers = jax.vmap(partial(_layer_moments, head_size))(_layers(gradient))
+    of_layer = partial(_layer_moments, head_size, _is_rotary(gradient))
+    layers = jax.vmap(of_layer)(_layers(gradient))
     positions = gradient.get("position_embedding", jnp.zeros(()))
+    bias = gradient.get("decoder_bias", jnp.zeros(()))
     norm_D = _by_channel(gradient["final_norm"])
     decoder = gradient.get("decoder")
     return {
-        "fixed": _sum_of_squares(gradient["decoder_bias"]) + layers.pop("fixed").sum(),
+        "fixed": _sum_of_squares(bias) + layers.pop("fixed").sum(),
         "embeddings": _sum_of_squares([gradient["token_embedding"], positions]),
         "final_norm_D": norm_D,
         "decoder_D": jnp.zeros_like(norm_D) if decoder is None else (decoder**2).sum(1),
@@ -300,7 +366,7 @@ def _moments(head_size: int, gradient: Tree) -> Tree:
     }
 
 
-def _layer_moments(head_size: int, layer: Tree) -> Tree:
+def _layer_moments(head_size: int, rotary: bool, layer: Tree) -> Tree:
     if "attention" not in layer:
         directions = layer["forward"], layer["backward"]
         return {
@@ -309,24 +375,70 @@ def _layer_moments(head_size: int, layer: Tree) -> Tree:
             "written": _sum_of_squares(layer["join"]),
             "fixed": _sum_of_squares([(d["recurrent_kernel"], d["bias"]) for d in directions]),
         }
-    qkv, out = layer["attention"]["qkv"], layer["attention"]["out"]
-    kernel_DxCxHxE = qkv["kernel"].reshape(qkv["kernel"].shape[0], 3, -1, head_size)
-    bias_CxHxE = qkv["bias"].reshape(3, -1, head_size)
+    out = layer["attention"]["out"]
     out_HxExD = out["kernel"].reshape(-1, head_size, out["kernel"].shape[-1])
     return {
         "attention_norm_D": _by_channel(layer["attention_norm"]),
-        "qkv_DxCxHxExE": jnp.einsum("dchi,dchj->dchij", kernel_DxCxHxE, kernel_DxCxHxE),
-        "qkv_bias_CxHxExE": jnp.einsum("chi,chj->chij", bias_CxHxE, bias_CxHxE),
-        "out_HxExE": jnp.einsum("hid,hjd->hij", out_HxExD, out_HxExD),
         "mlp_norm_D": _by_channel(layer["mlp_norm"]),
-        "mlp_norm_read_D": (layer["mlp_in"]["kernel"] ** 2).sum(1),
-        "written": _sum_of_squares([out["bias"], layer["mlp_out"]]),
-        "fixed": _sum_of_squares(layer["mlp_in"]["bias"]),
+        "out_HxExE": jnp.einsum("hid,hjd->hij", out_HxExD, out_HxExD),
+        **_qkv_moments(head_size, rotary, layer["attention"]["qkv"]),
+        **(_gated_moments if "mlp_gate" in layer else _mlp_moments)(layer, _bias(out)),
     }
 
 
+def _qkv_moments(head_size: int, rotary: bool, qkv: Tree) -> Tree:
+    width = qkv["kernel"].shape[0]
+    kernel_DxCxHxE = qkv["kernel"].reshape(width, 3, -1, head_size)
+    bias_CxHxE = jnp.broadcast_to(_bias(qkv), qkv["kernel"].shape[1:]).reshape(3, -1, head_size)
+    kernel_DxCxHxExE = jnp.einsum("dchi,dchj->dchij", kernel_DxCxHxE, kernel_DxCxHxE)
+    bias_CxHxExE = jnp.einsum("chi,chj->chij", bias_CxHxE, bias_CxHxE)
+    moments = {"qkv_DxCxHxExE": kernel_DxCxHxExE, "qkv_bias_CxHxExE": bias_CxHxExE}
+    return jax.tree.map(_mean_over_turns, moments) if rotary else moments
+
+
+def _mean_over_turns(moments_xCxHxExE: jax.Array) -> jax.Array:
+    """Replace the moments M of queries and keys by the mean of R' M R over all turns R of pairs.
+
+    tr M P stays for each P that turns commute with. The best P of all, given these means, is such.
+    """
+    moments_xQxHxExE, values_x1xHxExE = jnp.split(moments_xCxHxExE, [2], axis=-4)
+    squares_xQxHxE = jnp.diagonal(moments_xQxHxExE, axis1=-2, axis2=-1)
+    pairs_xQxHx2xP = squares_xQxHxE.reshape(*squares_xQxHxE.shape[:-1], 2, -1)
+    means_xQxHxE = jnp.broadcast_to(
+        pairs_xQxHx2xP.mean(-2, keepdims=True), pairs_xQxHx2xP.shape
+    ).reshape(squares_xQxHxE.shape)
+    identity_ExE = jnp.eye(means_xQxHxE.shape[-1], dtype=means_xQxHxE.dtype)
+    mean_xQxHxExE = jnp.einsum("...i,ij->...ij", means_xQxHxE, identity_ExE)
+    return jnp.concatenate([mean_xQxHxExE, values_x1xHxExE], axis=-4)
+
+
+def _mlp_moments(layer: Tree, attention_bias: jax.Array) -> Tree:
+    return {
+        "mlp_norm_read_D": (layer["mlp_in"]["kernel"] ** 2).sum(1),
+        "written": _sum_of_squares([attention_bias, layer["mlp_out"]]),
+        "fixed": _sum_of_squares(_bias(layer["mlp_in"])),
+    }
+
+
+def _gated_moments(layer: Tree, attention_bias: jax.Array) -> Tree:
+    kernel_DxF, kernel_FxD = layer["mlp_in"]["kernel"], layer["mlp_out"]["kernel"]
+    return {
+        "mlp_norm_read_D": (layer["mlp_gate"]["kernel"] ** 2).sum(1),
+        "mlp_in_DxF": kernel_DxF**2,
+        "mlp_in_bias_F": jnp.broadcast_to(_bias(layer["mlp_in"]) ** 2, kernel_FxD.shape[:1]),
+        "mlp_out_F": (kernel_FxD**2).sum(1),
+        "written": _sum_of_squares([attention_bias, _bias(layer["mlp_out"])]),
+        "fixed": _sum_of_squares(_bias(layer["mlp_gate"])),
+    }
+
+
+def _bias(module: Tree) -> jax.Array:
+    return module.get("bias", jnp.zeros((), module["kernel"].dtype))
+
+
 def _by_channel(norm: Tree) -> jax.Array:
-    return norm["scale"] ** 2 + norm["bias"] ** 2
+    squares_D = norm["scale"] ** 2
+    return squares_D + norm["bias"] ** 2 if "bias" in norm else squares_D
 
 
 def _sum_of_squares(tree: Any) -> jax.Array:

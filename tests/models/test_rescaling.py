@@ -16,22 +16,41 @@ from jaxflat.flatness.sampling import draw_probe, signed_score_sampler
 from jaxflat.flatness.trace import fisher_moments
 from jaxflat.models import enlarge, rescaling, transformer
 from jaxflat.models.lstm import Lstm
+from jaxflat.models.masked import make_masked_model
 from jaxflat.models.transformer import Transformer
 from tests.support import tiny_masked_lm as lm
 from tests.support.counts import in_full
 
-HEAD_SIZE = 2
 make_transformer = partial(Transformer, lm.V, lm.T, width=4, num_heads=2)
+
+
+def make_causal(block, num_layers, tied, head_size=4, width=4):
+    """The masked model's tokens: its last word is the causal model's stop symbol."""
+    how = {"width": width, "num_layers": num_layers, "head_size": head_size, "tied_decoder": tied}
+    return make_masked_model(lm.V - 1, lm.T, name="causal", block=block, **how).clone(epsilon=0.0)
+
+
 MODELS = {
     "one layer, tied": make_transformer(num_layers=1, tied_decoder=True),
     "transformer, tied": make_transformer(num_layers=3, tied_decoder=True),
     "transformer, untied": make_transformer(num_layers=3, tied_decoder=False),
     "lstm, tied": Lstm(lm.V, width=4, num_layers=2, tied_decoder=True),
     "lstm, untied": Lstm(lm.V, width=4, num_layers=1, tied_decoder=False),
+    "gpt, tied": make_causal("gpt", 2, tied=True, head_size=2),
+    "modern, untied": make_causal("modern", 2, tied=False),
+    "modern, tied": make_causal("modern", 1, tied=True),
 }
 
 
-@pytest.fixture(params=["transformer, tied", "lstm, untied", *in_full(*MODELS)])
+def head_size():
+    """Return the size of the model's heads; an LSTM has none."""
+    return lm.MODEL.width // getattr(lm.MODEL, "num_heads", 2)
+
+
+SOME = ("transformer, tied", "lstm, untied", "gpt, tied", "modern, untied")
+
+
+@pytest.fixture(params=[*SOME, *in_full(*MODELS)])
 def model(request, monkeypatch):
     """Replace the tiny language model's; its norms have no epsilon, so rescalings are exact."""
     with jax.enable_x64(True):
@@ -58,12 +77,12 @@ def exact_moments(params, batches):
     values, vectors = np.linalg.eigh(matrix)
     unravel = ravel_pytree(params)[1]
     roots = jnp.asarray((vectors * np.sqrt(np.maximum(values, 0))).T)
-    moments = jax.vmap(lambda g: rescaling.moment_function(HEAD_SIZE)(unravel(g)))(roots)
+    moments = jax.vmap(lambda g: rescaling.moment_function(head_size())(unravel(g)))(roots)
     return matrix, jax.tree.map(lambda x: x.sum(0), moments)
 
 
-def random_rescaling(params, seed, head_size=HEAD_SIZE, largest=4.0):
-    return rescaling.random_rescaling(params, jax.random.key(seed), head_size, largest)
+def random_rescaling(params, seed, largest=4.0):
+    return rescaling.random_rescaling(params, jax.random.key(seed), head_size(), largest)
 
 
 def dense(scales, params):
@@ -80,10 +99,26 @@ def test_a_rescaling_changes_no_output(model):
     moved = rescaling.rescale(random_rescaling(params, 1), params)
     assert jnp.abs(ravel_pytree(moved)[0] - ravel_pytree(params)[0]).max() > 0.1
     np.testing.assert_allclose(
-        lm.logits_fn(moved, batch), lm.logits_fn(params, batch), rtol=1e-9, atol=1e-9
+        lm.logits_fn(moved, batch), lm.logits_fn(params, batch), rtol=1e-10, atol=1e-10
     )
-    same = rescaling.rescale(rescaling.no_rescaling(params, HEAD_SIZE), params)
+    same = rescaling.rescale(rescaling.no_rescaling(params, head_size()), params)
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+@pytest.mark.slow
+def test_a_rescaling_of_several_heads_changes_no_causal_prediction(block, monkeypatch):
+    monkeypatch.setattr(lm, "MODEL", make_causal(block, 2, tied=False, width=8))
+    with jax.enable_x64(True):
+        params, batches = params_and_batches()
+        batch = jax.tree.map(lambda x: x[0], batches)
+        for seed in range(3):
+            moved = rescaling.rescale(random_rescaling(params, seed), params)
+            assert jnp.abs(ravel_pytree(moved)[0] - ravel_pytree(params)[0]).max() > 0.1
+            np.testing.assert_allclose(
+                lm.logits_fn(moved, batch), lm.logits_fn(params, batch), atol=1e-10
+            )
+    jax.clear_caches()
 
 
 @pytest.mark.slow
@@ -92,7 +127,7 @@ def test_random_scales_and_singular_values_fill_their_range(model):
     drawn = [random_rescaling(params, seed, largest=3.0) for seed in range(20)]
     for name in drawn[0]["layers"]:
         values = np.stack([scales["layers"][name] for scales in drawn])
-        if values.shape[-1] == values.shape[-2] == HEAD_SIZE:  # matrices of heads
+        if name in ("read_CxHxExE", "written_HxExE"):
             values = np.linalg.svd(values, compute_uv=False)
         assert 1 / 3 - 1e-9 < values.min() < 0.5 < 2 < values.max() < 3 + 1e-9
     streams = [scales["stream"] for scales in drawn]
@@ -132,6 +167,10 @@ def test_the_least_trace_is_that_of_a_generic_optimiser(model):
         if "read_CxHxExE" in logs["layers"]:
             symmetric = logs["layers"]["read_CxHxExE"]
             symmetric = (symmetric + symmetric.swapaxes(-1, -2)) / 2
+            if "position_embedding" not in params:  # rotary positions: A scales pairs
+                scale_LxHx1xP = symmetric[:, 0, :, :1, : head_size() // 2]
+                pairs_LxHxExE = jnp.eye(head_size())[None, None] * jnp.tile(scale_LxHx1xP, 2)
+                symmetric = symmetric.at[:, 0].set(pairs_LxHxExE)
             a, b = jax.scipy.linalg.expm(symmetric[:, 0]), jax.scipy.linalg.expm(symmetric[:, 2])
             layers["read_CxHxExE"] = jnp.stack([a, jnp.linalg.inv(a), b], axis=1)
             layers["written_HxExE"] = jnp.linalg.inv(b)
@@ -143,7 +182,7 @@ def test_the_least_trace_is_that_of_a_generic_optimiser(model):
     )
     least = minimize(objective, np.zeros(logs.size), jac=True, method="L-BFGS-B", tol=1e-12)
     np.testing.assert_allclose(rescaling.rescaled_trace(moments, flattest), least.fun, rtol=1e-4)
-    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    one = rescaling.no_rescaling(params, head_size())
     assert least.fun < 0.95 * rescaling.rescaled_trace(moments, one)
 
 
@@ -178,7 +217,7 @@ def test_epsilon_moves_the_logits_of_a_rescaled_stream(name, monkeypatch):
     """The stream's scale is exact only without epsilon: the logits of a moved model change."""
     monkeypatch.setattr(lm, "MODEL", MODELS[name])
     params, batch = lm.make_params(), jax.tree.map(lambda x: x[0], lm.make_batches(2, 8))
-    one = rescaling.no_rescaling(params, HEAD_SIZE)
+    one = rescaling.no_rescaling(params, head_size())
     stream = jnp.asarray(0.25)
     gain_D = jnp.full(4, 1.0 if "decoder" in params else 4.0)
     moved = rescaling.rescale(one | {"stream": stream, "final_norm_D": gain_D}, params)
@@ -204,13 +243,13 @@ def test_layers_of_zeros_are_left_as_they_are():
         larger,
         lm.make_batches(2, 8),
         key,
-        rescaling.moment_function(HEAD_SIZE),
+        rescaling.moment_function(head_size()),
         num_samples=4,
         num_groups=1,
     )
     moments = jax.tree.map(lambda x: x[0], moments_1)
     flattest = rescaling.flattest_rescaling(moments, larger)["layers"]
-    one = rescaling.no_rescaling(larger, HEAD_SIZE)["layers"]
+    one = rescaling.no_rescaling(larger, head_size())["layers"]
     for name, scales in flattest.items():
         np.testing.assert_allclose(scales[-2:], one[name][-2:], atol=1e-5)
         assert jnp.abs(scales[:-2] - one[name][:-2]).max() > 0.1
@@ -268,7 +307,7 @@ def test_moments_of_the_fisher_information_give_its_rescaled_traces():
         params,
         batches,
         key,
-        rescaling.moment_function(HEAD_SIZE),
+        rescaling.moment_function(head_size()),
         num_samples=3,
         num_groups=2,
     )
