@@ -72,6 +72,8 @@ def _check_language(section: Config, name: str) -> None:
     if not np.allclose(sums_BxT, 1, atol=1e-3):
         raise ValueError(f"conditional_log_probs: probabilities sum to {sums_BxT.min():.4f}, not 1")
     if section.masking == "causal":
+        if not hasattr(language, "next_log_probs"):
+            raise ValueError("language.masking='causal' needs a method next_log_probs")
         shape = (NUM_SENTENCES, language.max_length + 1, language.num_words + 1)
         _expect("next_log_probs", language.next_log_probs(tokens_BxT, lengths_B).shape, shape)
     for task_name, task in language.tasks.items():
