@@ -145,6 +145,7 @@ class Attention(nn.Module):
         """Return mixed_BxMxD, and the T new keys and values; no query sees padding."""
         width = keys_BxTxD.shape[-1]
         head_size = width // self.num_heads
+        reals = queries_BxMxD.dtype  # of rotations and softmax; the products may have fewer bits
 
         def split_heads(x_BxLxD: jax.Array) -> jax.Array:
             x_BxLxHxE = x_BxLxD.reshape(*x_BxLxD.shape[:2], self.num_heads, head_size)
@@ -156,15 +157,14 @@ class Attention(nn.Module):
         def rotate_heads(x_NxLxE: jax.Array, positions_BxL: jax.Array) -> jax.Array:
             if self.rotary_base is None:
                 return x_NxLxE
-            return rotate(
-                x_NxLxE, jnp.repeat(positions_BxL, self.num_heads, axis=0), self.rotary_base
-            )
+            positions_NxL = jnp.repeat(positions_BxL, self.num_heads, axis=0)
+            turned_NxLxE = rotate(x_NxLxE.astype(reals), positions_NxL, self.rotary_base)
+            return turned_NxLxE.astype(x_NxLxE.dtype)
 
         projected = Projections(self.use_bias, self.dtype, name="qkv")(queries_BxMxD, keys_BxTxD)
         q_NxMxE, k_NxTxE, v_NxTxE = (split_heads(x) for x in projected)
         q_NxMxE = rotate_heads(q_NxMxE, query_positions_BxM) / head_size**0.5
         k_NxTxE = rotate_heads(k_NxTxE, key_positions_BxU[:, -keys_BxTxD.shape[1] :])
-        reals = queries_BxMxD.dtype  # of the softmax; the products may have fewer bits
 
         def attend(q_NxMxE: jax.Array, k_NxTxE: jax.Array) -> jax.Array:
             return jnp.einsum("nme,nte->nmt", q_NxMxE, k_NxTxE).astype(reals)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxflat.models.causal import BLOCKS
 from jaxflat.models.masked import make_masked_model
 
 V, T = 7, 5
@@ -14,11 +15,12 @@ TOKENS_BxT = np.random.default_rng(0).integers(0, V, (6, T), np.int32)
 LENGTHS_B = np.array([5, 4, 3, 5, 2, 5], np.int32)
 POSITIONS_BxM = np.array([[0], [1], [2], [4], [1], [3]], np.int32)
 SHAPE = {"width": 16, "num_layers": 3, "head_size": 8, "tied_decoder": True}
-NAMES = pytest.mark.parametrize("name", ["transformer", "lstm"])
+NAMES = pytest.mark.parametrize("name", ["transformer", "lstm", *BLOCKS])
 
 
 def make(name):
-    model = make_masked_model(V, T, name=name, **SHAPE)
+    own = {"name": "causal", "block": name} if name in BLOCKS else {"name": name}
+    model = make_masked_model(V, T, **own, **SHAPE)
     return model, jax.jit(model.init)(jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
 
 
@@ -69,7 +71,13 @@ def test_all_products_are_bfloat16_and_everything_else_float32(name):
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss_fn))(params)
     inputs = {var.aval.dtype for eqn in products(jaxpr.jaxpr) for var in eqn.invars}
     assert inputs == {jnp.dtype(jnp.bfloat16)}
-    for primitive in ("exp", "rsqrt", "reduce_sum", "logistic"):  # softmax, loss, norms, gates
+    for primitive in (
+        "exp",
+        "rsqrt",
+        "reduce_sum",
+        "logistic",
+        "cos",
+    ):  # softmax, loss, norms, gates, turns
         for eqn in equations(jaxpr.jaxpr, primitive):
             assert all(var.aval.dtype == jnp.float32 for var in eqn.invars), primitive
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))

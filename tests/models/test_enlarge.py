@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxflat.models.causal import BLOCKS
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
 from jaxflat.models.masked import make_masked_model
 from tests.support.counts import in_full
@@ -16,13 +17,15 @@ V, T = 5, 4
 TOKENS_BxT = np.array([[0, 1, 2, 3], [4, 4, 0, V], [V + 1, 2, V, V]], np.int32)
 LENGTHS_B = np.array([4, 3, 2], np.int32)
 POSITIONS_BxM = np.array([[0, 3], [1, 2], [1, 0]], np.int32)
-FAMILIES = pytest.mark.parametrize("name", ["transformer", "lstm"])
+FAMILIES = pytest.mark.parametrize("name", ["transformer", "lstm", "gpt", "modern"])
 
 
 def make(name: str, num_layers: int, tied: bool, width: int = 4):
-    return make_masked_model(
-        V, T, name=name, width=width, num_layers=num_layers, head_size=2, tied_decoder=tied
-    )
+    """Return a model; the name of a causal one is its block."""
+    how = {"width": width, "num_layers": num_layers, "head_size": 2, "tied_decoder": tied}
+    if name in BLOCKS:
+        return make_masked_model(V, T, name="causal", block=name, **how)
+    return make_masked_model(V, T, name=name, **how)
 
 
 def noisy_params(model):
@@ -71,28 +74,32 @@ def test_embedded_model_computes_the_same_logits(name, tied, num_layers, factor,
 
 @partial(jax.jit, static_argnames="model")
 def gauss_newton_traces(model, params):
-    """Per leaf: the trace of the dense Gauss-Newton matrix, summed over the predictions asked."""
+    """Per leaf or layer: the trace of the dense Gauss-Newton matrix, summed over predictions."""
     log_probs = lambda p: jax.nn.log_softmax(apply(model, p)[1]).reshape(-1)  # noqa: E731
     probs = jnp.exp(log_probs(params))
-    return jax.tree.map(
-        lambda j: (j.reshape(len(probs), -1) ** 2 * probs[:, None]).sum(),
-        jax.jacobian(log_probs)(params),
-    )
+
+    def trace(path, j):
+        layers = j.shape[1] if path[0].key == "stack" else 1
+        squares = j.reshape(len(probs), layers, -1) ** 2 * probs[:, None, None]
+        return squares.sum((0, 2)) if path[0].key == "stack" else squares.sum()
+
+    return jax.tree_util.tree_map_with_path(trace, jax.jacobian(log_probs)(params))
 
 
 def total(tree) -> float:
-    return float(sum(jax.tree.leaves(tree)))
+    return float(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
 
 
 @FAMILIES
 @pytest.mark.parametrize("tied", [True, *in_full(False)])
 @pytest.mark.slow
 def test_raw_block_traces_predict_the_dense_trace_of_the_embedded_model(name, tied):
-    small, large = make(name, 2, tied), make(name, 2, tied, width=8)
+    factor = 3 if name == "modern" else 2  # then some of its neurons are zeros
+    small, large = make(name, 2, tied), make(name, 2, tied, width=4 * factor)
     params = noisy_params(small)
     raw = gauss_newton_traces(small, params)
-    embedded = gauss_newton_traces(large, enlarge(params, 2))
-    predicted = jax.tree.map(jnp.multiply, raw, gauss_newton_factors(params, 2))
+    embedded = gauss_newton_traces(large, enlarge(params, factor))
+    predicted = jax.tree.map(jnp.multiply, raw, gauss_newton_factors(params, factor))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-20), predicted, embedded)
 
 
@@ -105,14 +112,17 @@ def test_of_extra_layers_only_biases_that_reach_the_hidden_state_add_to_the_trac
     embedded = gauss_newton_traces(large, enlarge(params, 2, 2))
     predicted = jax.tree.map(jnp.multiply, raw, gauss_newton_factors(params, 2, 2))
     np.testing.assert_allclose(total(predicted), total(embedded), rtol=1e-9)
-    last = embedded["last"]
+    last = embedded.get("last") or jax.tree.map(lambda leaf: leaf[-1], embedded["stack"])
+    if name == "modern":  # without biases, no gradient reaches a layer of zeros
+        assert total(last) == 0
+        return
     biases = [last["join"]] if name == "lstm" else [last["mlp_out"], last["attention"]["out"]]
     traces = [module["bias"] for module in biases]
     np.testing.assert_allclose(sum(traces), total(last), rtol=1e-12)
     np.testing.assert_allclose(traces, traces[0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["transformer", *in_full("lstm")])
+@pytest.mark.parametrize("name", ["transformer", *in_full("lstm", "gpt", "modern")])
 @pytest.mark.slow
 def test_second_derivatives_follow_no_such_rule(name):
     """tr H - tr G differs between the embedded and the small model: it has to be measured."""
