@@ -69,7 +69,7 @@ def _check_modern(model: Config) -> None:
     if model.head_size % 2:
         raise InputError(
             f"model.head_size={model.head_size} must be even for model.block='modern': rotary "
-            f"positions turn pairs of channels; the next one that is: {model.head_size + 1}"
+            f"positions turn pairs of channels; set it to {model.head_size + 1}"
         )
     if model.width < 3:
         raise InputError(

@@ -33,6 +33,22 @@ BAD_ARGUMENTS = {
     ("--config.phases.pretrain.steps=many",): "phases.pretrain.steps='many' is str; it must be int",
     ("--config.model.width=30",): "model.width=30 is not divisible by model.head_size=8",
     ("--config.model.name=lsmt",): "'lsmt' is not one of transformer, lstm, causal, lookup_table",
+    (
+        "--config.model.name=causal",
+        "--config.model.width=30",
+    ): "is not divisible by model.head_size=8",
+    ("--config.model.cls=True", "--config.model.name=causal"): (
+        "model.cls=True is for model.name='transformer'; set it to False"
+    ),
+    (
+        *("--config.model.head_size=3", "--config.model.width=33"),
+        *("--config.model.name=causal", "--config.model.block=modern"),
+    ): "model.head_size=3 must be even for model.block='modern'",
+    (
+        *("--config.model.head_size=2", "--config.model.width=2"),
+        *("--config.model.name=causal", "--config.model.block=modern"),
+    ): "model.width=2 must be at least 3 for model.block='modern'",
+    ("--config.model.block=modren",): "'modren' is not one of gpt, modern",
     ("--config.model=3",): "model is a section",
     ("--config.probes.shots=200",): "probes.shots=200 is int; it must be tuple",
     ("--config.language.hmm.tasks=(3,9)",): "tasks must be positions in 1..length=8; got 9",
@@ -101,6 +117,9 @@ def test_bad_config_files_are_one_line_and_exit_code_2(text, config_file, tmp_pa
 NO_EFFECT = {
     ("--config.model.name=lstm", "--config.model.head_size=4"): (
         "model.head_size=4 has no effect with model.name='lstm'; leave it at 8"
+    ),
+    ("--config.model.block=modern",): (
+        "model.block='modern' has no effect with model.name='transformer'; leave it at 'gpt'"
     ),
     ("--config.model.features=log_p",): (
         "model.features='log_p' has no effect with model.name='transformer'; leave it at 'p'"

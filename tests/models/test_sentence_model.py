@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
+from jaxflat.flatness import hessian_trace_samples
+from jaxflat.flatness.sampling import draw_probe
+from jaxflat.flatness.second_order import shared_hessian_form
+from jaxflat.languages.batches import MaskedBatch
 from jaxflat.models.causal import BLOCKS, empty_cache
 from jaxflat.models.masked import make_masked_model
+from jaxflat.training.objectives import masked_lm_loss
 
 V, T, D = 5, 4, 8
 TOKENS_BxT = np.array([[3, 0, 2, 1], [4, 1, 3, V], [2, V, V, V]], np.int32)  # no word twice
 LENGTHS_B = np.array([4, 3, 1], np.int32)
+SMALL = {"width": 4, "num_layers": 2, "head_size": 2, "tied_decoder": True}
 IN_BOTH = pytest.mark.parametrize("block", BLOCKS)
 
 pytestmark = pytest.mark.slow
@@ -108,3 +115,40 @@ def test_a_sentence_with_its_start_token_must_fit():
     model, params = make("gpt")
     with pytest.raises(ValueError, match=r"positions 0\.\.5 do not fit.* have positions 0\.\.4"):
         apply(model, params, np.zeros((3, T + 1), np.int32))
+
+
+@IN_BOTH
+def test_samples_of_the_hessian_trace_are_forms_of_the_dense_hessian(block):
+    """Each sample is z' H z, and the forms of the unit vectors sum to the trace."""
+    model = make_masked_model(3, 3, name="causal", block=block, **SMALL)
+    keys = jax.random.split(jax.random.key(0), 4)
+    tokens_BxT = jnp.asarray([[0, 2, 1], [1, 0, 3]], jnp.int32)
+    positions_BxM = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None], (2, 3))
+    targets_BxMxU = jax.random.dirichlet(keys[0], jnp.ones(4), (2, 3))
+    weights_BxM = jnp.asarray([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    batch = MaskedBatch(
+        tokens_BxT, jnp.asarray([3, 2], jnp.int32), positions_BxM, targets_BxMxU, weights_BxM
+    )
+    shapes = jax.eval_shape(model.init, keys[1], tokens_BxT, batch.lengths_B)["params"]
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
+    params, loss_fn = (
+        unravel(0.5 * jax.random.normal(keys[2], flat.shape)),
+        masked_lm_loss(model.apply),
+    )
+    hessian = jax.jit(jax.hessian(lambda x: loss_fn(unravel(x), batch)[0] / 5))(
+        ravel_pytree(params)[0]
+    )
+    batches = jax.tree.map(lambda x: x[None], batch)
+    how = {"num_probes": 3, "over": "probes"}
+    terms = hessian_trace_samples(loss_fn, params, batches, keys[3], **how)
+    zero = jnp.asarray(0)
+    for draw, sample in enumerate(terms.terms / terms.weights_n):
+        z = ravel_pytree(draw_probe(keys[3], "probes", zero, jnp.asarray(draw), params))[0]
+        np.testing.assert_allclose(sample, z @ hessian @ z, rtol=1e-9)
+
+    @jax.jit
+    def forms(vectors):
+        form, weight = shared_hessian_form(loss_fn, params, batch)
+        return jax.lax.map(lambda v: form(unravel(v)), vectors) / weight
+
+    np.testing.assert_allclose(forms(jnp.eye(flat.size)).sum(), jnp.trace(hessian), rtol=1e-9)

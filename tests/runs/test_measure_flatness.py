@@ -193,6 +193,9 @@ SWEPT = {
     "depths": ([{"num_layers": n} for n in (1, 3)], (8, 3)),
     "widths and depths": ([{"width": 16}, {"num_layers": 3}], (16, 3)),
     "families": ([{"name": "lstm"}, {"name": "transformer"}], (0, 0)),
+    "causal widths": ([{"name": "causal", "width": w} for w in (8, 24)], (24, 2)),
+    "causal blocks": ([{"name": "causal", "block": b} for b in ("gpt", "modern")], (0, 0)),
+    "causal heads": ([{"name": "causal", "head_size": n} for n in (4, 8)], (0, 0)),
     "one family's heads": ([{"head_size": 4}, {"head_size": 8}], (0, 0)),
 }
 
