@@ -1,0 +1,142 @@
+"""Causal models in a run: they reach the known optimum, and are probed for beliefs so far."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from ml_collections import FrozenConfigDict
+
+from jaxflat.config import base
+from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.tasks import prefix_posteriors
+from jaxflat.runs import builders, checks
+from jaxflat.runs.exact_posteriors import PRESENT_STATE, exact_beliefs, places_of_beliefs
+from jaxflat.runs.languages import make_language
+from jaxflat.runs.measure_probes import measure
+from jaxflat.runs.measurements import PartialResults
+from jaxflat.runs.trajectory import Checkpoint
+from jaxflat.storage.leased_folder import Folder
+from jaxflat.sweeps import sweep
+from jaxflat.training.gradient import Division, loss_and_gradient
+from tests.support.sweeps import tiny_config
+
+
+def causal_config():
+    config = tiny_config()
+    config.language.masking, config.model.name = "causal", "causal"
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_a_trained_model_reaches_the_optimum_of_a_tiny_language(tmp_path, block):
+    config = causal_config()
+    config.model.update({"width": 32, "num_layers": 2, "block": block})
+    phase = config.phases.pretrain
+    phase.update({"steps": 1500, "checkpoint_steps": (1500,), "anneal_steps": 300})
+    phase.update({"batch_size": 128})
+    config.phase_order, config.training.steps_per_call = ("pretrain",), 250
+    del config.phases.drift
+    config.evaluation.update({"num_sentences": 512, "batch_size": 256})
+    assert sweep.run(config, [{}], tmp_path, stages=("train",)) == {}
+    row = pd.read_csv(tmp_path / "results.csv").iloc[-1]
+    assert 0 < row["excess_loss"] < 1e-3
+    # The optimum is the entropy of sentences a prediction, by the chain rule; sampled words agree.
+    sem = np.hypot(row["loss_sem"], row["optimal_loss_sem"])
+    assert abs(row["loss"] - row["optimal_loss"] - row["excess_loss"]) < 4 * sem
+
+
+@pytest.mark.slow
+def test_microbatches_cut_to_their_longest_sentence_have_the_gradient_of_the_whole():
+    config = causal_config()
+    config.language.name = "recursive_pcfg"
+    config.language.recursive_pcfg.update({"length": 8, "min_length": 1})
+    config.init_seed = 0
+    config = FrozenConfigDict(config)
+    with jax.enable_x64(True):
+        model, language = builders.make_model(config), make_language(config.language)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
+        batch = masked_batch(language, jax.random.key(0), 12, "sampled", "causal")
+        order_B = jnp.argsort(batch.lengths_B)
+        batch = jax.tree.map(lambda x: x[order_B.reshape(4, 3).T.reshape(-1)], batch)
+        loss_fn, _ = builders.loss_functions(model)
+        whole = loss_and_gradient(loss_fn, batch, params)
+        parts = loss_and_gradient(loss_fn, batch, params, Division(1, 4, (2, 4, 6, 8)))
+    assert len(set(batch.lengths_B.tolist())) > 2
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), whole, parts)
+
+
+def sentences_and_tasks(num_sentences: int):
+    language = make_language(FrozenConfigDict(causal_config().language))
+    return language.sample(jax.random.key(1), num_sentences), language.tasks
+
+
+def test_beliefs_are_asked_at_the_task_and_after_each_word():
+    sentences, tasks = sentences_and_tasks(32)
+    names, spans = places_of_beliefs(tasks, "causal")
+    assert names == ["state_2", *[PRESENT_STATE] * 4]
+    assert spans == ((1, 2), (0, 1), (1, 2), (2, 3), (3, 4))
+    beliefs = exact_beliefs(tasks, sentences, {}, "causal")
+    (of_task,) = prefix_posteriors(tasks, sentences).values()
+    np.testing.assert_array_equal(beliefs[0][0], of_task[:, 1])
+    np.testing.assert_allclose(beliefs[2][0], of_task[:, 1], atol=1e-6)  # the same state, then
+    for t, (probs_NxC, valid_N) in enumerate(beliefs[1:]):
+        np.testing.assert_array_equal(valid_N, sentences.lengths_B > t)
+        np.testing.assert_allclose(probs_NxC.sum(1)[np.asarray(valid_N)], 1, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_beliefs_of_all_prefixes_share_one_regression():
+    """Against ordinary least squares of the present state on the next symbol's probabilities."""
+    config = causal_config()
+    config.model.update({"name": "lookup_table", "features": "p"})
+    config.phase_order, config.phases, config.probe_seed = (), {}, 0
+    config.probes.update({"l2": (1e-6,), "num_draws": 1, "shots": (400,), "num_test": 300})
+    config = FrozenConfigDict(config)
+    found = dict(
+        measure(config, Folder(Path("unused")), Checkpoint(0), ["belief_state"], PartialResults())
+    )["belief_state"]
+    assert set(found) == {"belief_state/state_2", f"belief_state/{PRESENT_STATE}"}
+    language = make_language(config.language)
+
+    def examples(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        sentences = language.sample(jax.random.key(seed), 4000)
+        words = sentences.tokens_BxT, sentences.lengths_B
+        features_BxTxU = np.exp(language.next_log_probs(*words)[:, 1:])
+        real_BxT = np.asarray(sentences.tokens_BxT) < language.num_words
+        return features_BxTxU[real_BxT], np.asarray(language.state_beliefs(*words))[real_BxT]
+
+    def with_ones(features_NxU: np.ndarray) -> np.ndarray:
+        return np.column_stack([features_NxU, np.ones(len(features_NxU))])
+
+    (fitted_NxU, targets_NxK), (features_NxU, beliefs_NxK) = examples(0), examples(1)
+    kernel_UxK, *_ = np.linalg.lstsq(with_ones(fitted_NxU), targets_NxK, rcond=None)
+    errors = ((beliefs_NxK - with_ones(features_NxU) @ kernel_UxK) ** 2).sum()
+    expected = 1 - errors / ((beliefs_NxK - beliefs_NxK.mean(0)) ** 2).sum()
+    estimate = found[f"belief_state/{PRESENT_STATE}"]
+    assert abs(estimate.mean - expected) < 5 * estimate.sem + 0.01
+
+
+@pytest.mark.parametrize(
+    ("model", "masking", "message"),
+    [
+        ("causal", "one", r"language\.masking='one' must be 'causal' for model\.name='causal'"),
+        ("lstm", "causal", r"model\.name='lstm' must be 'causal' for language\.masking='causal'"),
+    ],
+)
+def test_a_model_predicts_what_the_language_hides(model, masking, message):
+    config = base()
+    config.model.name, config.language.masking = model, masking
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(FrozenConfigDict(config))
+
+
+def test_all_prefixes_are_evaluated():
+    config = base()
+    config.model.name, config.language.masking = "causal", "causal"
+    config.evaluation.num_positions = 2
+    with pytest.raises(ValueError, match=r"evaluation\.num_positions is for .*masking='one'"):
+        checks.check_config(FrozenConfigDict(config))
