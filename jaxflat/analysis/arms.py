@@ -31,12 +31,12 @@ class ArmComparison:
 
 
 def compare_arms(
-    arms: Mapping[str, list[Cell]], primary_columns: Sequence[str], loss_ratio: float
+    arms: Mapping[str, list[Cell]], primary_columns: Sequence[str], margin: float
 ) -> ArmComparison | None:
     """Pair the arms, with the sweep's first arm as the baseline.
 
     Returns None if there is only one, if models differ in size, or if none shares a seed with the
-    baseline.
+    baseline. margin: of equal losses, see `LossScale.margin`.
     """
     last = {name: cell for name, cells in arms.items() if (cell := last_cell(cells))}
     sizes = {cell.num_params for cell in last.values()}
@@ -44,8 +44,8 @@ def compare_arms(
         return None
 
     def compare(first: str, second: str) -> Pair | None:
-        read = pair_at_equal_loss(arms[first], arms[second], primary_columns, loss_ratio)
-        return read or compare_pair(last[first], last[second], primary_columns, loss_ratio)
+        read = pair_at_equal_loss(arms[first], arms[second], primary_columns, margin)
+        return read or compare_pair(last[first], last[second], primary_columns, margin)
 
     pairs = [pair for names in combinations(last, 2) if (pair := compare(*names))]
     baseline, *_ = last.values()

@@ -8,6 +8,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import COMPARED, own_measures
+from jaxflat.analysis.loss_scale import EXCESS_LOSS, HELD_OUT_LOSS
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics import correlation, granulated
 from jaxflat.analysis.statistics.granulated import Information
@@ -60,10 +61,14 @@ class Association:
 
 
 def associations(comparison: Comparison) -> list[Association]:
-    """Correlate accuracy with each embedded or unlisted flatness measure, and with excess loss."""
+    """Correlate accuracy with each embedded or unlisted flatness measure, and with the loss.
+
+    Names are those of excess losses; `LossScale.words` gives those of the sweep's scale.
+    """
     names = (name for cell in comparison.cells for row in cell.rows.values() for name in row.values)
-    columns = COMPARED | own_measures(names) | {"excess_loss": "Excess loss"}
-    measured = {column: _measured(comparison.cells, column) for column in columns}
+    loss = comparison.scale.column
+    columns = COMPARED | own_measures(names) | {loss: "Excess loss"}
+    measured = {column: _measured(comparison.cells, column, loss) for column in columns}
     return [associate(columns[c], c, table) for c, table in measured.items() if table]
 
 
@@ -105,7 +110,7 @@ def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
 
 
 def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str]:
-    if column == "excess_loss":
+    if column in (EXCESS_LOSS.column, HELD_OUT_LOSS.column):
         return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "the column is the excess loss itself")
     loss_SxNx1 = table.excess_SxN[..., None]
     found = {GIVEN_LOSS: _given(table, loss_SxNx1)}
@@ -145,9 +150,9 @@ def _or_why(interval: Interval | None, why: str = "") -> Interval | str:
     return interval or why or "accuracy or the measure does not vary"
 
 
-def _measured(cells: Sequence[Cell], column: str) -> AccuracyAndMeasure | None:
+def _measured(cells: Sequence[Cell], column: str, loss: str) -> AccuracyAndMeasure | None:
     """Take the checkpoints that half of the seeds have, and the seeds that have all of these."""
-    needed = (PRIMARY_ACCURACY, column, "excess_loss")
+    needed = (PRIMARY_ACCURACY, column, loss)
 
     def complete(row: Row) -> bool:
         return all(name in row.values for name in needed)

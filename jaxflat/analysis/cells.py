@@ -7,6 +7,7 @@ from itertools import takewhile
 
 import numpy as np
 
+from jaxflat.analysis.loss_scale import LossScale, loss_scale
 from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.statistics.intervals import Interval, mean_interval
 
@@ -32,6 +33,11 @@ class Cell:
     def mean(self, column: str) -> float:
         interval = self.interval(column)
         return np.nan if interval is None else interval.mean
+
+    @property
+    def scale(self) -> LossScale:
+        """The scale on which its losses are compared."""
+        return loss_scale(self.rows.values())
 
     @property
     def num_params(self) -> float:

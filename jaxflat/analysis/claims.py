@@ -35,7 +35,9 @@ def judge(comparison: Comparison) -> list[Verdict]:
         *effect_tests(comparison),
         *([noise] if noise else []),
     ]
-    return decide(tests, comparison.plan.primary)
+    words = comparison.scale.words
+    worded = [replace(one, claim=words(one.claim), reason=words(one.reason)) for one in tests]
+    return decide(worded, comparison.plan.primary)
 
 
 def _on_sizes(comparison: Comparison) -> list[ClaimTest]:

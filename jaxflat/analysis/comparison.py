@@ -11,6 +11,7 @@ from jaxflat.analysis import results_csv
 from jaxflat.analysis.arms import ArmComparison, compare_arms
 from jaxflat.analysis.cells import Cell, group_cells, last_cell, naming_keys
 from jaxflat.analysis.equal_loss import at_equal_loss
+from jaxflat.analysis.loss_scale import LossScale, loss_scale
 from jaxflat.analysis.pairs import Pair, compare_pair, pair_at_equal_loss, paired_values
 from jaxflat.analysis.plan import UNDECLARED, Plan, read_plan
 from jaxflat.analysis.results_csv import Row
@@ -55,6 +56,11 @@ class Comparison:
         return [cell for cells in self.arms.values() for cell in cells]
 
     @property
+    def scale(self) -> LossScale:
+        """The scale on which losses are compared."""
+        return loss_scale(row for cell in self.cells for row in cell.rows.values())
+
+    @property
     def controls(self) -> list[Cell]:
         """Models at initialisation, and lookup tables: no training produced them."""
         return self.untrained + self.lookup_tables
@@ -74,8 +80,11 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     """
     rows = results_csv.independent_rows(rows)
     results_csv.add_task_means(rows, plan)
-    trained = [row for row in rows if not row.is_control and "excess_loss" in row.values]
-    trajectories = find_trajectories(trained, plan.loss_ratio)
+    trained = [row for row in rows if not row.is_control]
+    scale = loss_scale(trained)
+    margin = scale.margin(plan)
+    trained = [row for row in trained if scale.column in row.values]
+    trajectories = find_trajectories(trained, margin)
     projected = any(row.projected for row in trained)
     trained = [row for row in trained if row.projected == projected]
     tables = group_cells([row for row in rows if row.is_lookup_table])
@@ -86,13 +95,13 @@ def compare(rows: Sequence[Row], plan: Plan = UNDECLARED) -> Comparison:
     settings = [
         found
         for _, same_size in groupby(arms.items(), key=lambda arm: arm[1][0].num_params)
-        if (found := compare_arms(dict(same_size), primary_columns, plan.loss_ratio))
+        if (found := compare_arms(dict(same_size), primary_columns, margin))
     ]
     varied = naming_keys(trained)
     one_size = len({row.values.get("num_params") for row in trained}) == 1
     differ_in_training = all(key.startswith(OF_TRAINING) for key in varied)
     arm_comparison = settings[0] if settings and one_size and differ_in_training else None
-    pairs = _pairs(arms, primary_columns, plan.loss_ratio)
+    pairs = _pairs(arms, primary_columns, margin)
     obstacle = "" if pairs else _obstacle(trained)
     fallback = arm_comparison.matched if arm_comparison else match_all(arms) if pairs else {}
     return Comparison(
@@ -122,23 +131,23 @@ def matched_pairs(comparison: Comparison) -> list[Pair]:
     if comparison.arm_comparison:
         pairs += comparison.arm_comparison.pairs
     else:
-        columns, loss_ratio = comparison.primary_columns, comparison.plan.loss_ratio
+        columns, margin = comparison.primary_columns, comparison.scale.margin(comparison.plan)
         arms = [arm for found in comparison.trajectories[:1] for arm in found.arms]
-        pairs += [compare_pair(arm.start, arm.end, columns, loss_ratio) for arm in arms]
+        pairs += [compare_pair(arm.start, arm.end, columns, margin) for arm in arms]
     return [pair for pair in pairs if pair and pair.equivalence.holds]
 
 
 def match_cells(smaller: Iterable[Cell], larger: Iterable[Cell]) -> tuple[Cell, Cell] | None:
-    """Return the two cells nearest in mean excess loss over shared seeds; ignore other columns."""
+    """Return the two cells nearest in mean loss over shared seeds; ignore other columns."""
 
     def distance(cells: tuple[Cell, Cell]) -> float:
-        first, second = paired_values(*cells, "excess_loss")
+        first, second = paired_values(*cells, cells[0].scale.column)
         return abs(float(np.mean(np.subtract(second, first))))
 
     candidates = [
         (first, second)
         for first, second in product(smaller, larger)
-        if paired_values(first, second, "excess_loss")[0]
+        if paired_values(first, second, first.scale.column)[0]
     ]
     return min(candidates, key=distance, default=None)
 
@@ -152,23 +161,24 @@ def _read_together(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
 def match_all(arms: dict[str, list[Cell]]) -> dict[str, Cell]:
     """Return one cell per size, nearest to a common loss chosen so that the losses differ least."""
 
+    def loss(cell: Cell) -> float:
+        return cell.mean(cell.scale.column)
+
     def nearest(reference: Cell) -> dict[str, Cell]:
-        target = reference.mean("excess_loss")
+        target = loss(reference)
         return {
-            name: min(cells, key=lambda cell: abs(cell.mean("excess_loss") - target))
+            name: min(cells, key=lambda cell: abs(loss(cell) - target))
             for name, cells in arms.items()
         }
 
     def spread(chosen: dict[str, Cell]) -> float:
-        losses = [cell.mean("excess_loss") for cell in chosen.values()]
+        losses = [loss(cell) for cell in chosen.values()]
         return max(losses) - min(losses)
 
     return min((nearest(cell) for cells in arms.values() for cell in cells), key=spread)
 
 
-def _pairs(
-    arms: dict[str, list[Cell]], primary_columns: list[str], loss_ratio: float
-) -> list[Pair]:
+def _pairs(arms: dict[str, list[Cell]], primary_columns: list[str], margin: float) -> list[Pair]:
     """Compare each two sizes that are trained in the same way."""
 
     def treatment(cells: list[Cell]) -> dict[str, str]:
@@ -181,10 +191,10 @@ def _pairs(
         known = np.isfinite(sum(sizes))
         if len(sizes) == 1 or not known or treatment(smaller) != treatment(larger):
             continue
-        pair = pair_at_equal_loss(smaller, larger, primary_columns, loss_ratio)
+        pair = pair_at_equal_loss(smaller, larger, primary_columns, margin)
         if pair is None and (cells := match_cells(smaller, larger)):
             candidates = len(smaller) * len(larger)
-            pair = compare_pair(*cells, primary_columns, loss_ratio, candidates=candidates)
+            pair = compare_pair(*cells, primary_columns, margin, candidates=candidates)
         pairs.append(pair)
     return [pair for pair in pairs if pair]
 

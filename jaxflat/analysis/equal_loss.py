@@ -1,4 +1,7 @@
-"""Read models at equal excess loss, by interpolation between the checkpoints of each run."""
+"""Read models at equal excess loss, by interpolation between the checkpoints of each run.
+
+On a text, whose optimum is not known, models are read at equal held-out loss in the same way.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,10 +10,11 @@ import numpy as np
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.flatness_columns import SHARPNESS
+from jaxflat.analysis.loss_scale import LossScale, loss_scale
 from jaxflat.analysis.results_csv import Row
 
 NUM_LEVELS = 5
-"""The excess losses at which runs are read, evenly spaced in their logarithm."""
+"""The excess losses at which runs are read, evenly spaced in their logarithm (see `LossScale`)."""
 
 Ladder = Sequence[Row]  # the checkpoints of one run
 
@@ -72,25 +76,28 @@ def _without_shared(ladders: Sequence[Ladder]) -> list[list[Row]]:
 
 def _read(ladders: Sequence[Ladder]) -> list[Row] | None:
     """Return the mean of each run over the levels; None if the runs have no common range."""
-    losses = [[row.values["excess_loss"] for row in ladder] for ladder in ladders]
-    if any(len(one) < 2 or min(one) <= 0 for one in losses):
+    scale = loss_scale(row for ladder in ladders for row in ladder)
+    losses = [[row.values[scale.column] for row in ladder] for ladder in ladders]
+    if any(len(one) < 2 or scale.positions(one) is None for one in losses):
         return None
     low, high = max(map(min, losses)), min(map(max, losses))
-    if low > high:
+    ends = scale.positions([low, high])
+    if low > high or ends is None:
         return None
-    levels_L = np.linspace(np.log(low), np.log(high), NUM_LEVELS)
-    return [_mean_at(levels_L, ladder) for ladder in ladders]
+    levels_L = np.linspace(ends[0], ends[1], NUM_LEVELS)
+    return [_mean_at(levels_L, ladder, scale) for ladder in ladders]
 
 
-def _mean_at(levels_L: np.ndarray, ladder: Ladder) -> Row:
-    """Interpolate linearly in the log excess loss, and average over the levels.
+def _mean_at(levels_L: np.ndarray, ladder: Ladder, scale: LossScale) -> Row:
+    """Interpolate linearly in the loss on its scale, and average over the levels.
 
     Excess losses and flatness measures are interpolated in their logarithms. Each level takes its
     value from two neighbouring checkpoints, so the mean is a weighted sum over checkpoints. The
     same weights give an upper bound of the standard errors.
     """
-    ladder = sorted(ladder, key=lambda row: row.values["excess_loss"])
-    losses_K = np.log([row.values["excess_loss"] for row in ladder])
+    ladder = sorted(ladder, key=lambda row: row.values[scale.column])
+    losses_K = scale.positions([row.values[scale.column] for row in ladder])
+    assert losses_K is not None
     weights_K = np.array(
         [np.interp(levels_L, losses_K, unit_K).mean() for unit_K in np.eye(len(ladder))]
     )

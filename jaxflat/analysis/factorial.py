@@ -24,6 +24,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.effects import common_column
 from jaxflat.analysis.equal_loss import at_equal_loss
+from jaxflat.analysis.loss_scale import EXCESS_LOSS, LossScale, loss_scale
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics.intervals import Interval, log_ratio_interval, mean_interval
 
@@ -41,9 +42,10 @@ class FactorContrast:
     """The second level of a factor against its first: ratios, and a difference of accuracies.
 
     A value is None if it was not measured in every model; a ratio also if a value is not positive.
-    `reason` says why there is no contrast, "" if there is one.
+    `reason` says why there is no contrast, "" if there is one. excess: the losses' difference.
     """
 
+    excess: Interval | None = None
     excess_ratio: Interval | None = None
     trace_ratio: Interval | None = None
     accuracy: Interval | None = None
@@ -69,11 +71,13 @@ class FactorEffect:
 class Factorial:
     """The effects of a factorial sweep; `obstacle` says why there are none, "" if there are.
 
-    column: the flatness measure. step: the last step that every combination of levels measured.
+    column: the flatness measure. scale: of the losses. step: the last step that every combination
+    of levels measured.
     """
 
     factors: list[Factor]
     column: str = ""
+    scale: LossScale = EXCESS_LOSS
     step: int = 0
     main: list[FactorEffect] = field(default_factory=list)
     conditional: list[FactorEffect] = field(default_factory=list)
@@ -103,7 +107,7 @@ def factor_effects(arms: Mapping[str, list[Cell]]) -> Factorial | None:
         return Factorial(factors, obstacle=obstacle)
     steps = set.intersection(*({cell.step for cell in cells} for cells in arms.values()))
     column = common_column([cell for cells in arms.values() for cell in cells])
-    found = Factorial(factors, column, max(steps, default=0))
+    found = Factorial(factors, column, loss_scale(rows), max(steps, default=0))
     for factor in factors:
         pairs = _pairs(factors, factor, by_levels)
         at_steps = {levels: _at_step(found.step, both) for levels, both in pairs.items()}
@@ -213,9 +217,14 @@ def _contrast(
             return None
         return log_ratio_interval([1.0] * len(ratios), ratios)
 
-    accuracies = sums(PRIMARY_ACCURACY, float)
+    def difference(name: str) -> Interval | None:
+        found = sums(name, float)
+        return mean_interval(found) if found else None
+
+    scale = read[0][0].scale
     return FactorContrast(
-        excess_ratio=ratio("excess_loss"),
+        excess=difference(scale.column),
+        excess_ratio=ratio(scale.column),
         trace_ratio=ratio(column),
-        accuracy=mean_interval(accuracies) if accuracies else None,
+        accuracy=difference(PRIMARY_ACCURACY),
     )

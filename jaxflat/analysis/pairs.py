@@ -9,6 +9,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.equal_loss import at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from jaxflat.analysis.statistics.hierarchical import Split, split_cells
 from jaxflat.analysis.statistics.intervals import (
@@ -16,9 +17,10 @@ from jaxflat.analysis.statistics.intervals import (
     Interval,
     log_ratio_interval,
     paired_t_interval,
-    tost_paired,
+    standard_error,
 )
 
+_PART = re.compile(r"loss/documents_\d+")
 _PROBE = re.compile(r"[^/]+/.+\.(map|latent|official|given)/\d+")  # probe/task.labeling/shots
 
 
@@ -30,6 +32,8 @@ class Pair:
     `equal_loss`). Otherwise they are checkpoints, chosen from `candidates` pairs by excess loss.
     The equivalence tests then multiply p by it (Bonferroni) to allow for that choice. They test
     the log ratio of the excess losses at half the margin, the margin and twice the margin.
+    On a text they test the difference of the held-out losses (`excess` is also that difference),
+    with its `document_error`: the standard error over the documents that both models read.
     `flatness` has every measure that both cells have, and None (undecided) for a ratio if a value
     is not positive. `split` divides the scatter of the accuracy difference between seeds and
     examples.
@@ -37,9 +41,11 @@ class Pair:
 
     first: Cell
     second: Cell
+    scale: LossScale
     interpolated: bool
     candidates: int
     excess: Interval
+    document_error: float | None
     excess_ratio: Interval | None
     equivalences: tuple[Equivalence, ...]
     accuracy: Interval | None
@@ -51,6 +57,11 @@ class Pair:
     def equivalence(self) -> Equivalence:
         """The test at the margin itself."""
         return self.equivalences[1]
+
+    @property
+    def is_read_at_one_loss(self) -> bool:
+        """Whether the losses are equal by construction, and no documents were drawn for them."""
+        return self.interpolated and self.document_error is None
 
     @property
     def flatness_column(self) -> str:
@@ -67,39 +78,47 @@ def pair_at_equal_loss(
     first: Sequence[Cell],
     second: Sequence[Cell],
     primary_columns: Sequence[str],
-    loss_ratio: float,
+    margin: float,
 ) -> Pair | None:
     """Return two arms read at equal excess losses; None if their runs' losses do not overlap."""
     read = at_equal_loss([first, second])
     if read is None:
         return None
-    return compare_pair(read[0], read[1], primary_columns, loss_ratio, interpolated=True)
+    return compare_pair(read[0], read[1], primary_columns, margin, interpolated=True)
 
 
 def compare_pair(
     first: Cell,
     second: Cell,
     primary_columns: Sequence[str],
-    loss_ratio: float,
+    margin: float,
     *,
     candidates: int = 1,
     interpolated: bool = False,
 ) -> Pair | None:
-    """Compare the second cell with the first, paired by seed; None if they share no seed."""
-    losses = paired_values(first, second, "excess_loss")
+    """Compare the second cell with the first, paired by seed; None if they share no seed.
+
+    margin: of equal losses, see `LossScale.margin`.
+    """
+    scale = first.scale
+    losses = paired_values(first, second, scale.column)
     if not losses[0]:
         return None
+    documents = document_error(first, second)
     names = dict.fromkeys(name for row in first.rows.values() for name in row.values)
     secondary = [name for name in names if is_accuracy(name)]
     return Pair(
         first=first,
         second=second,
+        scale=scale,
         interpolated=interpolated,
         candidates=candidates,
         excess=paired_t_interval(*losses),
-        excess_ratio=log_ratio_interval(*losses),
+        document_error=documents and documents[0],
+        excess_ratio=log_ratio_interval(*losses) if scale.is_log else None,
         equivalences=tuple(
-            _chosen(equal_losses(*losses, loss_ratio**power), candidates) for power in (0.5, 1, 2)
+            _chosen(scale.equal_losses(*losses, one, documents), candidates)
+            for one in scale.margins(margin)
         ),
         accuracy=paired_difference(first, second, PRIMARY_ACCURACY),
         flatness={
@@ -114,15 +133,20 @@ def compare_pair(
     )
 
 
-def equal_losses(first: Sequence[float], second: Sequence[float], ratio: float) -> Equivalence:
-    """Test whether second / first lies within 1 / ratio and ratio; `margin` of the result is ratio.
+def document_error(first: Cell, second: Cell) -> tuple[float, int] | None:
+    """Return the standard error of second - first over held-out documents, and its number of parts.
 
-    p is None if there is only one pair, or if a loss is not positive.
+    first, second: losses on the same words. The error is of the mean difference over seeds, which
+    all read the same documents: s / sqrt(P), where s is the standard deviation over the P parts of
+    the documents (columns loss/documents_<k>) of the mean difference over seeds. None without them.
     """
-    if min(*first, *second) <= 0:
-        return Equivalence(ratio, None)
-    test = tost_paired(np.log(first).tolist(), np.log(second).tolist(), float(np.log(ratio)))
-    return replace(test, margin=ratio)
+    if first.scale.is_log:
+        return None
+    names = {name for row in first.rows.values() for name in row.values if _PART.fullmatch(name)}
+    values = [paired_values(first, second, name) for name in sorted(names)]
+    differences = [float(np.mean(np.subtract(two, one))) for one, two in values if one]
+    error = standard_error(differences)
+    return None if error is None else (error, len(differences))
 
 
 def why_unmatched(pairs: Sequence[Pair]) -> str:
@@ -131,6 +155,9 @@ def why_unmatched(pairs: Sequence[Pair]) -> str:
         return "there is nothing to compare with"
     if all(pair.excess.low is None for pair in pairs):
         return "one seed gives no interval"
+    scale, margin = pairs[0].scale, pairs[0].equivalence.margin
+    if not scale.is_log:
+        return f"no pair's losses are shown to be equal within {scale.margin_words(margin)}"
     return "no pair is matched in excess loss"
 
 

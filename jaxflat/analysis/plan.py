@@ -12,15 +12,17 @@ class Plan:
 
     primary: the kind of the primary claim, "" if none was declared. probe, shots: the measure of
     accuracy, and its number of labelled sentences, 0 for the most that were measured.
-    loss_margin: see `loss_ratio`. negligible_slope: points of accuracy per halving of the trace; an
-    effect within this margin is negligible. penalties: what the flatness penalty of each phase
-    measures in the config that the points share, by its key.
+    loss_margin: see `loss_ratio`. loss_margin_nats: two held-out losses of a text are equal if
+    their difference is shown to lie within it. negligible_slope: points of accuracy per halving of
+    the trace; an effect within this margin is negligible. penalties: what the flatness penalty of
+    each phase measures in the config that the points share, by its key.
     """
 
     primary: str
     probe: str
     shots: int
     loss_margin: float
+    loss_margin_nats: float
     negligible_slope: float
     penalties: Mapping[str, str] = field(default_factory=dict)
 
@@ -36,7 +38,9 @@ class Plan:
         return 1 + self.loss_margin
 
 
-UNDECLARED = Plan("", "linear_probe", shots=0, loss_margin=0.1, negligible_slope=0.5)
+UNDECLARED = Plan(
+    *("", "linear_probe"), shots=0, loss_margin=0.1, loss_margin_nats=0.01, negligible_slope=0.5
+)
 """The plan of folders that older versions wrote: no claim is the primary one."""
 
 

@@ -32,8 +32,8 @@ class SyntheticArm:
     `projected` says so for each step, "()" for none. Seeds of several parts ("0/1/2") are crossed.
     `accuracy` (points) and `log_trace` are effects of the arm, and `dose` multiplies the effect of
     a dose. `rescaling` is the logarithm of embedded over invariant trace. Probes see each number of
-    labelled sentences in `shots`. All `sharpness_columns` have the trace of the equations. `name`
-    is the arm's name, "" for none.
+    labelled sentences in `shots`. All `sharpness_columns` have the trace of the equations. Without
+    `has_optimum` no row has its excess loss. `name` is the arm's name, "" for none.
     """
 
     swept: Mapping[str, str]
@@ -48,6 +48,7 @@ class SyntheticArm:
     rescaling: float = 0.0
     shots: Sequence[int] = SHOTS
     sharpness_columns: Sequence[str] = SHARPNESS_COLUMNS
+    has_optimum: bool = True
     name: str = ""
 
 
@@ -164,8 +165,9 @@ def _rows(
         for k, step in enumerate(arm.steps):
             excess, accuracy = float(excess_SxK[s, k]), float(accuracy_SxK[s, k]) / 100
             values = {"num_params": float(arm.num_params), "loss": 2.5 + excess}
-            values |= {"optimal_loss": 2.5, "excess_loss": excess}
-            values["excess_loss_sem"] = truth.log_excess.measurement * excess
+            if arm.has_optimum:
+                values |= {"optimal_loss": 2.5, "excess_loss": excess}
+                values["excess_loss_sem"] = truth.log_excess.measurement * excess
             for name in arm.sharpness_columns:
                 trace_SxK = invariant_SxK if name.endswith("_invariant") else embedded_SxK
                 values[name] = trace = float(trace_SxK[s, k])

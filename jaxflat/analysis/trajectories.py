@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxflat.analysis.cells import Cell, group_cells, last_cell
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS
-from jaxflat.analysis.pairs import equal_losses
+from jaxflat.analysis.pairs import document_error
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics.intervals import (
     Equivalence,
@@ -30,7 +30,7 @@ class Change:
     over start and end minus start. For two arms they are the second's ratio over the first's and
     the second's difference minus the first's. Each is None if it was not measured, and `ratio`
     also if a sharpness is not positive. `equal` tests whether losses agree within the declared
-    ratio: at an arm's start and end, or at the ends of two arms.
+    margin: at an arm's start and end, or at the ends of two arms.
     """
 
     ratio: Interval | None
@@ -62,20 +62,20 @@ class Trajectories:
     contrasts: list[tuple[Arm, Arm, Change]]
 
 
-def find_trajectories(trained: Sequence[Row], loss_ratio: float) -> list[Trajectories]:
+def find_trajectories(trained: Sequence[Row], margin: float) -> list[Trajectories]:
     """Return projected checkpoints first; nothing if sizes differ or there are no two arms."""
     if len({row.values.get("num_params") for row in trained}) != 1:
         return []
     kinds = [[row for row in trained if row.projected == kind] for kind in (True, False)]
-    return [found for rows in kinds if len((found := _follow(rows, loss_ratio)).arms) > 1]
+    return [found for rows in kinds if len((found := _follow(rows, margin)).arms) > 1]
 
 
-def _follow(rows: Sequence[Row], loss_ratio: float) -> Trajectories:
+def _follow(rows: Sequence[Row], margin: float) -> Trajectories:
     measure = next(
         (name for name in COMPARED | SHARPNESS if any(name in row.values for row in rows)), ""
     )
     arms = [
-        Arm(name, cells[0], end, change(measure, loss_ratio, cells[0], end))
+        Arm(name, cells[0], end, change(measure, margin, cells[0], end))
         for name, cells in group_cells(rows).items()
         if (end := last_cell(cells)) and end is not cells[0]
     ]
@@ -83,15 +83,18 @@ def _follow(rows: Sequence[Row], loss_ratio: float) -> Trajectories:
         (
             first,
             second,
-            change(measure, loss_ratio, first.start, first.end, second.start, second.end),
+            change(measure, margin, first.start, first.end, second.start, second.end),
         )
         for first, second in combinations(arms, 2)
     ]
     return Trajectories(any(row.projected for row in rows), measure, arms, contrasts)
 
 
-def change(measure: str, loss_ratio: float, *cells: Cell) -> Change:
-    """Return the change from start to end, or the second two cells' against the first two's."""
+def change(measure: str, margin: float, *cells: Cell) -> Change:
+    """Return the change from start to end, or the second two cells' against the first two's.
+
+    margin: of equal losses, see `LossScale.margin`.
+    """
 
     def values(column: str) -> list[np.ndarray]:
         by_seed = [cell.by_seed(column) for cell in cells]
@@ -114,9 +117,10 @@ def change(measure: str, loss_ratio: float, *cells: Cell) -> Change:
             return log_ratio_interval(found[0].tolist(), found[1].tolist())
         return log_ratio_interval((found[1] / found[0]).tolist(), (found[3] / found[2]).tolist())
 
-    losses = values("excess_loss")
-    equal = None
+    scale = cells[0].scale
+    losses, equal = values(scale.column), None
     if losses[0].size:
-        ends = losses[len(cells) // 2 - 1].tolist(), losses[-1].tolist()
-        equal = equal_losses(*ends, loss_ratio)
-    return Change(ratio(), difference("excess_loss"), difference(PRIMARY_ACCURACY), equal)
+        first = len(cells) // 2 - 1
+        ends = losses[first].tolist(), losses[-1].tolist()
+        equal = scale.equal_losses(*ends, margin, document_error(cells[first], cells[-1]))
+    return Change(ratio(), difference(scale.column), difference(PRIMARY_ACCURACY), equal)

@@ -196,6 +196,9 @@ def claims() -> dict[str, Any]:
         # Two excess losses are equal if their ratio is shown to lie between 1 / (1 + loss_margin)
         # and 1 + loss_margin. The report also shows half and twice this margin.
         "loss_margin": 0.1,
+        # On a text, whose optimum is not known: two held-out losses are equal if their difference
+        # is shown to lie within this many nats.
+        "loss_margin_nats": 0.01,
         # An effect of flatness within this many points of accuracy per halving of the trace is
         # negligible.
         "negligible_slope": 0.5,

@@ -32,9 +32,10 @@ def look(place: int) -> dict[str, Any]:
 
 
 def excess_against_size(ax: Axes, comparison: Comparison) -> None:
-    style(ax, "Excess loss (nats)")
-    _over_sizes(ax, comparison, "excess_loss")
-    fit_y(ax, _found(comparison.cells, "excess_loss"))
+    scale = comparison.scale
+    style(ax, scale.label)
+    _over_sizes(ax, comparison, scale.column)
+    fit_y(ax, _found(comparison.cells, scale.column))
     _size_axis(ax, comparison)
 
 
@@ -74,16 +75,16 @@ def accuracy_against_size(ax: Axes, comparison: Comparison) -> None:
 
 
 def accuracy_against_excess(ax: Axes, comparison: Comparison) -> None:
-    style(ax, accuracy_label(comparison), "Excess loss (nats)")
-    losses = [cell.mean("excess_loss") for cell in comparison.matched.values()]
-    if losses and min(losses) > 0:
-        middle, ratio = (min(losses) * max(losses)) ** 0.5, comparison.plan.loss_ratio
-        name = f"within a factor of {ratio:g}"
-        ax.axvspan(
-            middle / ratio**0.5, middle * ratio**0.5, color=GREY, alpha=0.2, lw=0, label=name
-        )
-    _trajectories(ax, comparison, "excess_loss")
-    _log_axis(ax, comparison, "excess_loss")
+    scale = comparison.scale
+    style(ax, accuracy_label(comparison), scale.label)
+    losses = [cell.mean(scale.column) for cell in comparison.matched.values()]
+    margin = scale.margin(comparison.plan)
+    if losses and (span := scale.span(losses, margin)):
+        name = f"within {scale.margin_words(margin)}"
+        ax.axvspan(*span, color=GREY, alpha=0.2, lw=0, label=name)
+    _trajectories(ax, comparison, scale.column)
+    if scale.is_log:
+        _log_axis(ax, comparison, scale.column)
 
 
 def accuracy_against_trace(ax: Axes, comparison: Comparison) -> None:

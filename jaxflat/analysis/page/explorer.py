@@ -68,6 +68,7 @@ def explorer_data(
         (arm, *_key(record)[1:], *(record[name] for name in swept if name != LANGUAGE))
         for (arm, _), record in zip(found, records, strict=True)
     ]
+    loss = comparison.scale.column
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return {
         "columns": {name: columns[name] for name in kept},
@@ -82,10 +83,8 @@ def explorer_data(
         "quoted": [shlex.quote(record["point"]) for record in records],
         "pairs": [_points(pair) for pair in matched_pairs(comparison)],
         "quantiles": [0.0, 0.0, *(student_quantile(n) for n in range(2, len(records) + 1))][:200],
-        "x": next(
-            (n for n in (common_column(comparison.cells), "excess_loss") if n in kept), kept[0]
-        ),
-        "y": next((n for n in (TASK_MEAN, "excess_loss") if n in kept), kept[-1]),
+        "x": next((n for n in (common_column(comparison.cells), loss) if n in kept), kept[0]),
+        "y": next((n for n in (TASK_MEAN, loss) if n in kept), kept[-1]),
         "left_out": len(columns) - len(kept),
     }
 

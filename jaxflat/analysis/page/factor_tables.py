@@ -29,7 +29,8 @@ def factor_lines(found: Factorial) -> list[str]:
 def effects_table(found: Factorial, effects: Sequence[FactorEffect]) -> Table:
     """Return one row for each effect."""
     measure = COMPARED.get(found.column, "Sharpness")
-    header = ["Factor", "Where", "Excess loss ratio, equal steps"]
+    losses = "Excess loss ratio" if found.scale.is_log else "Loss difference (nats)"
+    header = ["Factor", "Where", f"{losses}, equal steps"]
     for name in (f"{measure} ratio", "Accuracy (points)"):
         header += [f"{name}, equal steps", f"{name}, equal loss"]
     return [[*header, "Seeds, equal steps; equal loss"]] + [_row(found, one) for one in effects]
@@ -39,17 +40,23 @@ def _row(found: Factorial, one: FactorEffect) -> list[str]:
     contrasts = (one.at_equal_steps, one.at_equal_loss)
     return [
         *(_factor(found, one), _at(found, one)),
-        wording.ratio(one.at_equal_steps.excess_ratio),
+        _losses(found, one.at_equal_steps),
         *(each.reason or wording.ratio(each.trace_ratio) for each in contrasts),
         *(wording.points(each.accuracy) for each in contrasts),
         "; ".join(map(_seeds, contrasts)),
     ]
 
 
+def _losses(found: Factorial, contrast: FactorContrast) -> str:
+    if found.scale.is_log:
+        return wording.ratio(contrast.excess_ratio)
+    return wording.nats(contrast.excess)
+
+
 def _seeds(contrast: FactorContrast) -> str:
     """Return the number of seeds; if the numbers of a contrast have different ones, of each."""
     found = {
-        "loss": contrast.excess_ratio,
+        "loss": contrast.excess,
         "flatness": contrast.trace_ratio,
         "accuracy": contrast.accuracy,
     }

@@ -139,7 +139,7 @@ def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         panel(ax, comparison)
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        ax.set_title(comparison.scale.words(title), loc="left", fontsize=11, fontweight="bold")
     return figure
 
 

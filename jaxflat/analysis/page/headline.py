@@ -8,7 +8,9 @@ from jaxflat.analysis.claims import OPPOSITE
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN, common_column
 from jaxflat.analysis.flatness_columns import COMPARED
+from jaxflat.analysis.loss_scale import LossScale, in_any_words
 from jaxflat.analysis.page import wording
+from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.verdicts import (
     ACCURACY,
     CONTRADICTED,
@@ -89,8 +91,9 @@ def leading_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
     kinds = [[one for one in verdicts if one.kind == kind] for kind in _KINDS]
     tested = [of_kind for of_kind in kinds if any(one.p is not None for one in of_kind)]
     found = primary or [*tested, *filter(None, kinds)][0]
-    interventions = [one for one in found if one.claim not in (ACROSS, WITHIN)]
-    within = [one for one in found if one.claim == WITHIN and one.p is not None]
+    of_seeds, of_settings = map(in_any_words, (WITHIN, ACROSS))
+    interventions = [one for one in found if one.claim not in (*of_seeds, *of_settings)]
+    within = [one for one in found if one.claim in of_seeds and one.p is not None]
     return interventions or within or found[:1]
 
 
@@ -134,7 +137,7 @@ def _of_one(verdict: Verdict, measure: str, sharpness: str) -> str:
     if verdict.reason:
         return f"{word}: {verdict.reason}."
     value, *others = verdict.evidence.split("; ")
-    if verdict.claim == WITHIN:
+    if verdict.claim in in_any_words(WITHIN):
         p = wording.p_value(verdict.p)
         return (
             f"{word}: over the seeds of one setting, accuracy and a smaller {measure} have rank "
@@ -229,7 +232,7 @@ def _value(verdict: Verdict, sharpness: str) -> str:
         EFFECT: f" points per halving of the {sharpness}",
         FLATNESS: f" the {sharpness}",
     }
-    if verdict.claim == WITHIN:
+    if verdict.claim in in_any_words(WITHIN):
         return f"rank correlation {verdict.evidence}"
     value = verdict.evidence
     if verdict.kind == FLATNESS and not _says_opposite(verdict):
@@ -244,7 +247,7 @@ def _counted(claims: list[str]) -> list[str]:
 
 
 def _short(claim: str) -> str:
-    return claim.removeprefix(EQUAL_LOSS)
+    return re.sub("|".join(f"^{words}" for words in in_any_words(EQUAL_LOSS)), "", claim)
 
 
 def endpoint(comparison: Comparison) -> str:
@@ -270,11 +273,21 @@ def _basis(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         ("Accuracy", endpoint(comparison)),
         ("Flatness", COMPARED.get(column, "not measured")),
-        ("Equal loss", f"excess losses (above the optimum) within a factor of {plan.loss_ratio:g}"),
+        ("Equal loss", _equal_loss(comparison.scale, plan)),
         ("Negligible", f"within ±{plan.negligible_slope:g} points per halving of the {word}"),
         ("Replicates", replicates),
         ("Verdicts", "rest on p, corrected for the number of claims; intervals are not corrected"),
     ]
+
+
+def _equal_loss(scale: LossScale, plan: Plan) -> str:
+    margin = scale.margin_words(scale.margin(plan))
+    if scale.is_log:
+        return f"excess losses (above the optimum) within {margin}"
+    return (
+        f"equal held-out losses, within {margin}, with errors over seeds and documents. The "
+        "distance from the optimum is not known"
+    )
 
 
 def _fallbacks(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:

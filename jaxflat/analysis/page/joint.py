@@ -16,7 +16,7 @@ from jaxflat.analysis.pairs import Pair
 
 Sweeps = Mapping[str, Comparison]
 CAPTION = (
-    "A number is a pair of models of equal excess loss. Left of 1 the model that the key names "
+    "A number is a pair of models of equal {noun}. Left of 1 the model that the key names "
     "first is flatter, above 0 more accurate; of an arm alone, its last checkpoint. Pairs differ "
     "in more than flatness, so the figure only describes. Bars: 95% t intervals over seeds."
 )
@@ -54,13 +54,19 @@ def write_joint(
         "answer": summary_sentence(sweeps, judged),
         "table": verdicts_table(judged),
         "picture": image(figure, "Accuracy against flatness at equal loss"),
-        "caption": CAPTION,
+        "caption": CAPTION.format(noun=_noun(sweeps)),
     }
     path = output / "report.html"
     path.write_text(
         document.render_page(f"jaxflat: {', '.join(sweeps)}", shown, joint), encoding="utf-8"
     )
     return path
+
+
+def _noun(sweeps: Sweeps) -> str:
+    """Name the losses that all sweeps compare."""
+    nouns = {one.scale.noun for one in sweeps.values()}
+    return nouns.pop() if len(nouns) == 1 else "loss"
 
 
 def judge_sweeps(sweeps: Sweeps) -> dict[str, Evidence]:
@@ -91,7 +97,7 @@ def summary_sentence(sweeps: Sweeps, judged: Mapping[str, Evidence]) -> str:
     counts = ", ".join(f"{answer} {answers.count(answer)}" for answer in dict.fromkeys(answers))
     return (
         f"Over {wording.plural(len(sweeps), 'sweep')}: "
-        f"{wording.plural(len(matched), 'pair')} of models at equal excess loss; "
+        f"{wording.plural(len(matched), 'pair')} of models at equal {_noun(sweeps)}; "
         f"primary claims: {counts or 'none declared'}."
     )
 

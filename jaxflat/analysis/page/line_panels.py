@@ -18,8 +18,8 @@ from jaxflat.analysis.statistics.intervals import Interval
 
 
 def excess_against_step(ax: Axes, comparison: Comparison) -> None:
-    style(ax, "Excess loss (nats)", "Step")
-    _over_steps(ax, comparison, "excess_loss")
+    style(ax, comparison.scale.label, "Step")
+    _over_steps(ax, comparison, comparison.scale.column)
 
 
 def trace_against_step(ax: Axes, comparison: Comparison) -> None:

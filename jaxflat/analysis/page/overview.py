@@ -39,12 +39,13 @@ def overview(comparison: Comparison) -> Overview | None:
     column = common_column(comparison.cells)
     measure = COMPARED.get(column, "")
     measure = wording.capitalized(measure)
-    header = ["Arm", "Seeds", "Excess loss (nats)", *([measure] if measure else []), "Accuracy (%)"]
+    label = comparison.scale.label
+    header = ["Arm", "Seeds", label, *([measure] if measure else []), "Accuracy (%)"]
     pairs = _pairs_with(comparison, baseline)
     if pairs:
         header += ["Accuracy difference (points)", *([f"{measure} ratio"] if measure else [])]
         header.append("Same loss?")
-    rows = [_row(cell, pairs, column) for cell in shown]
+    rows = [_row(cell, pairs, column, comparison.scale.column) for cell in shown]
     return Overview(
         header,
         [row[: len(header)] for row in rows],
@@ -58,7 +59,8 @@ def _where_read(comparison: Comparison, cells: Sequence[Cell]) -> str:
     places: dict[str, list[str]] = {}
     for cell in cells:
         is_checkpoint = any(cell is one for one in comparison.arms[cell.arm])
-        between = "between checkpoints, at the excess losses at which it is compared"
+        losses = f"{comparison.scale.noun}es"
+        between = f"between checkpoints, at the {losses} at which it is compared"
         place = f"at step {cell.step:,}" if is_checkpoint else between
         places.setdefault(place, []).append(cell.arm)
     if len(places) == 1:
@@ -66,11 +68,11 @@ def _where_read(comparison: Comparison, cells: Sequence[Cell]) -> str:
     return " ".join(f"Read {place}: {', '.join(arms)}." for place, arms in places.items())
 
 
-def _row(cell: Cell, pairs: dict[str, Pair], column: str) -> list[str]:
+def _row(cell: Cell, pairs: dict[str, Pair], column: str, loss: str) -> list[str]:
     pair = pairs.get(cell.arm)
     ratio = pair.flatness.get(column) if pair else None
     return [
-        *(cell.arm, str(len(cell.rows)), wording.plus_minus(cell, "excess_loss", ".4f")),
+        *(cell.arm, str(len(cell.rows)), wording.plus_minus(cell, loss, ".4f")),
         *([wording.plus_minus(cell, column)] if column else []),
         *(
             wording.plus_minus(cell, PRIMARY_ACCURACY, ".1f", 100.0),
@@ -85,7 +87,7 @@ def same_loss(pair: Pair | None) -> str:
     """Say whether the losses of a pair are the same, and how that is known."""
     if pair is None:
         return wording.MISSING
-    if pair.interpolated:
+    if pair.is_read_at_one_loss:
         return "read at the same loss"
     test = pair.equivalence
     return f"{'yes' if test.holds else 'not shown'}, p {wording.p_value(test.p)}"

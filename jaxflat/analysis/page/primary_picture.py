@@ -21,6 +21,7 @@ from jaxflat.analysis.effects import (
 from jaxflat.analysis.equal_loss import at_equal_loss, seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import control_and_noise, targets_key
+from jaxflat.analysis.loss_scale import in_any_words
 from jaxflat.analysis.page import drawing, wording
 from jaxflat.analysis.pairs import Pair, paired_difference
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, read_number
@@ -101,9 +102,9 @@ Picture = Differences | Doses | Seeds
 
 def primary_picture(comparison: Comparison, verdict: Verdict) -> Picture | None:
     """Return the picture of a verdict's claim; None if the sweep has nothing to draw."""
-    if verdict.claim == WITHIN:
+    if verdict.claim in in_any_words(WITHIN):
         return seeds_of_settings(comparison)
-    if verdict.claim == ACROSS:
+    if verdict.claim in in_any_words(ACROSS):
         return None
     if verdict.kind == EFFECT:
         return doses(comparison, verdict.subject)
@@ -126,8 +127,8 @@ def seeds_of_settings(comparison: Comparison) -> Seeds | None:
         drawing.accuracy_label(comparison),
         cells,
         column,
-        "A dot is a seed, a colour a setting. The seeds of a setting are read at one excess loss, "
-        "so only dots of one colour compare.",
+        "A dot is a seed, a colour a setting. The seeds of a setting are read at one "
+        f"{comparison.scale.noun}, so only dots of one colour compare.",
     )
 
 
@@ -150,9 +151,9 @@ def doses(comparison: Comparison, cause: str) -> Doses | None:
         drawing.accuracy_label(comparison),
         groups,
         column,
-        "A thin line is a seed, read in every arm at equal excess loss. Black: the mean over "
-        "seeds. Flatter is left, so a line that rises to the right means that flatter models are "
-        "less accurate.",
+        f"A thin line is a seed, read in every arm at equal {comparison.scale.noun}. Black: the "
+        "mean over seeds. Flatter is left, so a line that rises to the right means that flatter "
+        "models are less accurate.",
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import COMPARED, SHARPNESS, own_measures
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair, is_accuracy
 from jaxflat.analysis.results_csv import (
@@ -27,7 +28,6 @@ KINDS = (
     (", invariant", "@invariant"),
 )
 COLUMNS = (
-    ("Excess loss (nats)", "excess_loss", ".4f", 1.0),
     *(
         (f"{name}{suffix}", f"{column}{at}", "", 1.0)
         for column, name in SHARPNESS.items()
@@ -42,9 +42,8 @@ COLUMNS = (
 
 INVARIANT_TRACE, EMBEDDED_TRACE = "Trace,\ninvariant", "Trace,\nembedded"
 SUMMARY = {
-    "Excess loss\n(nats)": COLUMNS[0],
-    INVARIANT_TRACE: COLUMNS[1],
-    EMBEDDED_TRACE: COLUMNS[2],
+    INVARIANT_TRACE: COLUMNS[0],
+    EMBEDDED_TRACE: COLUMNS[1],
     "Accuracy,\nmap (%)": COLUMNS[-4],
     "Accuracy,\nlatent (%)": COLUMNS[-3],
     "Accuracy,\ngiven (%)": COLUMNS[-2],
@@ -54,10 +53,10 @@ SUMMARY = {
 def summary_table(comparison: Comparison) -> Table:
     """Return the table that the command prints last (80 columns): mean ± half-width over seeds."""
     cells = comparison.cells + comparison.controls
+    scale = comparison.scale
+    specs = {scale.words("Excess loss\n(nats)"): _loss_column(scale)} | SUMMARY
     measured = {
-        name: spec
-        for name, spec in SUMMARY.items()
-        if any(cell.interval(spec[1]) for cell in cells)
+        name: spec for name, spec in specs.items() if any(cell.interval(spec[1]) for cell in cells)
     }
     if INVARIANT_TRACE in measured:  # one trace fits in 80 columns
         measured.pop(EMBEDDED_TRACE, None)
@@ -75,7 +74,8 @@ def summary_table(comparison: Comparison) -> Table:
 def results_table(comparison: Comparison) -> Table:
     cells = comparison.cells + comparison.controls
     own = own_measures(name for cell in cells for row in cell.rows.values() for name in row.values)
-    specs = [*COLUMNS[:-4], *((name, column, "", 1.0) for column, name in own.items())]
+    specs = [_loss_column(comparison.scale), *COLUMNS[:-4]]
+    specs += [*((name, column, "", 1.0) for column, name in own.items())]
     columns = [s for s in (*specs, *COLUMNS[-4:]) if any(cell.interval(s[1]) for cell in cells)]
     header = ["Model", "Parameters", "Step", "Seeds", *(spec[0] for spec in columns)]
     return [header, *([*_about(cell), *_numbers(cell, columns)] for cell in cells)]
@@ -90,16 +90,22 @@ def pairs_table(pairs: list[Pair]) -> Table:
 
     add("Steps", [f"{pair.first.step:,}, {pair.second.step:,}" for pair in pairs])
     add("Paired seeds", [str(pair.excess.count) for pair in pairs])
+    scale = pairs[0].scale
+    sampled = "sentences" if scale.is_log else "documents"
     for name, number in (
-        ("Excess loss (nats)", lambda cell: cell.mean("excess_loss")),
-        ("SEM over sentences, one run", lambda cell: cell.mean("excess_loss_sem")),
+        (scale.label, lambda cell: cell.mean(scale.column)),
+        (f"SEM over {sampled}, one run", lambda cell: cell.mean(f"{scale.column}_sem")),
         ("SEM over seeds", _sem_over_seeds),
     ):
         add(name, [_both(pair, number) for pair in pairs])
-    add("Ratio of excess losses", [_loss_ratio(pair) for pair in pairs])
-    if not all(pair.interpolated for pair in pairs):
+    if scale.is_log:
+        add("Ratio of excess losses", [_loss_ratio(pair) for pair in pairs])
+    else:
+        add("Difference of losses (nats)", [wording.nats(pair.excess) for pair in pairs])
+        add("Its SEM over documents, paired", [_number(pair.document_error) for pair in pairs])
+    if not all(pair.is_read_at_one_loss for pair in pairs):
         for place, test in enumerate(pairs[0].equivalences):
-            name = f"Equal within a factor of {test.margin:.3g}?"
+            name = f"Equal within {scale.margin_words(test.margin)}?"
             add(name, [_equal(pair, place) for pair in pairs])
     add("Accuracy (points)", [wording.points(pair.accuracy) for pair in pairs])
     add("Scatter from examples", [_from_examples(pair) for pair in pairs])
@@ -149,11 +155,19 @@ def _numbers(cell: Cell, columns: list[tuple[str, str, str, float]]) -> list[str
 
 def _both(pair: Pair, number: Callable[[Cell], float]) -> str:
     found = number(pair.first), number(pair.second)
-    return ", ".join(wording.MISSING if np.isnan(value) else f"{value:.4f}" for value in found)
+    return ", ".join(map(_number, found))
+
+
+def _number(value: float | None) -> str:
+    return wording.MISSING if value is None or np.isnan(value) else f"{value:.4f}"
+
+
+def _loss_column(scale: LossScale) -> tuple[str, str, str, float]:
+    return (scale.label, scale.column, ".4f", 1.0)
 
 
 def _sem_over_seeds(cell: Cell) -> float:
-    error = standard_error(list(cell.by_seed("excess_loss").values()))
+    error = standard_error(list(cell.by_seed(cell.scale.column).values()))
     return np.nan if error is None else error
 
 
@@ -162,7 +176,7 @@ def _loss_ratio(pair: Pair) -> str:
 
 
 def _equal(pair: Pair, place: int) -> str:
-    if pair.interpolated:
+    if pair.is_read_at_one_loss:
         return wording.MISSING
     test = pair.equivalences[place]
     chosen = f" (× {pair.candidates} candidates)" if pair.candidates > 1 else ""

@@ -10,7 +10,8 @@ from jaxflat.analysis.trajectories import Arm, Trajectories
 
 def trajectory_table(found: Sequence[Trajectories]) -> list[list[str]]:
     measure = (COMPARED | SHARPNESS).get(found[0].measure, "Sharpness")
-    header = ["Arm", "Checkpoints", "Steps", "Excess loss (nats)", measure, f"{measure} ratio"]
+    label = found[0].arms[0].end.scale.label
+    header = ["Arm", "Checkpoints", "Steps", label, measure, f"{measure} ratio"]
     rows = [[*header, "Accuracy (%)", "Accuracy change (points)"]]
     for kind in found:
         rows += [_arm_row(kind, arm) for arm in kind.arms]
@@ -32,7 +33,11 @@ def _arm_row(kind: Trajectories, arm: Arm) -> list[str]:
 
     return [
         *(arm.name, _kind(kind), f"{arm.start.step:,} → {arm.end.step:,}"),
-        *(both("excess_loss", ".4f"), both(kind.measure, ""), wording.ratio(arm.change.ratio)),
+        *(
+            both(arm.end.scale.column, ".4f"),
+            both(kind.measure, ""),
+            wording.ratio(arm.change.ratio),
+        ),
         *(both(PRIMARY_ACCURACY, ".1f", 100), wording.points(arm.change.accuracy)),
     ]
 

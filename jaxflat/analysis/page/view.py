@@ -2,7 +2,8 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ class Section:
 
 @dataclass(frozen=True)
 class SweepView:
-    """One sweep, in the order in which the page shows it."""
+    """One sweep, in the order in which the page shows it; noun: of the losses compared."""
 
     name: str
+    noun: str
     headline: Headline
     picture: Image | None
     caption: str
@@ -86,6 +88,7 @@ def view_sweep(
     words = headline(comparison, judged.verdicts)
     return SweepView(
         name=name,
+        noun=comparison.scale.noun,
         headline=words,
         picture=image(draw_picture(picture), words.answer) if picture else None,
         caption=picture.caption if picture else "",
@@ -93,12 +96,19 @@ def view_sweep(
         explorer=explorer.explorer_data(comparison, made, results, most_characters),
         figures=[
             (
-                plate.caption,
-                [image(figures.draw([panel], comparison), panel[0]) for panel in plate.panels],
+                comparison.scale.words(plate.caption),
+                [
+                    image(figures.draw([panel], comparison), comparison.scale.words(panel[0]))
+                    for panel in plate.panels
+                ],
             )
             for plate in figures.plates(comparison, picture)
         ],
-        sections=[one for one in _sections(comparison, judged, made) if one.tables or one.lines],
+        sections=[
+            _worded(one, comparison.scale.words)
+            for one in _sections(comparison, judged, made)
+            if one.tables or one.lines
+        ],
         unfinished=made.unfinished,
         num_points=made.num_points,
         is_smoke=made.is_smoke,
@@ -142,6 +152,12 @@ def _sections(comparison: Comparison, judged: Evidence, made: Provenance) -> lis
         Section("Results", "results", _results(comparison), []),
         Section("How it was made", "made", [_made(made)], []),
     ]
+
+
+def _worded(section: Section, words: Callable[[str], str]) -> Section:
+    """Return a section in the words of the scale on which losses are compared."""
+    tables = [[[words(text) for text in row] for row in table] for table in section.tables]
+    return replace(section, tables=tables, lines=[words(text) for text in section.lines])
 
 
 def _results(comparison: Comparison) -> list[Table]:

@@ -123,6 +123,27 @@ def tost(values: Sequence[float], margin: float) -> Equivalence:
     return Equivalence(margin, float(max(above, below)))
 
 
+def tost_two_sources(
+    values: Sequence[float], error: float, count: int, margin: float
+) -> Equivalence:
+    """Test whether a mean lies within +-margin, as `tost`, with a second source of error.
+
+    values: n independent values, with the standard error e of their mean. error: e' of the mean
+    from a source that all values share, from `count` = m values. The variance is e^2 + e'^2, with
+
+        (e^2 + e'^2)^2 / (e^4 / (n - 1) + e'^4 / (m - 1))
+
+    degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2:110).
+    """
+    own = standard_error(values)
+    if own is None or error == 0:
+        return tost(values, margin)
+    mean, variance = float(np.mean(values)), own**2 + error**2
+    freedom = variance**2 / (own**4 / (len(values) - 1) + error**4 / (count - 1))
+    places = ((s * mean - margin) / variance**0.5 for s in (-1, 1))
+    return Equivalence(margin, float(max(special.stdtr(freedom, place) for place in places)))
+
+
 def quotient_interval(tops: np.ndarray, bottoms: np.ndarray) -> Interval:
     """Return mean(tops) / mean(bottoms) with the values that a paired t test does not reject.
 
