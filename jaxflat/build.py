@@ -60,6 +60,10 @@ def main(arguments: list[str]) -> int:
     kind = language_kind(config.language)
     if flags.labels and not kind.has_tasks:
         raise InputError(f"--labels: sentences of language.name={config.language.name!r} have none")
+    if flags.conditionals and not kind.has_optimum:
+        raise InputError(
+            f"--conditionals: those of language.name={config.language.name!r} are not known"
+        )
     kind.check_uses(config) if flags.labels else kind.check(config.language)
     preemption.install_handlers()
     with preemption.defer_signals():

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from jaxflat.analysis.loss_scale import EXCESS_LOSS, HELD_OUT_LOSS
 from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.power import PLANTED, ClaimPower, predict_verdicts
 from jaxflat.analysis.results_csv import LANGUAGE, OF_LANGUAGE, SEEDS
@@ -58,6 +59,9 @@ def show_languages(points: Sequence[Point]) -> None:
     tasks = _figures_table("task", "Bayes accuracy", "majority", "sentences that have it")
     for section in dict.fromkeys(point.config.language for point in points):
         name = escape(f"{section.name}, seed {section.seed}")
+        if not language_kind(section).has_optimum:
+            console.print(f"{name}: no figures, because its optimum is not known", highlight=False)
+            continue
         if not language_kind(section).has_tasks:
             text = "no figures here, because its exact conditionals take a model's time"
             console.print(f"{name}: {text}; results.csv has its optimum", highlight=False)
@@ -134,10 +138,11 @@ def show_power(points: Sequence[Point]) -> None:
     if not claims:
         console.print("No point measures a trained model, so there will be no verdicts.")
         return
+    scale = EXCESS_LOSS if language_kind(config.language).has_optimum else HELD_OUT_LOSS
     console.print(
         f"What this sweep could decide, from {max(c.answers.total() for c in claims)} made-up "
         f"results of its shape. Assumed noise of a run: {noise.accuracy.run:g} points of accuracy "
-        f"and {noise.log_trace.run:g} of log trace; all arms reach the same excess losses.",
+        f"and {noise.log_trace.run:g} of log trace; all arms reach the same {scale.noun}es.",
         highlight=False,
     )
     _print_claims(claims, console)
@@ -189,6 +194,7 @@ def _synthetic_arm(swept: dict[str, str], runs: Sequence[Point]) -> SyntheticArm
         projected=[checkpoint.projected for checkpoint in checkpoints],
         shots=config.probes.shots,
         sharpness_columns=_sharpness_columns(config),
+        has_optimum=language_kind(config.language).has_optimum,
         name=runs[0].arm,
     )
 

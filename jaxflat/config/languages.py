@@ -43,6 +43,7 @@ def language() -> dict[str, Any]:
             "tasks": Bounded(((0, 8), (0, 4), (4, 8)), least=0),
         },
         "generated": generated(),
+        "text": text(),
     }
 
 
@@ -106,4 +107,22 @@ def generated() -> dict[str, Any]:
             "warmup_steps": Bounded(100, least=0),
             "weight_decay": Bounded(0.4, least=0),
         },
+    }
+
+
+def text() -> dict[str, Any]:
+    """Return the section of the user's own text, whose optimum is not known."""
+    return {
+        # A file, whose documents are separated by blank lines (without any, each line is one); or a
+        # folder of .txt files, each a document.
+        "path": "",
+        # A folder with tokenizer.json, or with vocab.json and merges.txt. "": train byte pairs on
+        # the text.
+        "tokenizer": "",
+        "vocabulary": Bounded(512, least=257),  # words, if the tokenizer is trained
+        "length": Bounded(32, least=2),  # words of a window
+        # The share of the words to hold out, in whole documents that language.seed chooses.
+        "held_out_share": Bounded(0.1, below=1),
+        # Labelled: .tsv files with the columns sentence and label. (): no probes.
+        "tasks": Bounded((), may_be_empty=True),
     }

@@ -197,8 +197,12 @@ def _idle_keys(config: Config) -> dict[str, str]:
         idle.pop(f"model.{key}", None)
         if not takes(own, key):
             idle[f"model.{key}"] = "model.name"
-    if config.language.name == "generated":  # people gave its labels
+    if config.language.name in ("generated", "text"):  # people gave its labels
         idle["probes.labelings"] = "language.name"
+    margin = "loss_margin" if config.language.name == "text" else "loss_margin_nats"
+    idle[f"claims.{margin}"] = "language.name"
+    if config.language.text.tokenizer:
+        idle["language.text.vocabulary"] = "language.text.tokenizer"
     return idle
 
 

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from scipy import stats
 
-Over = Literal["probes", "sentences", "probes+sentences", "draws+sentences", "chains", "seeds"]
+Over = Literal[
+    "probes",
+    "sentences",
+    "probes+sentences",
+    "draws+sentences",
+    "chains",
+    "documents",
+    "seeds",
+]
 
 
 @jax.tree_util.register_dataclass

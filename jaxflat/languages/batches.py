@@ -100,7 +100,8 @@ class CausalBatch(MaskedBatch):
 class Questions:
     """R masked copies of each of S sentences, with the hidden words and their exact conditionals.
 
-    log_probs_SxRxMxV are in nats; weights_SxRxM weight the predictions.
+    log_probs_SxRxMxV are in nats, None if the language does not know them. weights_SxRxM weight the
+    predictions.
     """
 
     inputs_SxRxT: Array
@@ -108,7 +109,7 @@ class Questions:
     positions_SxRxM: Array
     weights_SxRxM: Array
     words_SxRxM: Array
-    log_probs_SxRxMxV: Array
+    log_probs_SxRxMxV: Array | None
 
 
 class Source(NamedTuple):
@@ -157,9 +158,11 @@ def mask_sentences(
         inputs_BxT, positions_BxM, chosen_BxM = mask_share(key, tokens_BxT, lengths_B, hidden)
     if targets == "exact":
         masked_BxT = None if masking == "one" else inputs_BxT == hidden
-        targets_BxMxV = jnp.exp(
-            _conditionals_at(language, tokens_BxT, lengths_B, positions_BxM, masked_BxT)
+        log_probs_BxMxV = _conditionals_at(
+            language, tokens_BxT, lengths_B, positions_BxM, masked_BxT
         )
+        assert log_probs_BxMxV is not None  # `check_uses` refuses exact targets otherwise
+        targets_BxMxV = jnp.exp(log_probs_BxMxV)
     else:
         words_BxM = jnp.take_along_axis(tokens_BxT, positions_BxM, axis=1)
         targets_BxMxV = jax.nn.one_hot(words_BxM, language.num_words)
@@ -170,7 +173,9 @@ def mask_sentences(
 def _causal_batch(language: Any, sentences: Sentences, targets: str) -> CausalBatch:
     positions_BxS, symbols_BxS, counted_BxS = _next_symbols(sentences)
     if targets == "exact":
-        targets_BxSxU = jnp.exp(_next_log_probs(language, sentences))
+        log_probs_BxSxU = _next_log_probs(language, sentences)
+        assert log_probs_BxSxU is not None  # `check_uses` refuses exact targets otherwise
+        targets_BxSxU = jnp.exp(log_probs_BxSxU)
     else:
         targets_BxSxU = jax.nn.one_hot(symbols_BxS, language.num_words + 1)
     weights_BxS = counted_BxS.astype(targets_BxSxU.dtype)
@@ -190,8 +195,10 @@ def _next_symbols(sentences: Sentences) -> tuple[Array, Array, Array]:
     return positions_BxS, tokens_BxT, positions_BxS <= lengths_B[:, None]
 
 
-def _next_log_probs(language: Any, sentences: Sentences) -> Array:
-    """Return the exact log p of the next symbol at these S positions, BxSxU nats."""
+def _next_log_probs(language: Any, sentences: Sentences) -> Array | None:
+    """Return the exact log p of the next symbol at these S positions, BxSxU nats, if it is known."""
+    if not hasattr(language, "next_log_probs"):
+        return None
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
     return language.next_log_probs(tokens_BxT, lengths_B)[:, : tokens_BxT.shape[1]]
 
@@ -226,12 +233,12 @@ def make_questions(
         _conditionals_at(language, tokens_SxT, lengths_S, positions, inputs == hidden)
         for inputs, positions, _ in masked
     ]
-    log_probs_SxRxMxV = jnp.stack(log_probs, axis=1)
+    log_probs_SxRxMxV = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *log_probs)  # None: None
     return Questions(
         inputs_SxRxT=inputs_SxRxT,
         lengths_S=lengths_S,
         positions_SxRxM=positions_SxRxM,
-        weights_SxRxM=chosen_SxRxM.astype(log_probs_SxRxMxV.dtype),
+        weights_SxRxM=chosen_SxRxM.astype(_dtype(log_probs_SxRxMxV)),
         words_SxRxM=jnp.take_along_axis(tokens_SxT[:, None], positions_SxRxM, axis=2),
         log_probs_SxRxMxV=log_probs_SxRxMxV,
     )
@@ -244,9 +251,9 @@ def _next_questions(language: Any, sentences: Sentences) -> Questions:
         inputs_SxRxT=sentences.tokens_BxT[:, None],
         lengths_S=sentences.lengths_B,
         positions_SxRxM=positions_SxM[:, None],
-        weights_SxRxM=counted_SxM.astype(log_probs_SxMxU.dtype)[:, None],
+        weights_SxRxM=counted_SxM.astype(_dtype(log_probs_SxMxU))[:, None],
         words_SxRxM=symbols_SxM[:, None],
-        log_probs_SxRxMxV=log_probs_SxMxU[:, None],
+        log_probs_SxRxMxV=None if log_probs_SxMxU is None else log_probs_SxMxU[:, None],
     )
 
 
@@ -263,8 +270,10 @@ def _one_mask(language: Any, key: Array, sentences: Sentences, num_positions: in
     else:
         numbers_S = lengths_S
         positions_SxR = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (S, T))
-        log_probs_SxRxV = language.conditional_log_probs(tokens_SxT, lengths_S)
-    dtype = log_probs_SxRxV.dtype
+        log_probs_SxRxV = None
+        if hasattr(language, "conditional_log_probs"):
+            log_probs_SxRxV = language.conditional_log_probs(tokens_SxT, lengths_S)
+    dtype = _dtype(log_probs_SxRxV)
     counted_SxR = (positions_SxR < lengths_S[:, None]).astype(dtype)
     return Questions(
         inputs_SxRxT=inputs_SxRxT,
@@ -272,7 +281,7 @@ def _one_mask(language: Any, key: Array, sentences: Sentences, num_positions: in
         positions_SxRxM=positions_SxR[..., None],
         weights_SxRxM=(counted_SxR / numbers_S[:, None].astype(dtype))[..., None],
         words_SxRxM=jnp.take_along_axis(tokens_SxT, positions_SxR, axis=1)[..., None],
-        log_probs_SxRxMxV=log_probs_SxRxV[:, :, None],
+        log_probs_SxRxMxV=None if log_probs_SxRxV is None else log_probs_SxRxV[:, :, None],
     )
 
 
@@ -287,14 +296,23 @@ def log_probs_by_word(language: Any, tokens_BxT: Array, lengths_B: Array, maskin
     return language.conditional_log_probs(tokens_BxT, lengths_B)
 
 
+def _dtype(log_probs: Array | None) -> Any:
+    return jnp.float32 if log_probs is None else log_probs.dtype
+
+
 def _conditionals_at(
     language: Any,
     tokens_BxT: Array,
     lengths_B: Array,
     positions_BxM: Array,
     masked_BxT: Array | None,
-) -> Array:
-    """Return log p at positions_BxM, BxMxV nats, by `conditional_at` if the language has it."""
+) -> Array | None:
+    """Return log p at positions_BxM, BxMxV nats, by `conditional_at` if the language has it.
+
+    None if the language does not know its conditionals.
+    """
+    if not hasattr(language, "conditional_log_probs"):
+        return None
     if masked_BxT is None and hasattr(language, "conditional_at"):
         return language.conditional_at(tokens_BxT, lengths_B, positions_BxM)
     log_probs_BxTxV = language.conditional_log_probs(tokens_BxT, lengths_B, masked_BxT)

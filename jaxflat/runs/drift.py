@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxflat.config import Config
 from jaxflat.runs import builders
+from jaxflat.runs.languages import language_kind
 
 
 def predicted_drift(language: Config, phase: Config) -> float | None:
@@ -14,15 +15,21 @@ def predicted_drift(language: Config, phase: Config) -> float | None:
     Label noise moves the parameters along the minimisers like the flow d theta / dt =
     -1/4 grad tr H, followed for time t (docs/theory.md, from Liu et al. 2023). B counts
     predictions of new words. None where this does not hold: with another optimizer than plain SGD,
-    another objective, a penalty, an adversary, stored sentences, or several masked words of a
-    sentence.
+    another objective, a penalty, an adversary, stored sentences or a text, or several masked words
+    of a sentence.
 
     language: a config's `language` section. phase: the settings of a phase.
     """
     plain = phase.optimizer.name == "sgd" and phase.optimizer.sgd.momentum == 0
     penalized = phase.flatness_penalty.strength or phase.adversary.strength
-    fresh = language.masking == "one" and not language.stored_sentences
-    if not plain or penalized or not fresh or phase.objective != "masked_lm":
+    fresh = language_kind(language).has_optimum and not language.stored_sentences
+    if (
+        not plain
+        or penalized
+        or not fresh
+        or language.masking != "one"
+        or phase.objective != "masked_lm"
+    ):
         return None
     if phase.targets == "exact":
         return 0.0

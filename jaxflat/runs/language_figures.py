@@ -81,6 +81,7 @@ def _by_sentence(language: Any, keys: jax.Array, masking: str) -> Any:
         sentences = language.sample(sentence_key, BATCH)
         asked = make_questions(language, mask_key, sentences, masking)
         weights_SxRxM, log_probs_SxRxMxV = asked.weights_SxRxM, asked.log_probs_SxRxMxV
+        assert log_probs_SxRxMxV is not None  # asked only of languages with a known optimum
         probs_SxRxMxV = weights_SxRxM[..., None] * jnp.exp(log_probs_SxRxMxV)
         tasks = language.tasks
         found = {

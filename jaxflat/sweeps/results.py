@@ -138,9 +138,16 @@ def _csv_text(rows: list[Row]) -> str:
 
 
 def summary(folder: Folder) -> str:
-    """Return a point's last excess loss and Hessian trace as a line of text."""
+    """Return a point's last excess loss and Hessian trace as a line of text.
+
+    Where the excess is not known, it has the loss.
+    """
     parts = []
-    for name, column in (("evaluation", "excess_loss"), ("flatness", "hessian_trace")):
-        lines = [r for r in folder.read_lines(f"{name}.jsonl") if column_of(r) == column]
-        parts += [f"{column} {r['mean']:.4g} (SEM {r['sem']:.2g})" for r in lines[-1:]]
+    for name, columns in (
+        ("evaluation", ("excess_loss", "loss")),
+        ("flatness", ("hessian_trace",)),
+    ):
+        lines = {column_of(line): line for line in folder.read_lines(f"{name}.jsonl")}
+        found = [(column, lines[column]) for column in columns if column in lines][:1]
+        parts += [f"{c} {line['mean']:.4g} (SEM {line['sem']:.2g})" for c, line in found]
     return ", ".join(parts) or "done"

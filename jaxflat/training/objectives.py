@@ -151,19 +151,22 @@ def self_labelled_loss(log_probs_fn: LogProbsFn) -> LossFn:
 
 
 def prediction_losses(
-    log_probs_xV: jax.Array, exact_log_probs_xV: jax.Array, words_x: jax.Array
+    log_probs_xV: jax.Array, exact_log_probs_xV: jax.Array | None, words_x: jax.Array
 ) -> dict[str, jax.Array]:
     """Return the losses of predictions in nats, arrays of the shape of words_x.
 
     "loss" = -log f(x_t), "optimal_loss" = H(p*) and "excess_loss" = KL(p* || f). f is the model,
     and p* the exact conditional of the hidden word x_t given the visible words. E[loss] =
-    E[optimal_loss] + E[excess_loss]; the last two have no label noise. Entries for words_x out of
-    range, such as padding, have no meaning: give them weight 0.
+    E[optimal_loss] + E[excess_loss]; the last two have no label noise, and are left out where
+    log p* is None. Entries for words_x out of range, such as padding, have no meaning: give them
+    weight 0.
     """
-    exact_xV = jnp.exp(exact_log_probs_xV)
     labels_xx1 = jnp.clip(words_x, 0, log_probs_xV.shape[-1] - 1)[..., None]
-    return {
-        "loss": -jnp.take_along_axis(log_probs_xV, labels_xx1, axis=-1)[..., 0],
+    losses = {"loss": -jnp.take_along_axis(log_probs_xV, labels_xx1, axis=-1)[..., 0]}
+    if exact_log_probs_xV is None:
+        return losses
+    exact_xV = jnp.exp(exact_log_probs_xV)
+    return losses | {
         "optimal_loss": -(exact_xV * exact_log_probs_xV).sum(-1),
         "excess_loss": (exact_xV * (exact_log_probs_xV - log_probs_xV)).sum(-1),
     }

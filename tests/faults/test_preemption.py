@@ -237,7 +237,7 @@ PLACES = {
     "jaxflat.training.step:train_step": 1,
     "jaxflat.runs.slots:run_calls": 11,
     "jaxflat.storage.leased_folder:Folder.save": 5,
-    "jaxflat.runs.measure_loss:_log_probs": 3,
+    "jaxflat.runs.measure_loss:_model_losses": 3,
     "jaxflat.runs.measure_flatness:sample_microbatches": 12,
     "jaxflat.runs.measure_probes:_featurize": 3,
     "jaxflat.runs.measure_belief_states:_errors": 3,

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +56,6 @@ def check_language(section: Config, num_labelled: int = 0) -> None:
             f"language.generated.min_length={generated.min_length} must be in "
             f"1..length={generated.length}"
         )
-    stems = [Path(name).stem for name in generated.tasks]
-    if len(set(stems)) < len(stems):
-        raise ValueError(f"language.generated.tasks={generated.tasks}: two have the same name")
     if Path(generated.text).suffix and any(name in NAMED for name in generated.tasks):
         raise ValueError(
             f"language.generated.tasks={generated.tasks} are labels of other texts than "
@@ -80,8 +78,19 @@ def check_language(section: Config, num_labelled: int = 0) -> None:
     num_texts = len(split_pairs(read_texts(generated.text, section.data_dir)))
     if not generated.teacher and num_texts < MIN_TEXTS:
         raise ValueError(f"{generated.text}: {num_texts} sentences; a teacher needs {MIN_TEXTS}")
-    for name in generated.tasks:
-        labels_N = read_labelled(name, section.data_dir).labels_N
+    check_labelled("language.generated.tasks", generated.tasks, section.data_dir, num_labelled)
+
+
+def check_labelled(key: str, names: Sequence[str], data_dir: str, num_labelled: int) -> None:
+    """Raise ValueError if the sources of labelled sentences, the value of a key, cannot be probed.
+
+    num_labelled: the smallest number of labelled sentences of each task.
+    """
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"{key}={names}: two have the same name")
+    for name in names:
+        labels_N = read_labelled(name, data_dir).labels_N
         if labels_N is not None and np.ptp(labels_N) == 0:
             raise ValueError(f"{name}: all labels are {labels_N[0]}; a probe needs two classes")
         if labels_N is not None and len(labels_N) < num_labelled:
@@ -170,11 +179,24 @@ def labelled_sentences(section: Config) -> dict[str, LabelledSentences]:
     """Return the tasks with given labels: real sentences, cut to the language's length."""
     tokenizer = tokenizers.load_tokenizer(teacher_folder(section))
     _, kept_V = _teacher(section)
+    generated = section.generated
+    return read_labelled_words(
+        generated.tasks, section.data_dir, tokenizer, kept_V, generated.length
+    )
+
+
+def read_labelled_words(
+    names: Sequence[str], data_dir: str, tokenizer: Any, kept_V: np.ndarray, length: int
+) -> dict[str, LabelledSentences]:
+    """Return the sentences of labelled sources by task, in words: word v is the token kept_V[v].
+
+    Sentences are cut to `length` words. A token that is no word is hidden, as by a mask.
+    """
     found = {}
-    for name in section.generated.tasks:
-        examples = read_labelled(name, section.data_dir)
+    for name in names:
+        examples = read_labelled(name, data_dir)
         encoded = tokenizers.encode(tokenizer, examples.texts)
-        words = tokenizers.to_words(encoded, kept_V, section.generated.length)
+        words = tokenizers.to_words(encoded, kept_V, length)
         sentences = Sentences(*(jnp.asarray(x) for x in words), latents=None)
         labels_N = np.asarray(examples.labels_N, np.int32)
         found[Path(name).stem] = LabelledSentences(sentences, labels_N, len(examples.label_names))
