@@ -98,11 +98,6 @@ def pack_parts(
     Raises ValueError of one line if a part has fewer than FEWEST documents or windows.
     """
     lengths_D = np.array([len(document) + 1 for document in documents], np.int64)
-    if len(documents) < 2 * FEWEST:
-        raise ValueError(
-            f"{len(documents)} documents; {2 * FEWEST} are needed. Blank lines separate the "
-            "documents of a file, and each file of a folder is one"
-        )
     parts = split_documents(lengths_D, held_out_share, seed)
     for name, part in zip(("training", "held-out"), parts, strict=True):
         if len(part) < FEWEST or lengths_D[part].sum() < FEWEST * length:

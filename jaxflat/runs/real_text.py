@@ -9,7 +9,7 @@ import numpy as np
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.datasets import tokenizer as tokenizers
-from jaxflat.datasets.documents import PackedText, pack_parts, read_documents, text_files
+from jaxflat.datasets.documents import FEWEST, PackedText, pack_parts, read_documents, text_files
 from jaxflat.datasets.sources import file_digest
 from jaxflat.distributed.leases import acquire_lease
 from jaxflat.languages.generated.text_language import (
@@ -105,6 +105,11 @@ def _token_folder(section: Config) -> Path:
 def _tokenize(section: Config, folder: Path, assert_owned: Check) -> None:
     """Write the tokens of all documents and their lengths, after the tokenizer if it is trained."""
     text, documents = section.text, read_documents(section.text.path)
+    if len(documents) < 2 * FEWEST:
+        raise ValueError(
+            f"{text.path}: {len(documents)} documents; {2 * FEWEST} are needed. Blank lines "
+            "separate the documents of a file, and each file of a folder is one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if text.tokenizer:
         tokenizer = tokenizers.load_tokenizer(text.tokenizer)
@@ -113,7 +118,8 @@ def _tokenize(section: Config, folder: Path, assert_owned: Check) -> None:
             tokenizer = tokenizers.train_tokenizer(documents, text.vocabulary - 1)
         except ValueError as error:
             raise ValueError(
-                f"{text.path}: language.text.vocabulary={text.vocabulary} is too large: {error}"
+                f"{text.path}: too short for language.text.vocabulary={text.vocabulary}, of which "
+                f"one word ends documents: {error}"
             ) from error
         write_whole(folder / tokenizers.WHOLE, tokenizer.to_str(), assert_owned)
     encoded = [np.asarray(ids, np.int32) for ids in tokenizers.encode(tokenizer, documents)]
