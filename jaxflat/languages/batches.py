@@ -196,7 +196,7 @@ def _next_symbols(sentences: Sentences) -> tuple[Array, Array, Array]:
 
 
 def _next_log_probs(language: Any, sentences: Sentences) -> Array | None:
-    """Return the exact log p of the next symbol at these S positions, BxSxU nats, if it is known."""
+    """Return the exact log p of the next symbol at these S positions, BxSxU nats, if known."""
     if not hasattr(language, "next_log_probs"):
         return None
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B

@@ -77,6 +77,8 @@ def _prefix(config: Config, folder: Folder, phase: Phase) -> Folder:
     del decides["language"]["data_dir"], decides["training"]["keep"]  # these decide no bit
     _delete_defaults(decides["training"], NEWER_TRAINING_KEYS)
     _delete_defaults(decides["model"], NEWER_MODEL_KEYS)
+    if config.language.name != "text":  # older shared prefixes lack the section
+        decides["language"].pop("text", None)
     names = config.phase_order[: config.phase_order.index(phase.name) + 1]
     decides["phases"] = [(name, config.phases[name].to_dict()) for name in names]
     for _, settings in decides["phases"]:
