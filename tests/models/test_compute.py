@@ -15,7 +15,8 @@ TOKENS_BxT = np.random.default_rng(0).integers(0, V, (6, T), np.int32)
 LENGTHS_B = np.array([5, 4, 3, 5, 2, 5], np.int32)
 POSITIONS_BxM = np.array([[0], [1], [2], [4], [1], [3]], np.int32)
 SHAPE = {"width": 16, "num_layers": 3, "head_size": 8, "tied_decoder": True}
-NAMES = pytest.mark.parametrize("name", ["transformer", "lstm", *BLOCKS])
+CAUSAL = [pytest.param(block, marks=pytest.mark.slow) for block in BLOCKS]
+NAMES = pytest.mark.parametrize("name", ["transformer", "lstm", *CAUSAL])
 
 
 def make(name):
