@@ -29,6 +29,8 @@ A language that is a chain of hidden states also offers
     state_beliefs(tokens_BxT, lengths_B)        p(state at t | x_0 .. x_t), BxTxK; zeros past
                                                 the end
 
+A text is the exception: `windows.TextWindows` has no conditional_log_probs and no tasks.
+
 A new language is one file with a constructor `(seed, **keywords)`, and one line in LANGUAGES.
 """
 

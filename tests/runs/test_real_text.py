@@ -170,23 +170,7 @@ def test_a_lookup_table_is_refused(tmp_path, capsys):
     assert "model.name='lookup_table' cannot read real sentences" in capsys.readouterr().err
 
 
-OWN_CONFIG = """
-from jaxflat import config as base_config
-from jaxflat.config import param, product, seeds
-
-
-def get_config(scale=None):
-    config = base_config.base()
-    config.language.name, config.language.text.path = "text", "{path}"
-    config.phases.pretrain.targets, config.flatness.labels = "sampled", "data"
-    config.phases.pretrain.checkpoint_steps = (1000, 2000)
-    config.evaluation.num_positions, config.evaluation.batch_size = 4, 64
-    return config
-
-
-def get_sweep(scale=None):
-    return product(seeds(5), param("model.width", (16, 32)))
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "languages.md").read_text()
 SMALLER = {
     **{"seed": 0, "language.text.vocabulary": 280, "language.text.length": 8, "mesh.data": 1},
     **{"phases.pretrain.steps": 20, "phases.pretrain.checkpoint_steps": "(10,20)"},
@@ -199,11 +183,14 @@ SMALLER = {
 
 @pytest.mark.slow
 def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys, monkeypatch):
+    """The config is the one that docs/languages.md shows."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    text = OWN_CONFIG.format(path=write_text(tmp_path)).strip()
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE.partition("## Your own text")[2], re.S)[:1]
     assert len([line for line in text.splitlines() if line]) <= 15
-    (tmp_path / "own.py").write_text(text)
-    flags = [f"--config={tmp_path}/own.py", f"--workdir={tmp_path}/work"]
+    (tmp_path / "my_text.py").write_text(text)
+    assert write_text(tmp_path).name == "my.txt"
+    flags = ["--config=my_text.py", f"--workdir={tmp_path}/work"]
     flags += [f"--config.{key}={value}" for key, value in SMALLER.items()]
     assert main.main([*flags, "--dry_run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
