@@ -29,7 +29,7 @@ EQUAL_BIASES = {"mlp_out": 2, "join": 1}
 def enlarge(params: Any, factor: int, extra_layers: int = 0) -> Any:
     """Return the parameters of a larger model with the same logits.
 
-    params belongs to a model of make_masked_model. The larger model is `factor` times as wide and
+    params belongs to a model of make_language_model. The larger model is `factor` times as wide and
     has extra_layers additional layers.
     """
 

@@ -20,7 +20,7 @@ from jaxflat.config import Config, functions
 from jaxflat.config.validation import NEED_WHOLE_BATCH
 from jaxflat.distributed import sharding
 from jaxflat.flatness.penalty import first_vector
-from jaxflat.models.masked import MaskedModel, make_masked_model
+from jaxflat.models.language_model import LanguageModel, make_language_model
 from jaxflat.runs.languages import language_kind, padded_lengths
 from jaxflat.runs.phase_loss import make_adversary, make_flatness_penalty, make_sampler
 from jaxflat.runs.trajectory import Phase
@@ -85,7 +85,7 @@ def sized_model(
     if own := section.get(section.name):
         del shape["block"]  # jaxflat's causal models alone have it
         return functions.call(own, num_words=num_words, max_length=max_length, **shape)
-    return make_masked_model(num_words, max_length, **shape)
+    return make_language_model(num_words, max_length, **shape)
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -133,7 +133,7 @@ def batch_sizes(config: Config) -> dict[str, int]:
 
 
 @functools.cache
-def loss_functions(model: MaskedModel) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def loss_functions(model: LanguageModel) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return (loss_fn, log_probs_fn) of a model; every call returns the same two functions."""
     return masked_lm_loss(model.apply), masked_log_probs(model.apply)
 

@@ -16,7 +16,7 @@ from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.batches import Questions, make_questions
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.windows import TextWindows
-from jaxflat.models.masked import MaskedModel
+from jaxflat.models.language_model import LanguageModel
 from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measurements import Estimates, PartialResults, load_params
@@ -161,7 +161,7 @@ def _table_losses(questions: Questions) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "batch_size"))
 def _model_losses(
-    model: MaskedModel, mesh: Mesh, batch_size: int, params: Any, questions: Questions
+    model: LanguageModel, mesh: Mesh, batch_size: int, params: Any, questions: Questions
 ) -> dict[str, jax.Array]:
     """Return each loss of each prediction, SxRxM nats, in batches of `batch_size` sentences."""
 

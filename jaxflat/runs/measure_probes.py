@@ -12,8 +12,8 @@ from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
 from jaxflat.languages.batches import log_probs_by_word
 from jaxflat.languages.sentences import Sentences
+from jaxflat.models.language_model import LanguageModel
 from jaxflat.models.lookup_table import lookup_features
-from jaxflat.models.masked import MaskedModel
 from jaxflat.probes.features import pool, random_projection, span_mean
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import builders
@@ -213,7 +213,7 @@ def _linear_accuracies(
 def _featurize(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
-    model: MaskedModel | LookupFeatures,
+    model: LanguageModel | LookupFeatures,
     source: Any,
     parts: list[Sentences],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
@@ -230,7 +230,7 @@ def _featurize(
 def _features(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
-    model: MaskedModel | LookupFeatures,
+    model: LanguageModel | LookupFeatures,
     source: Any,
     sentences: Sentences,
 ) -> tuple[jax.Array, jax.Array | None]:

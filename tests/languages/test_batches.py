@@ -293,9 +293,7 @@ def test_causal_questions_have_the_exact_answers_and_equal_the_batch(name):
     np.testing.assert_array_equal(asked.positions_SxRxM[:, 0], batch.positions_BxM)
     np.testing.assert_array_equal(asked.weights_SxRxM[:, 0], batch.weights_BxM)
     np.testing.assert_allclose(np.exp(asked.log_probs_SxRxMxV[:, 0]), batch.targets_BxMxV)
-    exact = prediction_losses(
-        asked.log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM
-    )
+    exact = prediction_losses(asked.log_probs_SxRxMxV, asked.log_probs_SxRxMxV, asked.words_SxRxM)
     assert (np.asarray(exact["excess_loss"]) == 0).all()
     losses_S = (exact["loss"] * asked.weights_SxRxM).sum((1, 2))
     log_probs_S = language.log_prob(sentences.tokens_BxT, sentences.lengths_B)

@@ -7,8 +7,8 @@ import pytest
 from jaxflat.models.bert import Bert
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.causal import CausalTransformer
+from jaxflat.models.language_model import make_language_model
 from jaxflat.models.lstm import Lstm
-from jaxflat.models.masked import make_masked_model
 from jaxflat.models.transformer import Transformer
 
 V, P, D, F, L = 5, 4, 6, 10, 3
@@ -117,7 +117,7 @@ def test_a_gated_transformer_without_biases_and_learned_positions_has_four_kinds
 @pytest.mark.parametrize(("block", "bias"), [("gpt", True), ("modern", False)])
 def test_an_untied_causal_model_has_a_head(block, bias):
     how = {"width": D, "num_layers": L, "head_size": 2, "tied_decoder": False}
-    leaves = leaves_of(make_masked_model(V, P, name="causal", block=block, **how))
+    leaves = leaves_of(make_language_model(V, P, name="causal", block=block, **how))
     layers = {f"layer_{i}.{part}" for i in range(L) for part in ("attention", "mlp", "norm")}
     outside = {"token_embedding", "final_norm", "decoder"} | (
         {"position_embedding"} if bias else set()

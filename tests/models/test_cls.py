@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxflat.models.enlarge import enlarge
-from jaxflat.models.masked import make_masked_model
+from jaxflat.models.language_model import make_language_model
 from jaxflat.probes.features import sentence_features
 from tests.models.test_enlarge import LENGTHS_B, T, TOKENS_BxT, V, noisy_params
 from tests.support.counts import in_full
@@ -16,7 +16,7 @@ from tests.support.counts import in_full
 
 def make(width=4, num_layers=2, tied=True, cls=True):
     how = {"width": width, "num_layers": num_layers, "head_size": 2, "tied_decoder": tied}
-    return make_masked_model(V, T, name="transformer", cls=cls, **how)
+    return make_language_model(V, T, name="transformer", cls=cls, **how)
 
 
 @pytest.fixture(autouse=True)

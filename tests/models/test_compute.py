@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxflat.models.causal import BLOCKS
-from jaxflat.models.masked import make_masked_model
+from jaxflat.models.language_model import make_language_model
 
 V, T = 7, 5
 TOKENS_BxT = np.random.default_rng(0).integers(0, V, (6, T), np.int32)
@@ -21,7 +21,7 @@ NAMES = pytest.mark.parametrize("name", ["transformer", "lstm", *CAUSAL])
 
 def make(name):
     own = {"name": "causal", "block": name} if name in BLOCKS else {"name": name}
-    model = make_masked_model(V, T, **own, **SHAPE)
+    model = make_language_model(V, T, **own, **SHAPE)
     return model, jax.jit(model.init)(jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
 
 

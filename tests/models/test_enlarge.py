@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxflat.models.causal import BLOCKS
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
-from jaxflat.models.masked import make_masked_model
+from jaxflat.models.language_model import make_language_model
 from tests.support.counts import in_full
 
 V, T = 5, 4
@@ -24,8 +24,8 @@ def make(name: str, num_layers: int, tied: bool, width: int = 4):
     """Return a model; the name of a causal one is its block."""
     how = {"width": width, "num_layers": num_layers, "head_size": 2, "tied_decoder": tied}
     if name in BLOCKS:
-        return make_masked_model(V, T, name="causal", block=name, **how)
-    return make_masked_model(V, T, name=name, **how)
+        return make_language_model(V, T, name="causal", block=name, **how)
+    return make_language_model(V, T, name=name, **how)
 
 
 def noisy_params(model):

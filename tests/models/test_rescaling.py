@@ -15,8 +15,8 @@ from jaxflat import flatness
 from jaxflat.flatness.sampling import draw_probe, signed_score_sampler
 from jaxflat.flatness.trace import fisher_moments
 from jaxflat.models import enlarge, rescaling, transformer
+from jaxflat.models.language_model import make_language_model
 from jaxflat.models.lstm import Lstm
-from jaxflat.models.masked import make_masked_model
 from jaxflat.models.transformer import Transformer
 from tests.support import tiny_masked_lm as lm
 from tests.support.counts import in_full
@@ -27,7 +27,7 @@ make_transformer = partial(Transformer, lm.V, lm.T, width=4, num_heads=2)
 def make_causal(block, num_layers, tied, head_size=4, width=4):
     """The masked model's tokens: its last word is the causal model's stop symbol."""
     how = {"width": width, "num_layers": num_layers, "head_size": head_size, "tied_decoder": tied}
-    return make_masked_model(lm.V - 1, lm.T, name="causal", block=block, **how).clone(epsilon=0.0)
+    return make_language_model(lm.V - 1, lm.T, name="causal", block=block, **how).clone(epsilon=0.0)
 
 
 MODELS = {

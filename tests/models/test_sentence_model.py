@@ -13,7 +13,7 @@ from jaxflat.flatness.sampling import draw_probe
 from jaxflat.flatness.second_order import shared_hessian_form
 from jaxflat.languages.batches import MaskedBatch
 from jaxflat.models.causal import BLOCKS, empty_cache
-from jaxflat.models.masked import make_masked_model
+from jaxflat.models.language_model import make_language_model
 from jaxflat.training.objectives import masked_lm_loss
 
 V, T, D = 5, 4, 8
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 def make(block: str, tied: bool = True):
     """Parameters far from any initialisation, biases and norms included; float64."""
     how = {"width": D, "num_layers": 3, "head_size": 4, "tied_decoder": tied}
-    model = make_masked_model(V, T, name="causal", block=block, **how)
+    model = make_language_model(V, T, name="causal", block=block, **how)
     with jax.enable_x64(True):
         shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BxT, LENGTHS_B)["params"]
         rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_a_sentence_with_its_start_token_must_fit():
 @IN_BOTH
 def test_samples_of_the_hessian_trace_are_forms_of_the_dense_hessian(block):
     """Each sample is z' H z, and the forms of the unit vectors sum to the trace."""
-    model = make_masked_model(3, 3, name="causal", block=block, **SMALL)
+    model = make_language_model(3, 3, name="causal", block=block, **SMALL)
     keys = jax.random.split(jax.random.key(0), 4)
     tokens_BxT = jnp.asarray([[0, 2, 1], [1, 0, 3]], jnp.int32)
     positions_BxM = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None], (2, 3))

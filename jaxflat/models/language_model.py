@@ -4,10 +4,10 @@ from jaxflat.models.causal import CausalTransformer, make_sentence_model
 from jaxflat.models.lstm import Lstm
 from jaxflat.models.transformer import Transformer
 
-MaskedModel = Transformer | Lstm | CausalTransformer
+LanguageModel = Transformer | Lstm | CausalTransformer
 
 
-def make_masked_model(
+def make_language_model(
     num_words: int,
     max_length: int,
     *,
@@ -18,7 +18,7 @@ def make_masked_model(
     tied_decoder: bool,
     cls: bool = False,
     block: str = "gpt",
-) -> MaskedModel:
+) -> LanguageModel:
     """Return a "transformer", an "lstm" or a "causal" transformer.
 
     An LSTM ignores max_length and head_size; only a transformer has cls, only a causal one block.
