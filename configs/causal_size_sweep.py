@@ -2,9 +2,8 @@
 
     python -m jaxflat.main --config=configs/causal_size_sweep.py
 
-Eight seeds of each width predict each next word of a hidden Markov model's sentences, like GPT-2.
-As in model_size_sweep.py, small models train longer, so that excess losses overlap. Probes see few
-labels and 128 dimensions of the features. --config.model.block=modern trains models like Llama.
+Eight seeds of each width predict each next word of a hidden Markov model's sentences. Small models
+train longer, so that excess losses overlap. --config.model.block=modern trains models like Llama.
 """
 
 from jaxflat import config as base_config
@@ -39,9 +38,8 @@ def get_config(scale: str | None = None) -> Config:
         config.language.update(base_config.paper_grammar())
         config.model.update({"width": 96, "num_layers": 26, "head_size": 48})
         phase.update({"batch_size": 4096, "microbatch_size": 256, "targets": "sampled"})
-        phase.anneal_steps, phase.schedule.warmup_steps = 6000, 1800
-        phase.schedule.learning_rate, config.claims.shots = 1e-3, 1000
-        # Invariant traces would hold 99 GiB.
+        phase.anneal_steps, config.claims.shots = 6000, 1000
+        phase.schedule.update({"learning_rate": 1e-3, "warmup_steps": 1800})
         config.flatness.update({"microbatch_size": 256, "probes_per_pass": 1, "invariant": False})
         config.probes.update({"shots": (1000, 10_000), "projected_dimension": 512})
     config.language.masking, config.model.name = "causal", "causal"
@@ -56,7 +54,7 @@ def get_sweep(scale: str | None = None) -> Sweep:
         param("phases.pretrain.checkpoint_steps", steps.values()),
         param("phases.pretrain.steps", [s[-1] for s in steps.values()]),
     )
-    exact = product(param("model.features", ["p", "log_p"]), param("phase_order", [()]))
     models = product(param("model.name", ["causal"]), sizes)
-    tables = product(param("model.name", ["lookup_table"]), exact)
+    exact = product(param("model.name", ["lookup_table"]), param("phase_order", [()]))
+    tables = product(exact, param("model.features", ["p", "log_p"]))
     return product(SEEDS.get(named_scale(scale), seeds(5)), chain(models, tables))
