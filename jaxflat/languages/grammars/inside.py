@@ -206,7 +206,7 @@ def _matmul(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, precision="highest")
 
 
-class _Marked(NamedTuple):
+class Marked(NamedTuple):
     """Cells of spans of `width` words at start_B, to multiply by factors: KxB, by level from 1."""
 
     width: int
@@ -280,12 +280,12 @@ def _roots_and_prefixes(
     in_prefixes, in_suffixes = [], []
     for (start, end), factor_BxN in ((p, f) for p, f in factors.items() if p):
         by_level = [factor_BxN[:, part].T for part in parts[1:]]
-        in_prefixes.append(_Marked(end - start, jnp.full_like(lengths_B, start), by_level))
+        in_prefixes.append(Marked(end - start, jnp.full_like(lengths_B, start), by_level))
         if start > 0:  # the first word is in no suffix
-            in_suffixes.append(_Marked(end - start, lengths_B - end, by_level))
-    prefixes = _prefixes(rules[1:], leaves(weights_BxTxN[:, :half]), in_prefixes)
+            in_suffixes.append(Marked(end - start, lengths_B - end, by_level))
+    prefixes = prefix_cells(rules[1:], leaves(weights_BxTxN[:, :half]), in_prefixes)
     mirrored = [rule.swapaxes(1, 2) for rule in rules[1:]]
-    suffixes = _prefixes(mirrored, leaves(reversed_BxHxN), in_suffixes)[0]
+    suffixes = prefix_cells(mirrored, leaves(reversed_BxHxN), in_suffixes)[0]
     roots_KxB, scale_B = _whole(rules[0], prefixes[0], suffixes, lengths_B)
     one_word_1xB = lengths_B[None] == 1
     roots_KxB = jnp.where(one_word_1xB, weights_BxTxN[:, 0, parts[0]].T, roots_KxB)
@@ -311,10 +311,10 @@ def _whole(rules: Array, prefixes: Cells, suffixes: Cells, lengths_B: Array) -> 
     return join(rules, list(prefix_WxKxB), list(other_WxKxB)), shift_B
 
 
-def _prefixes(rules: list[Array], leaves: list[Array], marks: list[_Marked]) -> list[Cells]:
-    """Return the cells of levels 1, 2, ... from rules[0], rules[1], ... and leaves (KxHxB each).
+def prefix_cells(rules: list[Array], leaves: list[Array], marks: list[Marked]) -> list[Cells]:
+    """Return the cells of each level, from rules[0], rules[1], ... and leaves (KxHxB each).
 
-    Level 1 has prefixes only. Below it, spans start at all places where a left sibling may end.
+    The first level has prefixes only. Below it, spans start wherever a left sibling may end.
     """
     half, num_sentences = leaves[0].shape[1:]
     widths = [min(2 ** (len(leaves) - 1 - level), half) for level in range(len(leaves))]
@@ -336,13 +336,13 @@ def _prefixes(rules: list[Array], leaves: list[Array], marks: list[_Marked]) -> 
             cells, scales = cells + wider_cells[0], scales + wider_cells[1]
         for width, start_B, factors in marks:
             if width <= len(cells):
-                marked = _multiply(cells[width - 1], start_B, factors[level])
+                marked = multiply_cells(cells[width - 1], start_B, factors[level])
                 cells = [*cells[: width - 1], marked, *cells[width:]]
         found.insert(0, (cells, scales))
     return found
 
 
-def _multiply(cells_KxR: Array, start_B: Array, factor_KxB: Array) -> Array:
+def multiply_cells(cells_KxR: Array, start_B: Array, factor_KxB: Array) -> Array:
     """Return the cells of one width, multiplied by the factor at start_B."""
     starts_S = jnp.arange(cells_KxR.shape[1] // len(start_B), dtype=start_B.dtype)
     here_1xSxB = (starts_S[:, None] == start_B[None])[None]

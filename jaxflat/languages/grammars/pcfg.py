@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxflat.languages.categorical import normalize
+from jaxflat.languages.grammars import prefix_oracle
 from jaxflat.languages.grammars.derivations import (
     LevelTables,
     YieldTables,
@@ -21,6 +22,7 @@ from jaxflat.languages.grammars.derivations import (
     sample_node_by_node,
     yield_tables,
 )
+from jaxflat.languages.grammars.forward import PrefixTables, prefix_tables
 from jaxflat.languages.grammars.grammar import (
     Grammar,
     random_levelled_grammar,
@@ -104,6 +106,11 @@ class Pcfg:
         outside_BxTxN = jax.grad(self._total)(weights_BxTxN, lengths_B, factors={})
         return predict_words(outside_BxTxN, self.emissions_NxV, lengths_B)
 
+    @jax.jit
+    def log_prob(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(sentence), its length included, B nats; -inf if it is impossible."""
+        return prefix_oracle.log_prob(self._prefix_tables(), tokens_BxT, lengths_B)
+
     def every_sentence_has(self, place: tuple[int, ...]) -> bool:
         """Return whether the place is the root or a word, in sentences of every length."""
         if not place:
@@ -164,6 +171,13 @@ class Pcfg:
         if isinstance(self.tables, LevelTables):
             return levelled_inside(self.levels, self.rules_NxNxN, weights_BxTxN, lengths_B)
         return chart_inside(self.rules_NxNxN, weights_BxTxN, lengths_B, factors={})
+
+    def _prefix_tables(self) -> PrefixTables:
+        levelled = isinstance(self.tables, LevelTables)
+        levels = self.levels if levelled else (self.num_symbols,)
+        limits = range(self.min_length, self.max_length + 1)
+        grammar = self.start_N, self.rules_NxNxN, self.emissions_NxV
+        return prefix_tables(levels, *grammar, limits)
 
     def _total(self, weights_BxTxN: Array, lengths_B: Array, factors: Factors) -> Array:
         """Return the sum of the sentences' probabilities, each up to a constant factor."""
