@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from jaxflat.languages.grammars.pcfg import Pcfg, pcfg_from_file
-from tests.languages.test_levelled import by_hand, in_dtype, of_hand
+from tests.languages.test_levelled import by_hand, in_dtype, of_hand, paper
 from tests.support.enumeration import (
     SMALL,
     derivations,
+    ragged_batch,
     small_levelled,
     small_pcfg,
 )
@@ -113,6 +114,12 @@ def enumerated(language: Pcfg) -> Exact:
     return Exact(*arrays, joint)
 
 
+def same_prefix(truth: Exact, b: int, num_words: int) -> np.ndarray:
+    """Return which sentences begin with the first num_words of sentence b."""
+    same_B = (truth.tokens_BxT[:, :num_words] == truth.tokens_BxT[b, :num_words]).all(axis=1)
+    return same_B & (truth.lengths_B >= num_words)
+
+
 @pytest.mark.parametrize("name", LANGUAGES)
 @pytest.mark.slow
 def test_log_probs_of_all_sentences(name):
@@ -121,3 +128,113 @@ def test_log_probs_of_all_sentences(name):
     assert found_B.dtype == np.float64
     np.testing.assert_allclose(found_B, np.log(truth.probs_B), rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.exp(found_B).sum(), 1, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.slow
+def test_next_words_after_all_prefixes(name):
+    language, truth = exact(name)
+    V, T = language.num_words, language.max_length
+    logp_BxSxU = np.asarray(language.next_log_probs(truth.tokens_BxT, truth.lengths_B))
+    assert logp_BxSxU.dtype == np.float64
+    assert logp_BxSxU.shape == (len(truth.probs_B), T + 1, V + 1)
+    ended_BxT1 = np.pad(truth.tokens_BxT, ((0, 0), (0, 1)), constant_values=V)
+    for b, length in enumerate(truth.lengths_B.tolist()):
+        for s in range(length + 1):
+            weights_B = truth.probs_B * same_prefix(truth, b, s)
+            expected_U = np.bincount(ended_BxT1[:, s], weights_B, V + 1) / weights_B.sum()
+            found_U = np.exp(logp_BxSxU[b, s])
+            np.testing.assert_allclose(found_U, expected_U, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(np.exp(logp_BxSxU[b, length + 1 :]), 1 / (V + 1), rtol=1e-12)
+    known_BxS = np.arange(T + 1) <= truth.lengths_B[:, None]
+    chosen_BxS = np.take_along_axis(logp_BxSxU, ended_BxT1[..., None], axis=2)[..., 0]
+    chain_B = np.where(known_BxS, chosen_BxS, 0).sum(axis=1)
+    log_prob_B = language.log_prob(truth.tokens_BxT, truth.lengths_B)
+    np.testing.assert_allclose(chain_B, log_prob_B, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["longer_pcfg", "cut_levels"])
+def test_columns_of_pads_change_nothing(name):
+    """Tokens of three columns, where sentences may have five words."""
+    language, truth = exact(name)
+    short_B = truth.lengths_B <= 3
+    tokens_BxT, lengths_B = truth.tokens_BxT[short_B], truth.lengths_B[short_B]
+    wide_BxSxU = language.next_log_probs(tokens_BxT, lengths_B)
+    narrow_BxSxU = language.next_log_probs(tokens_BxT[:, :3], lengths_B)
+    np.testing.assert_allclose(narrow_BxSxU, wide_BxSxU[:, :4], rtol=0, atol=1e-12)
+    wide_B = language.log_prob(tokens_BxT, lengths_B)
+    narrow_B = language.log_prob(tokens_BxT[:, :3], lengths_B)
+    np.testing.assert_allclose(narrow_B, wide_B, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_impossible_words_and_lengths():
+    language, V = small_levelled(11, (2, 2, 3), num_words=3, length=4, min_length=3), 3
+    language.emissions_NxV[:, 1] += language.emissions_NxV[:, 2]
+    language.emissions_NxV[:, 2] = 0
+    tokens_BxT = np.array([[0, 1, 2, V], [0, 1, V, V], [0, 1, 1, 0]], np.int32)
+    lengths_B = np.array([3, 2, 4], np.int32)
+    assert np.isneginf(language.log_prob(tokens_BxT, lengths_B)).tolist() == [True, True, False]
+    p_BxSxU = np.exp(language.next_log_probs(tokens_BxT, lengths_B))
+    np.testing.assert_allclose(p_BxSxU.sum(axis=2), 1, rtol=1e-12)
+    tiny = np.finfo(np.float64).tiny
+    np.testing.assert_allclose(p_BxSxU[:, :3, 2], tiny)
+    np.testing.assert_allclose(p_BxSxU[:, :2, V], tiny)  # two words are too few
+    np.testing.assert_allclose(p_BxSxU[2, 4], [tiny, tiny, tiny, 1])  # and five too many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pcfg", "levelled"])
+def test_float32_holds_words_and_lengths_of_tiny_probability(name):
+    """Each word has a probability of 1e-9, and yields of 5 to 8 words less than any float32."""
+    language = {
+        "pcfg": lambda: small_pcfg(9, num_symbols=4, num_words=50, length=7, min_length=5),
+        "levelled": lambda: small_levelled(9, (2, 3, 3, 3), 50, length=8, min_length=5),
+    }[name]()
+    language = dataclasses.replace(language, emissions_NxV=1e-9 * language.emissions_NxV)
+    tokens_BxT, lengths_B = ragged_batch(language, seed=2)
+    single = in_dtype(language, np.float32)
+    exact_BxSxU = np.exp(language.next_log_probs(tokens_BxT, lengths_B))
+    found_BxSxU = np.exp(single.next_log_probs(tokens_BxT, lengths_B))
+    assert found_BxSxU.dtype == np.float32
+    np.testing.assert_allclose(found_BxSxU, exact_BxSxU, rtol=2e-4, atol=1e-30)
+    exact_B = language.log_prob(tokens_BxT, lengths_B)
+    np.testing.assert_allclose(single.log_prob(tokens_BxT, lengths_B), exact_B, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_float32_at_the_shape_of_the_paper():
+    """Sentences of up to 32 words, among them some of probability e^-100."""
+    language, tokens_BxT, lengths_B, _ = paper("32_words")
+    single = in_dtype(language, np.float32)
+    exact_BxSxU, found_BxSxU = (
+        np.asarray(x.next_log_probs(tokens_BxT, lengths_B)) for x in (language, single)
+    )
+    exact_B, found_B = (np.asarray(x.log_prob(tokens_BxT, lengths_B)) for x in (language, single))
+    assert exact_B.min() < -100
+    np.testing.assert_allclose(found_B, exact_B, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(np.exp(found_BxSxU), np.exp(exact_BxSxU), rtol=0, atol=1e-4)
+    ended_BxS = np.pad(tokens_BxT, ((0, 0), (0, 1)), constant_values=language.num_words)
+    known_BxS = np.arange(33) <= lengths_B[:, None]
+    for logp_BxSxU, log_prob_B, atol in (
+        (exact_BxSxU, exact_B, 1e-9),
+        (found_BxSxU, found_B, 1e-3),
+    ):
+        chosen_BxS = np.take_along_axis(logp_BxSxU, ended_BxS[..., None], axis=2)[..., 0]
+        chain_B = np.where(known_BxS, chosen_BxS, 0).sum(axis=1)
+        np.testing.assert_allclose(chain_B, log_prob_B, rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_large_batches():
+    """A sentence's predictions do not depend on the number of sentences in the batch."""
+    language = in_dtype(small_levelled(0, (3, 3, 4, 4), num_words=12, length=8), np.float32)
+    with jax.enable_x64(False):
+        sentences = language.sample(jax.random.key(0), 20_000)
+        many = language.next_log_probs(sentences.tokens_BxT, sentences.lengths_B)
+        for first in (0, 19_900):
+            few = jax.tree.map(lambda x, first=first: x[first : first + 100], sentences)
+            logp_BxSxU = language.next_log_probs(few.tokens_BxT, few.lengths_B)
+            few_of_many = np.exp(many[first : first + 100])
+            np.testing.assert_allclose(np.exp(logp_BxSxU), few_of_many, atol=1e-5)

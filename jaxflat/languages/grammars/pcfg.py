@@ -111,6 +111,15 @@ class Pcfg:
         """Return log p(sentence), its length included, B nats; -inf if it is impossible."""
         return prefix_oracle.log_prob(self._prefix_tables(), tokens_BxT, lengths_B)
 
+    @jax.jit
+    def next_log_probs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
+        """Return log p(next word or stop | words 0..s-1), BxSxU nats, for s from 0 to T.
+
+        Stop is symbol V. Uniform after the end. Each probability is at least the smallest normal
+        number.
+        """
+        return prefix_oracle.next_log_probs(self._prefix_tables(), tokens_BxT, lengths_B)
+
     def every_sentence_has(self, place: tuple[int, ...]) -> bool:
         """Return whether the place is the root or a word, in sentences of every length."""
         if not place:
