@@ -8,10 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxflat.languages.grammars.pcfg import Pcfg, pcfg_from_file
+from jaxflat.languages.sentences import Sentences
 from tests.languages.test_levelled import by_hand, in_dtype, of_hand, paper
 from tests.support.enumeration import (
     SMALL,
@@ -153,6 +155,29 @@ def test_next_words_after_all_prefixes(name):
     np.testing.assert_allclose(chain_B, log_prob_B, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.slow
+def test_symbols_above_places_given_all_prefixes(name):
+    language, truth = exact(name)
+    places = language.task_places
+    sentences = Sentences(*map(jnp.asarray, (truth.tokens_BxT, truth.lengths_B)), latents=None)
+    found = language.prefix_posteriors(sentences, places)
+    assert len(found) == len(places)
+    assert truth.joint.keys() <= set(places)
+    some = 0
+    for place, found_BxTxN in zip(places, found, strict=True):
+        assert found_BxTxN.dtype == np.float64
+        expected_BxTxN = np.zeros(found_BxTxN.shape)
+        joint_BxN = truth.joint.get(place, np.zeros((len(truth.probs_B), language.num_symbols)))
+        for b, length in enumerate(truth.lengths_B.tolist()):
+            for t in range(place[1] - 1 if place else 0, length):
+                same_B = same_prefix(truth, b, t + 1)
+                expected_BxTxN[b, t] = same_B @ joint_BxN / (same_B @ truth.probs_B)
+        np.testing.assert_allclose(found_BxTxN, expected_BxTxN, rtol=0, atol=1e-10)
+        some += (expected_BxTxN > 0.01).sum()
+    assert some > 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["longer_pcfg", "cut_levels"])
 def test_columns_of_pads_change_nothing(name):
@@ -182,6 +207,10 @@ def test_impossible_words_and_lengths():
     np.testing.assert_allclose(p_BxSxU[:, :3, 2], tiny)
     np.testing.assert_allclose(p_BxSxU[:, :2, V], tiny)  # two words are too few
     np.testing.assert_allclose(p_BxSxU[2, 4], [tiny, tiny, tiny, 1])  # and five too many
+    sentences = Sentences(*map(jnp.asarray, (tokens_BxT, lengths_B)), latents=None)
+    for found_BxTxN in language.prefix_posteriors(sentences, ((), (0, 2), (2, 3))):
+        assert np.isfinite(found_BxTxN).all()
+        assert not np.asarray(found_BxTxN[0, 2:]).any()
 
 
 @pytest.mark.slow
@@ -224,6 +253,13 @@ def test_float32_at_the_shape_of_the_paper():
         chosen_BxS = np.take_along_axis(logp_BxSxU, ended_BxS[..., None], axis=2)[..., 0]
         chain_B = np.where(known_BxS, chosen_BxS, 0).sum(axis=1)
         np.testing.assert_allclose(chain_B, log_prob_B, rtol=0, atol=atol)
+    sentences = Sentences(*map(jnp.asarray, (tokens_BxT, lengths_B)), latents=None)
+    places = ((), (0, 8), (3, 5))
+    for exact_BxTxN, found_BxTxN in zip(
+        *(x.prefix_posteriors(sentences, places) for x in (language, single)), strict=True
+    ):
+        np.testing.assert_allclose(found_BxTxN, exact_BxTxN, rtol=0, atol=1e-4)
+        assert np.asarray(exact_BxTxN).max() > 0.1
 
 
 @pytest.mark.slow

@@ -150,6 +150,18 @@ class Pcfg:
         products = total(weights_BxTxN, sentences.lengths_B, dict.fromkeys(places, ones_BxN))
         return [normalize(products[place]) for place in places]
 
+    @partial(jax.jit, static_argnames="places")
+    def prefix_posteriors(
+        self, sentences: Sentences, places: tuple[tuple[int, ...], ...]
+    ) -> list[Array]:
+        """Return p(the tree has A above the place | words 0..t), BxTxN for each place.
+
+        Its sum over A is the probability that the place is a constituent. 0 before the last word of
+        the place and after the end. The root, (), is there from the first word on.
+        """
+        tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
+        return prefix_oracle.prefix_posteriors(self._prefix_tables(), tokens_BxT, lengths_B, places)
+
     def official_symbols(self, sentences: Sentences, place: tuple[int, ...]) -> tuple[Array, Array]:
         """Return the labels of the code of Liu et al. (2023): argmax_A P(A yields the words there).
 

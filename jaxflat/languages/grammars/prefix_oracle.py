@@ -1,6 +1,11 @@
 """Answer questions about the prefixes of a grammar's sentences, from forward probabilities."""
 
+from collections.abc import Sequence
+from functools import partial
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxflat.languages.categorical import normalize
@@ -13,6 +18,8 @@ from jaxflat.languages.grammars.forward import (
     make_chart,
     matmul,
 )
+from jaxflat.languages.grammars.inside import Marked
+from jaxflat.languages.sentences import is_word
 
 
 def log_prob(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) -> Array:
@@ -61,3 +68,110 @@ def next_log_probs(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) ->
     known_BxS = s_S[None] <= lengths_B[:, None]
     p_BxSxU = jnp.where(known_BxS[..., None], p_BxSxU, 1 / p_BxSxU.shape[2])
     return jnp.log(jnp.maximum(p_BxSxU, jnp.finfo(p_BxSxU.dtype).tiny))
+
+
+def prefix_posteriors(
+    tables: PrefixTables,
+    tokens_BxT: Array,
+    lengths_B: Array,
+    places: Sequence[tuple[int, ...]],
+) -> list[Array]:
+    """Return p(A is above the place | words 0..t), BxTxN for each place; 0 where t is not after it.
+
+    Let D be the probability of words 0..t. It is linear in a factor f_A of P(A yields the words of
+    the place), since a tree has one node there at most. So p(A is above the place, words 0..t) is
+    D(f_A = 1, others 0) - D(all 0). A node whose last word is t has forward weight times inside
+    probability. Places are spans, or () for the root, which is there from the first word on.
+    """
+    T, N = tokens_BxT.shape[1], len(tables.emissions_NxV)
+    changes = [(p, A) for p, place in enumerate(places) for A in _symbols(tables, place, T)]
+    factors_RxPxN = np.ones((1 + len(places) + len(changes), len(places), N))
+    for p in range(len(places)):
+        factors_RxPxN[1 + p, p] = 0
+    for run, (p, A) in enumerate(changes, start=1 + len(places)):
+        factors_RxPxN[run, p] = np.arange(N) == A
+    one_run = partial(_factored, tables, tokens_BxT, places)
+    factors = jnp.asarray(factors_RxPxN, tables.start_K.dtype)
+    log_RxTxB, ends = jax.lax.map(one_run, factors)
+    ratio_RxTxB = jnp.exp(log_RxTxB - log_RxTxB[:1])
+    runs = {change: run for run, change in enumerate(changes, start=1 + len(places))}
+    words_BxTx1 = is_word(lengths_B, T)[..., None]
+    found = []
+    for p, (place, log_end_RxNxB) in enumerate(zip(places, ends, strict=True)):
+        zero_TxB = jnp.zeros_like(ratio_RxTxB[0])
+        rows = [runs.get((p, A)) for A in range(N)]
+        joint = [zero_TxB if r is None else ratio_RxTxB[r] - ratio_RxTxB[1 + p] for r in rows]
+        joint_BxTxN = jnp.maximum(jnp.stack(joint, axis=2).swapaxes(0, 1), 0)
+        if place and place[1] <= T:
+            t = place[1] - 1
+            end_NxB = jnp.exp(log_end_RxNxB[0] - log_RxTxB[0, t][None])
+            end_NxB = jnp.where(log_end_RxNxB[0] > IMPOSSIBLE / 2, end_NxB, 0)
+            joint_BxTxN = joint_BxTxN.at[:, t].set(end_NxB.T)
+        found.append(jnp.where(words_BxTx1, joint_BxTxN, 0))
+    return found
+
+
+def _symbols(tables: PrefixTables, place: tuple[int, ...], T: int) -> list[int]:
+    """Return the symbols of which a node above the place may have words after it."""
+    symbols: list[int] = []
+    for level, part in enumerate(tables.levels):
+        if not place:
+            possible = level == 0
+        elif len(tables.levels) == 1:
+            possible = place[1] < T
+        else:
+            start, end = place
+            left_child = level > 1 or (level == 1 and start == 0)
+            possible = (
+                end < T and left_child and end - start <= 2 ** (len(tables.levels) - 1 - level)
+            )
+        symbols += range(part.start, part.stop) if possible else ()
+    return symbols
+
+
+def _factored(
+    tables: PrefixTables,
+    tokens_BxT: Array,
+    places: Sequence[tuple[int, ...]],
+    factors_PxN: Array,
+) -> tuple[Array, list[Array]]:
+    """Return log P(words 0..t), TxB, and log P(words 0..end - 1, with A above the place), NxB each.
+
+    Both are relative to the words' maxima. Inside probabilities of places have the factors.
+    """
+    B, T = tokens_BxT.shape
+    marks = []
+    for place, factor_N in zip(places, factors_PxN, strict=True):
+        if place:
+            start_B = jnp.full(B, place[0], jnp.int32)
+            levels = [jnp.tile(factor_N[part][:, None], (1, B)) for part in tables.levels]
+            marks.append(Marked(place[1] - place[0], start_B, levels))
+        else:
+            start_K = tables.start_K * factor_N[tables.levels[0]]
+            tables = tables._replace(start_K=start_K)
+    chart = make_chart(tables, tokens_BxT, marks)
+    widths = (1, *(place[1] - place[0] if place else 0 for place in places))
+    cells_IxPxNxB, scales_IxPxB = forward_weights(tables, chart, widths)
+    weights_TxNxB = cells_IxPxNxB[:T, 0] * chart.weights_NxTxB.swapaxes(0, 1)
+    log_TxB = log_or_impossible(weights_TxNxB.sum(axis=1)) + scales_IxPxB[:T, 0]
+    ends = []
+    for p, place in enumerate(places, start=1):
+        start = place[0] if place else 0
+        log_weight_NxB = log_or_impossible(cells_IxPxNxB[start, p]) + scales_IxPxB[start, p][None]
+        ends.append(_log_inside(tables, chart, place) + log_weight_NxB)
+    return jnp.maximum(log_TxB, IMPOSSIBLE), ends
+
+
+def _log_inside(tables: PrefixTables, chart: Chart, place: tuple[int, ...]) -> Array:
+    """Return log P(A yields the words of the place), NxB, if the chart has them."""
+    B, found = chart.log_maxima_TxB.shape[1], []
+    for part, (cells, scales) in zip(tables.levels, chart.cells, strict=True):
+        start, end = place or (0, 0)
+        here = slice(start * B, (start + 1) * B)
+        if 0 < end - start <= len(cells) and here.stop <= cells[end - start - 1].shape[1]:
+            cells_KxB, scale_B = cells[end - start - 1][:, here], scales[end - start - 1][here]
+            found.append(log_or_impossible(cells_KxB) + scale_B[None])
+        else:
+            shape = part.stop - part.start, B
+            found.append(jnp.full(shape, IMPOSSIBLE, chart.log_maxima_TxB.dtype))
+    return jnp.concatenate(found)
