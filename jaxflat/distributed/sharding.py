@@ -4,6 +4,7 @@ Code is written for the whole batch, and `jit` partitions it. The mesh's axes ar
 Explicit axes that `jax.make_mesh` gives by default, Linen's layers raise ShardingTypeError.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("sweep", "data", "model")
 RUN_AXES = ("data", "model")
 """The axes along which the batch of one run is split while one program trains several runs."""
+
+LARGE = 2**22
+"""Numbers in an array of an optimizer's state that devices along "data" divide, at least."""
 
 
 def set_up_devices() -> None:
@@ -62,25 +66,40 @@ def shard_examples(mesh: Mesh, batch: Any, axis: int = 0, over: tuple[str, ...] 
     return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: sharding, batch))
 
 
-def shard_params(mesh: Mesh, tree: Any) -> Any:
-    """Put parameters, or state of the same shapes, on the devices of `param_shardings`."""
-    return jax.device_put(tree, param_shardings(mesh, tree))
-
-
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
     """Return the sharding of each parameter: its largest dimension that divides over "model".
 
     Parameters without such a dimension are on every device. All are replicated along "data".
     """
-    num_model = mesh.shape["model"]
+    return jax.tree.map(lambda array: _sharding(mesh, array, ("model",)), tree)
+
+
+def moment_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Return the sharding of each array of an optimizer's state.
+
+    Devices along "data" divide arrays of at least LARGE numbers, too: each updates its part of the
+    parameters, and all gather the result (ZeRO-1, Rajbhandari et al. 2020). Smaller arrays are
+    placed like parameters.
+    """
 
     def of(array: Any) -> NamedSharding:
-        sizes = [size if size % num_model == 0 else 0 for size in array.shape]
-        if num_model == 1 or not any(sizes):
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*(None,) * sizes.index(max(sizes)), "model"))
+        return _sharding(mesh, array, ("model", "data") if array.size >= LARGE else ("model",))
 
     return jax.tree.map(of, tree)
+
+
+def _sharding(mesh: Mesh, array: Any, axes: tuple[str, ...]) -> NamedSharding:
+    """Return a sharding that cuts the largest dimension that divides over the devices of `axes`.
+
+    Without such a dimension the last axis is left out.
+    """
+    if not axes:
+        return NamedSharding(mesh, PartitionSpec())
+    number = math.prod(mesh.shape[axis] for axis in axes)
+    sizes = [size if size % number == 0 else 0 for size in array.shape]
+    if number == 1 or not any(sizes):
+        return _sharding(mesh, array, axes[:-1])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * sizes.index(max(sizes)), axes))
 
 
 def to_host(tree: Any) -> Any:

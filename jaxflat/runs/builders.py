@@ -8,6 +8,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -187,15 +188,16 @@ def _train_steps(
     if "flatness_penalty" in settings:
         penalty = make_flatness_penalty(model.apply, loss_fn, settings)
 
-    def place(state: TrainState) -> TrainState:
-        return jax.lax.with_sharding_constraint(state, sharding.param_shardings(mesh, state))
+    def place(shardings: Callable[[Mesh, Any], Any]) -> Callable[[Any], Any]:
+        return lambda tree: jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
     return make_train_steps(
         Objective(loss_fn, penalty, make_adversary(model.apply, settings), division),
         make_sampler(settings, masking, mesh, division),
         phase_optimizer(settings.optimizer),
         skips=settings.optimizer.skip_nonfinite > 0,
-        constrain_sharding=place,
+        constrain_gradient=place(sharding.param_shardings),
+        constrain_state=place(state_shardings),
     )
 
 
@@ -270,3 +272,9 @@ def init_state(params: Any, phase: Phase) -> TrainState:
     if penalty.strength and penalty.measure == "hessian_max_eigenvalue":
         return VectorTrainState(*fields, first_vector(params))
     return TrainState(*fields)
+
+
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    """Return where each array of a training state is on the mesh."""
+    moments = sharding.moment_shardings(mesh, state.optimizer_state)
+    return replace(sharding.param_shardings(mesh, state), optimizer_state=moments)

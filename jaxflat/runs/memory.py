@@ -1,5 +1,6 @@
 """Predict the memory of training steps and invariant traces, from shapes only."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from rich import box
 from rich.table import Column, Table
 
@@ -26,14 +27,16 @@ GIB = 2**30
 class StepMemory:
     """The bytes of one slot's training step with the whole batch on one device, from shapes.
 
-    They are those of the point's largest phase. state: parameters and optimizer state. gradient:
-    with microbatches a second one is their sum. activations: values that the forward pass of one
-    microbatch stores for the backward pass, and twice those of a block: its values and their
-    gradients, while the backward pass is there. Adversary and flatness penalty are not counted.
+    They are those of the point's largest phase. state: parameters and optimizer state. part: what
+    a device of this machine's mesh holds of it. gradient: with microbatches a second one is their
+    sum. activations: values that the forward pass of one microbatch stores for the backward pass,
+    and twice those of a block: its values and their gradients, while the backward pass is there.
+    Adversary and flatness penalty are not counted.
     """
 
     phase: Phase
     state: int
+    part: int
     gradient: int
     activations: int
     batch: int
@@ -48,10 +51,10 @@ class StepMemory:
         Devices along "sweep" share the slots of a step. All hold each slot's state after it.
         """
         slots, mesh = config.training.together, builders.make_mesh(config).shape
-        kept = slots * self.state if slots > 1 else 0
-        params = slots * (self.state + self.gradient) / mesh["sweep"] + kept
-        examples = slots * (self.activations + self.batch) / mesh["sweep"]
-        return params / mesh["model"] + examples / (mesh["data"] * mesh["model"])
+        kept = slots * self.part if slots > 1 else 0
+        examples = (self.activations + self.batch) / mesh["data"]
+        shared = (self.gradient + examples) / mesh["model"]
+        return kept + slots * (self.part + shared) / mesh["sweep"]
 
 
 def step_memory(config: Config) -> StepMemory | None:
@@ -105,7 +108,8 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
         how = {"targets": settings.targets, "masking": masking}
         return jax.eval_shape(partial(masked_batch, batch_size=number, **how), language, key)
 
-    steps = builders.train_steps(config, settings, builders.make_mesh(config))
+    mesh = builders.make_mesh(config)
+    steps = builders.train_steps(config, settings, mesh)
     schedule = builders.schedule(settings, anneal=False)
     span = phase.start, phase.stop
     jax.eval_shape(steps, state, Source(language), key, schedule, *span, strength)
@@ -128,6 +132,7 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
     return StepMemory(
         phase,
         _num_bytes(state),
+        _part_bytes(state, builders.state_shardings(mesh, state)),
         num_gradients * _num_bytes(params),
         round(activations),
         _num_bytes(examples(settings.batch_size)),
@@ -193,3 +198,12 @@ def moment_bytes(config: Config) -> int:
 
 def _num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _part_bytes(tree: Any, shardings: Any) -> int:
+    """Return the bytes of a tree on one device."""
+
+    def of(leaf: Any, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings)))

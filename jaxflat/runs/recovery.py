@@ -4,10 +4,10 @@ import sys
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxflat.config import Config
-from jaxflat.distributed import sharding
 from jaxflat.runs import builders, shared_prefixes, trajectory
 from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage.curve import Curve
@@ -69,4 +69,5 @@ def _all_exist(folder: Folder, measured_checkpoints: list[Checkpoint]) -> bool:
 
 def fresh_state(config: Config, params: Any, phase: Phase) -> TrainState:
     """Return the state at the start of a phase, placed on the mesh."""
-    return sharding.shard_params(builders.make_mesh(config), builders.init_state(params, phase))
+    state = builders.init_state(params, phase)
+    return jax.device_put(state, builders.state_shardings(builders.make_mesh(config), state))

@@ -193,7 +193,7 @@ def _steps_together(steps: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
         differs = tuple(_stack(values) for values in (states, *rest))
         stacked, losses_R = over_slots(differs, language, schedule_start, stop)
         states = _unstack(stacked, len(states))
-        shardings = sharding.param_shardings(mesh, states)
+        shardings = [builders.state_shardings(mesh, state) for state in states]
         return jax.lax.with_sharding_constraint(states, shardings), losses_R
 
     return jax.jit(together, donate_argnums=0)

@@ -82,7 +82,8 @@ def make_train_steps(
     optimizer: optax.GradientTransformation,
     *,
     skips: bool = False,
-    constrain_sharding: Callable[[TrainState], TrainState] = lambda state: state,
+    constrain_gradient: Callable[[Any], Any] = lambda gradient: gradient,
+    constrain_state: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Return steps(state, source, key, schedule, schedule_start, stop) -> (state, mean loss).
 
@@ -94,8 +95,8 @@ def make_train_steps(
     The call stops after a step with a loss that is not finite; state.step counts this step. The
     returned mean is then not finite. It is nan if parameters or optimizer state are not finite at
     the end. `skips`: the optimizer itself skips such steps. The mean then covers the finite losses
-    only, and is nan if there are none. `constrain_sharding` is applied to the state after each
-    step and sets its devices. The strength of a penalty is a further argument of `steps`.
+    only, and is nan if there are none. `constrain_gradient` and `constrain_state` set the devices
+    of each step's gradient and state. The strength of a penalty is a further argument of `steps`.
     """
 
     def steps(
@@ -118,11 +119,12 @@ def make_train_steps(
             step, step_key = state.step, jax.random.fold_in(key, state.step)
             batch = sample_batch(source, step_key, step - start_step)
             state, gradient_fn = _gradient_of_step(objective, state, batch, step_key, strength)
+            gradient_fn = _constrained(gradient_fn, constrain_gradient)
             learning_rate = schedule(step - schedule_start)
             state, loss = train_step(state, learning_rate, gradient_fn, optimizer)
             counts = jnp.isfinite(loss) | (not skips)
             return (
-                constrain_sharding(state),
+                constrain_state(state),
                 loss_sum + jnp.where(counts, loss, 0),
                 num_losses + counts.astype(loss.dtype),
             )
@@ -166,6 +168,14 @@ def _gradient_of_step(
     if adversary:
         gradient_fn = partial(adversarial_gradient, gradient_fn, adversary, batch)
     return state, gradient_fn
+
+
+def _constrained(gradient_fn: GradientFn, constrain: Callable[[Any], Any]) -> GradientFn:
+    def constrained(params: Any) -> tuple[jax.Array, Any]:
+        loss, gradient = gradient_fn(params)
+        return loss, constrain(gradient)
+
+    return constrained
 
 
 def _is_finite(state: TrainState) -> jax.Array:

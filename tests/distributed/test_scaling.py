@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
+from jaxflat.distributed import sharding
 from jaxflat.runs import builders
 from jaxflat.sweeps import points
 from tests.support.compiled_step import compiled_step, exchanged
 from tests.support.sweeps import tiny_config
 
 
-@pytest.fixture(scope="module")
-def step():
-    """Give the number of parameters and the compiled step of a small model on four devices."""
+def step_on_four_devices():
+    """Return the number of parameters and the compiled step of a small model."""
     config = tiny_config()
     config.model.update({"width": 16, "num_layers": 3})  # two in a scan
     config.mesh.data = 4
@@ -21,14 +22,24 @@ def step():
 
 
 @pytest.mark.slow
-def test_devices_exchange_the_gradient_once_a_step(step):
-    num_params, compiled = step
+def test_devices_with_whole_moments_exchange_the_gradient_once_a_step():
+    num_params, compiled = step_on_four_devices()
     sent = exchanged(compiled)
     assert 4 * num_params <= sent["all-reduce"] < 4 * num_params + 1000
     assert sent["reduce-scatter"] == sent["all-to-all"] == 0
+    assert compiled.memory_analysis().argument_size_in_bytes > 12 * num_params
 
 
 @pytest.mark.slow
-def test_every_device_has_the_whole_state(step):
-    num_params, compiled = step
-    assert compiled.memory_analysis().argument_size_in_bytes > 12 * num_params
+def test_devices_with_parts_of_the_moments_exchange_the_updates_too(monkeypatch):
+    monkeypatch.setattr(sharding, "LARGE", 1)
+    jax.config.update("jax_disable_most_optimizations", False)  # without, gathers are not merged
+    try:
+        num_params, compiled = step_on_four_devices()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    sent = exchanged(compiled)
+    assert 4 * num_params <= sent["all-reduce"] < 4 * num_params + 1000
+    assert 4 * num_params - 100 < sent["all-gather"] < 4 * num_params + 1000
+    assert sent["reduce-scatter"] == sent["all-to-all"] == 0
+    assert compiled.memory_analysis().argument_size_in_bytes < 6.5 * num_params

@@ -18,14 +18,14 @@ from jaxflat.runs.measure_flatness import sample_microbatches
 from tests.support.folders import owned
 from tests.support.sweeps import tiny_config
 
-MESHES = ((1, 1), (2, 4))
+MESHES = ((1, 1), (2, 4), (8, 1))
 
 
 def resolved(num_data: int, num_model: int) -> FrozenConfigDict:
     config = tiny_config()
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.mesh.update({"data": num_data, "model": num_model})
-    config.phases.pretrain.optimizer.name = "sgd"
+    config.phases.pretrain.optimizer.update({"name": "sgd", "sgd": {"momentum": 0.5}})
     config.phases.pretrain.schedule.learning_rate = 0.1
     return FrozenConfigDict(config)
 
@@ -34,7 +34,7 @@ def trained(config: FrozenConfigDict):
     """Return (the state after five calls, the mean loss of each)."""
     mesh, phase = builders.make_mesh(config), trajectory.phases(config)[0]
     state = builders.init_state(builders.init_params(config, mesh), phase)
-    state = sharding.shard_params(mesh, state)
+    state = jax.device_put(state, builders.state_shardings(mesh, state))
     steps = builders.train_steps(config, phase.settings, mesh)
     schedule = builders.schedule(phase.settings, anneal=False)
     source, losses = Source(make_language(config.language)), []
@@ -46,20 +46,24 @@ def trained(config: FrozenConfigDict):
 
 @pytest.fixture(scope="module")
 def runs():
+    """Devices along "data" divide every moment, as they do in large models."""
     configs = [resolved(*mesh) for mesh in MESHES]
-    return [(config, *trained(config)) for config in configs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "LARGE", 1)
+        yield [(config, *trained(config)) for config in configs]
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_whole_parameters(runs):
-    np.testing.assert_allclose(runs[1][2], runs[0][2], rtol=1e-5)
-    assert runs[1][2][-1] < runs[1][2][0]
+@pytest.mark.parametrize("number", [1, 2])
+def test_losses_are_those_of_one_device(runs, number):
+    np.testing.assert_allclose(runs[number][2], runs[0][2], rtol=1e-5)
+    assert runs[number][2][-1] < runs[number][2][0]
 
 
 @pytest.mark.slow
 def test_traces_are_those_of_whole_parameters(runs):
     traces = []
-    for config, state, _ in runs:
+    for config, state, _ in runs[:2]:
         batches = sample_microbatches(config, jax.random.key(2))
         loss_fn, _ = builders.loss_functions(builders.make_model(config))
         terms = jax.jit(hessian_trace_terms, static_argnums=0, static_argnames="num_probes")
@@ -68,18 +72,25 @@ def test_traces_are_those_of_whole_parameters(runs):
     np.testing.assert_allclose(*map(np.asarray, traces), rtol=1e-4)
 
 
+def part_of(leaf, *divisors: int) -> int:
+    """Return the numbers on a device, for the first divisor that divides a dimension."""
+    fitting = [n for n in divisors if any(size % n == 0 for size in leaf.shape)]
+    return leaf.size // fitting[0] if fitting else leaf.size
+
+
 @pytest.mark.slow
-def test_each_device_keeps_its_part_through_training(runs):
-    config, state, _ = runs[1]
-    mesh = builders.make_mesh(config)
+@pytest.mark.parametrize("number", [1, 2])
+def test_each_device_keeps_its_part_through_training(runs, number):
+    config, state, _ = runs[number]
+    num_data, num_model = MESHES[number]
     for leaf in jax.tree.leaves(state.params):
-        part = leaf.addressable_shards[0].data
-        divides = any(size % 4 == 0 for size in leaf.shape)
-        assert part.size == (leaf.size // 4 if divides else leaf.size)
+        assert leaf.addressable_shards[0].data.size == part_of(leaf, num_model)
+    for leaf in jax.tree.leaves(state.optimizer_state):
+        expected = part_of(leaf, num_data * num_model, num_model)
+        assert leaf.addressable_shards[0].data.size == expected
+    shardings = builders.state_shardings(builders.make_mesh(config), state)
     same = jax.tree.map(
-        lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
-        state,
-        sharding.param_shardings(mesh, state),
+        lambda x, there: x.sharding.is_equivalent_to(there, x.ndim), state, shardings
     )
     assert all(jax.tree.leaves(same))
 
@@ -92,9 +103,20 @@ def test_the_largest_dimension_that_divides_is_cut():
         assert sharding.param_shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec
 
 
+def test_large_moments_are_cut_along_both_axes():
+    mesh = sharding.make_mesh(2, 4)
+    side = 2**11
+    shapes = {(side, side): P(("model", "data")), (side + 4, side): P(None, ("model", "data")),
+              (side + 4, side - 1): P("model"), (side + 1, side + 1): P(),
+              (side, side - 8): P("model")}  # fmt: skip
+    for shape, spec in shapes.items():
+        moment = jax.ShapeDtypeStruct(shape, jnp.float32)
+        assert sharding.moment_shardings(mesh, moment).spec == spec
+
+
 @pytest.mark.slow
 def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
-    trees = [state.params for _, state, _ in runs]
+    trees = [{"state": state} for _, state, _ in runs]
     with owned(tmp_path / "saved") as folder:
         for number, tree in enumerate(trees):
             folder.save(number, tree)

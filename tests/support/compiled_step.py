@@ -36,7 +36,7 @@ def compiled_step(config: Any) -> Any:
     state = jax.eval_shape(partial(builders.init_state, phase=phase), params)
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        *(state, sharding.param_shardings(mesh, state)),
+        *(state, builders.state_shardings(mesh, state)),
     )
     source = Source(make_language(config.language))
     schedule = builders.schedule(phase.settings, anneal=False)
