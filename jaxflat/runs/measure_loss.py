@@ -86,8 +86,9 @@ def _losses(config: Config, folder: Folder, checkpoint: Checkpoint) -> Estimates
 def document_estimates(sums_D: jax.Array, weights_D: jax.Array) -> Estimates:
     """Return the loss with its error over documents, and a value for each of P parts of them.
 
-    sums_D: each document's weighted sum of losses, in nats. weights_D: its sum of weights. Part k
-    has the documents k, k + P, ..., at most NUM_PARTS of them. Its value is linearised,
+    sums_D: each document's weighted sum of losses, in nats. weights_D: its sum of weights. P is
+    NUM_PARTS, or the number of documents if that is less. Part k has the documents k, k + P, ...
+    and the linearised value
 
         R + P (s_k - R w_k) / sum(w),    R = sum(s) / sum(w),
 
@@ -96,10 +97,8 @@ def document_estimates(sums_D: jax.Array, weights_D: jax.Array) -> Estimates:
     for the difference of the two losses: they are paired by document (Wolter 2007, Introduction to
     Variance Estimation, ch. 2: the method of random groups).
     """
-    loss, num_parts = (
-        ratio_estimate(sums_D, weights_D, over="documents"),
-        min(NUM_PARTS, len(sums_D)),
-    )
+    loss = ratio_estimate(sums_D, weights_D, over="documents")
+    num_parts = min(NUM_PARTS, len(sums_D))
     parts_D = jnp.arange(len(sums_D), dtype=jnp.int32) % num_parts
     sums_P, weights_P = (jax.ops.segment_sum(x, parts_D, num_parts) for x in (sums_D, weights_D))
     values_P = loss.mean + num_parts * (sums_P - loss.mean * weights_P) / weights_D.sum()
