@@ -204,7 +204,9 @@ SWEPT = {
 def test_models_of_one_family_whose_widths_divide_have_a_common_size(tmp_path, case):
     models, size = SWEPT[case]
     swept = [{f"model.{key}": value for key, value in model.items()} for model in models]
-    for point in points.expand(two_layers(), swept, tmp_path):
+    config = two_layers()
+    config.language.masking = "causal" if case.startswith("causal") else "one"
+    for point in points.expand(config, swept, tmp_path):
         settings = point.config.flatness
         assert (settings.embedded_width, settings.embedded_layers) == size
 
