@@ -146,12 +146,6 @@ class ZeroSum:
             )
         ]
 
-    @jax.jit
-    def state_beliefs(self, tokens_BxT: Array, lengths_B: Array) -> Array:
-        """Return the one-hot number of pluses in x_0 .. x_t, BxTxS; zeros past the end."""
-        pluses_BxS = self._pluses(tokens_BxT, lengths_B)
-        return from_word(jax.nn.one_hot(pluses_BxS, self.length + 1)[:, 1:], 0, lengths_B)
-
     def _pluses(self, tokens_BxT: Array, lengths_B: Array) -> Array:
         """Return the number of pluses in x_0 .. x_s-1, BxS."""
         plus_BxT = (tokens_BxT == 1) & is_word(lengths_B, tokens_BxT.shape[1])

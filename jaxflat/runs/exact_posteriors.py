@@ -35,8 +35,9 @@ def places_of_beliefs(
 ) -> tuple[list[str], tuple[tuple[int, int], ...]]:
     """Return the names and spans of an ExactPosteriors.
 
-    With masking "causal" a belief is read at the last word of its task's span; a root has none. If
-    the language is a chain of states, beliefs about the present state are read at every word, too.
+    With masking "causal" a belief is read at the last word of its task's span; a root has none.
+    Beliefs about the present state of a chain are read at every word, too. They need sentences that
+    were not chosen for their labels, so every sentence must have a label of each of the tasks.
     """
     if masking != "causal":
         return list(tasks), tuple(task.span for task in tasks.values())
@@ -54,11 +55,11 @@ def exact_beliefs(
     place.
     """
     if masking != "causal":
-        return [(probs, tasks[name].labels(sentences)[1]) for name, probs in known.items()]
+        return [(known[name], task.labels(sentences)[1]) for name, task in tasks.items()]
     local, num_prefixes, beliefs = _local(tasks), _num_prefixes(tasks), []
     for name, probs_NxTxC in prefix_posteriors(local, sentences).items():
-        _, valid_N = local[name].labels(sentences)
-        beliefs.append((probs_NxTxC[:, local[name].span[1] - 1], valid_N))
+        end = local[name].span[1]
+        beliefs.append((probs_NxTxC[:, end - 1], sentences.lengths_B >= end))
     if num_prefixes:
         language = next(iter(tasks.values())).language
         probs_NxTxK = language.state_beliefs(sentences.tokens_BxT, sentences.lengths_B)
@@ -73,7 +74,9 @@ def _local(tasks: Mapping[str, Task]) -> dict[str, Task]:
 
 
 def _num_prefixes(tasks: Mapping[str, Task]) -> int:
-    """Return the most words after which a chain of states has a present state; else 0."""
-    languages = [task.language for task in tasks.values()]
-    chain = languages and hasattr(languages[0], "state_beliefs")
-    return languages[0].max_length if chain else 0
+    """Return after how many words, at most, the present state is asked for; 0 if it is not."""
+    for task in tasks.values():
+        chain = hasattr(task.language, "state_beliefs")
+        if not chain or not task.labels_every_sentence():
+            return 0
+    return max((task.language.max_length for task in tasks.values()), default=0)

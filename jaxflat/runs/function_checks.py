@@ -72,8 +72,9 @@ def _check_language(section: Config, name: str) -> None:
     if not np.allclose(sums_BxT, 1, atol=1e-3):
         raise ValueError(f"conditional_log_probs: probabilities sum to {sums_BxT.min():.4f}, not 1")
     if section.masking == "causal":
-        if not hasattr(language, "next_log_probs"):
-            raise ValueError("language.masking='causal' needs a method next_log_probs")
+        for method in ("next_log_probs", *(["prefix_posteriors"] if language.tasks else [])):
+            if not hasattr(language, method):
+                raise ValueError(f"language.masking='causal' needs a method {method}")
         shape = (NUM_SENTENCES, language.max_length + 1, language.num_words + 1)
         _expect("next_log_probs", language.next_log_probs(tokens_BxT, lengths_B).shape, shape)
     for task_name, task in language.tasks.items():
@@ -111,14 +112,15 @@ def _check_hidden(model: Any, batch: MaskedBatch, causal: bool) -> None:
     """Raise ValueError if logits depend on padding or, of a causal model, on later words."""
     length, num_words = batch.inputs_BxT.shape[1], batch.targets_BxMxV.shape[-1] - causal
     end, words_T = max(length // 2, 1), np.arange(length, dtype=np.int32) % num_words
-    if causal:
-        others_T, num_real = (words_T + 1) % num_words, length
-        mistake = "a later word changes the logits of earlier ones"
+    num_asked = end
+    if causal:  # prediction s follows s words
+        others_T, num_real, num_asked = (words_T + 1) % num_words, length, min(end + 1, length)
+        mistake = "a word changes the logits of its own or an earlier prediction"
     else:
         others_T, num_real = np.full_like(words_T, num_words), end
         mistake = "padding changes the logits of a sentence's words"
     inputs_2xT = np.stack([words_T, np.where(np.arange(length) < end, words_T, others_T)])
-    positions_2xM = np.tile(np.arange(end, dtype=np.int32), (2, 1))
+    positions_2xM = np.tile(np.arange(num_asked, dtype=np.int32), (2, 1))
     words = inputs_2xT, np.full(2, num_real, np.int32), positions_2xM
     params = builders.initializer(model, None)(jax.random.key(0))
     logits_2xMxV, _ = jax.jit(model.apply)({"params": params}, *words)

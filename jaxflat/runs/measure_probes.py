@@ -27,14 +27,6 @@ from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 
-
-class LookupFeatures(NamedTuple):
-    """What probes see of a lookup table: "p" or "log_p" of the words that a masking hides."""
-
-    kind: str
-    masking: str
-
-
 SLICE = 512  # sentences whose representations are computed together
 
 
@@ -49,6 +41,13 @@ MEASURES = {
     "finetune": ("labelings", "finetune"),
 }
 """The keys of `probes` on which each measure depends, in addition to SAMPLED."""
+
+
+class LookupFeatures(NamedTuple):
+    """What probes see of a lookup table: "p" or "log_p" of the words that a masking hides."""
+
+    kind: str
+    masking: str
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:

@@ -104,7 +104,7 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> tuple[ProbeS
         _sets_at(
             group,
             sampler.tasks,
-            settings.labelings,
+            settings,
             language.masking,
             parts.of(kinds.index(group[0])),
         )
@@ -115,21 +115,23 @@ def _sampled_sets(language: Config, settings: Config, seed: int) -> tuple[ProbeS
 def _sets_at(
     kinds: Sequence[LabelKind],
     all_tasks: Mapping[str, Task],
-    labelings: Sequence[str],
+    settings: Config,
     masking: str,
     parts: Parts,
 ) -> ProbeSets:
     """Return the ProbeSets of sentences that have a label of each of these kinds."""
     tasks = {name: all_tasks[name] for name, _ in kinds}
+    labelings = settings.labelings
     pairs = [(name, of) for name in tasks for of in labelings if kind_of(name, of) in kinds]
     latent = {name: task for name, task in tasks.items() if kind_of(name, "latent") in kinds}
+    believed = latent if settings.belief_state else {}
     num_classes = max(task.num_classes for task in tasks.values())
 
     def labelled(sentences: Sentences) -> tuple[LabelledSet, list[jax.Array], Posteriors]:
         known = posteriors(latent, sentences)
         found = [tasks[name].labels(sentences, of, known.get(name)) for name, of in pairs]
         part = (sentences, _rows([x for x, _ in found]), _rows([x for _, x in found]))
-        beliefs = exact_beliefs(latent, sentences, known, masking)
+        beliefs = exact_beliefs(believed, sentences, known, masking)
         probs = [_widened(probs_NxC, num_classes) for probs_NxC, _ in beliefs]
         exact = _rows(probs), _rows([valid_N for _, valid_N in beliefs])
         return part, list(known.values()), exact
@@ -141,7 +143,7 @@ def _sets_at(
     validation, _, exact_validation = labelled(parts.validation)
     test, known_J, exact_test = labelled(parts.test)
     latents = dict(zip(latent, known_J, strict=True))
-    belief_names, spans = places_of_beliefs(latent, masking)
+    belief_names, spans = places_of_beliefs(believed, masking)
     names, num_test = [f"{name}.{of}" for name, of in pairs], len(test[0].lengths_B)
     best = [latents[name].max(1) if of == "latent" else jnp.ones(num_test) for name, of in pairs]
     return ProbeSets(

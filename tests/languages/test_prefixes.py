@@ -123,7 +123,7 @@ def test_later_words_and_the_end_change_nothing(name):
         np.testing.assert_allclose(after[:, : s + 1], before[:, : s + 1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["hmm", "late_hmm", "hmm_of_one_length", "dyck"])
+@pytest.mark.parametrize("name", ["hmm", "late_hmm", "hmm_of_one_length"])
 def test_beliefs_are_the_posteriors_of_the_present_state(name):
     language, sentences = LANGUAGES[name], all_sentences(name)
     probs_BxTxK = np.asarray(language.state_beliefs(sentences.tokens_BxT, sentences.lengths_B))

@@ -69,6 +69,32 @@ def test_microbatches_cut_to_their_longest_sentence_have_the_gradient_of_the_who
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), whole, parts)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tasks", "beliefs"),
+    [
+        ("hmm", (2, 7), {"state_2", "state_7", PRESENT_STATE}),
+        ("hmm", (7,), {"state_7"}),  # in longer sentences only
+        ("dyck", (4,), {"sum_4"}),
+        ("balanced_tree", ((0, 4), (0, 8)), {"span_0_4", "span_0_8"}),
+        ("pcfg", ((0, 4), ()), {"span_0_4"}),
+    ],
+)
+def test_every_language_has_beliefs_of_its_tasks(name, tasks, beliefs):
+    config = base()
+    config.language.update({"name": name, "masking": "causal"})
+    config.language[name].tasks = tasks
+    if name == "hmm":
+        config.language.hmm.update({"min_length": 4})
+    config.model.update({"name": "lookup_table", "features": "p"})
+    config.phase_order, config.phases, config.probe_seed = (), {}, 0
+    config.probes.update({"num_draws": 1, "shots": (60,), "num_test": 50, "num_validation": 50})
+    arguments = FrozenConfigDict(config), Folder(Path("unused")), Checkpoint(0), ["belief_state"]
+    found = dict(measure(*arguments, PartialResults()))["belief_state"]
+    assert set(found) == {f"belief_state/{name}" for name in beliefs}
+    assert all(np.isfinite(estimate.mean) and estimate.mean <= 1 for estimate in found.values())
+
+
 def sentences_and_tasks(num_sentences: int):
     language = make_language(FrozenConfigDict(causal_config().language))
     return language.sample(jax.random.key(1), num_sentences), language.tasks

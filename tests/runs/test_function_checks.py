@@ -1,6 +1,7 @@
 """Each user's function is called once before training; one line describes its fault."""
 
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,34 @@ class WordsEverywhere(Words):
     def __call__(self, tokens_BxT, lengths_B, positions_BxM=None):
         hidden_BxTxD = nn.Embed(self.num_words + 3, self.width)(tokens_BxT)
         return nn.Dense(self.num_words)(hidden_BxTxD), {"features_BxMxD": hidden_BxTxD}
+
+
+class NextWords(nn.Module):
+    """Predicts the next symbol from the word before it."""
+
+    num_words: int
+    width: int
+    first: int = -1  # the word that prediction 0 reads; before the first one there is none
+
+    @nn.compact
+    def __call__(self, tokens_BxT, lengths_B, positions_BxM=None):
+        start = self.num_words + 2
+        tokens_BxS = jnp.pad(tokens_BxT, ((0, 0), (1, 1)), constant_values=start)
+        hidden_BxSxD = nn.Embed(self.num_words + 3, self.width)(tokens_BxS)[:, self.first + 1 :]
+        logits_BxSxU = nn.Dense(self.num_words + 1)(hidden_BxSxD)
+        if positions_BxM is None:
+            return logits_BxSxU, {"features_BxMxD": hidden_BxSxD[:, 1 : tokens_BxT.shape[1] + 1]}
+        logits_BxMxU, hidden_BxMxD = (
+            jnp.take_along_axis(x, positions_BxM[:, :, None], axis=1)
+            for x in (logits_BxSxU, hidden_BxSxD)
+        )
+        return logits_BxMxU, {"features_BxMxD": hidden_BxMxD}
+
+
+class OwnWords(NextWords):
+    """Reads the word that it predicts."""
+
+    first: int = 0
 
 
 def small_hmm(seed, num_states=3):
@@ -139,6 +168,33 @@ def choose(section: str, function, chosen_by: str = "name"):
 
 
 OPTIMIZER, PHASE = "phases.pretrain.optimizer", "phases.pretrain"
+
+
+def causal(change):
+    def both(config):
+        config.language.masking = "causal"
+        change(config)
+
+    return both
+
+
+def test_a_causal_model_reads_earlier_words_only():
+    checked(causal(choose("model", NextWords)))
+    with pytest.raises(ValueError, match=r"model\.own: a word changes the logits of its own or an"):
+        checked(causal(choose("model", OwnWords)))
+
+
+def test_a_language_without_the_next_symbol_is_no_causal_one():
+    def only_masked(seed):
+        hmm = small_hmm(seed)
+        names = ("num_words", "max_length", "tasks", "sample", "conditional_log_probs")
+        return types.SimpleNamespace(**{name: getattr(hmm, name) for name in names})
+
+    change = causal(choose("language", only_masked))
+    with pytest.raises(
+        ValueError, match=r"language\.own: .*='causal' needs a method next_log_probs"
+    ):
+        checked(change)
 
 
 @pytest.mark.parametrize(
