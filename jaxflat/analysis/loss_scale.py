@@ -19,13 +19,17 @@ from jaxflat.analysis.statistics.intervals import Equivalence, tost_paired, tost
 class LossScale:
     """A column of losses in nats, and how two of them compare: by ratio (is_log) or difference.
 
-    noun, label: its name in a sentence, and above a column or beside an axis.
+    noun: its name in a sentence.
     """
 
     column: str
     noun: str
-    label: str
     is_log: bool
+
+    @property
+    def label(self) -> str:
+        """Its name above a column or beside an axis."""
+        return f"{self.noun.capitalize()} (nats)"
 
     def margin(self, plan: Plan) -> float:
         """Return the largest ratio, or difference in nats, of two losses that count as equal."""
@@ -78,20 +82,12 @@ class LossScale:
 
     def words(self, text: str) -> str:
         """Return a text about excess losses in the words of this scale."""
-        known = EXCESS_LOSS
-        for old, new in (
-            (known.label, self.label),
-            (known.noun, self.noun),
-            (known.noun.capitalize(), self.noun.capitalize()),
-        ):
-            text = text.replace(old, new)
-        return text
+        known, own = EXCESS_LOSS.noun, self.noun
+        return text.replace(known, own).replace(known.capitalize(), own.capitalize())
 
 
-EXCESS_LOSS = LossScale("excess_loss", "excess loss", "Excess loss (nats)", is_log=True)
-HELD_OUT_LOSS = LossScale(
-    "loss", "held-out loss", "Loss (nats; its optimum is not known)", is_log=False
-)
+EXCESS_LOSS = LossScale("excess_loss", "excess loss", is_log=True)
+HELD_OUT_LOSS = LossScale("loss", "held-out loss", is_log=False)
 
 
 def loss_scale(rows: Iterable[Row]) -> LossScale:

@@ -181,7 +181,7 @@ def test_the_page_of_a_text_names_its_losses_and_what_is_not_known(tmp_path):
     assert "xcess loss" not in body
     assert "&lt;p class" not in body  # the notes are HTML
     assert "Verdicts, at equal held-out loss" in body
-    assert "Loss (nats; its optimum is not known)" in body
+    assert "Held-out loss (nats)" in body
     assert "The distance from the optimum is not known" in body
     assert "Its SEM over documents, paired" in body
     assert "Spearman given" not in body or "Spearman given held-out loss" in body

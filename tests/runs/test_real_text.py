@@ -208,7 +208,7 @@ def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys,
         assert np.mean(parts) == pytest.approx(float(row["loss"]), rel=1e-5)
         assert float(row["loss_sem"]) > 0
     page = (tmp_path / "work" / "report.html").read_text()
-    assert "Loss (nats; its optimum is not known)" in page
+    assert "Held-out loss (nats)" in page
     assert main.main([*flags, "--dry_run"]) == 0  # the memory of its steps is known by now
 
 

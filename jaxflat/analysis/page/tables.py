@@ -54,7 +54,7 @@ def summary_table(comparison: Comparison) -> Table:
     """Return the table that the command prints last (80 columns): mean ± half-width over seeds."""
     cells = comparison.cells + comparison.controls
     scale = comparison.scale
-    specs = {scale.words("Excess loss\n(nats)"): _loss_column(scale)} | SUMMARY
+    specs = {scale.label.replace(" (", "\n("): _loss_column(scale)} | SUMMARY
     measured = {
         name: spec for name, spec in specs.items() if any(cell.interval(spec[1]) for cell in cells)
     }
