@@ -5,7 +5,7 @@ seed. Two arms are compared by how much each of them changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -96,10 +96,13 @@ def change(measure: str, margin: float, *cells: Cell) -> Change:
     margin: of equal losses, see `LossScale.margin`.
     """
 
-    def values(column: str) -> list[np.ndarray]:
+    def shared_seeds(column: str) -> list[str]:
         by_seed = [cell.by_seed(column) for cell in cells]
-        shared = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
-        return [np.array([found[seed] for seed in shared]) for found in by_seed]
+        return [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
+
+    def values(column: str) -> list[np.ndarray]:
+        seeds = shared_seeds(column)
+        return [np.array([cell.rows[seed].values[column] for seed in seeds]) for cell in cells]
 
     def difference(column: str) -> Interval | None:
         found = values(column)
@@ -120,7 +123,11 @@ def change(measure: str, margin: float, *cells: Cell) -> Change:
     scale = cells[0].scale
     losses, equal = values(scale.column), None
     if losses[0].size:
-        first = len(cells) // 2 - 1
-        ends = losses[first].tolist(), losses[-1].tolist()
-        equal = scale.equal_losses(*ends, margin, document_error(cells[first], cells[-1]))
+        first, seeds = len(cells) // 2 - 1, shared_seeds(scale.column)
+        ends = [
+            replace(cell, rows={seed: cell.rows[seed] for seed in seeds})
+            for cell in (cells[first], cells[-1])
+        ]
+        compared = losses[first].tolist(), losses[-1].tolist()
+        equal = scale.equal_losses(*compared, margin, document_error(*ends))
     return Change(ratio(), difference(scale.column), difference(PRIMARY_ACCURACY), equal)

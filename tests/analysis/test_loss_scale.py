@@ -1,6 +1,7 @@
 """Losses on two scales: excess losses compare by ratio, held-out losses by paired difference."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from jaxflat.analysis.page import joint
 from jaxflat.analysis.pairs import compare_pair, document_error
 from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.statistics.intervals import tost, tost_paired, tost_two_sources
+from jaxflat.analysis.trajectories import change
 from jaxflat.analysis.verdicts import NONE, SUPPORTED
 from tests.analysis.conftest import write_rows
 from tests.support.reports import lines_of, report_of, table_of
@@ -159,6 +161,39 @@ def test_a_verdict_on_a_text_needs_documents_that_show_equal_losses(tmp_path):
         "no pair's losses are shown to be equal within 0.01 nats"
     )
     assert not matched_pairs(read_comparison(noisy))
+
+
+def test_changes_on_a_text_compare_seeds_and_documents_of_the_same_runs():
+    """The second arm's first checkpoint lacks seed 0, whose parts differ wildly at the ends."""
+    random = np.random.default_rng(3)
+    parts_4xSxP = 4 + random.normal(0, 0.01, (4, SEEDS, PARTS))
+    parts_4xSxP[3, 0] += np.linspace(-1, 1, PARTS)
+    cells = [
+        Cell(
+            arm,
+            step,
+            {
+                str(s): Row(
+                    f"{arm},{s}",
+                    {"x": arm},
+                    str(s),
+                    step,
+                    False,
+                    {"loss": parts_P.mean()}
+                    | {f"loss/documents_{k:02}": x for k, x in enumerate(parts_P, start=1)},
+                )
+                for s, parts_P in enumerate(parts_SxP)
+                if (arm, step, s) != ("b", 1, 0)
+            },
+        )
+        for (arm, step), parts_SxP in zip(product("ab", (1, 2)), parts_4xSxP, strict=True)
+    ]
+    found = change("", 0.1, *cells).equal
+    differences_SxP = (parts_4xSxP[3] - parts_4xSxP[1])[1:]
+    error = differences_SxP.mean(0).std(ddof=1) / np.sqrt(PARTS)
+    expected = tost_two_sources(differences_SxP.mean(1).tolist(), error, PARTS, 0.1)
+    assert found.p == pytest.approx(expected.p, rel=1e-6)
+    assert found.holds
 
 
 def test_without_an_overlap_checkpoints_are_compared_by_their_difference(tmp_path):
