@@ -145,6 +145,12 @@ def show_power(points: Sequence[Point]) -> None:
         f"and {noise.log_trace.run:g} of log trace; all arms reach the same {scale.noun}es.",
         highlight=False,
     )
+    if scale is HELD_OUT_LOSS:
+        console.print(
+            "The prediction leaves out the error over held-out documents, which is not known "
+            "before training. So the sweep may decide less.",
+            highlight=False,
+        )
     _print_claims(claims, console)
     if (primary := points[0].config.claims.primary) not in {claim.kind for claim in claims}:
         console.print(

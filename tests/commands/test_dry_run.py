@@ -73,6 +73,18 @@ def test_unusual_sweeps_have_a_prediction(name, tmp_path, capsys):
     assert text.startswith("What this sweep could decide, from 2 made-up results of its shape.")
 
 
+@pytest.mark.parametrize("name", ["text", "hmm"])
+def test_the_prediction_on_a_text_says_that_it_leaves_documents_out(
+    name, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("jaxflat.runs.builders.num_params", lambda config: config.model.width**2)
+    monkeypatch.setattr("jaxflat.runs.checks.check_config", lambda config: None)
+    config = tiny_config()
+    config.language.name = name
+    text = shown(points.expand(config, WIDTHS, tmp_path), capsys)
+    assert ("leaves out the error over held-out documents" in text) == (name == "text")
+
+
 def test_lookup_tables_only_give_no_verdicts(tmp_path, capsys):
     tables = product(param("model.name", ["lookup_table"]), param("phase_order", [()]))
     text = shown(tiny_points(tables, tmp_path), capsys)
