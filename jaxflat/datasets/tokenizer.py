@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TokenIds = list[int] | tuple[list[int], list[int]]
 NUM_BYTES = 256
 WHOLE = "tokenizer.json"
+MERGES = "merges.txt"
 SETTINGS = "tokenizer_config.json"
 
 
@@ -72,7 +73,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         with _named_in_errors(f"{path}: not a tokenizer"):
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     else:
-        merges, settings = path.with_name("merges.txt"), path.with_name(SETTINGS)
+        merges, settings = path.with_name(MERGES), path.with_name(SETTINGS)
         with _named_in_errors(f"{path} and {merges.name}: not a tokenizer"):
             tokenizer = tokenizers.Tokenizer(
                 tokenizers.models.BPE.from_file(str(path), str(merges))
@@ -92,13 +93,24 @@ def tokenizer_file(folder: Path) -> Path:
     """
     if (whole := folder / WHOLE).is_file():
         return whole
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary, merges = folder / "vocab.json", folder / MERGES
     if vocabulary.is_file() and merges.is_file():
         return vocabulary
     raise ValueError(
         f"{whole}: no such file; it must be a folder with a tokenizer.json, or with a vocab.json "
         "and a merges.txt"
     )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files that `load_tokenizer` reads; the settings may be missing.
+
+    Raises ValueError of one line if the folder has no tokenizer.
+    """
+    file = tokenizer_file(folder)
+    if file.name == WHOLE:
+        return [file]
+    return [file, *(file.with_name(name) for name in (MERGES, SETTINGS))]
 
 
 def _set_up(tokenizer: Tokenizer, path: Path) -> None:

@@ -49,9 +49,10 @@ def check_text(section: Config, num_labelled: int = 0) -> None:
 
 def file_digests(section: Config) -> list[str]:
     """Return digests of the user's own files that the language is made from."""
-    folder = section.text.tokenizer
-    others = sorted(Path(folder).glob("*.*")) if folder else []
-    return [file_digest(str(file)) for file in (*text_files(section.text.path), *others)]
+    folder, files = section.text.tokenizer, text_files(section.text.path)
+    if folder:  # its other files, such as a model's weights, do not decide the tokens
+        files += tokenizers.tokenizer_files(Path(folder))
+    return [file_digest(str(file)) for file in files]
 
 
 def text_sizes(section: Config) -> tuple[int, int]:

@@ -115,6 +115,31 @@ def test_another_text_has_other_tokens(prepared, tmp_path):
     assert len(folders) == 2
 
 
+@pytest.mark.parametrize(
+    "names", [("tokenizer.json",), ("vocab.json", "merges.txt", "tokenizer_config.json")]
+)
+def test_only_a_tokenizers_own_files_decide_its_tokens(names, tmp_path):
+    section = text_config(tmp_path).language
+    write_text(tmp_path)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    section.text.tokenizer = str(folder)
+    for name in names:
+        (folder / name).write_text("1")
+
+    def digests() -> list[str]:
+        return real_text.file_digests(FrozenConfigDict(section))
+
+    before = digests()
+    (folder / "model.safetensors").write_text("weights")
+    assert digests() == before
+    for name in names:
+        (folder / name).write_text("12")
+        assert digests() != before
+        (folder / name).write_text("1")
+        assert digests() == before
+
+
 CONFIG_FILE = """
 from pathlib import Path
 from tests.runs.test_real_text import text_config
