@@ -94,7 +94,7 @@ def document_estimates(sums_D: jax.Array, weights_D: jax.Array) -> Estimates:
 
     with the part's own sums s_k and w_k. So the mean of the values is R, and their standard error
     is that of `ratio_estimate` over parts. Differences of two models' values have these properties
-    for the difference of the two losses: they are paired by document (Wolter 2007, Introduction to
+    for the difference of the two losses: they are paired by part (Wolter 2007, Introduction to
     Variance Estimation, ch. 2: the method of random groups).
     """
     loss = ratio_estimate(sums_D, weights_D, over="documents")
