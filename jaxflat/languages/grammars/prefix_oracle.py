@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxflat.languages.categorical import normalize
 from jaxflat.languages.grammars.forward import (
     IMPOSSIBLE,
     Chart,
@@ -19,7 +18,8 @@ from jaxflat.languages.grammars.forward import (
     matmul,
 )
 from jaxflat.languages.grammars.inside import Marked
-from jaxflat.languages.sentences import is_word
+from jaxflat.languages.prefixes import is_prefix
+from jaxflat.languages.sentences import is_word, log_probs
 
 
 def log_prob(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) -> Array:
@@ -35,12 +35,12 @@ def log_prob(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) -> Array
 def _sentences(chart: Chart, start_K: Array) -> Array:
     """Return log P(words 0..t are a sentence), TxB, relative to the words' maxima."""
     T, B = chart.log_maxima_TxB.shape
-    log_probs = [
+    found = [
         log_or_impossible(jnp.matmul(start_K, cells[:, :B], precision="highest")) + scale[:B]
         for cells, scale in zip(*chart.cells[0], strict=True)
     ]
-    log_probs += [jnp.full(B, IMPOSSIBLE, start_K.dtype)] * (T - len(log_probs))
-    return jnp.stack(log_probs)
+    found += [jnp.full(B, IMPOSSIBLE, start_K.dtype)] * (T - len(found))
+    return jnp.stack(found)
 
 
 def next_log_probs(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) -> Array:
@@ -64,10 +64,8 @@ def next_log_probs(tables: PrefixTables, tokens_BxT: Array, lengths_B: Array) ->
     words_BxSxV *= jnp.exp(scale_SxB - shift_SxB).T[..., None]
     # Where nothing is possible, exp(0) would make the stop certain.
     stop_SxB = jnp.where(stop_SxB > IMPOSSIBLE / 2, jnp.exp(stop_SxB - shift_SxB), 0)
-    p_BxSxU = normalize(jnp.concatenate([words_BxSxV, stop_SxB.T[..., None]], axis=2))
-    known_BxS = s_S[None] <= lengths_B[:, None]
-    p_BxSxU = jnp.where(known_BxS[..., None], p_BxSxU, 1 / p_BxSxU.shape[2])
-    return jnp.log(jnp.maximum(p_BxSxU, jnp.finfo(p_BxSxU.dtype).tiny))
+    weights_BxSxU = jnp.concatenate([words_BxSxV, stop_SxB.T[..., None]], axis=2)
+    return log_probs(weights_BxSxU, is_prefix(lengths_B, T + 1))
 
 
 def prefix_posteriors(
