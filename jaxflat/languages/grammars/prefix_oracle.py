@@ -12,6 +12,7 @@ from jaxflat.languages.grammars.forward import (
     IMPOSSIBLE,
     Chart,
     PrefixTables,
+    Weights,
     forward_weights,
     log_or_impossible,
     make_chart,
@@ -82,28 +83,29 @@ def prefix_posteriors(
     probability. Places are spans, or () for the root, which is there from the first word on.
     """
     T, N = tokens_BxT.shape[1], len(tables.emissions_NxV)
+    spans = [place for place in places if place and place[1] <= T]
+    log_TxB, log_ends = _unfactored(tables, tokens_BxT, spans)
     changes = [(p, A) for p, place in enumerate(places) for A in _symbols(tables, place, T)]
-    factors_RxPxN = np.ones((1 + len(places) + len(changes), len(places), N))
+    factors_RxPxN = np.ones((len(places) + len(changes), len(places), N))
     for p in range(len(places)):
-        factors_RxPxN[1 + p, p] = 0
-    for run, (p, A) in enumerate(changes, start=1 + len(places)):
+        factors_RxPxN[p, p] = 0
+    for run, (p, A) in enumerate(changes, start=len(places)):
         factors_RxPxN[run, p] = np.arange(N) == A
     one_run = partial(_factored, tables, tokens_BxT, places)
-    factors = jnp.asarray(factors_RxPxN, tables.start_K.dtype)
-    log_RxTxB, ends = jax.lax.map(one_run, factors)
-    ratio_RxTxB = jnp.exp(log_RxTxB - log_RxTxB[:1])
-    runs = {change: run for run, change in enumerate(changes, start=1 + len(places))}
+    log_RxTxB = jax.lax.map(one_run, jnp.asarray(factors_RxPxN, tables.start_K.dtype))
+    ratio_RxTxB = jnp.exp(log_RxTxB - log_TxB[None])
+    runs = {change: run for run, change in enumerate(changes, start=len(places))}
     words_BxTx1 = is_word(lengths_B, T)[..., None]
     found = []
-    for p, (place, log_end_RxNxB) in enumerate(zip(places, ends, strict=True)):
+    for p, place in enumerate(places):
         zero_TxB = jnp.zeros_like(ratio_RxTxB[0])
         rows = [runs.get((p, A)) for A in range(N)]
-        joint = [zero_TxB if r is None else ratio_RxTxB[r] - ratio_RxTxB[1 + p] for r in rows]
+        joint = [zero_TxB if r is None else ratio_RxTxB[r] - ratio_RxTxB[p] for r in rows]
         joint_BxTxN = jnp.maximum(jnp.stack(joint, axis=2).swapaxes(0, 1), 0)
-        if place and place[1] <= T:
-            t = place[1] - 1
-            end_NxB = jnp.exp(log_end_RxNxB[0] - log_RxTxB[0, t][None])
-            end_NxB = jnp.where(log_end_RxNxB[0] > IMPOSSIBLE / 2, end_NxB, 0)
+        if place in log_ends:
+            t, log_end_NxB = place[1] - 1, log_ends[place]
+            end_NxB = jnp.exp(log_end_NxB - log_TxB[t][None])
+            end_NxB = jnp.where(log_end_NxB > IMPOSSIBLE / 2, end_NxB, 0)
             joint_BxTxN = joint_BxTxN.at[:, t].set(end_NxB.T)
         found.append(jnp.where(words_BxTx1, joint_BxTxN, 0))
     return found
@@ -127,18 +129,31 @@ def _symbols(tables: PrefixTables, place: tuple[int, ...], T: int) -> list[int]:
     return symbols
 
 
+def _unfactored(
+    tables: PrefixTables, tokens_BxT: Array, spans: Sequence[tuple[int, ...]]
+) -> tuple[Array, dict[tuple[int, ...], Array]]:
+    """Return log P(words 0..t), TxB, and log P(words 0..end - 1, with A above them), NxB by span.
+
+    Both are relative to the words' maxima.
+    """
+    chart = make_chart(tables, tokens_BxT, [])
+    weights = forward_weights(tables, chart, (1, *(end - start for start, end in spans)))
+    log_ends = {}
+    for p, span in enumerate(spans, start=1):
+        weights_NxB, scale_B = (x[span[0], p] for x in weights)
+        log_weight_NxB = log_or_impossible(weights_NxB) + scale_B[None]
+        log_ends[span] = _log_inside(tables, chart, span) + log_weight_NxB
+    return _prefixes(chart, weights), log_ends
+
+
 def _factored(
     tables: PrefixTables,
     tokens_BxT: Array,
     places: Sequence[tuple[int, ...]],
     factors_PxN: Array,
-) -> tuple[Array, list[Array]]:
-    """Return log P(words 0..t), TxB, and log P(words 0..end - 1, with A above the place), NxB each.
-
-    Both are relative to the words' maxima. Inside probabilities of places have the factors.
-    """
-    B, T = tokens_BxT.shape
-    marks = []
+) -> Array:
+    """Return log P(words 0..t), TxB, where inside probabilities of places have the factors."""
+    B, marks = len(tokens_BxT), []
     for place, factor_N in zip(places, factors_PxN, strict=True):
         if place:
             start_B = jnp.full(B, place[0], jnp.int32)
@@ -148,25 +163,23 @@ def _factored(
             start_K = tables.start_K * factor_N[tables.levels[0]]
             tables = tables._replace(start_K=start_K)
     chart = make_chart(tables, tokens_BxT, marks)
-    widths = (1, *(place[1] - place[0] if place else 0 for place in places))
-    cells_IxPxNxB, scales_IxPxB = forward_weights(tables, chart, widths)
-    weights_TxNxB = cells_IxPxNxB[:T, 0] * chart.weights_NxTxB.swapaxes(0, 1)
-    log_TxB = log_or_impossible(weights_TxNxB.sum(axis=1)) + scales_IxPxB[:T, 0]
-    ends = []
-    for p, place in enumerate(places, start=1):
-        start = place[0] if place else 0
-        log_weight_NxB = log_or_impossible(cells_IxPxNxB[start, p]) + scales_IxPxB[start, p][None]
-        ends.append(_log_inside(tables, chart, place) + log_weight_NxB)
-    return jnp.maximum(log_TxB, IMPOSSIBLE), ends
+    return _prefixes(chart, forward_weights(tables, chart, widths=(1,)))
 
 
-def _log_inside(tables: PrefixTables, chart: Chart, place: tuple[int, ...]) -> Array:
-    """Return log P(A yields the words of the place), NxB, if the chart has them."""
-    B, found = chart.log_maxima_TxB.shape[1], []
+def _prefixes(chart: Chart, weights: Weights) -> Array:
+    """Return log P(words 0..t), TxB, relative to the words' maxima."""
+    T = len(chart.log_maxima_TxB)
+    weights_TxNxB = weights.cells_IxPxNxB[:T, 0] * chart.weights_NxTxB.swapaxes(0, 1)
+    log_TxB = log_or_impossible(weights_TxNxB.sum(axis=1)) + weights.scales_IxPxB[:T, 0]
+    return jnp.maximum(log_TxB, IMPOSSIBLE)
+
+
+def _log_inside(tables: PrefixTables, chart: Chart, span: tuple[int, ...]) -> Array:
+    """Return log P(A yields the words of the span), NxB, if the chart has them."""
+    (start, end), B, found = span, chart.log_maxima_TxB.shape[1], []
     for part, (cells, scales) in zip(tables.levels, chart.cells, strict=True):
-        start, end = place or (0, 0)
         here = slice(start * B, (start + 1) * B)
-        if 0 < end - start <= len(cells) and here.stop <= cells[end - start - 1].shape[1]:
+        if end - start <= len(cells) and here.stop <= cells[end - start - 1].shape[1]:
             cells_KxB, scale_B = cells[end - start - 1][:, here], scales[end - start - 1][here]
             found.append(log_or_impossible(cells_KxB) + scale_B[None])
         else:
