@@ -30,6 +30,7 @@ from jaxflat.languages.grammars.inside import (
     Cells,
     Marked,
     join,
+    matmul,
     multiply_cells,
     prefix_cells,
 )
@@ -90,7 +91,7 @@ def prefix_tables(
         steps = [_chains(steps[0][:-1])]
     else:
         steps = [s[1 : 1 + 2 ** (len(steps) - 1 - level)] for level, s in enumerate(steps)]
-    roots_S = jnp.matmul(yields_SxN, start_N, precision="highest")
+    roots_S = matmul(yields_SxN, start_N)
     log_total = jax.nn.logsumexp((log_or_impossible(roots_S) + scale_S)[lengths.start :])
     start_K = start_N[parts[0]]
     return PrefixTables(lengths, parts, start_K, rules, emissions_NxV, steps, tilt, log_total)
@@ -104,7 +105,7 @@ def _yields(rules_NxNxN: Array, words_N: Array, S: int) -> tuple[Array, Array]:
         rest_S = n - jnp.arange(S, dtype=n.dtype)
         log_S = jnp.where(rest_S > 0, scale_S + scale_S[rest_S], 2 * IMPOSSIBLE)
         left_SxN = yields_SxN * jnp.exp(log_S - log_S.max())[:, None]
-        pairs_NxN = jnp.matmul(left_SxN.T, yields_SxN[rest_S], precision="highest")
+        pairs_NxN = matmul(left_SxN.T, yields_SxN[rest_S])
         raw_N = jnp.tensordot(rules_NxNxN, pairs_NxN, axes=2, precision="highest")
         weights_N, scale = scaled(raw_N, log_S.max(), axes=(0,))
         return yields_SxN.at[n].set(weights_N), scale_S.at[n].set(scale)
@@ -266,10 +267,6 @@ def _right_children(
         rules_CxP = rules_KxCxC.transpose(2, 0, 1).reshape(-1, K * C)
         found.append(matmul(rules_CxP, pairs_KxCxMxB.reshape(K * C, M * B)).reshape(-1, M, B))
     return found, scale_B
-
-
-def matmul(x: Array, y: Array) -> Array:
-    return jnp.matmul(x, y, precision="highest")
 
 
 def _complete(

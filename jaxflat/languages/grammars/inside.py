@@ -127,7 +127,7 @@ def _combine_forward(
         for k in right:
             left = cells[k - 1][:, :columns] * jnp.exp(sums[k] - shift)[None]
             pairs.append(_outer(left, cells[width - k - 1][:, right[k]]))
-        raw = _matmul(rules.reshape(len(rules), -1), _add_up(pairs))
+        raw = matmul(rules.reshape(len(rules), -1), _add_up(pairs))
         peak = raw.max(axis=0)
         peak = jnp.where(peak > 0, peak, 1)
         found.append(raw / peak[None])
@@ -159,9 +159,9 @@ def _combine_reverse(shape: ChartShape, kept: tuple, cotangents: Cells) -> tuple
             sums = scales[k - 1][:columns] + scales[j - 1][right] - found_scales[width - 2]
             above = cotangents[0][width - 2] * jnp.exp(sums)[None]
             pairs.append(_outer(above, cells[j - 1][:, right]))
-            add(j, _matmul(to_right, _outer(above, cells[k - 1][:, :columns])), k * B)
+            add(j, matmul(to_right, _outer(above, cells[k - 1][:, :columns])), k * B)
         if pairs:
-            add(k, _matmul(to_left, _add_up(pairs)), 0)
+            add(k, matmul(to_left, _add_up(pairs)), 0)
     return None, [_add_up(p) if p else 0 * c for p, c in zip(into, cells, strict=True)], None
 
 
@@ -172,14 +172,14 @@ combine.defvjp(_combine_forward, _combine_reverse)
 def join(rules: Array, left: list[Array], right: list[Array]) -> Array:
     """Return sum_k rules (left[k] x right[k]), KxR, from lists of CxR and rules KxCxC."""
     pairs = [_outer(x, y) for x, y in zip(left, right, strict=True)]
-    return _matmul(rules.reshape(len(rules), -1), _add_up(pairs))
+    return matmul(rules.reshape(len(rules), -1), _add_up(pairs))
 
 
 def _join_reverse(kept: tuple, cotangent: Array) -> tuple:
     rules, left, right = kept
     to_left, to_right = _transposed(rules)
-    into_left = [_matmul(to_left, _outer(cotangent, y)) for y in right]
-    return None, into_left, [_matmul(to_right, _outer(cotangent, x)) for x in left]
+    into_left = [matmul(to_left, _outer(cotangent, y)) for y in right]
+    return None, into_left, [matmul(to_right, _outer(cotangent, x)) for x in left]
 
 
 join.defvjp(lambda *inputs: (join(*inputs), inputs), _join_reverse)
@@ -202,7 +202,8 @@ def _outer(x: Array, y: Array) -> Array:
     return (x[:, None] * y[None]).reshape(-1, x.shape[1])
 
 
-def _matmul(x: Array, y: Array) -> Array:
+def matmul(x: Array, y: Array) -> Array:
+    """Return x y in full precision: accelerators round the factors by default."""
     return jnp.matmul(x, y, precision="highest")
 
 

@@ -16,9 +16,8 @@ from jaxflat.languages.grammars.forward import (
     forward_weights,
     log_or_impossible,
     make_chart,
-    matmul,
 )
-from jaxflat.languages.grammars.inside import Marked
+from jaxflat.languages.grammars.inside import Marked, matmul
 from jaxflat.languages.prefixes import is_prefix
 from jaxflat.languages.sentences import is_word, log_probs
 
@@ -37,7 +36,7 @@ def _sentences(chart: Chart, start_K: Array) -> Array:
     """Return log P(words 0..t are a sentence), TxB, relative to the words' maxima."""
     T, B = chart.log_maxima_TxB.shape
     found = [
-        log_or_impossible(jnp.matmul(start_K, cells[:, :B], precision="highest")) + scale[:B]
+        log_or_impossible(matmul(start_K, cells[:, :B])) + scale[:B]
         for cells, scale in zip(*chart.cells[0], strict=True)
     ]
     found += [jnp.full(B, IMPOSSIBLE, start_K.dtype)] * (T - len(found))
