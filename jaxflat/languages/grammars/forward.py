@@ -280,7 +280,7 @@ def _complete(
             found[0] = _left_below(found[0], steps_WxCxK, 0, most)
             continue
         below_CxMxB = _left_below(found[level], steps_WxCxK, 1, most)
-        for right_CxMxB in found[level + 1 : level + 2]:  # the root has none
+        for right_CxMxB in found[level + 1 : level + 2]:  # at place 0 there are no right children
             after = below_CxMxB.shape[1] - right_CxMxB.shape[1]
             below_CxMxB += jnp.pad(right_CxMxB, ((0, 0), (0, after), (0, 0)))
         found[level + 1 : level + 2] = [below_CxMxB]
