@@ -74,8 +74,7 @@ class CausalTransformer(nn.Module):
 
         Prediction s is of the symbol after s words; the last token, num_tokens - 1, starts every
         sentence. positions_BxM are the predictions asked for, all T + 1 if None. No prediction sees
-        a later word, so padding changes none of a sentence's own and lengths_B is not needed. A
-        prediction asked for after more than T words, which has no meaning, is that after T words.
+        a later word, so padding changes none of a sentence's own and lengths_B is not needed.
 
         intermediates["features_BxMxD"] is the decoder's input, for probes: at the predictions asked
         for, or else after each of the T words. intermediates["start_BxD"] is then the one before
@@ -89,8 +88,7 @@ class CausalTransformer(nn.Module):
             logits_BxSxU = product(features_BxSxD, decoder_UxD.T, self.dtype)
             starts_BxD, features_BxTxD = features_BxSxD[:, 0], features_BxSxD[:, 1:]
             return logits_BxSxU, {"features_BxMxD": features_BxTxD, "start_BxD": starts_BxD}
-        last = tokens_BxT.shape[1]  # batches without padding may ask for more; out of range is NaN
-        features_BxMxD = take_positions(features_BxSxD, jnp.minimum(positions_BxM, last))
+        features_BxMxD = take_positions(features_BxSxD, positions_BxM)
         logits_BxMxU = product(features_BxMxD, decoder_UxD.T, self.dtype)
         return logits_BxMxU, {"features_BxMxD": features_BxMxD}
 

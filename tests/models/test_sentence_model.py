@@ -93,22 +93,6 @@ def test_asked_predictions_and_their_features_are_those_of_all(block):
     np.testing.assert_allclose(logits_BxSxU, features_BxSxD @ decoder_UxD.T, atol=1e-12)
 
 
-def test_padding_that_is_cut_off_leaves_the_loss_and_its_gradient():
-    """Predictions beyond it keep weight 0; they must stay finite."""
-    model, params = make("gpt")
-    rows = slice(2, 3)  # one word
-    positions_BxM = np.arange(T, dtype=np.int32)[None]
-    weights_BxM = (positions_BxM <= LENGTHS_B[rows, None]).astype(float)
-    targets_BxMxU = np.random.default_rng(1).dirichlet(np.ones(V + 1), (1, T))
-    loss_fn = jax.jit(jax.value_and_grad(lambda p, b: masked_lm_loss(model.apply)(p, b)[0]))
-
-    def derivatives(length):
-        words = TOKENS_BxT[rows, :length], LENGTHS_B[rows]
-        return loss_fn(params, MaskedBatch(*words, positions_BxM, targets_BxMxU, weights_BxM))
-
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), derivatives(1), derivatives(T))
-
-
 @IN_BOTH
 def test_features_after_a_word_depend_on_it(block):
     model, params = make(block)
