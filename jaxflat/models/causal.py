@@ -23,8 +23,11 @@ from jaxflat.models.transformer import NORM, NUM_SPECIAL_TOKENS
 BLOCKS: dict[str, dict[str, Any]] = {
     "gpt": {**NORM, "activation": "gelu", "rotary_base": None, "use_bias": True},
     "modern": {
-        **{"norm": "rms_norm", "epsilon": 1e-6, "activation": "swiglu"},
-        **{"rotary_base": 1e4, "use_bias": False},
+        "norm": "rms_norm",
+        "epsilon": 1e-6,
+        "activation": "swiglu",
+        "rotary_base": 1e4,
+        "use_bias": False,
     },
 }
 

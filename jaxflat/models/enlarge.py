@@ -89,10 +89,8 @@ def gauss_newton_factors(params: Any, factor: int, extra_layers: int = 0) -> Any
 
     def scale(path: Path, leaf: jax.Array) -> float | jax.Array:
         tiled_axes, divided = _tiling(path, "decoder" not in params)
-        names, copies = (
-            [part.key for part in path],
-            float(factor) ** (2 * divided - sum(tiled_axes)),
-        )
+        names = [part.key for part in path]
+        copies = float(factor) ** (2 * divided - sum(tiled_axes))
         if names[0] != last_block or names[-1] != "bias" or names[1] not in EQUAL_BIASES:
             return copies
         count = 1 + EQUAL_BIASES[names[1]] * extra_layers

@@ -147,11 +147,8 @@ class Generated:
         """
         symbols_BxU = self.symbols(tokens_BxT, lengths_B)
         logits_BxPxR, _ = self.logits(self.inputs(symbols_BxU))
-        S, P, lowest = (
-            symbols_BxU.shape[1],
-            logits_BxPxR.shape[1],
-            jnp.finfo(logits_BxPxR.dtype).min,
-        )
+        S, P = symbols_BxU.shape[1], logits_BxPxR.shape[1]
+        lowest = jnp.finfo(logits_BxPxR.dtype).min
         scores_BxSxR = jnp.pad(logits_BxPxR, ((0, 0), (0, S - P), (0, 0)), constant_values=lowest)
         scores_BxSxR = scores_BxSxR.at[:, P:, self.num_words].set(0)
         return _log_probs(scores_BxSxR, is_prefix(lengths_B, S))
