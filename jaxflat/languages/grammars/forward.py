@@ -193,7 +193,8 @@ class Weights(NamedTuple):
 def forward_weights(tables: PrefixTables, chart: Chart, widths: Sequence[int]) -> Weights:
     """Return the weights of nodes that start at i = 0, 1, .. T, or at the last possible word."""
     T, B = chart.log_maxima_TxB.shape
-    roots_KxMxB = jnp.tile(tables.start_K[:, None, None], (1, 1, B))
+    ones_1x1xB = jnp.ones_like(chart.log_maxima_TxB[None, :1])
+    roots_KxMxB = tables.start_K[:, None, None] * ones_1x1xB
     cells, scale_B = _complete(tables, [roots_KxMxB], jnp.zeros_like(roots_KxMxB[0, 0]), 0)
     first = _allowed(tables, cells, scale_B, 0, widths)
     last = min(T, tables.lengths.stop - 2)
