@@ -69,7 +69,7 @@ def measure(flags: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
     if "flatness" in flags.groups:
         yield from _measure_flatness(flags, shape, console).items()
     if "languages" in flags.groups:
-        console.print("languages: sentences, conditionals and labels")
+        console.print("languages: sentences, conditionals, next symbols and labels")
         if not languages.has_nltk():
             console.print("languages: 'pip install nltk' adds a comparison with its chart parser")
         yield from languages.measure_languages(flags.repeats, flags.seconds)

@@ -1,4 +1,4 @@
-"""The speed of languages: sampling, exact conditionals and the labels of the paper's code.
+"""The speed of languages: sampling, exact conditionals, next symbols, the paper code's labels.
 
 Every device has its own part of a batch. If NLTK is installed, its chart parser labels sentences of
 the same batch by whole-sentence inside probabilities.
@@ -46,7 +46,7 @@ HMM = {
 
 
 def measure_languages(repeats: int, seconds: float) -> Iterator[tuple[str, Figure]]:
-    """Yield sentences a second: sampling, all conditionals, official labels, labels by NLTK."""
+    """Yield sentences a second: sampling, the oracles, official labels, labels by NLTK."""
     full, half = (LANGUAGES["pcfg"](0, **settings) for settings in (FULL, HALF))
     hmm = LANGUAGES["hmm"](0, **HMM)
 
@@ -55,12 +55,14 @@ def measure_languages(repeats: int, seconds: float) -> Iterator[tuple[str, Figur
         return summarize([size / watch.seconds() for _ in range(repeats)], "sentences/s")
 
     yield "languages/pcfg_sampled_per_s", rate(_sampler(full), SAMPLED)
-    for name, language in {
-        "pcfg_conditionals_16": half,
-        "pcfg_conditionals_32": full,
-        "hmm_conditionals": hmm,
-    }.items():
-        yield f"languages/{name}_per_s", rate(_on_batch(_conditionals, language), BATCH)
+    for name, function, language in (
+        ("pcfg_conditionals_16", _conditionals, half),
+        ("pcfg_conditionals_32", _conditionals, full),
+        ("hmm_conditionals", _conditionals, hmm),
+        ("pcfg_next_symbols_16", _next_symbols, half),
+        ("hmm_next_symbols", _next_symbols, hmm),
+    ):
+        yield f"languages/{name}_per_s", rate(_on_batch(function, language), BATCH)
     sparse = LANGUAGES["pcfg"](0, **SPARSE)
     labels = _in_64_bits(_on_batch(_official_labels, sparse))
     yield "languages/official_labels_per_s", rate(labels, BATCH)
@@ -106,6 +108,10 @@ def _batch_of(language: Any) -> Sentences:
 
 def _conditionals(language: Any, sentences: Sentences) -> jax.Array:
     return language.conditional_log_probs(sentences.tokens_BxT, sentences.lengths_B)
+
+
+def _next_symbols(language: Any, sentences: Sentences) -> jax.Array:
+    return language.next_log_probs(sentences.tokens_BxT, sentences.lengths_B)
 
 
 def _official_labels(language: Any, sentences: Sentences) -> list[tuple[jax.Array, jax.Array]]:

@@ -48,6 +48,8 @@ LANGUAGE_FIGURES = {
     "languages/pcfg_conditionals_16_per_s",
     "languages/pcfg_conditionals_32_per_s",
     "languages/hmm_conditionals_per_s",
+    "languages/pcfg_next_symbols_16_per_s",
+    "languages/hmm_next_symbols_per_s",
     "languages/official_labels_per_s",
 }
 NLTK_FIGURES = {"languages/nltk_chart_per_s", "languages/official_labels_in_nltk"}
