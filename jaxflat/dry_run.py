@@ -72,7 +72,7 @@ def show_languages(points: Sequence[Point]) -> None:
         for task, accuracies in figures.tasks.items():
             tasks.add_row(name, escape(task), *map(_cell, accuracies))
     for table, title in (
-        (entropies, "Nats of a masked word ± standard error"),
+        (entropies, "Nats of a hidden word ± standard error"),
         (
             tasks,
             "Latent labels ± standard error (the Bayes accuracy of map labels is 1)",

@@ -25,7 +25,7 @@ class TaskFigures(NamedTuple):
 
 
 class LanguageFigures(NamedTuple):
-    """The entropy of a masked word, in nats: given its context, without it, and the difference.
+    """The entropy of a hidden word, in nats: given its context, without it, and the difference.
 
     conditional: E[H(x_t | context)], the optimum of the loss. unigram: H(x_t). context: their
     difference, the mutual information E[KL(p(x_t | context) || p(x_t))].
@@ -74,7 +74,7 @@ def measure_language(
 
 @partial(jax.jit, static_argnames="masking")
 def _by_sentence(language: Any, keys: jax.Array, masking: str) -> Any:
-    """Return sums over the masked words of each sentence, and (posterior, valid) of its tasks."""
+    """Return sums over the hidden words of each sentence, and (posterior, valid) of its tasks."""
 
     def batch(key: jax.Array) -> Any:
         sentence_key, mask_key = jax.random.split(key)
