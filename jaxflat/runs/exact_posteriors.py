@@ -26,45 +26,45 @@ class ExactPosteriors(NamedTuple):
     test: Posteriors
 
 
+class Belief(NamedTuple):
+    """An exact posterior of the sentences of one part, and the words that are to predict it."""
+
+    name: str
+    span: tuple[int, int]
+    probs_NxC: jax.Array
+    valid_N: jax.Array
+
+
 PRESENT_STATE = "present_state"
 """The name of beliefs about the state that emitted the last word, at every prefix."""
 
 
-def places_of_beliefs(
-    tasks: Mapping[str, Task], masking: str
-) -> tuple[list[str], tuple[tuple[int, int], ...]]:
-    """Return the names and spans of an ExactPosteriors.
-
-    With masking "causal" a belief is read at the last word of its task's span; a root has none.
-    Beliefs about the present state of a chain are read at every word, too. They need sentences that
-    were not chosen for their labels, so every sentence must have a label of each of the tasks.
-    """
-    if masking != "causal":
-        return list(tasks), tuple(task.span for task in tasks.values())
-    local, num_prefixes = _local(tasks), _num_prefixes(tasks)
-    ends = [*(task.span[1] for task in local.values()), *range(1, num_prefixes + 1)]
-    return [*local, *[PRESENT_STATE] * num_prefixes], tuple((end - 1, end) for end in ends)
-
-
 def exact_beliefs(
     tasks: Mapping[str, Task], sentences: Sentences, known: Mapping[str, jax.Array], masking: str
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Return (probs_NxC, valid_N) at each place of `places_of_beliefs`.
+) -> list[Belief]:
+    """Return the beliefs of tasks, in the same order for all sentences.
 
-    known: the posteriors given all words. With masking "causal" they are given the words up to the
-    place.
+    known: the tasks' posteriors given all words. With masking "causal" they are given the words up
+    to the last one of a task's span, and read there; a root has none. Beliefs about the present
+    state of a chain are read at every word, too. They need sentences that were not chosen for their
+    labels, so every sentence must have a label of each of the tasks.
     """
     if masking != "causal":
-        return [(known[name], task.labels(sentences)[1]) for name, task in tasks.items()]
-    local, num_prefixes, beliefs = _local(tasks), _num_prefixes(tasks), []
+        return [
+            Belief(name, task.span, known[name], task.labels(sentences)[1])
+            for name, task in tasks.items()
+        ]
+    local, lengths_N = _local(tasks), sentences.lengths_B
+    beliefs = []
     for name, probs_NxTxC in prefix_posteriors(local, sentences).items():
-        end = local[name].span[1]
-        beliefs.append((probs_NxTxC[:, end - 1], sentences.lengths_B >= end))
-    if num_prefixes:
+        _, end = local[name].span
+        probs_NxC = probs_NxTxC[:, end - 1]
+        beliefs.append(Belief(name, (end - 1, end), probs_NxC, lengths_N >= end))
+    if num_prefixes := _num_prefixes(tasks):
         language = next(iter(tasks.values())).language
-        probs_NxTxK = language.state_beliefs(sentences.tokens_BxT, sentences.lengths_B)
-        within = [sentences.lengths_B > t for t in range(num_prefixes)]
-        beliefs += [(probs_NxTxK[:, t], valid_N) for t, valid_N in enumerate(within)]
+        probs_NxTxK = language.state_beliefs(sentences.tokens_BxT, lengths_N)
+        for t in range(num_prefixes):
+            beliefs.append(Belief(PRESENT_STATE, (t, t + 1), probs_NxTxK[:, t], lengths_N > t))
     return beliefs
 
 

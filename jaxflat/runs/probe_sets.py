@@ -12,12 +12,7 @@ from jaxflat.flatness import Estimate, ratio_estimate
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import Task, posteriors
 from jaxflat.runs import builders
-from jaxflat.runs.exact_posteriors import (
-    ExactPosteriors,
-    Posteriors,
-    exact_beliefs,
-    places_of_beliefs,
-)
+from jaxflat.runs.exact_posteriors import Belief, ExactPosteriors, Posteriors, exact_beliefs
 from jaxflat.runs.labelled_sentences import Drawn, LabelKind, draw_labelled, kind_of, label_kinds
 from jaxflat.runs.languages import language_kind, make_language
 
@@ -127,25 +122,28 @@ def _sets_at(
     believed = latent if settings.belief_state else {}
     num_classes = max(task.num_classes for task in tasks.values())
 
-    def labelled(sentences: Sentences) -> tuple[LabelledSet, list[jax.Array], Posteriors]:
+    def labelled(
+        sentences: Sentences,
+    ) -> tuple[LabelledSet, dict[str, jax.Array], list[Belief]]:
         known = posteriors(latent, sentences)
         found = [tasks[name].labels(sentences, of, known.get(name)) for name, of in pairs]
         part = (sentences, _rows([x for x, _ in found]), _rows([x for _, x in found]))
-        beliefs = exact_beliefs(believed, sentences, known, masking)
-        probs = [_widened(probs_NxC, num_classes) for probs_NxC, _ in beliefs]
-        exact = _rows(probs), _rows([valid_N for _, valid_N in beliefs])
-        return part, list(known.values()), exact
+        return part, known, exact_beliefs(believed, sentences, known, masking)
 
-    def draws(part: list[Sentences]) -> tuple[LabelledSet, list[jax.Array], Posteriors]:
-        return jax.tree.map(lambda *x: jnp.stack(x), *map(labelled, part))
+    def rows_of(beliefs: list[Belief]) -> Posteriors:
+        probs = [_widened(belief.probs_NxC, num_classes) for belief in beliefs]
+        return _rows(probs), _rows([belief.valid_N for belief in beliefs])
 
-    train, _, exact_train = draws(parts.train)
-    validation, _, exact_validation = labelled(parts.validation)
-    test, known_J, exact_test = labelled(parts.test)
-    latents = dict(zip(latent, known_J, strict=True))
-    belief_names, spans = places_of_beliefs(believed, masking)
+    def draws(part: list[Sentences]) -> tuple[LabelledSet, Posteriors]:
+        drawn = [labelled(sentences) for sentences in part]
+        sets = [(sentences, rows_of(beliefs)) for sentences, _, beliefs in drawn]
+        return jax.tree.map(lambda *x: jnp.stack(x), *sets)
+
+    train, exact_train = draws(parts.train)
+    validation, _, validation_beliefs = labelled(parts.validation)
+    test, known, beliefs = labelled(parts.test)
     names, num_test = [f"{name}.{of}" for name, of in pairs], len(test[0].lengths_B)
-    best = [latents[name].max(1) if of == "latent" else jnp.ones(num_test) for name, of in pairs]
+    best = [known[name].max(1) if of == "latent" else jnp.ones(num_test) for name, of in pairs]
     return ProbeSets(
         names=names,
         num_classes=num_classes,
@@ -154,7 +152,13 @@ def _sets_at(
         validation=validation,
         test=test,
         bayes=dict(zip(names, map(bayes_accuracy, best), strict=True)),
-        exact=ExactPosteriors(belief_names, spans, exact_train, exact_validation, exact_test),
+        exact=ExactPosteriors(
+            [belief.name for belief in beliefs],
+            tuple(belief.span for belief in beliefs),
+            exact_train,
+            rows_of(validation_beliefs),
+            rows_of(beliefs),
+        ),
     )
 
 

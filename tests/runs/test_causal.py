@@ -13,7 +13,7 @@ from jaxflat.config import base
 from jaxflat.languages.batches import masked_batch
 from jaxflat.languages.tasks import prefix_posteriors
 from jaxflat.runs import builders, checks
-from jaxflat.runs.exact_posteriors import PRESENT_STATE, exact_beliefs, places_of_beliefs
+from jaxflat.runs.exact_posteriors import PRESENT_STATE, exact_beliefs
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.measure_probes import measure
 from jaxflat.runs.measurements import PartialResults
@@ -102,16 +102,16 @@ def sentences_and_tasks(num_sentences: int):
 
 def test_beliefs_are_asked_at_the_task_and_after_each_word():
     sentences, tasks = sentences_and_tasks(32)
-    names, spans = places_of_beliefs(tasks, "causal")
-    assert names == ["state_2", *[PRESENT_STATE] * 4]
-    assert spans == ((1, 2), (0, 1), (1, 2), (2, 3), (3, 4))
     beliefs = exact_beliefs(tasks, sentences, {}, "causal")
+    assert [belief.name for belief in beliefs] == ["state_2", *[PRESENT_STATE] * 4]
+    assert [belief.span for belief in beliefs] == [(1, 2), (0, 1), (1, 2), (2, 3), (3, 4)]
     (of_task,) = prefix_posteriors(tasks, sentences).values()
-    np.testing.assert_array_equal(beliefs[0][0], of_task[:, 1])
-    np.testing.assert_allclose(beliefs[2][0], of_task[:, 1], atol=1e-6)  # the same state, then
-    for t, (probs_NxC, valid_N) in enumerate(beliefs[1:]):
-        np.testing.assert_array_equal(valid_N, sentences.lengths_B > t)
-        np.testing.assert_allclose(probs_NxC.sum(1)[np.asarray(valid_N)], 1, atol=1e-6)
+    np.testing.assert_array_equal(beliefs[0].probs_NxC, of_task[:, 1])
+    np.testing.assert_allclose(beliefs[2].probs_NxC, of_task[:, 1], atol=1e-6)  # the same state
+    for t, belief in enumerate(beliefs[1:]):
+        np.testing.assert_array_equal(belief.valid_N, sentences.lengths_B > t)
+        sums_N = belief.probs_NxC.sum(1)[np.asarray(belief.valid_N)]
+        np.testing.assert_allclose(sums_N, 1, atol=1e-6)
 
 
 @pytest.mark.slow
