@@ -30,9 +30,18 @@ def test_devices_with_whole_moments_exchange_the_gradient_once_a_step():
     assert compiled.memory_analysis().argument_size_in_bytes > 12 * num_params
 
 
-@pytest.mark.slow
-def test_devices_with_parts_of_the_moments_exchange_the_updates_too(monkeypatch):
+@pytest.fixture
+def _every_array_is_large(monkeypatch):
+    """Steps are traced anew, because the threshold is in them."""
     monkeypatch.setattr(sharding, "LARGE", 1)
+    builders._train_steps.cache_clear()
+    yield
+    builders._train_steps.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_every_array_is_large")
+def test_devices_with_parts_of_the_moments_exchange_the_updates_too():
     jax.config.update("jax_disable_most_optimizations", False)  # without, gathers are not merged
     try:
         num_params, compiled = step_on_four_devices()
