@@ -73,7 +73,7 @@ def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: floa
     ignores head_size.
     """
     log = jnp.log(largest)
-    scale_key, left_key, right_key, turn_key, value_key = jax.random.split(key, 5)
+    scale_key, left_key, right_key, value_key = jax.random.split(key, 4)
 
     def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jnp.exp(jax.random.uniform(key, shape, minval=-log, maxval=log))
@@ -89,7 +89,7 @@ def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: floa
         )
         values = draw(value_key, shape)
         if _is_rotary(params):
-            left = left.at[0].set(_random_turns(turn_key, shape[1:]))
+            left = left.at[0].set(_random_turns(jax.random.fold_in(left_key, 1), shape[1:]))
             right = right.at[0].set(jnp.broadcast_to(jnp.eye(head_size), right.shape[1:]))
             values = values.at[0].set(jnp.tile(values[0, ..., : head_size // 2], 2))
         values = values[..., None, :]
