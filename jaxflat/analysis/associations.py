@@ -63,7 +63,7 @@ class Association:
 def associations(comparison: Comparison) -> list[Association]:
     """Correlate accuracy with each embedded or unlisted flatness measure, and with the loss.
 
-    Names are those of excess losses; `LossScale.words` gives those of the sweep's scale.
+    Names speak of excess losses. `LossScale.words` puts them in the words of the sweep's scale.
     """
     names = (name for cell in comparison.cells for row in cell.rows.values() for name in row.values)
     loss = comparison.scale.column

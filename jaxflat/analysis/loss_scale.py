@@ -38,7 +38,7 @@ class LossScale:
     def margins(self, margin: float) -> tuple[float, float, float]:
         """Return half the margin (of a ratio: of its logarithm), the margin, and twice it."""
         if self.is_log:
-            return margin**0.5, margin**1, margin**2
+            return margin**0.5, margin, margin**2
         return 0.5 * margin, margin, 2 * margin
 
     def margin_words(self, margin: float) -> str:

@@ -32,8 +32,8 @@ class Pair:
     `equal_loss`). Otherwise they are checkpoints, chosen from `candidates` pairs by excess loss.
     The equivalence tests then multiply p by it (Bonferroni) to allow for that choice. They test
     the log ratio of the excess losses at half the margin, the margin and twice the margin.
-    On a text they test the difference of the held-out losses (`excess` is also that difference),
-    with its `document_error`: the standard error over the documents that both models read.
+    On a text they test the difference of the held-out losses, and `excess` is that difference.
+    `document_error` is its standard error over the documents that both models read.
     `flatness` has every measure that both cells have, and None (undecided) for a ratio if a value
     is not positive. `split` divides the scatter of the accuracy difference between seeds and
     examples.
@@ -136,9 +136,9 @@ def compare_pair(
 def document_error(first: Cell, second: Cell) -> tuple[float, int] | None:
     """Return the standard error of second - first over held-out documents, and its number of parts.
 
-    first, second: losses on the same words. The error is of the mean difference over seeds, which
-    all read the same documents: s / sqrt(P), where s is the standard deviation over the P parts of
-    the documents (columns loss/documents_<k>) of the mean difference over seeds. None without them.
+    All seeds read the same documents, in P parts (columns loss/documents_<k>). The error is s /
+    sqrt(P), where s is the standard deviation over parts of the mean difference over seeds. None
+    without these columns.
     """
     if first.scale.is_log:
         return None

@@ -39,7 +39,12 @@ class Plan:
 
 
 UNDECLARED = Plan(
-    *("", "linear_probe"), shots=0, loss_margin=0.1, loss_margin_nats=0.01, negligible_slope=0.5
+    primary="",
+    probe="linear_probe",
+    shots=0,
+    loss_margin=0.1,
+    loss_margin_nats=0.01,
+    negligible_slope=0.5,
 )
 """The plan of folders that older versions wrote: no claim is the primary one."""
 

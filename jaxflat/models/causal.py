@@ -75,7 +75,7 @@ class CausalTransformer(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits_BxMxU of predictions of sentences, and intermediates.
 
-        Prediction s is of the symbol after s words; the last token, num_tokens - 1, starts every
+        Prediction s names the symbol after s words. The last token, num_tokens - 1, starts every
         sentence. positions_BxM are the predictions asked for, all T + 1 if None. No prediction sees
         a later word, so padding changes none of a sentence's own and lengths_B is not needed.
 

@@ -18,10 +18,10 @@ query and a key. So A must commute with these turns: it turns and scales each pa
 number does. The trace depends on the scales alone, not on the turns. Models without a position
 embedding are taken to have rotary positions.
 
-The stream's rescaling is exact only for norms without
-epsilon. A change of coordinates moves no model, so epsilon plays no part in the traces. A model
-that is itself moved changes a little: its epsilon stays. On a trained Transformer of width 16, a
-stream scaled by 1/4 changes logits of -4.6 to 6.2 by at most 8e-4, and one scaled by 4 by 5e-5.
+The stream's rescaling is exact only for norms without epsilon. A change of coordinates moves no
+model, so epsilon plays no part in the traces. A model that is itself moved changes a little: its
+epsilon stays. On a trained Transformer of width 16, a stream scaled by 1/4 changes logits of -4.6
+to 6.2 by at most 8e-4, and one scaled by 4 by 5e-5.
 """
 
 from collections.abc import Callable
@@ -69,8 +69,8 @@ def random_rescaling(params: Tree, key: jax.Array, head_size: int, largest: floa
     """Return a random rescaling, all of whose scales lie between 1 / largest and largest.
 
     Logarithms of scales are uniform. The matrices of a head are U diag(s) V' with scales s and
-    random orthogonal U and V; with rotary positions A has random turns and scales of pairs. An Lstm
-    ignores head_size.
+    random orthogonal U and V. With rotary positions A turns and scales each pair at random. An
+    Lstm ignores head_size.
     """
     log = jnp.log(largest)
     scale_key, left_key, right_key, value_key = jax.random.split(key, 4)

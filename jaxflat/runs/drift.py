@@ -14,9 +14,8 @@ def predicted_drift(language: Config, phase: Config) -> float | None:
 
     Label noise moves the parameters along the minimisers like the flow d theta / dt =
     -1/4 grad tr H, followed for time t (docs/theory.md, from Liu et al. 2023). B counts
-    predictions of new words. None where this does not hold: with another optimizer than plain SGD,
-    another objective, a penalty, an adversary, stored sentences or a text, or several masked words
-    of a sentence.
+    predictions of new words. None where this does not hold. It holds for plain SGD on the loss
+    alone, without penalty or adversary, on new sentences with one masked word.
 
     language: a config's `language` section. phase: the settings of a phase.
     """

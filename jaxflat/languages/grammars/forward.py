@@ -43,8 +43,7 @@ class PrefixTables(NamedTuple):
     """What all sentences share. A grammar has one level, or children one level below parents.
 
     With levels, steps[level][n - 1, B, A] = sum_C P(A -> B C) Y_n(C), tilted. With one level,
-    steps[0][n, B, A] is tilted P(n words after B are below A), for left descendants B of A at any
-    depth, A itself included.
+    steps[0][n, B, A] is P(n words after B are below A), tilted. B is A or any left descendant.
     """
 
     lengths: range  # the allowed numbers of words

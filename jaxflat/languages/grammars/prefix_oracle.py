@@ -111,7 +111,7 @@ def prefix_posteriors(
 
 
 def _symbols(tables: PrefixTables, place: tuple[int, ...], T: int) -> list[int]:
-    """Return the symbols of which a node above the place may have words after it."""
+    """Return the symbols that a node above the place may have, if words follow the place."""
     symbols: list[int] = []
     for level, part in enumerate(tables.levels):
         if not place:
