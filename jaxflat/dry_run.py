@@ -19,7 +19,8 @@ from jaxflat.flatness import Estimate
 from jaxflat.runs import builders, checks, memory, trajectory
 from jaxflat.runs.drift import predicted_drift
 from jaxflat.runs.language_figures import measure_language
-from jaxflat.runs.languages import language_kind, make_language
+from jaxflat.runs.languages import has_labels, language_kind, make_language
+from jaxflat.runs.real_text import describe_text
 from jaxflat.runs.run import Point
 from jaxflat.runs.trajectory import Checkpoint
 
@@ -40,6 +41,9 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     for line, numbers in advice.items():
         text = f"A training step does not fit these devices at {', '.join(numbers)}. {line}"
         console.print(text, highlight=False)
+    unmeasured = dict.fromkeys(filter(None, (_unmeasured_steps(p.config) for _, p in chosen)))
+    for line in unmeasured:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     teams: dict[tuple[str, int], list[str]] = {}
     for number, point in chosen:
         if point.config.phase_order:
@@ -51,16 +55,33 @@ def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
             console.print(f"{text}; a row is of one slot", highlight=False)
 
 
+def _unmeasured_steps(config: Config) -> str:
+    """Return a line about steps that train after the last checkpoint of a run, "" if none do."""
+    run_phases = trajectory.phases(config)
+    if not run_phases or not run_phases[-1].branches:
+        return ""
+    last = run_phases[-1]
+    if (step := max(last.branches)) == last.stop:
+        return ""
+    return (
+        f"phases.{last.name} trains {last.stop - step:,} steps after its last checkpoint, and no "
+        f"measurement sees them: set phases.{last.name}.steps={step - last.start}"
+    )
+
+
 def show_languages(points: Sequence[Point]) -> None:
     """Print the entropies of the points' languages, and the accuracies that their tasks allow."""
     console = make_console()
-    console.print("languages: computing exact conditionals and posteriors of sampled sentences")
     entropies = _figures_table("optimum of the loss", "unigram entropy", "context gives")
     tasks = _figures_table("task", "Bayes accuracy", "majority", "sentences that have it")
-    for section in dict.fromkeys(point.config.language for point in points):
+    sections = dict.fromkeys(point.config.language for point in points)
+    if any(language_kind(section).has_tasks for section in sections):
+        console.print("languages: computing exact conditionals and posteriors of sampled sentences")
+    for section in sections:
         name = escape(f"{section.name}, seed {section.seed}")
         if not language_kind(section).has_optimum:
-            console.print(f"{name}: no figures, because its optimum is not known", highlight=False)
+            text = f"{name}: {describe_text(section)}. Its optimum is not known."
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
             continue
         if not language_kind(section).has_tasks:
             text = "no figures here, because its exact conditionals take a model's time"
@@ -72,7 +93,7 @@ def show_languages(points: Sequence[Point]) -> None:
         for task, accuracies in figures.tasks.items():
             tasks.add_row(name, escape(task), *map(_cell, accuracies))
     for table, title in (
-        (entropies, "Nats of a hidden word ± standard error"),
+        (entropies, "Nats of a prediction ± standard error"),
         (
             tasks,
             "Latent labels ± standard error (the Bayes accuracy of map labels is 1)",
@@ -198,7 +219,7 @@ def _synthetic_arm(swept: dict[str, str], runs: Sequence[Point]) -> SyntheticArm
         excess_losses=[EXCESS * 2 ** (later[checkpoint.step] / 2) for checkpoint in checkpoints],
         num_params=builders.num_params(config),
         projected=[checkpoint.projected for checkpoint in checkpoints],
-        shots=config.probes.shots,
+        shots=config.probes.shots if has_labels(config.language) else (),
         sharpness_columns=_sharpness_columns(config),
         has_optimum=language_kind(config.language).has_optimum,
         name=runs[0].arm,

@@ -89,7 +89,9 @@ def _on_second(
 def _more_accurate(claim: str, pairs: list[Pair], of: tuple[str, str], over: str) -> ClaimTest:
     means = seed_means(pairs, accuracy_difference, PRIMARY_ACCURACY)
     if not means:
-        return ClaimTest(claim, ACCURACY, reason="no seed has the accuracy of every pair")
+        known = any(cell.by_seed(PRIMARY_ACCURACY) for p in pairs for cell in (p.first, p.second))
+        why = "no seed has the accuracy of every pair" if known else "no accuracy was measured"
+        return ClaimTest(claim, ACCURACY, reason=why)
     interval = mean_interval([round(mean, 12) for mean in means])
     sides = [pair.accuracy.side(0.0) for pair in pairs if pair.accuracy]
     if interval.side(0.0) and -interval.side(0.0) in sides:

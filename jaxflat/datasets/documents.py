@@ -27,7 +27,7 @@ def text_files(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(f"{path.absolute()}: no such file or folder")
     if not (files := sorted(path.glob("*.txt"))):
         raise ValueError(f"{path}: the folder has no .txt file")
     return files

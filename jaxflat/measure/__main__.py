@@ -111,8 +111,8 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 @command(
     *(ValueError, OSError, jax.errors.JaxRuntimeError),
-    interrupted="of several checkpoints, --json has those already measured; nothing else is saved. "
-    "Run the same command to start again.",
+    interrupted="nothing is saved; of several checkpoints, --json has the finished ones. Run the "
+    "same command to start again.",
 )
 def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""

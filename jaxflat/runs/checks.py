@@ -10,7 +10,7 @@ from jaxflat.flatness.measures import TRACES
 from jaxflat.flatness.terms import MIN_SAMPLES
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.function_checks import check_functions
-from jaxflat.runs.languages import language_kind
+from jaxflat.runs.languages import has_labels, language_kind
 
 FIXED_LABEL_MEASURES = (
     *("average_sharpness", "adaptive_average_sharpness"),
@@ -123,6 +123,11 @@ def _check_training_of_own_model(config: Config) -> None:
 def check_claims(config: Config) -> None:
     """Raise ValueError if the accuracy or the flatness that the claims rest on is not measured."""
     claims, probes, flatness = config.claims, config.probes, config.flatness
+    if claims.primary == "accuracy" and config.phase_order and not has_labels(config.language):
+        raise ValueError(
+            f"claims.primary='accuracy' needs labels, and language.name={config.language.name!r} "
+            "has none; set claims.primary='flatness'"
+        )
     if claims.shots and claims.shots not in probes.shots:
         raise ValueError(f"claims.shots={claims.shots} is not one of probes.shots={probes.shots}")
     if claims.probe == "linear_probe_projected" and not probes.projected_dimension:

@@ -136,6 +136,13 @@ def _num_labelled(probes: Config) -> int:
     return probes.num_test + probes.num_validation + num_training
 
 
+def has_labels(section: Config) -> bool:
+    """Say whether sentences of a language have labels, by hidden symbols or by people."""
+    if language_kind(section).has_tasks:
+        return bool(make_language(section).tasks)
+    return bool(section[section.name].tasks)
+
+
 def padded_lengths(section: Config) -> tuple[int, ...]:
     """Return at most eight numbers of positions, ascending, that pad sentences without much waste.
 

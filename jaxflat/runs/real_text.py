@@ -39,7 +39,10 @@ def check_text(section: Config, num_labelled: int = 0) -> None:
             f"language.stored_sentences={section.stored_sentences} must be 0 for language.name="
             "'text', whose windows are stored already"
         )
-    text_files(text.path)
+    try:
+        text_files(text.path)
+    except ValueError as error:
+        raise ValueError(f"language.text.path: {error}") from error
     if text.tokenizer:
         tokenizers.tokenizer_file(Path(text.tokenizer))
     check_labelled("language.text.tasks", text.tasks, section.data_dir, num_labelled)
@@ -75,6 +78,23 @@ def prepare_text(section: Config, display: Display) -> None:
                 _tokenize(section, folder, lease.assert_owned)
                 display.print_line(f"tokens: {folder}")
     _packed(section)
+
+
+def describe_text(section: Config) -> str:
+    """Return what a text holds, in one line; before it is tokenized, its documents and size."""
+    if not is_tokenized(section):
+        documents = read_documents(section.text.path)
+        num_characters = sum(map(len, documents))
+        return (
+            f"{len(documents):,} documents of {num_characters:,} characters in all, which the run "
+            "divides into tokens"
+        )
+    packed, length = _packed(section), section.text.length
+    training, held_out = packed.training_NxT.size, packed.held_out_HxT.size
+    return (
+        f"{training:,} tokens to train on and {held_out:,} held-out ones of "
+        f"{packed.documents_HxT.max() + 1:,} documents, in windows of {length}"
+    )
 
 
 def make_text(section: Config) -> TextWindows:

@@ -150,4 +150,4 @@ def summary(folder: Folder) -> str:
         lines = {column_of(line): line for line in folder.read_lines(f"{name}.jsonl")}
         found = [(column, lines[column]) for column in columns if column in lines][:1]
         parts += [f"{c} {line['mean']:.4g} (SEM {line['sem']:.2g})" for c, line in found]
-    return ", ".join(parts) or "done"
+    return ", ".join(parts) or "no loss and no trace measured"

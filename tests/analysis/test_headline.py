@@ -24,6 +24,7 @@ from jaxflat.analysis.page.primary_picture import (
     row_names,
 )
 from jaxflat.analysis.page.settings import read_provenance
+from jaxflat.analysis.results_csv import Row
 from jaxflat.analysis.statistics.intervals import Interval, mean_interval
 from jaxflat.analysis.verdicts import (
     ACCURACY,
@@ -98,6 +99,21 @@ def test_doses_are_answered_per_halving_and_drawn_seed_by_seed(tmp_path, slope, 
     assert all(len(cell.rows) == 6 for cell in arms)
     losses = [[row.values["excess_loss"] for row in cell.rows.values()] for cell in arms]
     np.testing.assert_allclose(losses, losses[:1] * 3)  # each seed at one loss
+
+
+def test_a_dose_whose_losses_do_not_overlap_is_named_and_not_drawn(tmp_path):
+    path = write_doses(tmp_path, STRENGTH, (0.0, -1e-5, 1e-4)) / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row[STRENGTH] == "-1e-05":
+            row["excess_loss"] = float(row["excess_loss"]) * 10
+    write_rows(path, rows)
+    (tmp_path / "sweep.json").write_text("{}")
+    _, picture = first_screen(declare(tmp_path, "effect"))
+    (arms,) = picture.groups
+    assert [cell.arm for cell in arms] == ["strength 0.0", "strength 0.0001"]
+    assert picture.caption.endswith("Without strength -1e-05: the losses do not overlap.")
 
 
 def test_label_noise_is_drawn_as_each_seed_s_change(tmp_path):
@@ -232,6 +248,23 @@ def test_the_small_table_says_where_its_arms_are_read(sweep):
 def test_small_differences_have_two_digits():
     assert wording.points(Interval(-0.002, -0.004, -0.0004, 5)) == "−0.20 (−0.40 to −0.04)"
     assert wording.points(Interval(0.027, -0.003, 0.058, 5)) == "+2.7 (−0.3 to +5.8)"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0040, 0.0042), "0.0041 ± 0.0013"),
+        ((0.0002151, 0.0002153), "0.000215 ± 0.000001"),
+        ((0.00021, 0.00021), "0.0002 ± 0.0000"),
+        ((0.3, 0.3 + 1e-9), "0.3000 ± 0.0000"),  # two more digits do not show it either
+    ],
+)
+def test_an_error_that_is_not_0_is_shown_with_up_to_two_more_digits(values, text):
+    rows = {
+        str(seed): Row("", {}, str(seed), 1, False, {"loss": value}, True)
+        for seed, value in enumerate(values)
+    }
+    assert wording.plus_minus(Cell("arm", 1, rows), "loss", ".4f") == text
 
 
 def test_an_arrow_is_explained_where_one_is_drawn():

@@ -25,8 +25,9 @@ SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
 @pytest.fixture(autouse=True)
 def two_results(monkeypatch):
-    """Judge two made-up results: their number changes percentages only."""
+    """Judge two made-up results, however slowly: their number changes percentages only."""
     monkeypatch.setattr(power, "NUM_SWEEPS", 2)
+    monkeypatch.setattr(power, "MAX_SECONDS", math.inf)
 
 
 def shown(expanded, capsys) -> str:
@@ -80,7 +81,7 @@ def test_the_prediction_on_a_text_says_that_it_leaves_documents_out(
     monkeypatch.setattr("jaxflat.runs.builders.num_params", lambda config: config.model.width**2)
     monkeypatch.setattr("jaxflat.runs.checks.check_config", lambda config: None)
     config = tiny_config()
-    config.language.name = name
+    config.language.name, config.claims.primary = name, "flatness"
     text = shown(points.expand(config, WIDTHS, tmp_path), capsys)
     assert ("leaves out the error over held-out documents" in text) == (name == "text")
 
@@ -105,6 +106,20 @@ def test_arms_have_the_points_seeds_checkpoints_and_sizes(tmp_path):
 def test_a_claim_that_no_result_decides_is_listed_with_its_reason(tmp_path, capsys):
     text = shown(tiny_points(product(param("seed", [0, 1])), tmp_path), capsys)
     assert "No verdict on 'At equal excess loss the larger model is the more accurate'" in text
+
+
+@pytest.mark.parametrize("last", [12, 20])
+def test_steps_after_the_last_checkpoint_are_named(last, tmp_path, capsys):
+    config = tiny_config()
+    config.phase_order, config.phases.pretrain.steps = ("pretrain",), 20
+    config.phases.pretrain.checkpoint_steps = (5, last)
+    del config.phases.drift
+    dry_run.show_points([*enumerate(points.expand(config, [{}], tmp_path))])
+    line = (
+        "phases.pretrain trains 8 steps after its last checkpoint, and no measurement sees them: "
+    )
+    said = line + "set phases.pretrain.steps=12" in " ".join(capsys.readouterr().out.split())
+    assert said == (last == 12)
 
 
 WIDTHS = product(param("seed", range(8)), param("model.width", [8, 16]))

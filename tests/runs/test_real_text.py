@@ -148,7 +148,7 @@ def get_config(scale):
     return text_config(Path(__file__).parent)
 """
 REFUSED = {
-    "language.text.path={folder}/none.txt": r"none\.txt: no such file or folder",
+    "language.text.path=none.txt": r"language\.text\.path: /.*/none\.txt: no such file or folder",
     "language.text.path=": r"language\.text\.path='' must be a text file or a folder",
     "language.text.path={folder}/empty_folder": r"empty_folder: the folder has no \.txt file",
     "language.text.path={folder}/latin.txt": r"latin\.txt: line 2 is not UTF-8",
@@ -158,6 +158,7 @@ REFUSED = {
     "language.text.vocabulary=256": r"language\.text\.vocabulary=256 must be at least 257",
     "language.text.tokenizer={folder}/empty_folder": r"tokenizer\.json: no such file",
     "language.text.tasks=({folder}/no.tsv,)": r"no\.tsv: no such file",
+    "language.text.tasks=()": r"claims\.primary='accuracy' needs labels, .*='text' has none; set",
     "language.stored_sentences=100": r"language\.stored_sentences=100 must be 0",
     "phases.pretrain.targets=exact": r"phases\.pretrain\.targets='exact' must be 'sampled'",
     "phases.pretrain.projection.checkpoint_steps=(3,)": r"projection\.checkpoint_steps must be",
@@ -219,7 +220,8 @@ def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys,
     flags += [f"--config.{key}={value}" for key, value in SMALLER.items()]
     assert main.main([*flags, "--dry_run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "text, seed 0: no figures, because its optimum is not known" in printed
+    assert re.search(r"text, seed 0: 60 documents of [\d,]+ characters in all", printed)
+    assert "more accurate" not in printed.partition("No verdict")[0]  # the text has no labels
     assert "all arms reach the same held-out losses" in printed
     assert main.main(flags) == 0
     assert "Held-out loss" in capsys.readouterr().out
@@ -235,6 +237,11 @@ def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys,
     page = (tmp_path / "work" / "report.html").read_text()
     assert "Held-out loss (nats)" in page
     assert main.main([*flags, "--dry_run"]) == 0  # the memory of its steps is known by now
+    printed = " ".join(capsys.readouterr().out.split())
+    figures = re.search(r"([\d,]+) tokens to train on and ([\d,]+) held-out ones of", printed)
+    assert figures
+    training, held_out = (int(number.replace(",", "")) for number in figures.groups())
+    assert 0.08 < held_out / (training + held_out) < 0.25
 
 
 @pytest.mark.slow

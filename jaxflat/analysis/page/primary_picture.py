@@ -139,13 +139,16 @@ def doses(comparison: Comparison, cause: str) -> Doses | None:
     for name, contrasts in contrasts_by_cause(comparison):
         for baseline, other in contrasts if name == cause else []:
             by_baseline.setdefault(baseline[0].arm, [baseline]).append(other)
-    groups = [
-        cells
-        for arms in by_baseline.values()
-        if (cells := at_equal_loss(_in_order(comparison, arms))) and _complete_seeds(cells, column)
-    ]
+    groups, left_out = [], []
+    for baseline, *others in by_baseline.values():
+        matched = [arm for arm in others if at_equal_loss([baseline, arm])]
+        cells = at_equal_loss(_in_order(comparison, [baseline, *matched]))
+        if matched and cells and _complete_seeds(cells, column):
+            groups.append(cells)
+            left_out += [arm[0].arm for arm in others if arm not in matched]
     if not groups:
         return None
+    without = f" Without {', '.join(left_out)}: the losses do not overlap." if left_out else ""
     return Doses(
         _flatness_label(column),
         drawing.accuracy_label(comparison),
@@ -153,7 +156,7 @@ def doses(comparison: Comparison, cause: str) -> Doses | None:
         column,
         f"A thin line is a seed, read in every arm at equal {comparison.scale.noun}. Black: the "
         "mean over seeds. Flatter is left, so a line that rises to the right means that flatter "
-        "models are less accurate.",
+        f"models are less accurate.{without}",
     )
 
 

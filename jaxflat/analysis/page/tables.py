@@ -159,7 +159,10 @@ def _both(pair: Pair, number: Callable[[Cell], float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return wording.MISSING if value is None or np.isnan(value) else f"{value:.4f}"
+    if value is None or np.isnan(value):
+        return wording.MISSING
+    text = f"{value:.4f}"
+    return text if float(text) or not value else f"{value:.1g}"
 
 
 def _loss_column(scale: LossScale) -> tuple[str, str, str, float]:

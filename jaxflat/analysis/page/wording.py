@@ -11,12 +11,14 @@ MISSING = "–"
 def plus_minus(cell: Cell, column: str, style: str = "", scale: float = 1.0) -> str:
     """Format 'mean ± half-width' over seeds, or the mean alone for one seed.
 
-    Without a `style`, the error sets the number of digits.
+    Without a `style`, the error sets the number of digits. An error that would look like 0 adds up
+    to two digits to the style.
     """
     interval = cell.interval(column)
     if interval is None:
         return MISSING
-    style = style or _style(scale * interval.mean, scale * (interval.half_width or 0.0))
+    error = scale * (interval.half_width or 0.0)
+    style = _finer(style, error) if style else _style(scale * interval.mean, error)
     text = format(scale * interval.mean, style)
     if interval.half_width is not None:
         text += f" ± {format(scale * interval.half_width, style.lstrip('+'))}"
@@ -27,6 +29,13 @@ def _style(mean: float, error: float) -> str:
     """Return a format with two digits of the error, at most six of the mean, three if no error."""
     unit = max(error / 10, abs(mean) / (1e5 if error else 100))
     return f",.{max(0, -math.floor(math.log10(unit))) if unit else 0}f"
+
+
+def _finer(style: str, error: float) -> str:
+    """Return a style such as ".4f" with the fewest more digits, up to two, that show the error."""
+    start, _, digits = style.rstrip("f").rpartition(".")
+    finer = (f"{start}.{int(digits) + more}f" for more in range(3))
+    return next((one for one in finer if error and float(format(error, one))), style)
 
 
 def ranged(interval: Interval | None, style: str, scale: float = 1.0, unit: str = "") -> str:
