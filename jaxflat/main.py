@@ -99,6 +99,7 @@ def show_report(workdir: Path) -> None:
     from jaxflat.analysis.page import evidence
     from jaxflat.analysis.page.document import write_report
     from jaxflat.analysis.page.findings import console_lines
+    from jaxflat.analysis.page.settings import read_provenance
     from jaxflat.analysis.page.tables import summary_table
     from jaxflat.distributed import leases
 
@@ -115,7 +116,11 @@ def show_report(workdir: Path) -> None:
     console.print(table)
     for line in console_lines(comparison, judged.verdicts):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for line in mixed_settings(workdir):
+    made = read_provenance(workdir)
+    warnings = mixed_settings(workdir)
+    if made.unfinished:
+        warnings.append(f"{len(made.unfinished)} of {made.num_points} points did not finish")
+    for line in warnings:
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)
 
