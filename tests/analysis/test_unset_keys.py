@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis.associations import GIVEN_ALL, STATISTICS, associations
-from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.page import figures, joint
+from jaxflat.analysis.page import document, figures, findings, joint, tables, view
 from jaxflat.analysis.page.evidence import correlations_table, verdicts_table
 from jaxflat.analysis.results_csv import read_number, read_results
 from tests.analysis.conftest import write_rows
 from tests.support.pages import read_page
-from tests.support.reports import lines_of, report_of, table_of
 
 RATE = "phases.pretrain.schedule.learning_rate"
 BATCH = "phases.pretrain.batch_size"
@@ -60,22 +58,33 @@ def write_arms(folder, arms, seeds=3, steps=(1000, 2000), skip=()):
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "rendered"])
 def rendered(request, monkeypatch):
-    """Every test draws the figures; only the slow ones render them."""
+    """Every test draws the figures; only the slow ones render them, and draw them twice.
+
+    The joint page of one sweep shows the same view of it as the sweep's own page.
+    """
     if not request.param:
+        views = []
+
+        def view_once(*arguments):
+            views.append(view.view_sweep(*arguments))
+            return views[-1]
+
         monkeypatch.setattr(figures, "render", lambda *_, **__: b"")
+        monkeypatch.setattr(document, "view_sweep", view_once)
+        monkeypatch.setattr(joint, "view_sweep", lambda *_: views[-1])
 
 
 def everything(folder):
     """Return the text of each table, finding and page."""
     comparison = read_comparison(folder)
-    found = associations(comparison)
     sweeps = {"a": comparison}
     judged = joint.judge_sweeps(sweeps)
-    pages = [report_of(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
-    texts = lines_of(folder)
-    texts += [text for row in verdicts_table(judge(comparison)) for text in row]
-    texts += [text for row in table_of(folder) for text in row]
-    texts += [text for row in correlations_table(found) for text in row]
+    report = document.write_report(folder, comparison, judged["a"])
+    pages = [report, joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
+    texts = findings.console_lines(comparison, judged["a"].verdicts)
+    texts += [text for row in verdicts_table(judged["a"].verdicts) for text in row]
+    texts += [text for row in tables.summary_table(comparison) for text in row]
+    texts += [text for row in correlations_table(judged["a"].correlations) for text in row]
     texts += [read_page(path).visible for path in pages]
     return texts
 

@@ -47,9 +47,11 @@ def resolved(num_devices: int = 1, name: str = "transformer") -> FrozenConfigDic
 
 @pytest.mark.slow
 def test_every_paper_point_has_a_row_of_memory_and_no_array():
+    names, configs = zip(*((point.name, point.config) for point in paper_points()), strict=True)
     console = Console(width=200, record=True)
     with console.capture() as capture:
-        console.print(memory.table([row(p.name, p.config) for p in paper_points()]))
+        rows = zip(names, configs, memory.step_memories(configs), strict=True)
+        console.print(memory.table([*rows]))
     for point in paper_points():
         assert f" {point.name} " in capture.get()
 
@@ -210,7 +212,7 @@ def test_the_memory_of_a_point_is_that_of_its_largest_phase():
 
 
 def test_the_step_of_every_phase_is_traced(monkeypatch):
-    """The strength of a penalty is an argument of its step."""
+    """Once for two seeds. The strength of a penalty is an argument of its step."""
     config = ConfigDict(resolved())
     config.phases.drift.flatness_penalty.strength = 1e-4
     traced = []
@@ -219,7 +221,9 @@ def test_the_step_of_every_phase_is_traced(monkeypatch):
         return lambda *args: traced.append((settings.optimizer.name, args[-1]))
 
     monkeypatch.setattr(builders, "train_steps", train_steps)
-    memory.step_memory(FrozenConfigDict(config))
+    other = config.copy_and_resolve_references()
+    other.data_seed = 1
+    memory.step_memories([FrozenConfigDict(config), FrozenConfigDict(other)])
     assert [name for name, _ in traced] == ["adamw", "sgd"]
     assert traced[0][1] is None
     assert traced[1][1].shape == ()
