@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import (
-    EVALUATED_MASKS,
-    make_questions,
-    mask_each,
-    mask_one,
-    mask_sentences,
-    mask_share,
-)
+from jaxflat.languages import batches
+from jaxflat.languages.batches import EVALUATED_MASKS, make_questions, mask_each
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
 from tests.support.counts import in_full
@@ -29,6 +23,9 @@ from tests.support.enumeration import (
     small_hmm,
     small_levelled,
 )
+
+mask_one, mask_share = jax.jit(batches.mask_one), jax.jit(batches.mask_share)
+mask_sentences = jax.jit(batches.mask_sentences, static_argnums=(3, 4))
 
 V, MASK = 9, 10
 LENGTHS_B = np.array([1, 3, 4], np.int32)
