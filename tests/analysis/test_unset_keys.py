@@ -89,29 +89,32 @@ def everything(folder):
     return texts
 
 
+ARMS = {
+    "a-rate-or-sam": [*RATES, *SAM],
+    "sam-or-a-rate": [*SAM, *RATES],
+    "a-rate-or-nothing": [*RATES, {}],
+    "nothing-first": [{}, {BATCH: 16}, {RATE: 3e-3, BATCH: 16}],
+    "a-lookup-table": [*RATES, *SAM, TABLE],
+    "a-lookup-table-of-one-kind": [*RATES, {**TABLE, "model.features": ""}],
+    "untrained": [*RATES, {NAME: "transformer", ORDER: "()"}, TABLE],
+    "numbers-and-text": [{RATE: value} for value in (1e-3, "auto", 3)],
+    "tuples-and-truth": [{RHO: value} for value in (True, "(1, 2)", 0.1)],
+    "sizes": [{WIDTH: 32, RATE: 1e-3}, {WIDTH: 64}, {}],
+    "a-name-or-none": [{WIDTH: 32}, {WIDTH: 64, NAME: "transformer"}, TABLE],
+    "targets": [{TARGETS: "sampled"}, {TARGETS: "exact"}, *RATES],
+    "one-targets": [{TARGETS: "sampled"}, {TARGETS: "exact", RATE: 1e-3}, {}],
+    "one-arm": RATES[:1],
+    "a-lookup-table-alone": [TABLE],
+}
+SLOW_ALONE = [pytest.param(1, name, marks=pytest.mark.slow) for name in [*ARMS][2:]]
+
+
 @pytest.mark.parametrize(
-    "arms",
-    [
-        pytest.param([*RATES, *SAM], id="a-rate-or-sam"),
-        pytest.param([*SAM, *RATES], id="sam-or-a-rate"),
-        pytest.param([*RATES, {}], id="a-rate-or-nothing"),
-        pytest.param([{}, {BATCH: 16}, {RATE: 3e-3, BATCH: 16}], id="nothing-first"),
-        pytest.param([*RATES, *SAM, TABLE], id="a-lookup-table"),
-        pytest.param([*RATES, {**TABLE, "model.features": ""}], id="a-lookup-table-of-one-kind"),
-        pytest.param([*RATES, {NAME: "transformer", ORDER: "()"}, TABLE], id="untrained"),
-        pytest.param([{RATE: value} for value in (1e-3, "auto", 3)], id="numbers-and-text"),
-        pytest.param([{RHO: value} for value in (True, "(1, 2)", 0.1)], id="tuples-and-truth"),
-        pytest.param([{WIDTH: 32, RATE: 1e-3}, {WIDTH: 64}, {}], id="sizes"),
-        pytest.param([{WIDTH: 32}, {WIDTH: 64, NAME: "transformer"}, TABLE], id="a-name-or-none"),
-        pytest.param([{TARGETS: "sampled"}, {TARGETS: "exact"}, *RATES], id="targets"),
-        pytest.param([{TARGETS: "sampled"}, {TARGETS: "exact", RATE: 1e-3}, {}], id="one-targets"),
-        pytest.param(RATES[:1], id="one-arm"),
-        pytest.param([TABLE], id="a-lookup-table-alone"),
-    ],
+    ("seeds", "name"),
+    [*((3, name) for name in ARMS), *((1, name) for name in [*ARMS][:2]), *SLOW_ALONE],
 )
-@pytest.mark.parametrize("seeds", [3, 1])
-def test_every_table_figure_and_finding_is_made(tmp_path, rendered, arms, seeds):
-    texts = everything(write_arms(tmp_path, arms, seeds))
+def test_every_table_figure_and_finding_is_made(tmp_path, rendered, seeds, name):
+    texts = everything(write_arms(tmp_path, ARMS[name], seeds))
     assert not [text for text in texts if "nan" in text]
 
 

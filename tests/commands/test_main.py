@@ -204,7 +204,7 @@ def test_an_older_sweep_continues_with_keys_without_effect(tmp_path, monkeypatch
 
 
 SHIPPED = [
-    pytest.param(f"{path}:{scale}", marks=pytest.mark.slow if scale == "full" else ())
+    pytest.param(f"{path}:{scale}", marks=pytest.mark.slow if scale in ("full", "paper") else ())
     for path in sorted(Path("configs").glob("*.py"))
     for scale in ("smoke", "laptop", "full", "paper")
 ]
