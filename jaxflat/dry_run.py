@@ -31,7 +31,8 @@ LANGUAGE_SENTENCES = 2048  # sampled for the figures of a language
 def show_points(chosen: Sequence[tuple[int, Point]]) -> None:
     """Print the memory of numbered points, and which of them one program trains."""
     console = make_console()
-    steps = [(number, point, memory.step_memory(point.config)) for number, point in chosen]
+    found = memory.step_memories([point.config for _, point in chosen])
+    steps = [(*one, step) for one, step in zip(chosen, found, strict=True)]
     rows = [(escape(f"{n} {point.title}"), point.config, step) for n, point, step in steps]
     console.print(memory.table(rows))
     advice: dict[str, list[str]] = {}

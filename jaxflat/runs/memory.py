@@ -1,5 +1,6 @@
 """Predict the memory of training steps and invariant traces, from shapes only."""
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from jaxflat.languages.batches import Source, masked_batch
 from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
+from jaxflat.runs.slots import SEEDS
 from jaxflat.runs.trajectory import Phase
 
 GIB = 2**30
@@ -66,6 +68,21 @@ def step_memory(config: Config) -> StepMemory | None:
         return None
     found = [_step_memory(config, phase) for phase in trajectory.phases(config)]
     return max(found, key=lambda one: one.total)
+
+
+def step_memories(configs: Sequence[Config]) -> list[StepMemory | None]:
+    """Return `step_memory` of each point; points that differ only in seeds share a trace."""
+    found: dict[str, StepMemory | None] = {}
+    shapes = [_without_seeds(config) for config in configs]
+    for shape, config in zip(shapes, configs, strict=True):
+        if shape not in found:
+            found[shape] = step_memory(config)
+    return [found[shape] for shape in shapes]
+
+
+def _without_seeds(config: Config) -> str:
+    fields = json.loads(config.to_json())
+    return json.dumps({key: fields[key] for key in fields if key not in SEEDS}, sort_keys=True)
 
 
 def table(points: Sequence[tuple[str, Config, StepMemory | None]]) -> Table:
@@ -124,8 +141,10 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
         return stored(model, examples(2)) - stored(model, examples(1))
 
     size = settings.microbatch_size or settings.batch_size  # CPUs take smaller parts
-    block = of_sentence(model.clone(remat=False) if builders.is_ours(config) else model)
-    activations = size * (of_sentence(model) + 2 * block / config.model.num_layers)
+    kept = block = of_sentence(model)
+    if builders.is_ours(config) and config.training.remat:
+        block = of_sentence(model.clone(remat=False))
+    activations = size * (kept + 2 * block / config.model.num_layers)
     if config.training.compute_dtype != "float32":
         activations += _num_bytes(params) / 2  # the kernels in 16 bits
     num_gradients = 2 if size < settings.batch_size else 1

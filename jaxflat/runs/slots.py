@@ -61,6 +61,7 @@ class Outcome(NamedTuple):
     loss: float
 
 
+SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
 Training = Generator[Call, Outcome, None]
 
 
@@ -69,7 +70,7 @@ def assign_slots(configs: Iterable[Config]) -> list[tuple[str, int]]:
     counts, team_slots = Counter[str](), []
     for config in configs:
         shared = json.loads(config.to_json())
-        for key in ("seed", "data_seed", "init_seed", "probe_seed"):
+        for key in SEEDS:
             del shared[key]
         for phase in shared["phases"].values():
             del phase["schedule"]

@@ -265,13 +265,18 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
     By default they meet in a collective over the devices, which orbax starts from its own threads.
     Processes that start two collectives in different orders wait for each other forever.
+
+    By default a thread makes the folders. If it fails, other threads wait five minutes for them.
     """
     num_ranks = jax.process_count()
     options = ocp.options.MultiprocessingOptions(
         active_processes=set(range(num_ranks)) if num_ranks > 1 else None,
         barrier_sync_key_prefix="jaxflat",
     )
-    return ocp.StandardCheckpointer(multiprocessing_options=options)
+    return ocp.StandardCheckpointer(
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        multiprocessing_options=options,
+    )
 
 
 @contextmanager

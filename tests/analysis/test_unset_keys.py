@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from jaxflat.analysis.associations import GIVEN_ALL, STATISTICS, associations
-from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.page import figures, joint
+from jaxflat.analysis.page import document, figures, findings, joint, tables, view
 from jaxflat.analysis.page.evidence import correlations_table, verdicts_table
 from jaxflat.analysis.results_csv import read_number, read_results
 from tests.analysis.conftest import write_rows
 from tests.support.pages import read_page
-from tests.support.reports import lines_of, report_of, table_of
 
 RATE = "phases.pretrain.schedule.learning_rate"
 BATCH = "phases.pretrain.batch_size"
@@ -60,49 +58,63 @@ def write_arms(folder, arms, seeds=3, steps=(1000, 2000), skip=()):
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "rendered"])
 def rendered(request, monkeypatch):
-    """Every test draws the figures; only the slow ones render them."""
+    """Every test draws the figures; only the slow ones render them, and draw them twice.
+
+    The joint page of one sweep shows the same view of it as the sweep's own page.
+    """
     if not request.param:
+        views = []
+
+        def view_once(*arguments):
+            views.append(view.view_sweep(*arguments))
+            return views[-1]
+
         monkeypatch.setattr(figures, "render", lambda *_, **__: b"")
+        monkeypatch.setattr(document, "view_sweep", view_once)
+        monkeypatch.setattr(joint, "view_sweep", lambda *_: views[-1])
 
 
 def everything(folder):
     """Return the text of each table, finding and page."""
     comparison = read_comparison(folder)
-    found = associations(comparison)
     sweeps = {"a": comparison}
     judged = joint.judge_sweeps(sweeps)
-    pages = [report_of(folder), joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
-    texts = lines_of(folder)
-    texts += [text for row in verdicts_table(judge(comparison)) for text in row]
-    texts += [text for row in table_of(folder) for text in row]
-    texts += [text for row in correlations_table(found) for text in row]
+    report = document.write_report(folder, comparison, judged["a"])
+    pages = [report, joint.write_joint(sweeps, judged, {"a": folder}, folder / "all")]
+    texts = findings.console_lines(comparison, judged["a"].verdicts)
+    texts += [text for row in verdicts_table(judged["a"].verdicts) for text in row]
+    texts += [text for row in tables.summary_table(comparison) for text in row]
+    texts += [text for row in correlations_table(judged["a"].correlations) for text in row]
     texts += [read_page(path).visible for path in pages]
     return texts
 
 
+ARMS = {
+    "a-rate-or-sam": [*RATES, *SAM],
+    "sam-or-a-rate": [*SAM, *RATES],
+    "a-rate-or-nothing": [*RATES, {}],
+    "nothing-first": [{}, {BATCH: 16}, {RATE: 3e-3, BATCH: 16}],
+    "a-lookup-table": [*RATES, *SAM, TABLE],
+    "a-lookup-table-of-one-kind": [*RATES, {**TABLE, "model.features": ""}],
+    "untrained": [*RATES, {NAME: "transformer", ORDER: "()"}, TABLE],
+    "numbers-and-text": [{RATE: value} for value in (1e-3, "auto", 3)],
+    "tuples-and-truth": [{RHO: value} for value in (True, "(1, 2)", 0.1)],
+    "sizes": [{WIDTH: 32, RATE: 1e-3}, {WIDTH: 64}, {}],
+    "a-name-or-none": [{WIDTH: 32}, {WIDTH: 64, NAME: "transformer"}, TABLE],
+    "targets": [{TARGETS: "sampled"}, {TARGETS: "exact"}, *RATES],
+    "one-targets": [{TARGETS: "sampled"}, {TARGETS: "exact", RATE: 1e-3}, {}],
+    "one-arm": RATES[:1],
+    "a-lookup-table-alone": [TABLE],
+}
+SLOW_ALONE = [pytest.param(1, name, marks=pytest.mark.slow) for name in [*ARMS][2:]]
+
+
 @pytest.mark.parametrize(
-    "arms",
-    [
-        pytest.param([*RATES, *SAM], id="a-rate-or-sam"),
-        pytest.param([*SAM, *RATES], id="sam-or-a-rate"),
-        pytest.param([*RATES, {}], id="a-rate-or-nothing"),
-        pytest.param([{}, {BATCH: 16}, {RATE: 3e-3, BATCH: 16}], id="nothing-first"),
-        pytest.param([*RATES, *SAM, TABLE], id="a-lookup-table"),
-        pytest.param([*RATES, {**TABLE, "model.features": ""}], id="a-lookup-table-of-one-kind"),
-        pytest.param([*RATES, {NAME: "transformer", ORDER: "()"}, TABLE], id="untrained"),
-        pytest.param([{RATE: value} for value in (1e-3, "auto", 3)], id="numbers-and-text"),
-        pytest.param([{RHO: value} for value in (True, "(1, 2)", 0.1)], id="tuples-and-truth"),
-        pytest.param([{WIDTH: 32, RATE: 1e-3}, {WIDTH: 64}, {}], id="sizes"),
-        pytest.param([{WIDTH: 32}, {WIDTH: 64, NAME: "transformer"}, TABLE], id="a-name-or-none"),
-        pytest.param([{TARGETS: "sampled"}, {TARGETS: "exact"}, *RATES], id="targets"),
-        pytest.param([{TARGETS: "sampled"}, {TARGETS: "exact", RATE: 1e-3}, {}], id="one-targets"),
-        pytest.param(RATES[:1], id="one-arm"),
-        pytest.param([TABLE], id="a-lookup-table-alone"),
-    ],
+    ("seeds", "name"),
+    [*((3, name) for name in ARMS), *((1, name) for name in [*ARMS][:2]), *SLOW_ALONE],
 )
-@pytest.mark.parametrize("seeds", [3, 1])
-def test_every_table_figure_and_finding_is_made(tmp_path, rendered, arms, seeds):
-    texts = everything(write_arms(tmp_path, arms, seeds))
+def test_every_table_figure_and_finding_is_made(tmp_path, rendered, seeds, name):
+    texts = everything(write_arms(tmp_path, ARMS[name], seeds))
     assert not [text for text in texts if "nan" in text]
 
 

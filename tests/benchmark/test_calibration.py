@@ -35,6 +35,7 @@ def test_a_row_counts_intervals_that_contain_the_truth():
     assert empty.coverage.median == 0
 
 
+@pytest.mark.slow
 def test_truths_of_logistic_regression_match_the_formula():
     """G = E x x' / cosh(l)^2 for logits l and -l; H has the sums of targets, in float32 near 1."""
     problem = logistic_regression(num_features=6, size=3)

@@ -36,7 +36,8 @@ def shown(expanded, capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    "scale", ["smoke", "laptop", pytest.param("full", marks=pytest.mark.slow), "paper"]
+    "scale",
+    ["smoke", *(pytest.param(s, marks=pytest.mark.slow) for s in ("laptop", "full", "paper"))],
 )
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_has_a_prediction(name, scale, tmp_path, capsys, monkeypatch):

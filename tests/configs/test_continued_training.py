@@ -12,10 +12,10 @@ from jaxflat.sweeps import points
 
 CONFIG = f"{Path(__file__).parents[2]}/configs/continued_training_sweep.py"
 ARMS = ("exact targets", "label noise", "not continued")
-SLOW_PAPER = pytest.param("paper", marks=pytest.mark.slow)  # its grammar takes seconds to make
+SLOW = [pytest.param(scale, marks=pytest.mark.slow) for scale in ("full", "paper")]
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", SLOW_PAPER])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", *SLOW])
 def test_arms_differ_in_continued_training_alone_and_are_measured_while_they_settle(
     scale, tmp_path
 ):

@@ -12,7 +12,7 @@ from tests.support.counts import in_full
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PENALTY = "phases.dial.flatness_penalty"
-SLOW_PAPER = pytest.param("paper", marks=pytest.mark.slow)  # its grammar takes seconds to make
+SLOW = [pytest.param(scale, marks=pytest.mark.slow) for scale in ("full", "paper")]
 
 
 def loaded(name, scale):
@@ -20,7 +20,7 @@ def loaded(name, scale):
 
 
 @pytest.mark.parametrize("name", ["flatness_dial_sweep", "penalty_sweep"])
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "full", SLOW_PAPER])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", *SLOW])
 def test_the_arms_of_a_seed_differ_in_the_penalty_alone(name, scale, tmp_path):
     config, listed = loaded(name, scale)
     expanded = points.expand(config, listed, tmp_path)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxflat.distributed import sharding
 from jaxflat.runs import builders
 from jaxflat.sweeps import points
 from tests.support.compiled_step import compiled_step, exchanged
+from tests.support.optimized import optimized
 from tests.support.sweeps import tiny_config
 
 
@@ -42,11 +42,8 @@ def _every_array_is_large(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_every_array_is_large")
 def test_devices_with_parts_of_the_moments_exchange_the_updates_too():
-    jax.config.update("jax_disable_most_optimizations", False)  # without, gathers are not merged
-    try:
+    with optimized():  # otherwise gathers are not merged
         num_params, compiled = step_on_four_devices()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
     sent = exchanged(compiled)
     assert 4 * num_params <= sent["all-reduce"] < 4 * num_params + 1000
     assert 4 * num_params - 100 < sent["all-gather"] < 4 * num_params + 1000

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxflat.storage import manifest
+from jaxflat.storage import leased_folder, manifest
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.storage.manifest import DamagedError
 from tests.support.damage import KINDS, files_of, flip
@@ -55,7 +55,7 @@ def copied(saved, tmp_path):
 
 def test_the_manifest_lists_every_file_but_itself(saved):
     files = {path.relative_to(saved / "2").as_posix() for path in files_of(saved / "2")}
-    assert len(files) > 10
+    assert len(files) > 5  # their number depends on the time of the writes
     assert manifest._read(saved / "2").keys() == files - {"manifest.json"}
     assert_whole(Folder(saved), [1, 2])
 
@@ -166,6 +166,23 @@ def test_a_save_that_fails_cleans_up_and_says_where(copied, monkeypatch):
     with pytest.raises(OSError, match=f"No space left on device: '{copied.path}/3'"):
         copied.save(3, tree(3))
     assert {path.name for path in copied.path.iterdir()} == {"1", "2"}
+    assert_whole(copied, [1, 2])
+
+
+def test_a_save_whose_folders_cannot_be_made_leaves_no_thread(copied, monkeypatch):
+    """Threads that wait for the folders would keep the process from ending for five minutes."""
+    make, threads = os.mkdir, {*threading.enumerate()}
+
+    def fail(path, *arguments, **keywords):
+        if "/new" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        make(path, *arguments, **keywords)
+
+    monkeypatch.setattr(leased_folder, "GRACE", 0)
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        copied.save(3, tree(3))
+    assert {*threading.enumerate()} <= threads
     assert_whole(copied, [1, 2])
 
 

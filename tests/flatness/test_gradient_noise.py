@@ -62,6 +62,7 @@ def test_unbiased_and_covered(problem):
         assert 0.92 < coverage < 0.98
 
 
+@pytest.mark.slow
 def test_the_noise_scale_is_the_ratio(problem):
     params, pool = problem
     rows_MxB = jax.random.randint(jax.random.key(1), (3000, 16), 0, 64)
@@ -72,6 +73,7 @@ def test_the_noise_scale_is_the_ratio(problem):
     assert found.noise_scale.sem < 0.1 * trace / squared
 
 
+@pytest.mark.slow
 def test_noise_equals_curvature_where_the_model_is_optimal(problem):
     """Bartlett: with labels drawn from the model, Sigma = H = G, so tr(Sigma H) = tr H^2."""
     params, pool = problem

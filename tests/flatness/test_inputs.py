@@ -298,7 +298,7 @@ def test_a_mean_loss_of_unequal_microbatches_has_the_dense_hessian():
     assert len(set(batches["weights"].sum(1).tolist())) > 1
     adapted = from_mean_loss(mean_loss, count)
     flat_P, unravel = jax.flatten_util.ravel_pytree(params)
-    product = partial(flatness.hessian_vector_product, adapted, params, batches)
+    product = jax.jit(partial(flatness.hessian_vector_product, adapted, params, batches))
     rows = [product(unravel(row_P)) for row_P in np.eye(len(flat_P))]
     hessian_PxP = np.stack([jax.flatten_util.ravel_pytree(row)[0] for row in rows])
     expected_PxP = table.dense_hessian(params, batches)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxflat.flatness import filter_normalized, loss_barrier, loss_rises
 from tests.support import softmax_table as table
@@ -31,6 +32,7 @@ def test_a_plane_through_a_quadratic():
     np.testing.assert_allclose(found.sem, 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_paired_differences():
     """If all sentences rise equally the error is 0, even if their losses differ."""
 

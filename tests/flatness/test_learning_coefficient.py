@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxflat.flatness import effective_sample_size, local_learning_coefficient, split_r_hat
+from jaxflat import flatness
 from jaxflat.flatness import learning_coefficient as sampler
+from jaxflat.flatness import local_learning_coefficient, split_r_hat
 from tests.support.counts import FULL, in_full
+from tests.support.optimized import optimized
 
+effective_sample_size = jax.jit(flatness.effective_sample_size)
 CENTER_P = np.asarray([0.5, -1.0, 2.0])
 
 
@@ -22,7 +25,8 @@ def repeated(loss_fn, params, batches, num_repeats=32, num_chains=2, **options):
         options_of_all = options | {"num_chains": num_chains}
         return local_learning_coefficient(loss_fn, params, batches, key, **options_of_all).estimate
 
-    found = estimate(jax.random.split(jax.random.key(0), num_repeats))
+    with optimized():
+        found = estimate(jax.random.split(jax.random.key(0), num_repeats))
     means_R, sems_R = np.asarray(found.mean), np.asarray(found.sem)
     given_R = np.isfinite(means_R)
     assert given_R.mean() > 0.95

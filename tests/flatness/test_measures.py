@@ -153,6 +153,7 @@ def test_a_measure_is_its_function_with_the_settings(problem, name):
         assert estimate.mean.dtype == np.float64
 
 
+@pytest.mark.slow
 def test_slices_are_rises_along_the_drawn_directions(problem):
     measured = flatness.MEASURES["loss_slices"](problem, settings_with())
     assert measured.estimates == {}

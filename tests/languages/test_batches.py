@@ -10,24 +10,22 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import (
-    EVALUATED_MASKS,
-    make_questions,
-    mask_each,
-    mask_one,
-    mask_sentences,
-    mask_share,
-)
+from jaxflat.languages import batches
+from jaxflat.languages.batches import EVALUATED_MASKS, make_questions, mask_each
 from jaxflat.languages.sentences import Sentences
 from jaxflat.training.objectives import prediction_losses
 from tests.support.counts import in_full
 from tests.support.enumeration import (
     Derivations,
+    MadeOnDemand,
     derivations,
     ragged_batch,
     small_hmm,
     small_levelled,
 )
+
+mask_one, mask_share = jax.jit(batches.mask_one), jax.jit(batches.mask_share)
+mask_sentences = jax.jit(batches.mask_sentences, static_argnums=(3, 4))
 
 V, MASK = 9, 10
 LENGTHS_B = np.array([1, 3, 4], np.int32)
@@ -120,10 +118,14 @@ def test_the_longest_sentences_have_five_masks_and_other_keys_others():
 
 # Sentences are long enough for two masked words, and languages small enough to enumerate all
 # derivations: 2^11 paths of states, and trees with two symbols at one level only.
-LANGUAGES = {
-    "hmm": small_hmm(11, num_states=2, num_words=3, length=11, min_length=9),
-    "levelled": small_levelled(12, (1, 1, 2, 1, 1), num_words=3, length=10, min_length=9),
-}
+LANGUAGES = MadeOnDemand(
+    {
+        "hmm": lambda: small_hmm(11, num_states=2, num_words=3, length=11, min_length=9),
+        "levelled": lambda: small_levelled(
+            12, (1, 1, 2, 1, 1), num_words=3, length=10, min_length=9
+        ),
+    }
+)
 
 
 @cache

@@ -294,6 +294,7 @@ def test_a_repaired_file_is_the_language_of_the_cleaned_one(tmp_path, content):
         )
 
 
+@pytest.mark.slow
 def test_a_grammar_of_the_papers_shape_rounded_to_five_digits_loads(tmp_path):
     grammar = random_levelled_grammar(
         0,

@@ -12,18 +12,29 @@ from jaxflat.languages.dyck import random_dyck
 from jaxflat.languages.hmm import random_hmm
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.tasks import prefix_posteriors
-from tests.support.enumeration import PrefixLaw, prefix_law, shortest, small_hmm, small_tree
+from tests.support.enumeration import (
+    MadeOnDemand,
+    PrefixLaw,
+    prefix_law,
+    shortest,
+    small_hmm,
+    small_tree,
+)
 
-LANGUAGES = {
-    "hmm": small_hmm(0, num_states=3, num_words=3, length=4, min_length=1),
-    "late_hmm": small_hmm(1, num_states=2, num_words=2, length=5, min_length=3),
-    "hmm_of_one_length": small_hmm(2, num_states=4, num_words=3, length=3, min_length=3),
-    "tree_of_2": small_tree(3, num_states=4, num_words=3, depth=1),
-    "tree_of_4": small_tree(4, num_states=3, num_words=3, depth=2),
-    "tree_of_8": small_tree(5, num_states=2, num_words=2, depth=3),
-    "dyck": random_dyck(0, length=6, min_length=2, tasks=(1, 2, 3, 4, 5, 6)),
-    "dyck_of_one_length": random_dyck(0, length=6, min_length=6, tasks=(4,)),
-}
+LANGUAGES = MadeOnDemand(
+    {
+        "hmm": lambda: small_hmm(0, num_states=3, num_words=3, length=4, min_length=1),
+        "late_hmm": lambda: small_hmm(1, num_states=2, num_words=2, length=5, min_length=3),
+        "hmm_of_one_length": lambda: small_hmm(
+            2, num_states=4, num_words=3, length=3, min_length=3
+        ),
+        "tree_of_2": lambda: small_tree(3, num_states=4, num_words=3, depth=1),
+        "tree_of_4": lambda: small_tree(4, num_states=3, num_words=3, depth=2),
+        "tree_of_8": lambda: small_tree(5, num_states=2, num_words=2, depth=3),
+        "dyck": lambda: random_dyck(0, length=6, min_length=2, tasks=(1, 2, 3, 4, 5, 6)),
+        "dyck_of_one_length": lambda: random_dyck(0, length=6, min_length=6, tasks=(4,)),
+    }
+)
 SLOW = ("tree_of_8",)
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LANGUAGES]
 
@@ -155,28 +166,30 @@ def test_impossible_sentences_have_finite_logs(name, words):
     assert logp < -700
 
 
-LARGE = {
-    "balanced_tree": random_balanced_tree(
-        0,
-        depth=5,
-        num_states=10,
-        num_words=200,
-        rule_concentration=0.1,
-        emission_concentration=0.02,
-        tasks=((0, 4), (8, 16)),
-    ),
-    "dyck": random_dyck(0, length=32, min_length=4, tasks=(3, 20)),
-    "hmm": random_hmm(
-        0,
-        num_states=100,
-        num_words=200,
-        length=31,
-        min_length=8,
-        transition_concentration=0.1,
-        emission_concentration=0.02,
-        tasks=(3, 20),
-    ),
-}
+LARGE = MadeOnDemand(
+    {
+        "balanced_tree": lambda: random_balanced_tree(
+            0,
+            depth=5,
+            num_states=10,
+            num_words=200,
+            rule_concentration=0.1,
+            emission_concentration=0.02,
+            tasks=((0, 4), (8, 16)),
+        ),
+        "dyck": lambda: random_dyck(0, length=32, min_length=4, tasks=(3, 20)),
+        "hmm": lambda: random_hmm(
+            0,
+            num_states=100,
+            num_words=200,
+            length=31,
+            min_length=8,
+            transition_concentration=0.1,
+            emission_concentration=0.02,
+            tasks=(3, 20),
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("name", LARGE)

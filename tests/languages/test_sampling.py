@@ -18,6 +18,7 @@ from jaxflat.languages import (
 )
 from jaxflat.languages.batches import mask_one
 from tests.support.enumeration import (
+    MadeOnDemand,
     derivations,
     shortest,
     small_hmm,
@@ -26,56 +27,60 @@ from tests.support.enumeration import (
     small_tree,
 )
 
-TINY = {
-    "hmm": small_hmm(0, num_states=3, num_words=3, length=4, min_length=2),
-    "balanced_tree": small_tree(1, num_states=2, num_words=3, depth=2),
-    "pcfg": small_pcfg(2, num_symbols=2, num_words=3, length=5, min_length=2),
-    "levelled": small_levelled(3, (2, 2, 2), num_words=3, length=4),
-    "cut_levels": small_levelled(4, (1, 2, 2, 2), num_words=2, length=6, min_length=3),
-}
-RANDOM = {
-    "hmm": random_hmm(
-        0,
-        num_states=10,
-        num_words=24,
-        length=8,
-        min_length=4,
-        transition_concentration=0.5,
-        emission_concentration=0.1,
-        tasks=(3, 6),
-    ),
-    "balanced_tree": random_balanced_tree(
-        0,
-        depth=3,
-        num_states=4,
-        num_words=16,
-        rule_concentration=0.1,
-        emission_concentration=0.1,
-        tasks=((0, 8), (0, 4)),
-    ),
-    "pcfg": random_pcfg(
-        0,
-        level_sizes=(3, 3, 4, 4),
-        num_words=12,
-        length=8,
-        min_length=2,
-        emission_probability=0.3,
-        rule_concentration=0.1,
-        emission_concentration=0.1,
-        tasks=((), (0, 3), (2, 4)),
-    ),
-    "recursive_pcfg": random_recursive_pcfg(
-        0,
-        num_nonterminals=4,
-        num_words=12,
-        length=7,
-        min_length=2,
-        emission_probability=0.5,
-        rule_concentration=0.1,
-        emission_concentration=0.1,
-        tasks=((0, 3), (2, 4)),
-    ),
-}
+TINY = MadeOnDemand(
+    {
+        "hmm": lambda: small_hmm(0, num_states=3, num_words=3, length=4, min_length=2),
+        "balanced_tree": lambda: small_tree(1, num_states=2, num_words=3, depth=2),
+        "pcfg": lambda: small_pcfg(2, num_symbols=2, num_words=3, length=5, min_length=2),
+        "levelled": lambda: small_levelled(3, (2, 2, 2), num_words=3, length=4),
+        "cut_levels": lambda: small_levelled(4, (1, 2, 2, 2), num_words=2, length=6, min_length=3),
+    }
+)
+RANDOM = MadeOnDemand(
+    {
+        "hmm": lambda: random_hmm(
+            0,
+            num_states=10,
+            num_words=24,
+            length=8,
+            min_length=4,
+            transition_concentration=0.5,
+            emission_concentration=0.1,
+            tasks=(3, 6),
+        ),
+        "balanced_tree": lambda: random_balanced_tree(
+            0,
+            depth=3,
+            num_states=4,
+            num_words=16,
+            rule_concentration=0.1,
+            emission_concentration=0.1,
+            tasks=((0, 8), (0, 4)),
+        ),
+        "pcfg": lambda: random_pcfg(
+            0,
+            level_sizes=(3, 3, 4, 4),
+            num_words=12,
+            length=8,
+            min_length=2,
+            emission_probability=0.3,
+            rule_concentration=0.1,
+            emission_concentration=0.1,
+            tasks=((), (0, 3), (2, 4)),
+        ),
+        "recursive_pcfg": lambda: random_recursive_pcfg(
+            0,
+            num_nonterminals=4,
+            num_words=12,
+            length=7,
+            min_length=2,
+            emission_probability=0.5,
+            rule_concentration=0.1,
+            emission_concentration=0.1,
+            tasks=((0, 3), (2, 4)),
+        ),
+    }
+)
 
 
 def _chi_square(counts: np.ndarray, probs: np.ndarray) -> float:

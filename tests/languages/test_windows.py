@@ -7,10 +7,13 @@ import pytest
 from ml_collections import FrozenConfigDict
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import make_questions, masked_batch
+from jaxflat.languages import batches
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.windows import TextWindows
 from jaxflat.runs.measure_loss import NUM_PARTS, document_estimates, held_out_set
+
+make_questions = jax.jit(batches.make_questions, static_argnums=(3, 4))
+masked_batch = jax.jit(batches.masked_batch, static_argnums=(2, 3, 4))
 
 V, T, N = 9, 6, 20
 

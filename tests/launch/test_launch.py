@@ -147,7 +147,7 @@ def test_one_gpu_saves_when_its_queue_stops_it(tmp_path):
         while not (tmp_path / "began").exists():
             time.sleep(0.01)
         script.terminate()
-        assert script.wait(timeout=10) == 75
+        assert script.wait(timeout=60) == 75
     assert (tmp_path / "results" / "own-gpu" / "a" / "flatness.jsonl").exists()
 
 
@@ -204,10 +204,10 @@ def test_one_gpu_runs_no_finished_point_again(tmp_path):
 
 
 def test_tpu_commands_are_those_that_were_reviewed(launch):
-    arguments = ["--config=configs/model_size_sweep.py:paper", "--points=*seed=0*"]
-    ran = launch("tpu_pod.sh", "--dry-run", *arguments)
+    """With --dry-run in any place; it stands first in the next test."""
+    arguments = ["--config=configs/model_size_sweep.py:paper", "--dry-run", "--points=*seed=0*"]
+    ran = launch("tpu_pod.sh", *arguments)
     assert (ran.code, ran.calls) == (0, [])
-    assert launch("tpu_pod.sh", *arguments, "--dry-run").said == ran.said
     assert ran.said == (ROOT / "tests" / "golden" / "tpu_pod.txt").read_text()
     for line in ran.said.splitlines():  # may be pasted
         assert shlex.join(shlex.split(line)) == line

@@ -128,6 +128,7 @@ def float64_bert(tmp_path):
         yield load_model(save(tmp_path, BERT, tensors_of(BERT))).model, params
 
 
+@pytest.mark.slow
 def test_asked_positions_have_the_logits_and_features_of_all(float64_bert):
     model, params = float64_bert
     positions_BxM = np.array([[6, 0], [3, 3], [0, 0]], np.int32)

@@ -54,7 +54,9 @@ def test_recomputed_activations_have_the_same_first_and_second_derivatives(name)
         assert relative_difference(stored, recomputed) < 1e-12
 
 
-@NAMES
+@pytest.mark.parametrize(
+    "name", ["transformer", pytest.param("lstm", marks=pytest.mark.slow), *CAUSAL]
+)
 def test_remat_stores_less_for_the_backward_pass(name):
     model, params = make(name)
 

@@ -1,5 +1,7 @@
 """Ridge regression of posteriors against numpy, and its error over test sentences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ LEAST = jnp.asarray([1e-7])  # a penalty too small to matter
 errors_of = jax.jit(belief_errors)
 
 
+@partial(jax.jit, static_argnames=("num_sentences", "num_features"))
 def problem(num_sentences: int, seed: int, mixing: float = 1.0, num_features: int = 5) -> Beliefs:
     """Posteriors of 3 symbols: a softmax of `mixing` times the features, plus noise."""
     keys = jax.random.split(jax.random.key(seed), 3)

@@ -172,6 +172,7 @@ def test_an_epoch_shows_each_sentence_once():
         assert (found["model"]["seen"] != 1).all()
 
 
+@pytest.mark.slow
 def test_validation_chooses_the_rate_and_test_labels_play_no_part():
     train, validation, test = (sentences(200, seed) for seed in range(3))
     settings = {"num_classes": C, "batch_size": 20, "epochs": 3}

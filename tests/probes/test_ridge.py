@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxflat.probes import ridge
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
-from jaxflat.probes.ridge import Beliefs, belief_errors, unexplained_variance
+from jaxflat.probes.ridge import Beliefs
 from tests.support.traced_arrays import traced_arrays
+
+unexplained_variance = jax.jit(ridge.unexplained_variance)
+belief_errors = jax.jit(ridge.belief_errors)
 
 
 def draw(seed: int, num_examples=40, num_features=5, num_tasks=2, num_classes=3):
@@ -145,8 +149,8 @@ def linear(*parts) -> jax.Array:
 
 
 FITS = {
-    "adversary": (jax.grad(unexplained_variance), examples(), examples(), array()),
-    "belief state": (belief_errors, *(beliefs() for _ in range(3)), array(L)),
+    "adversary": (jax.grad(ridge.unexplained_variance), examples(), examples(), array()),
+    "belief state": (ridge.belief_errors, *(beliefs() for _ in range(3)), array(L)),
     "linear probe": (linear, *(labelled() for _ in range(3)), array(L)),
 }
 

@@ -21,6 +21,7 @@ from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from jaxflat.training.gradient import Division, loss_and_gradient
+from tests.support.optimized import optimized
 from tests.support.sweeps import tiny_config
 
 
@@ -41,7 +42,8 @@ def test_a_trained_model_reaches_the_optimum_of_a_tiny_language(tmp_path, block)
     config.phase_order, config.training.steps_per_call = ("pretrain",), 250
     del config.phases.drift
     config.evaluation.update({"num_sentences": 512, "batch_size": 256})
-    assert sweep.run(config, [{}], tmp_path, stages=("train",)) == {}
+    with optimized():
+        assert sweep.run(config, [{}], tmp_path, stages=("train",)) == {}
     row = pd.read_csv(tmp_path / "results.csv").iloc[-1]
     assert 0 < row["excess_loss"] < 1e-3
     # The optimum is the entropy of sentences a prediction, by the chain rule; sampled words agree.
@@ -100,6 +102,7 @@ def sentences_and_tasks(num_sentences: int):
     return language.sample(jax.random.key(1), num_sentences), language.tasks
 
 
+@pytest.mark.slow
 def test_beliefs_are_asked_at_the_task_and_after_each_word():
     sentences, tasks = sentences_and_tasks(32)
     beliefs = exact_beliefs(tasks, sentences, {}, "causal")

@@ -87,8 +87,8 @@ def test_embedded_values_are_of_the_larger_model_that_computes_the_same(
     assert found["size@embedded"].mean > 2 * found["size"].mean
 
 
-# Means over sentences, probes, labels and chains; several values of one measure.
-SOME = ("fisher_trace", "hessian_density", "local_learning_coefficient", "worst_sharpness")
+# Means over sentences, probes and labels; several values of one measure.
+SOME = ("fisher_trace", "hessian_density", "worst_sharpness")
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import os
 
 FULL = os.environ.get("JAXFLAT_FULL") == "1"
-FAULT_TRIALS = 60 if FULL else 6
+FAULT_TRIALS = 60 if FULL else 3
 
 
 def in_full(*cases):

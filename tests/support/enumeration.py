@@ -1,11 +1,12 @@
 """Ground truth for small languages, in plain Python: every derivation, one by one."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxflat.languages.balanced_tree import BalancedTree
@@ -167,15 +168,36 @@ def _in_float64(grammar: Grammar, length: int, min_length: int) -> Pcfg:
     return dataclasses.replace(language, **tables)
 
 
-SMALL = {
-    "hmm": small_hmm(0, num_states=3, num_words=3, length=5, min_length=1),
-    "tree_of_4": small_tree(1, num_states=3, num_words=3, depth=2),
-    "tree_of_8": small_tree(2, num_states=2, num_words=2, depth=3),
-    "pcfg": small_pcfg(3, num_symbols=3, num_words=3, length=4),
-    "longer_pcfg": small_pcfg(4, num_symbols=2, num_words=3, length=5, min_length=2),
-    "levelled": small_levelled(5, (2, 2, 3), num_words=3, length=4),
-    "cut_levels": small_levelled(6, (1, 2, 2, 2), num_words=3, length=5),
-}
+class MadeOnDemand(Mapping):
+    """Languages that are made, in float32, when a test first uses them: collecting makes none."""
+
+    def __init__(self, makers: dict[str, Callable[[], Any]]):
+        self._makers, self._made = makers, {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            with jax.enable_x64(False):
+                self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+SMALL = MadeOnDemand(
+    {
+        "hmm": lambda: small_hmm(0, num_states=3, num_words=3, length=5, min_length=1),
+        "tree_of_4": lambda: small_tree(1, num_states=3, num_words=3, depth=2),
+        "tree_of_8": lambda: small_tree(2, num_states=2, num_words=2, depth=3),
+        "pcfg": lambda: small_pcfg(3, num_symbols=3, num_words=3, length=4),
+        "longer_pcfg": lambda: small_pcfg(4, num_symbols=2, num_words=3, length=5, min_length=2),
+        "levelled": lambda: small_levelled(5, (2, 2, 3), num_words=3, length=4),
+        "cut_levels": lambda: small_levelled(6, (1, 2, 2, 2), num_words=3, length=5),
+    }
+)
 
 
 class PrefixLaw(NamedTuple):

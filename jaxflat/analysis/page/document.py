@@ -1,9 +1,10 @@
 """report.html: the question, the answer, the evidence, and how it was made, in one file."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.equal_loss import NUM_LEVELS
@@ -28,8 +29,9 @@ def write_report(workdir: Path, comparison: Comparison, judged: Evidence) -> Pat
     return path
 
 
-def render_page(title: str, sweeps: list[SweepView], joint: dict[str, Any] | None = None) -> str:
-    """Fill the template. `joint` has what several sweeps share: an answer, a table, a picture."""
+@cache
+def _template() -> Template:
+    """Return the compiled template of the page."""
     environment = Environment(
         loader=PackageLoader("jaxflat.analysis.page"),
         autoescape=True,
@@ -37,8 +39,13 @@ def render_page(title: str, sweeps: list[SweepView], joint: dict[str, Any] | Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html")
+
+
+def render_page(title: str, sweeps: list[SweepView], joint: dict[str, Any] | None = None) -> str:
+    """Fill the template. `joint` has what several sweeps share: an answer, a table, a picture."""
     interactive = any(sweep.explorer for sweep in sweeps)
-    return environment.get_template("report.html").render(
+    return _template().render(
         title=title,
         sweeps=sweeps,
         joint=joint,

@@ -92,14 +92,15 @@ def chance_score(
     return float(np.mean([one.score for one in scores if one]))
 
 
-def conditional_information(v: ArrayLike, w: ArrayLike, u: ArrayLike) -> float:
-    """Return I(V; W | U) / H(V | U) from counts, NaN if H is 0.
+def conditional_information(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> float:
+    """Return I(V; W | U) / H(V | U) from counts of whole numbers, NaN if H is 0.
 
     I = H(V,U) + H(W,U) - H(V,W,U) - H(U).
     """
-    v, w, u = (np.unique(np.ravel(values), return_inverse=True)[1] for values in (v, w, u))
-    joint_UxVxW = np.zeros((u.max() + 1, v.max() + 1, w.max() + 1))
-    np.add.at(joint_UxVxW, (u, v, w), 1)
+    v, w, u = ((x.ravel() - x.min()).astype(int) for x in (v, w, u))
+    shape = (u.max() + 1, v.max() + 1, w.max() + 1)
+    codes = np.ravel_multi_index((u, v, w), shape)
+    joint_UxVxW = np.bincount(codes, minlength=np.prod(shape)).reshape(shape)
     h_vu, h_wu = _entropy(joint_UxVxW.sum(2)), _entropy(joint_UxVxW.sum(1))
     h_u, h_vwu = _entropy(joint_UxVxW.sum((1, 2))), _entropy(joint_UxVxW)
     left = h_vu - h_u
