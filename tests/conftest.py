@@ -39,3 +39,11 @@ def no_more_compiled_code_than_one_module_needs():
     """Every compiled function takes memory maps, and Linux allows a process 65,530 of them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def fully_optimized():
+    """Programs run as fast as users' do, and merge collectives; they compile for longer."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxflat.distributed import sharding
@@ -40,13 +39,9 @@ def _every_array_is_large(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_every_array_is_large")
+@pytest.mark.usefixtures("_every_array_is_large", "fully_optimized")
 def test_devices_with_parts_of_the_moments_exchange_the_updates_too():
-    jax.config.update("jax_disable_most_optimizations", False)  # without, gathers are not merged
-    try:
-        num_params, compiled = step_on_four_devices()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+    num_params, compiled = step_on_four_devices()
     sent = exchanged(compiled)
     assert 4 * num_params <= sent["all-reduce"] < 4 * num_params + 1000
     assert 4 * num_params - 100 < sent["all-gather"] < 4 * num_params + 1000
