@@ -258,6 +258,16 @@ def initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
     return jax.jit(initialize)
 
 
+def params_template(config: Config, mesh: Mesh) -> Any:
+    """Return the shapes of a model's parameters, and where they are on the mesh."""
+    shapes = jax.eval_shape(lambda: init_params(config))
+
+    def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(placed, shapes, sharding.param_shardings(mesh, shapes))
+
+
 def num_params(config: Config) -> int:
     """Return the number of parameters, 0 for the lookup table."""
     if config.model.name == "lookup_table":

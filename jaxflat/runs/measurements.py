@@ -202,9 +202,9 @@ def load_params(config: Config, folder: Folder, checkpoint: Checkpoint) -> Any:
     For a run without phases these are the initial parameters.
     """
     mesh = builders.make_mesh(config)
-    template = builders.init_params(config, mesh)
     if not config.phase_order:
-        return template
+        return builders.init_params(config, mesh)
+    template = builders.params_template(config, mesh)
     return (folder / checkpoint.folder).restore(checkpoint.step, template)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxflat.config import Config
 from jaxflat.console import Display
 from jaxflat.models import rescaling
-from jaxflat.runs import builders, recovery, shared_prefixes, trajectory
+from jaxflat.runs import builders, measurements, recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
 from jaxflat.runs.trajectory import Checkpoint, Phase
 from jaxflat.storage.curve import Curve
@@ -57,7 +57,9 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
                 if stop == phase.stop:
                     shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
+                state = jax.device_put(state, jax.memory.Space.Host)
                 yield from _anneal(config, folder, phase, state, curve)
+                state = jax.device_put(state, jax.memory.Space.Device)
 
 
 def _rescaled(config: Config, params: Any, phase: Phase) -> Any:
@@ -99,15 +101,15 @@ def _anneal(
 ) -> Training:
     """Branch off a phase, decay the learning rate to 0, and save the result for measuring.
 
-    Where the config asks for it, a projection follows and is saved separately.
+    Where the config asks for it, a projection follows and is saved separately. `origin` is in the
+    host's memory, so that devices hold one training state at a time.
     """
     branch = int(origin.step)
     end, stops = branch + phase.settings.anneal_steps, trajectory.anneal_ends(config, phase, branch)
-    state = jax.tree.map(lambda x: x.copy(), origin)
-    start = Call(config, phase, state, branch, branch, "anneal")
+    start = Call(config, phase, origin, branch, branch, "anneal")
     yield from _train_branch(folder, start, curve, stops, Checkpoint(end))
     if branch in phase.projected_branches:
-        params = (folder / Checkpoint(end).folder).restore(end, origin.params)
+        params = measurements.load_params(config, folder, Checkpoint(end))
         projection = trajectory.projection_phase(phase, end)
         state = recovery.fresh_state(config, params, projection)
         start = Call(config, projection, state, end, branch, "projection")
@@ -137,6 +139,7 @@ def _train_branch(
             call = start._replace(state=saved)
     if call is start:
         curve.forget(start.phase.name, start.stop)
+    call = call._replace(state=jax.device_put(call.state, jax.memory.Space.Device))
     for stop in stops:
         if stop > call.state.step:
             state, loss = yield from _checked_outcome(call._replace(stop=stop), folder)

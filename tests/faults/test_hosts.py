@@ -44,7 +44,7 @@ def get_config(seeds):
     finetuned = dict(shots=16, num_draws=4, epochs=1, batch_size=8, warmup_steps=1)
     config.probes.finetune.update(finetuned)  # as many jobs as devices
     for phase in config.phases.values():
-        phase.optimizer.name = "sgd"
+        phase.optimizer.update(dict(name="sgd", sgd=dict(momentum=0.5)))
         phase.schedule.learning_rate = 0.1
     return config
 """
@@ -57,6 +57,7 @@ from jaxflat.runs import stages
 preemption.install_handlers()
 sharding.set_up_devices()
 ranks.SILENCE_LIMIT = {HEARTBEAT}
+sharding.LARGE = 1  # both processes divide moments
 if os.environ.get("JAX_PROCESS_ID") in os.environ.get("FAILING", "").split():
     evaluation, *others = stages.MEASUREMENTS
     stages.MEASUREMENTS = (evaluation._replace(measure=lambda *_: 1 / 0), *others)

@@ -1,0 +1,47 @@
+"""A trunk and its anneals: no anneal changes the trunk, and devices hold one training state."""
+
+import gc
+
+import jax
+import numpy as np
+import pytest
+
+from jaxflat.console import Display
+from jaxflat.runs import recovery, run, slots, trajectory
+from jaxflat.sweeps import points
+from tests.support.sweeps import tiny_config
+
+EMBEDDING = (9, 8)  # words and width of the model below: no other array of a state has this shape
+
+
+def last_state(branches, workdir):
+    """Train a run on four devices, with an anneal at each of `branches`; return its trunk."""
+    config = tiny_config()
+    config.phase_order = ("pretrain",)
+    del config.phases.drift
+    config.mesh.update({"data": 2, "model": 2})
+    config.phases.pretrain.checkpoint_steps = branches
+    (point,) = points.expand(config, [{}], workdir)
+    assert point.folder.lease.is_available()
+    with point.folder.lease.try_acquire():
+        point.folder.make()
+        run.train_points([point], Display(1), pytest.fail)
+        return recovery.resume(point.config, point.folder, trajectory.phases(point.config))[0]
+
+
+@pytest.mark.slow
+def test_anneals_leave_the_trunk_as_it_is_and_devices_hold_one_state(tmp_path, monkeypatch):
+    held, run_calls = [], slots.run_calls
+
+    def count_and_run(calls):
+        gc.collect()
+        kinds = [a.sharding.memory_kind for a in jax.live_arrays() if a.shape == EMBEDDING]
+        held.append((calls[0].kind, kinds.count("device"), kinds.count("pinned_host")))
+        return run_calls(calls)
+
+    monkeypatch.setattr(slots, "run_calls", count_and_run)
+    state = last_state((3, 6, 10), tmp_path / "branches")
+    assert set(held) == {("trunk", 3, 0), ("anneal", 3, 3)}  # parameters and AdamW's moments
+    alone = last_state((10,), tmp_path / "alone")
+    assert state.step == 10
+    jax.tree.map(np.testing.assert_array_equal, state, alone)
