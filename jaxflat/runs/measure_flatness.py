@@ -16,7 +16,7 @@ from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
 from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, trace_estimates
 from jaxflat.flatness.trace import fisher_moments
-from jaxflat.languages.batches import MaskedBatch, masked_batch
+from jaxflat.languages.batches import Batch, sampled_batch
 from jaxflat.models import rescaling
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
@@ -262,7 +262,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
     data_key, key = jax.random.split(key)
     loss_fn, log_probs_fn = labelled_losses(model, settings.labels, settings.remat)
 
-    def sample(i: int) -> MaskedBatch:
+    def sample(i: int) -> Batch:
         return sample_microbatches(config, jax.random.fold_in(data_key, i))
 
     groupings = (block_of, kind_of) if builders.is_ours(config) else (_top_module,)
@@ -282,7 +282,7 @@ def _top_module(path: str) -> str:
     return path.partition("/")[0]
 
 
-def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
+def sample_microbatches(config: Config, key: jax.Array) -> Batch:
     """Return independent microbatches (leading axis), with sentences sharded over the mesh."""
     settings = config.flatness
     targets = "sampled" if settings.labels == "data" else "exact"
@@ -302,9 +302,9 @@ def _microbatches(
     target_settings: tuple[str, str],
     language: Any,
     key: jax.Array,
-) -> MaskedBatch:
+) -> Batch:
     keys_M = jax.random.split(key, num_microbatches)
-    batches = jax.lax.map(lambda k: masked_batch(language, k, size, *target_settings), keys_M)
+    batches = jax.lax.map(lambda k: sampled_batch(language, k, size, *target_settings), keys_M)
     return sharding.shard_examples(mesh, batches, axis=1)
 
 

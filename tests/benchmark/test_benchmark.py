@@ -19,7 +19,7 @@ from jaxflat.benchmark.calibration_table import QUANTITIES
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.flatness import TraceTerms, ratio_estimate
 from jaxflat.languages import LANGUAGES
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from tests.support.tiny_checkpoints import BERT, save, tensors_of
@@ -72,7 +72,7 @@ def loss_and_arguments(shape: Shape):
     language = make_language(config.language)
     params = jax.eval_shape(lambda: builders.init_params(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = jax.eval_shape(lambda k: masked_batch(language, k, shape.batch, "sampled"), key)
+    batch = jax.eval_shape(lambda k: sampled_batch(language, k, shape.batch, "sampled"), key)
     return loss_fn, params, batch
 
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import make_questions, masked_batch
+from jaxflat.languages.batches import make_questions, sampled_batch
 from jaxflat.languages.sentences import Sentences
 from jaxflat.languages.windows import TextWindows
 from jaxflat.runs.measure_loss import NUM_PARTS, document_estimates, held_out_set
@@ -45,7 +45,7 @@ def test_questions_ask_for_the_words_themselves_without_exact_answers(text, mask
     assert asked.log_probs_SxRxMxV is None
     true = np.take_along_axis(np.asarray(text.held_out_HxT)[:, None], asked.positions_SxRxM, axis=2)
     np.testing.assert_array_equal(asked.words_SxRxM, true)
-    batch = masked_batch(text, jax.random.key(1), 8, "sampled", masking)
+    batch = sampled_batch(text, jax.random.key(1), 8, "sampled", masking)
     assert ((batch.inputs_BxT == V + 1).sum(1) >= 1).all()
 
 

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import base
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.languages.tasks import prefix_posteriors
 from jaxflat.runs import builders, checks
 from jaxflat.runs.exact_posteriors import PRESENT_STATE, exact_beliefs
@@ -59,7 +59,7 @@ def test_microbatches_cut_to_their_longest_sentence_have_the_gradient_of_the_who
     with jax.enable_x64(True):
         model, language = builders.make_model(config), make_language(config.language)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
-        batch = masked_batch(language, jax.random.key(0), 12, "sampled", "causal")
+        batch = sampled_batch(language, jax.random.key(0), 12, "sampled", "causal")
         order_B = jnp.argsort(batch.lengths_B)
         batch = jax.tree.map(lambda x: x[order_B.reshape(4, 3).T.reshape(-1)], batch)
         loss_fn, _ = builders.loss_functions(model)

@@ -12,7 +12,7 @@ from jaxflat.config import training_settings
 from jaxflat.config.base import FLATNESS_PENALTIES
 from jaxflat.config.ranges import InputError
 from jaxflat.flatness.penalty import effective_rank
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.runs import builders, phase_loss, shared_prefixes, slots, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.storage.leased_folder import Folder
@@ -67,7 +67,7 @@ def test_doses_share_one_program():
 def test_losses_and_log_probs_of_one_pass_are_those_of_two():
     config = resolved()
     model, params = builders.make_model(config), builders.init_params(config)
-    batch = masked_batch(make_language(config.language), jax.random.key(0), 16, "exact")
+    batch = sampled_batch(make_language(config.language), jax.random.key(0), 16, "exact")
     loss, log_probs = masked_lm_loss_and_log_probs(model.apply)(params, batch)
     jax.tree.map(np.testing.assert_array_equal, loss, masked_lm_loss(model.apply)(params, batch))
     expected = masked_log_probs(model.apply)(params, batch)
@@ -133,7 +133,7 @@ def test_negative_strengths_stop_where_the_excess_exceeds_its_limit():
 def test_a_penalty_on_feature_rank_lowers_it_and_a_negative_one_raises_it():
     config = penalised(0.0)
     model, language = builders.make_model(config), make_language(config.language)
-    batch = masked_batch(language, jax.random.key(0), 256, "exact")
+    batch = sampled_batch(language, jax.random.key(0), 256, "exact")
     assert (batch.lengths_B < batch.inputs_BxT.shape[1]).any()
     _, weights_BxT = word_features(model.apply)(builders.init_params(config), batch)
     np.testing.assert_array_equal(weights_BxT, batch.inputs_BxT != language.num_words)  # the pad
@@ -149,7 +149,7 @@ def test_a_penalty_on_feature_rank_lowers_it_and_a_negative_one_raises_it():
 def test_the_penalty_of_an_own_objective_is_on_its_hessian_and_the_models_predictions():
     config = penalised(1e-3)
     model, params = builders.make_model(config), builders.init_params(config)
-    batch = masked_batch(make_language(config.language), jax.random.key(0), 8, "exact")
+    batch = sampled_batch(make_language(config.language), jax.random.key(0), 8, "exact")
 
     def doubled(params, batch):
         loss_sum, weight = masked_lm_loss(model.apply)(params, batch)

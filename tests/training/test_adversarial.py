@@ -42,7 +42,7 @@ def drawn(config):
 def objective(config, batch):
     """Return params -> (value, gradient) of what training minimises on a batch."""
     model, (phase,) = builders.make_model(config), trajectory.phases(config)
-    plain = partial(loss_and_gradient, builders.loss_functions(model)[0], batch.masked)
+    plain = partial(loss_and_gradient, builders.loss_functions(model)[0], batch.pretraining)
     adversary = phase_loss.make_adversary(model.apply, phase.settings)
     return partial(adversarial_gradient, plain, adversary, batch)
 
@@ -63,7 +63,7 @@ def train(config, num_steps: int, num_devices=1):
 def parts(config, params):
     """Return (mean pre-training loss, downstream loss) of one batch, and the objective's own."""
     batch, model = drawn(config), builders.make_model(config)
-    plain, weight = builders.loss_functions(model)[0](params, batch.masked)
+    plain, weight = builders.loss_functions(model)[0](params, batch.pretraining)
     settings = config.phases.pretrain.adversary
     downstream = phase_loss._downstream_loss(
         model.apply, settings.l2, params, batch.fit, batch.held_out
@@ -79,7 +79,7 @@ def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
     (phase,) = trajectory.phases(resolved(0.0))
     assert phase_loss.make_adversary(None, phase.settings) is None
-    jax.tree.map(np.testing.assert_array_equal, drawn(config).masked, drawn(resolved(0.0)))
+    jax.tree.map(np.testing.assert_array_equal, drawn(config).pretraining, drawn(resolved(0.0)))
 
 
 def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():

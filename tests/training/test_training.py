@@ -13,7 +13,7 @@ from jaxflat.analysis.statistics.intervals import tost
 from jaxflat.config.ranges import InputError
 from jaxflat.config.validation import validate
 from jaxflat.distributed import sharding
-from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.languages.batches import Source, sampled_batch
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.phase_loss import make_sampler
@@ -157,7 +157,7 @@ def test_bfloat16_products_reach_the_same_excess_loss():
         config.phases.pretrain.update({"steps": 600, "batch_size": 64})
         config.phases.pretrain.schedule.decay_steps = 300
         language = make_language(FrozenConfigDict(config).language)
-        batch = masked_batch(language, jax.random.key(9), 4096, "exact")
+        batch = sampled_batch(language, jax.random.key(9), 4096, "exact")
         excess = []
         for dtype in ("float32", "bfloat16"):
             config.training.compute_dtype = dtype
@@ -211,7 +211,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     config = FrozenConfigDict(config)
     (phase,), model = trajectory.phases(config), builders.make_model(config)
     language = make_language(config.language)
-    batch = masked_batch(language, jax.random.key(2), 1024, "exact")
+    batch = sampled_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
     steps = builders.train_steps(config, phase.settings, builders.sharding.make_mesh(1))
     schedule = builders.schedule(phase.settings, anneal=False)
@@ -230,7 +230,7 @@ def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     language, model = (make(config) for make in (lambda c: make_language(c.language),
                                                  builders.make_model))  # fmt: skip
     params = builders.init_params(config)
-    batch = masked_batch(language, jax.random.key(0), 1, "exact")
+    batch = sampled_batch(language, jax.random.key(0), 1, "exact")
     gradient_of = jax.jit(jax.grad(lambda p, b: masked_lm_loss(model.apply)(p, b)[0]))
 
     def labelled(word):
