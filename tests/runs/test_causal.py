@@ -21,20 +21,14 @@ from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from jaxflat.training.gradient import Division, loss_and_gradient
-from tests.support.sweeps import tiny_config
-
-
-def causal_config():
-    config = tiny_config()
-    config.language.masking, config.model.name = "causal", "causal"
-    return config
+from tests.support.sweeps import causal_config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["gpt", "modern"])
 def test_a_trained_model_reaches_the_optimum_of_a_tiny_language(tmp_path, block):
-    config = causal_config()
-    config.model.update({"width": 32, "num_layers": 2, "block": block})
+    config = causal_config(block)
+    config.model.update({"width": 32, "num_layers": 2})
     phase = config.phases.pretrain
     phase.update({"steps": 1500, "checkpoint_steps": (1500,), "anneal_steps": 300})
     phase.update({"batch_size": 128})
@@ -166,3 +160,21 @@ def test_all_prefixes_are_evaluated():
     config.evaluation.num_positions = 2
     with pytest.raises(ValueError, match=r"evaluation\.num_positions is for .*masking='one'"):
         checks.check_config(FrozenConfigDict(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_every_stage_of_a_causal_checkpoint_has_results(tmp_path, block):
+    """With an adversary, a projection, an embedding and fine-tuning, on widths 8 and 16."""
+    config = causal_config(block)
+    config.phases.drift.adversary.update({"strength": 0.1, "num_sentences": 16})
+    config.flatness.measures = ("fisher_trace",)
+    tuning = {"shots": 8, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    config.probes.finetune.update(tuning)
+    widths = [{"model.width": width} for width in (8, 16)]
+    assert sweep.run(config, widths, tmp_path) == {}
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows["projected"].sum() == 2
+    for name in ("fisher_trace@embedded_invariant", "finetune/state_2.map", "excess_loss"):
+        assert np.isfinite(rows[name][rows["projected"] == 1]).all(), name
+    assert rows["finetune/state_2.map"].between(0, 1).sum() >= 2

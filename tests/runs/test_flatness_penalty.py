@@ -12,11 +12,14 @@ from jaxflat.config import training_settings
 from jaxflat.config.base import FLATNESS_PENALTIES
 from jaxflat.config.ranges import InputError
 from jaxflat.flatness.penalty import effective_rank
+from jaxflat.flatness.sampling import normal_like
+from jaxflat.flatness.trees import inner
 from jaxflat.languages.batches import sampled_batch
 from jaxflat.runs import builders, phase_loss, shared_prefixes, slots, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points
+from jaxflat.training.flatness_penalty import penalized_loss
 from jaxflat.training.objectives import (
     masked_excess_loss,
     masked_lm_loss,
@@ -25,7 +28,7 @@ from jaxflat.training.objectives import (
     word_features,
 )
 from tests.support.counts import in_full
-from tests.support.sweeps import tiny_config
+from tests.support.sweeps import causal_config, tiny_config
 from tests.training.test_training import losses_of_first_steps, resolved
 
 
@@ -170,6 +173,58 @@ def test_the_penalty_of_an_own_objective_is_on_its_hessian_and_the_models_predic
         one, two = found[measure, "masked_lm"], found[measure, "own"]
         np.testing.assert_allclose(two[0], 2 * one[0], rtol=1e-5)
         np.testing.assert_allclose(two[2], factor * one[2], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_a_causal_models_penalised_gradient_is_that_of_the_loss_and_the_gauss_newton_matrix(block):
+    """Against finite differences of L + mu v'Gv in float64, with G written out.
+
+    v'Gv is the mean over predictions of the variance, under p, of the logits' change along v.
+    """
+    strength, config = 0.3, causal_config(block)
+    config.init_seed = 0
+    config = FrozenConfigDict(config)
+    settings = config.phases.pretrain
+    with jax.enable_x64(True):
+        model = builders.make_model(config)
+        sentences = make_language(config.language), jax.random.key(0), 6, "exact", "causal"
+        params, batch = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+            (builders.init_params(config), sampled_batch(*sentences)),
+        )
+        assert 0 < batch.weights_BxM.mean() < 1
+        loss_fn, _ = builders.loss_functions(model)
+        made = phase_loss.make_flatness_penalty(model.apply, loss_fn, settings)
+        vectors = made.next_vectors(None, params, batch, jax.random.key(1))
+        penalized_fn = penalized_loss(made, vectors, jnp.asarray(strength))
+        gradient, weight = jax.jit(jax.grad(penalized_fn, has_aux=True))(params, batch)
+
+        def logits_fn(params):
+            words = batch.inputs_BxT, batch.lengths_B, batch.positions_BxM
+            return model.apply({"params": params}, *words)[0]
+
+        @jax.jit
+        def expected(params):
+            weights_BxM = batch.weights_BxM / batch.weights_BxM.sum()
+            logits_BxMxU = logits_fn(params)
+            losses_BxM = -(batch.targets_BxMxV * jax.nn.log_softmax(logits_BxMxU)).sum(-1)
+            total, probs_BxMxU = (weights_BxM * losses_BxM).sum(), jax.nn.softmax(logits_BxMxU)
+            for vector in vectors:
+                _, changes_BxMxU = jax.jvp(logits_fn, (params,), (vector,))
+                mean_BxMx1 = (probs_BxMxU * changes_BxMxU).sum(-1, keepdims=True)
+                variance_BxM = (probs_BxMxU * (changes_BxMxU - mean_BxMx1) ** 2).sum(-1)
+                total += strength * (weights_BxM * variance_BxM).sum() / len(vectors)
+            return total
+
+        direction, step = normal_like(jax.random.key(3), params), 1e-4
+
+        def at(step):
+            return expected(jax.tree.map(lambda p, d: p + step * d, params, direction))
+
+        coarse, fine = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
+        slope = inner(gradient, direction) / weight
+        np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=1e-6)
 
 
 def prefix(strength: float, **chosen) -> str:

@@ -22,8 +22,12 @@ from jaxflat.training.gradient import WHOLE, loss_and_gradient
 KEY = jax.random.key(3)
 
 
-def resolved(strength: float, **overrides) -> FrozenConfigDict:
+def resolved(strength: float, block: str = "", **overrides) -> FrozenConfigDict:
+    """Return the config of a masked model, or of a causal one of a block."""
     config = base_config.base()
+    if block:
+        config.language.masking = "causal"
+        config.model.update({"name": "causal", "block": block})
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.model.update({"width": 8, "num_layers": 1})
     config.phases.pretrain.adversary.update({"strength": strength, "num_sentences": 128})
@@ -35,7 +39,8 @@ def drawn(config):
     """Return the first batch of training."""
     (phase,) = trajectory.phases(config)
     mesh = builders.sharding.make_mesh(1)
-    sample_batch = phase_loss.make_sampler(phase.settings, "one", mesh, WHOLE)
+    masking = config.language.masking
+    sample_batch = phase_loss.make_sampler(phase.settings, masking, mesh, WHOLE)
     return jax.jit(sample_batch)(Source(make_language(config.language)), KEY, jnp.asarray(0))
 
 
@@ -88,9 +93,10 @@ def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
 
 
 @pytest.mark.slow
-def test_the_gradient_includes_the_response_of_the_head():
+@pytest.mark.parametrize("block", ["", "gpt", "modern"])
+def test_the_gradient_includes_the_response_of_the_head(block):
     """Against finite differences of the objective, which refit the head."""
-    config = resolved(1.0)
+    config = resolved(1.0, block)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
         batch = jax.tree.map(
