@@ -14,6 +14,7 @@ from jaxflat.config.ranges import InputError
 from jaxflat.config.validation import validate
 from jaxflat.distributed import sharding
 from jaxflat.languages.batches import Source, sampled_batch
+from jaxflat.models.causal import BLOCKS
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.phase_loss import make_sampler
@@ -62,6 +63,29 @@ def test_eight_devices_train_like_one(targets):
     assert one[-1] < one[0]
 
 
+def with_model(config: FrozenConfigDict, name: str) -> ConfigDict:
+    """Return the config of a transformer, an LSTM or a causal model, named by its block."""
+    changed = ConfigDict(config)
+    if name not in BLOCKS:
+        changed.model.name = name
+        return changed
+    changed.language.masking = "causal"
+    changed.model.update({"name": "causal", "block": name})
+    return changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", *BLOCKS])
+def test_recomputed_activations_leave_the_losses(model):
+    runs = []
+    for remat in (False, True):
+        config = with_model(resolved(), model)
+        config.training.remat = remat
+        runs.append(losses_of_first_steps(FrozenConfigDict(config), 1, 10))
+    assert builders.make_trained_model(FrozenConfigDict(config)).remat
+    np.testing.assert_allclose(runs[1], runs[0], rtol=1e-6)
+
+
 SAM = {"optimizer": {"name": "sam"}}
 PENALTY = {"strength": -1e-4, "max_excess": 10.0}
 ADVERSARY = {"strength": 0.1, "num_sentences": 128}
@@ -79,12 +103,11 @@ LENGTHS = (12, 16, 20, 24, 28, 30)  # of sentences of 9 to 30 words
         *in_full((SAM, 2), ({"adversary": ADVERSARY}, 2), ({"flatness_penalty": PENALTY}, 2)),
     ],
 )
-@pytest.mark.parametrize("model", ["transformer", *in_full("lstm")])
+@pytest.mark.parametrize("model", ["transformer", "gpt", *in_full("modern", "lstm")])
 def test_microbatches_train_like_the_whole_batch(overrides, num_devices, model, monkeypatch):
     """Each microbatch is cut after its longest sentence; sentences have 4 to 8 words."""
-    config = ConfigDict(resolved())
-    config.phases.pretrain.update(overrides)
-    config.model.name, mesh = model, builders.sharding.make_mesh(num_devices)
+    config = with_model(resolved(**overrides), model)
+    mesh = builders.sharding.make_mesh(num_devices)
     monkeypatch.setattr(builders, "CACHED_TOKENS", 1024)
     runs = []
     for size, expected in (0, Division(num_devices)), (32, Division(num_devices, 4, CUTS)):
@@ -98,7 +121,8 @@ def test_microbatches_train_like_the_whole_batch(overrides, num_devices, model, 
     assert (parts != whole).any()  # sums in another order are rounded in another way
     assert whole[-1] < whole[0]
     if overrides:
-        plain = losses_of_first_steps(resolved(), num_devices, 30)
+        plain = FrozenConfigDict(with_model(resolved(), model))
+        plain = losses_of_first_steps(plain, num_devices, 30)
         assert np.abs(plain / whole - 1).max() > 1e-5
 
 
