@@ -285,7 +285,8 @@ def _top_module(path: str) -> str:
 def sample_microbatches(config: Config, key: jax.Array) -> Batch:
     """Return independent microbatches (leading axis), with sentences sharded over the mesh."""
     settings = config.flatness
-    targets = "sampled" if settings.labels == "data" else "exact"
+    # Labels of the model need no targets.
+    targets = "exact" if settings.labels == "exact" else "sampled"
     language = make_language(config.language)
     mesh = builders.make_mesh(config)
     target_settings = (targets, config.language.masking)
