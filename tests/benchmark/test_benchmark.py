@@ -191,6 +191,7 @@ CALIBRATED = {
 def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
     problem = logistic_regression(num_features=4, size=2)
     monkeypatch.setattr(calibration, "make_problems", lambda: [problem])
+    monkeypatch.setattr(calibration, "make_causal_problems", list)
     monkeypatch.setattr(calibration, "OVERS", ("probes+sentences",))
     monkeypatch.setitem(sys.modules, "matfree", None)
     file = tmp_path / "figures.json"
@@ -198,7 +199,8 @@ def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
     assert main(["calibration", f"--json={file}", *short]) == 0
     figures = json.loads(file.read_text())
     start, end = "calibration/logistic_regression", "probes+sentences"
-    expected = {f"{start}/{row}/{end}/{q}" for row in CALIBRATED for q in QUANTITIES}
+    rows = {f"{row}/{end}" for row in CALIBRATED} | {"excess_loss/sentences"}
+    expected = {f"{start}/{row}/{q}" for row in rows for q in QUANTITIES}
     assert set(figures) == {"machine/matmul_gflops"} | expected
     for name, figure in figures.items():
         assert figure["min"] <= figure["median"] <= figure["max"], name
