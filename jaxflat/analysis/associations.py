@@ -8,7 +8,7 @@ import numpy as np
 from jaxflat.analysis.cells import Cell, distinguishing_keys
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.flatness_columns import COMPARED, own_measures
-from jaxflat.analysis.loss_scale import EXCESS_LOSS, HELD_OUT_LOSS
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row, read_number
 from jaxflat.analysis.statistics import correlation, granulated
 from jaxflat.analysis.statistics.granulated import Information
@@ -17,13 +17,21 @@ from jaxflat.analysis.statistics.intervals import Interval
 FEWEST = 4  # checkpoints per seed: three have only six orders, and t intervals then err too often
 SPEARMAN, KENDALL = "Spearman", "Kendall"
 WITHIN, ACROSS = "Kendall, within arms", "Kendall, across arms"
-GIVEN_LOSS, GIVEN_ALL = "Spearman given excess loss", "Spearman given loss and training"
-GRANULATED = "Granulated Kendall"
-STATISTICS = (SPEARMAN, KENDALL, WITHIN, ACROSS, GIVEN_LOSS, GIVEN_ALL, GRANULATED)
+GIVEN_ALL, GRANULATED = "Spearman given loss and training", "Granulated Kendall"
 TRAINING = (
     "learning_rate",
     "batch_size",
 )  # last parts of the keys to condition on, together with the step
+
+
+def given_loss(scale: LossScale) -> str:
+    """Name the partial correlation given the loss."""
+    return f"Spearman given {scale.noun}"
+
+
+def statistics(scale: LossScale) -> tuple[str, ...]:
+    """Return the names of all statistics, in the order in which they are shown."""
+    return SPEARMAN, KENDALL, WITHIN, ACROSS, given_loss(scale), GIVEN_ALL, GRANULATED
 
 
 @dataclass(frozen=True)
@@ -61,23 +69,21 @@ class Association:
 
 
 def associations(comparison: Comparison) -> list[Association]:
-    """Correlate accuracy with each embedded or unlisted flatness measure, and with the loss.
-
-    Names speak of excess losses. `LossScale.words` puts them in the words of the sweep's scale.
-    """
+    """Correlate accuracy with each embedded or unlisted flatness measure, and with the loss."""
     names = (name for cell in comparison.cells for row in cell.rows.values() for name in row.values)
-    loss = comparison.scale.column
-    columns = COMPARED | own_measures(names) | {loss: "Excess loss"}
+    scale, loss = comparison.scale, comparison.scale.column
+    columns = COMPARED | own_measures(names) | {loss: scale.noun.capitalize()}
     measured = {column: _measured(comparison.cells, column, loss) for column in columns}
-    return [associate(columns[c], c, table) for c, table in measured.items() if table]
+    return [associate(scale, columns[c], c, table) for c, table in measured.items() if table]
 
 
-def associate(name: str, column: str, table: AccuracyAndMeasure) -> Association:
+def associate(scale: LossScale, name: str, column: str, table: AccuracyAndMeasure) -> Association:
     num_seeds, n = table.accuracy_SxN.shape
     if n < FEWEST:
         why = f"{n} checkpoint{' per seed is' if n == 1 else 's per seed are'} fewer than {FEWEST}"
-        return Association(name, column, num_seeds, n, missing=dict.fromkeys(STATISTICS, why))
-    found = _plain(table) | _partial(table, column) | _granulated(table)
+        missing = dict.fromkeys(statistics(scale), why)
+        return Association(name, column, num_seeds, n, missing=missing)
+    found = _plain(table) | _partial(scale, table, column) | _granulated(table)
     scores = (table.accuracy_SxN, table.measure_SxN, table.axes)
     information = granulated.information_score(*scores)
     return Association(
@@ -109,11 +115,12 @@ def _plain(table: AccuracyAndMeasure) -> dict[str, Interval | str]:
     return found
 
 
-def _partial(table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str]:
-    if column in (EXCESS_LOSS.column, HELD_OUT_LOSS.column):
-        return dict.fromkeys((GIVEN_LOSS, GIVEN_ALL), "the column is the excess loss itself")
+def _partial(scale: LossScale, table: AccuracyAndMeasure, column: str) -> dict[str, Interval | str]:
+    given_one = given_loss(scale)
+    if column == scale.column:
+        return dict.fromkeys((given_one, GIVEN_ALL), f"the column is the {scale.noun} itself")
     loss_SxNx1 = table.excess_SxN[..., None]
-    found = {GIVEN_LOSS: _given(table, loss_SxNx1)}
+    found = {given_one: _given(table, loss_SxNx1)}
     others = table.covariates()
     if not others:
         return found | {GIVEN_ALL: "learning rate, batch size and steps do not vary"}

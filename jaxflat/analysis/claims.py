@@ -16,6 +16,7 @@ from jaxflat.analysis.effects import (
 )
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import label_noise_test
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.pairs import Pair, why_unmatched
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
@@ -35,9 +36,7 @@ def judge(comparison: Comparison) -> list[Verdict]:
         *effect_tests(comparison),
         *([noise] if noise else []),
     ]
-    words = comparison.scale.words
-    worded = [replace(one, claim=words(one.claim), reason=words(one.reason)) for one in tests]
-    return decide(worded, comparison.plan.primary)
+    return decide(tests, comparison.plan.primary)
 
 
 def _on_sizes(comparison: Comparison) -> list[ClaimTest]:
@@ -45,7 +44,8 @@ def _on_sizes(comparison: Comparison) -> list[ClaimTest]:
     if len(sizes) < 2 and comparison.arm_comparison:
         return []
     larger = "the larger model"
-    return _on_second(comparison.pairs, larger, "the", comparison.obstacle)
+    scale, obstacle = comparison.scale, comparison.obstacle
+    return _on_second(scale, comparison.pairs, larger, "the", obstacle)
 
 
 def _on_arms(comparison: Comparison) -> list[ClaimTest]:
@@ -59,16 +59,23 @@ def _on_arms(comparison: Comparison) -> list[ClaimTest]:
     return [
         test
         for pair in pairs
-        for test in _on_second([pair], pair.second.arm, "", "", f" than {pair.first.arm}")
+        for test in _on_second(
+            pair.scale, [pair], pair.second.arm, "", "", f" than {pair.first.arm}"
+        )
     ]
 
 
 def _on_second(
-    pairs: Sequence[Pair], second: str, article: str, obstacle: str, than: str = ""
+    scale: LossScale,
+    pairs: Sequence[Pair],
+    second: str,
+    article: str,
+    obstacle: str,
+    than: str = "",
 ) -> list[ClaimTest]:
     """Test whether the second model of the pairs is more accurate, and whether it is flatter."""
     claims = {
-        kind: " ".join(f"At equal excess loss {second} is {article} {word}{than}".split())
+        kind: " ".join(scale.claim(f"{second} is {article} {word}{than}").split())
         for kind, word in ((ACCURACY, "more accurate"), (FLATNESS, "flatter"))
     }
     matched = [pair for pair in pairs if pair.equivalence.holds]

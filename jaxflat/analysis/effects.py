@@ -33,8 +33,8 @@ from jaxflat.analysis.verdicts import EFFECT, ClaimTest
 
 FEWEST_SEEDS = 5  # with four, 24 permutations leave no room for a correction
 LEAST_RATIO = 1.5  # of the traces, for a verdict that an effect is negligible
-WITHIN = "At equal excess loss the flatter of one setting's seeds are the more accurate"
-ACROSS = "At equal excess loss the flatter models are the more accurate"
+WITHIN = "the flatter of one setting's seeds are the more accurate"
+ACROSS = "the flatter models are the more accurate"
 STRENGTH = ".flatness_penalty.strength"
 CONTROLS = ("parameter_norm", "feature_rank")  # of penalties: these are no curvatures
 
@@ -45,7 +45,8 @@ Arms = tuple[list[Cell], list[Cell]]  # of a contrast, before they are read at e
 def effect_tests(comparison: Comparison) -> list[ClaimTest]:
     """Return a test for every contrast that the sweep has."""
     tests = [_on_contrasts(comparison, *one) for one in contrasts_by_cause(comparison)]
-    tests += [_of_control(name) for name in dict.fromkeys(control_arms(comparison).values())]
+    controls = dict.fromkeys(control_arms(comparison).values())
+    tests += [_of_control(comparison, name) for name in controls]
     return [*(tests or [_across_settings(comparison)]), _within_settings(comparison)]
 
 
@@ -210,19 +211,20 @@ def _penalty_on(measure: str) -> str:
     return f"a penalty on {measure.replace('_', ' ')}"
 
 
-def _of_control(measure: str) -> ClaimTest:
+def _of_control(comparison: Comparison, measure: str) -> ClaimTest:
     cause = _penalty_on(measure)
     why = f"{cause} is a control: what it penalises is no curvature, and it changes other things"
-    return ClaimTest(_claim(cause), EFFECT, reason=why, identified=False, subject=cause)
+    claim = _claim(comparison, cause)
+    return ClaimTest(claim, EFFECT, reason=why, identified=False, subject=cause)
 
 
-def _claim(cause: str) -> str:
-    return f"At equal excess loss a trace that {cause} lowers raises accuracy"
+def _claim(comparison: Comparison, cause: str) -> str:
+    return comparison.scale.claim(f"a trace that {cause} lowers raises accuracy")
 
 
 def _on_contrasts(comparison: Comparison, cause: str, arms: Sequence[Arms]) -> ClaimTest:
     """Test the effect in all contrasts of one cause together."""
-    claim = _claim(cause)
+    claim = _claim(comparison, cause)
     names = [(baseline[0].arm, arm[0].arm) for baseline, arm in arms]
     pairs = {
         (pair.first.arm, pair.second.arm): pair
@@ -258,27 +260,29 @@ def _across_settings(comparison: Comparison) -> ClaimTest:
     if all(row.arm for row in rows) and len({row.arm for row in rows}) > 1:
         keys = ["the arm"]
     why = f"flatness differs only with {', '.join(keys) or 'the seed'}"
-    return ClaimTest(ACROSS, EFFECT, reason=why, identified=False)
+    return ClaimTest(comparison.scale.claim(ACROSS), EFFECT, reason=why, identified=False)
 
 
 def _within_settings(comparison: Comparison) -> ClaimTest:
     """Test the association of accuracy with the trace over seeds, pooled over settings."""
+    scale = comparison.scale
+    claim = scale.claim(WITHIN)
     cells = [cell for arm in comparison.arms.values() if (cell := seeds_at_equal_loss(arm))]
     if not cells:
-        why = "no setting's seeds have excess losses that overlap"
-        return ClaimTest(WITHIN, EFFECT, reason=why, identified=False)
+        why = f"no setting's seeds have {scale.noun}es that overlap"
+        return ClaimTest(claim, EFFECT, reason=why, identified=False)
     seeds = [seed for seed in cells[0].rows if all(seed in cell.rows for cell in cells)]
     rows_GxN = [[cell.rows[seed] for seed in seeds] for cell in cells]
     rows = [row for rows_N in rows_GxN for row in rows_N]
     column = common_column(cells)
     if why := why_not_measured(cells, column):
-        return ClaimTest(WITHIN, EFFECT, reason=why)
+        return ClaimTest(claim, EFFECT, reason=why)
     if not all({PRIMARY_ACCURACY, column} <= row.values.keys() for row in rows):
-        return ClaimTest(WITHIN, EFFECT, reason="a seed lacks accuracy or flatness")
+        return ClaimTest(claim, EFFECT, reason="a seed lacks accuracy or flatness")
     strata_N = np.array([cells[0].rows[seed].language for seed in seeds])
     if num_orders(strata_N) < factorial(FEWEST_SEEDS):
         why = f"it needs {FEWEST_SEEDS} seeds of one language, and there are {len(seeds)} in all"
-        return ClaimTest(WITHIN, EFFECT, reason=why)
+        return ClaimTest(claim, EFFECT, reason=why)
     halvings_GxN, gains_GxN = (
         np.array([[value(row.values[name]) for row in rows_N] for rows_N in rows_GxN])
         for name, value in ((column, lambda x: -np.log2(x)), (PRIMARY_ACCURACY, lambda x: 100 * x))
@@ -287,7 +291,7 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     seeds_words = wording.plural(len(seeds), "seed")
     over = f"permutations of {seeds_words} of {wording.plural(len(cells), 'setting')}"
     return ClaimTest(
-        WITHIN,
+        claim,
         EFFECT,
         f"rank correlation of accuracy with a smaller {COMPARED[column]}; {over}",
         wording.minus(format(r, "+.2f")),

@@ -85,7 +85,6 @@ class Factorial:
 
 
 NO_STEP = "no step is measured in every combination"
-NO_LOSS = "the excess losses of two arms do not overlap"
 
 Combination = tuple[str, ...]  # a level of each factor
 Pairs = Mapping[Combination, Sequence[Cell] | None]  # two cells each, or None; see `_pairs`
@@ -112,12 +111,13 @@ def factor_effects(arms: Mapping[str, list[Cell]]) -> Factorial | None:
         pairs = _pairs(factors, factor, by_levels)
         at_steps = {levels: _at_step(found.step, both) for levels, both in pairs.items()}
         at_loss = {levels: at_equal_loss(both) for levels, both in pairs.items()}
+        no_loss = f"the {found.scale.noun}es of two arms do not overlap"
         for other, levels in _conditions(factors, factor):
             weights = _weights(list(pairs), factors, other, levels)
             effect = FactorEffect(
                 *(factor, other, levels),
                 at_equal_steps=_contrast(at_steps, weights, column, NO_STEP),
-                at_equal_loss=_contrast(at_loss, weights, column, NO_LOSS),
+                at_equal_loss=_contrast(at_loss, weights, column, no_loss),
             )
             (found.conditional if other else found.main).append(effect)
     return found

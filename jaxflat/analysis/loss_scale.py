@@ -19,7 +19,7 @@ from jaxflat.analysis.statistics.intervals import Equivalence, tost_paired, tost
 class LossScale:
     """A column of losses in nats, and how two of them compare: by ratio (is_log) or difference.
 
-    noun: its name in a sentence.
+    noun: its name in a sentence; with "es" it is a plural.
     """
 
     column: str
@@ -30,6 +30,10 @@ class LossScale:
     def label(self) -> str:
         """Its name above a column or beside an axis."""
         return f"{self.noun.capitalize()} (nats)"
+
+    def claim(self, finding: str) -> str:
+        """Return a claim on models whose losses are equal on this scale."""
+        return f"At equal {self.noun} {finding}"
 
     def margin(self, plan: Plan) -> float:
         """Return the largest ratio, or difference in nats, of two losses that count as equal."""
@@ -80,14 +84,10 @@ class LossScale:
         bound = float(np.log(margin)) if self.is_log else margin
         return replace(tost_paired(one.tolist(), two.tolist(), bound), margin=margin)
 
-    def words(self, text: str) -> str:
-        """Return a text about excess losses in the words of this scale."""
-        known, own = EXCESS_LOSS.noun, self.noun
-        return text.replace(known, own).replace(known.capitalize(), own.capitalize())
-
 
 EXCESS_LOSS = LossScale("excess_loss", "excess loss", is_log=True)
 HELD_OUT_LOSS = LossScale("loss", "held-out loss", is_log=False)
+SCALES = EXCESS_LOSS, HELD_OUT_LOSS
 
 
 def loss_scale(rows: Iterable[Row]) -> LossScale:
@@ -98,8 +98,3 @@ def loss_scale(rows: Iterable[Row]) -> LossScale:
             return EXCESS_LOSS
         has_loss |= "loss" in row.values
     return HELD_OUT_LOSS if has_loss else EXCESS_LOSS
-
-
-def in_any_words(claim: str) -> tuple[str, ...]:
-    """Return a text about excess losses in the words of each scale."""
-    return tuple(scale.words(claim) for scale in (EXCESS_LOSS, HELD_OUT_LOSS))

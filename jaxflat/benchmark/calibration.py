@@ -12,12 +12,27 @@ import jax
 import numpy as np
 
 from jaxflat import flatness
-from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree, make_problems
+from jaxflat.benchmark.calibration_problems import (
+    HEAD_SIZE,
+    CalibrationProblem,
+    PyTree,
+    make_causal_problems,
+    make_problems,
+)
 from jaxflat.benchmark.calibration_seeds import NUM_SAMPLES, on_each_seed, seed_keys, spread
 from jaxflat.benchmark.calibration_table import CoverageRow, make_row
-from jaxflat.benchmark.calibration_truth import Truth, dense_matrices, known_truths
-from jaxflat.flatness.estimate import Estimate, Over
+from jaxflat.benchmark.calibration_truth import (
+    Truth,
+    dense_matrices,
+    excess_truth,
+    invariant_truth,
+    known_truths,
+    trace_truths,
+)
+from jaxflat.config.flatness import flatness as flatness_keys
+from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
 from jaxflat.flatness.terms import TraceTerms
+from jaxflat.runs.measure_flatness import flattest_rescalings, rescale_by_half
 
 OVERS: tuple[Over, ...] = ("probes", "probes+sentences")
 STOPPED = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
@@ -41,6 +56,20 @@ def measure_calibration(num_seeds: int) -> Iterator[CoverageRow]:
                     yield from stopped_rows(problem, over, name, truths, num_seeds)
             elif has_matfree():
                 yield from matfree_rows(problem, matrices, num_seeds)
+        yield from excess_rows(problem, num_seeds)
+    for problem in make_causal_problems():
+        yield from causal_rows(problem, num_seeds)
+
+
+def causal_rows(problem: CalibrationProblem, num_seeds: int) -> Iterator[CoverageRow]:
+    """Yield the rows of a causal model: what a run measures, with errors over sentences."""
+    over: Over = "probes+sentences"
+    matrices = dense_matrices(problem, problem.batches(over))
+    truths = trace_truths(problem, matrices)
+    for name in ("hessian_trace", "fisher_trace"):
+        yield from rows_of(problem, over, estimators(problem, over)[name], truths, num_seeds)
+    yield from invariant_rows(problem, matrices, num_seeds)
+    yield from excess_rows(problem, num_seeds)
 
 
 def traces(problem: CalibrationProblem, over: Over) -> dict[str, Draw]:
@@ -123,6 +152,37 @@ def stopped(
         return spread(terms.total())
 
     return map(np.asarray, zip(*map(of_seed, range(num_seeds)), strict=True))
+
+
+def excess_rows(problem: CalibrationProblem, num_seeds: int) -> Iterator[CoverageRow]:
+    """Yield the row of the excess loss over NUM_SAMPLES sentences, as a run measures it."""
+
+    def excess_loss(sentences: PyTree, key: jax.Array) -> dict[str, Estimate]:
+        del key
+        sums_n, weights_n = jax.vmap(partial(problem.excess_loss_fn, problem.params))(sentences)
+        return {"excess_loss": ratio_estimate(sums_n, weights_n, over="sentences")}
+
+    truths = {"excess_loss": excess_truth(problem)}
+    yield from rows_of(problem, "sentences", excess_loss, truths, num_seeds)
+
+
+def invariant_rows(
+    problem: CalibrationProblem, matrices: dict[str, np.ndarray], num_seeds: int
+) -> Iterator[CoverageRow]:
+    """Yield the row of a model's Hessian trace that no rescaling changes."""
+    name, num_gradients = "hessian_trace@invariant", flatness_keys()["num_probes"]
+
+    def trace(batches: PyTree, key: jax.Array) -> dict[str, Estimate]:
+        moment_key, key = jax.random.split(key)
+        functions = problem.loss_fn, problem.log_probs_fn
+        whole = flatness.Problem(*functions, problem.params, lambda _: batches, key, None)
+        flattest_2 = flattest_rescalings(whole, moment_key, HEAD_SIZE, num_gradients)
+        rescale = jax.tree_util.Partial(rescale_by_half, flattest_2)
+        of_loss = problem.loss_fn, problem.params, batches, key
+        return {name: flatness.hessian_trace(*of_loss, num_probes=1, rescale=rescale)}
+
+    truths = {name: invariant_truth(problem, matrices)}
+    yield from rows_of(problem, "probes+sentences", trace, truths, num_seeds)
 
 
 def _total_terms(draw: Draw, batches: PyTree, key: jax.Array) -> TraceTerms:

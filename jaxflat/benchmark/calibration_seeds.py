@@ -24,7 +24,7 @@ def on_each_seed(
     def one_seed(key: jax.Array) -> Any:
         data_key, key = jax.random.split(key)
         batches = problem.batches(over)
-        if over == "probes+sentences":
+        if over != "probes":
             size = jax.tree.leaves(batches)[0].shape[0]
             chosen = jax.random.randint(data_key, (NUM_SAMPLES,), 0, size)
             batches = jax.tree.map(lambda x: x[chosen], batches)

@@ -41,7 +41,7 @@ class CoverageRow:
         cells = (
             self.estimator,
             self.over,
-            f"{self.rank:.1f}",
+            "–" if np.isnan(self.rank) else f"{self.rank:.1f}",
             f"{self.num_samples:.0f}",
             f"{coverage.median:.1f} ({coverage.min:.1f} to {coverage.max:.1f})",
             f"{self.bias.median:+.2f}",

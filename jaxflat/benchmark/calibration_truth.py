@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxflat.benchmark.calibration_problems import CalibrationProblem, PyTree
+from jaxflat.benchmark.calibration_problems import HEAD_SIZE, CalibrationProblem, PyTree
 from jaxflat.flatness.estimate import Over
 from jaxflat.flatness.trees import path_name
+from jaxflat.models import rescaling
 
 REFERENCE_DRAWS = 2**15
 
@@ -34,6 +35,14 @@ def known_truths(
     problem: CalibrationProblem, over: Over, matrices: dict[str, np.ndarray], sigma: float
 ) -> dict[str, Truth]:
     """Return the truth for every estimator on the problem's microbatches."""
+    truths = trace_truths(problem, matrices)
+    sharpness, _ = sharpness_reference(problem, problem.batches(over), matrices["H"], sigma)
+    truths["average_sharpness"] = Truth(sharpness, truths["hessian_trace"].rank)
+    return truths
+
+
+def trace_truths(problem: CalibrationProblem, matrices: dict[str, np.ndarray]) -> dict[str, Truth]:
+    """Return the truth for every trace of the matrices, and for its blocks."""
     hessian, gauss_newton = matrices["H"], matrices["G"]
     truths = {
         "hessian_trace": Truth.of_matrix(hessian),
@@ -45,9 +54,33 @@ def known_truths(
         part = np.ix_(indices, indices)
         truths[f"hessian_trace_terms/{block}"] = Truth.of_matrix(hessian[part])
         truths[f"fisher_trace/{block}"] = Truth.of_matrix(gauss_newton[part])
-    sharpness, _ = sharpness_reference(problem, problem.batches(over), hessian, sigma)
-    truths["average_sharpness"] = Truth(sharpness, truths["hessian_trace"].rank)
     return truths
+
+
+def excess_truth(problem: CalibrationProblem) -> Truth:
+    """Return the excess loss of the whole pool in nats; a loss has no effective rank."""
+    with jax.enable_x64(True):
+        flat_P, unravel, merged = _flat_problem(problem, problem.pool)
+        excess_sum, weight = problem.excess_loss_fn(unravel(flat_P), merged)
+        return Truth(float(excess_sum / weight), float("nan"))
+
+
+def invariant_truth(problem: CalibrationProblem, matrices: dict[str, np.ndarray]) -> Truth:
+    """Return a model's trace of T'HT, with the rescaling T for which the trace of T'GT is least.
+
+    The moments that give T are those of the scaled eigenvectors g of G, since sum g g' = G.
+    """
+    with jax.enable_x64(True):
+        flat_P, unravel = ravel_pytree(_in_float64(problem.params))
+        values, vectors = np.linalg.eigh(matrices["G"])
+        gradients_PxP = (vectors * np.sqrt(np.maximum(values, 0))).T
+        moment_fn = rescaling.moment_function(HEAD_SIZE)
+        moments_P = jax.lax.map(lambda g: moment_fn(unravel(g)), jnp.asarray(gradients_PxP))
+        moments = jax.tree.map(lambda x: x.sum(0), moments_P)
+        flattest = rescaling.flattest_rescaling(moments, unravel(flat_P))
+        columns = jax.vmap(lambda e: ravel_pytree(rescaling.rescale(flattest, unravel(e)))[0])
+        map_PxP = np.asarray(columns(jnp.eye(flat_P.size))).T
+    return Truth.of_matrix(map_PxP.T @ matrices["H"] @ map_PxP)
 
 
 def _in_float64(tree: PyTree) -> PyTree:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 TokenIds = list[int] | tuple[list[int], list[int]]
 NUM_BYTES = 256
 WHOLE = "tokenizer.json"
-MERGES = "merges.txt"
-SETTINGS = "tokenizer_config.json"
+PARTS = VOCABULARY, MERGES, SETTINGS = "vocab.json", "merges.txt", "tokenizer_config.json"
 
 
 class TokenTexts(NamedTuple):
@@ -93,7 +92,7 @@ def tokenizer_file(folder: Path) -> Path:
     """
     if (whole := folder / WHOLE).is_file():
         return whole
-    vocabulary, merges = folder / "vocab.json", folder / MERGES
+    vocabulary, merges = folder / VOCABULARY, folder / MERGES
     if vocabulary.is_file() and merges.is_file():
         return vocabulary
     raise ValueError(
@@ -107,10 +106,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
     Raises ValueError of one line if the folder has no tokenizer.
     """
-    file = tokenizer_file(folder)
-    if file.name == WHOLE:
-        return [file]
-    return [file, *(file.with_name(name) for name in (MERGES, SETTINGS))]
+    names = (WHOLE,) if tokenizer_file(folder).name == WHOLE else PARTS
+    return [folder / name for name in names]
 
 
 def _set_up(tokenizer: Tokenizer, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hide words of sentences: batches for training, and copies with hidden words for evaluation.
+"""Ask for predictions of sentences' words: batches for training, and questions for evaluation.
 
 Masking "one" or "share" hides words within a sentence. With "causal" every prediction sees the
 words before it, and the symbols are the V words and the stop, whose index is V.
@@ -57,11 +57,11 @@ def mask_each(tokens_BxT: Array, lengths_B: Array, hidden: int) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class MaskedBatch:
-    """Sentences with hidden words, and the targets of the predictions there.
+class Batch:
+    """Sentences, with words hidden if masking hides them, and the targets of predictions of words.
 
     targets_BxMxV is a distribution over words for each of the positions_BxM. weights_BxM is 1, or 0
-    beyond a sentence's number of hidden words.
+    beyond a sentence's number of predictions.
     """
 
     inputs_BxT: Array
@@ -70,14 +70,14 @@ class MaskedBatch:
     targets_BxMxV: Array
     weights_BxM: Array
 
-    def cut(self, length: int) -> "MaskedBatch":
+    def cut(self, length: int) -> "Batch":
         """Return the same predictions, without the positions from `length` on."""
         return replace(self, inputs_BxT=self.inputs_BxT[:, :length])
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class CausalBatch(MaskedBatch):
+class CausalBatch(Batch):
     """Sentences, and the targets of the next symbol at each of the positions 0..M-1.
 
     Position s follows s words. Its weight is 1, or 0 beyond the sentence's stop symbol.
@@ -121,31 +121,32 @@ class Source(NamedTuple):
 
 def source_batch(
     source: Source, key: Array, step: Array, batch_size: int, targets: str, masking: str
-) -> MaskedBatch:
-    """Mask new sentences, or the stored ones of a step (from 0), as `mask_sentences` does."""
+) -> Batch:
+    """Return the batch of new sentences, or of the stored ones of a step (from 0)."""
     if source.stored is None:
-        return masked_batch(source.language, key, batch_size, targets, masking)
+        return sampled_batch(source.language, key, batch_size, targets, masking)
     sentences = jax.tree.map(lambda x: x[step], source.stored)
-    return mask_sentences(source.language, jax.random.split(key)[1], sentences, targets, masking)
+    return make_batch(source.language, jax.random.split(key)[1], sentences, targets, masking)
 
 
-def masked_batch(
+def sampled_batch(
     language: Any, key: Array, batch_size: int, targets: str, masking: str = "one"
-) -> MaskedBatch:
-    """Sample sentences and mask them as `mask_sentences` does."""
+) -> Batch:
+    """Sample sentences and return their batch; see `make_batch`."""
     sentence_key, mask_key = jax.random.split(key)
     sentences = language.sample(sentence_key, batch_size)
-    return mask_sentences(language, mask_key, sentences, targets, masking)
+    return make_batch(language, mask_key, sentences, targets, masking)
 
 
-def mask_sentences(
+def make_batch(
     language: Any, key: Array, sentences: Sentences, targets: str, masking: str = "one"
-) -> MaskedBatch:
-    """Mask sentences by `mask_one` (masking "one") or by `mask_share` (masking "share").
+) -> Batch:
+    """Return the batch of sentences, masked by `mask_one` ("one") or `mask_share` ("share").
+
+    With masking "causal" nothing is drawn or masked, and the result is a CausalBatch.
 
     targets: "exact" gives the language's conditionals p(x_t | the unmasked words), "sampled" the
     masked word itself, one-hot. Both have the same expected gradient; "exact" has no label noise.
-    With masking "causal" nothing is drawn, and the result is a CausalBatch.
     """
     if masking == "causal":
         return _causal_batch(language, sentences, targets)
@@ -167,7 +168,7 @@ def mask_sentences(
         words_BxM = jnp.take_along_axis(tokens_BxT, positions_BxM, axis=1)
         targets_BxMxV = jax.nn.one_hot(words_BxM, language.num_words)
     weights_BxM = chosen_BxM.astype(targets_BxMxV.dtype)
-    return MaskedBatch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
+    return Batch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
 
 
 def _causal_batch(language: Any, sentences: Sentences, targets: str) -> CausalBatch:
@@ -203,7 +204,7 @@ def _next_log_probs(language: Any, sentences: Sentences) -> Array | None:
     return language.next_log_probs(tokens_BxT, lengths_B)[:, : tokens_BxT.shape[1]]
 
 
-def interleave_by_length(batch: MaskedBatch, num_groups: int) -> MaskedBatch:
+def interleave_by_length(batch: Batch, num_groups: int) -> Batch:
     """Reorder a batch: of n = num_groups, examples k, k + n, k + 2n, ... have similar lengths."""
     order_B = jnp.argsort(batch.lengths_B).reshape(num_groups, -1).T.reshape(-1)
     return jax.tree.map(lambda x: x[order_B], batch)

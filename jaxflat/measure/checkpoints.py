@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxflat.config.validation import InputError
-from jaxflat.datasets.tokenizer import SETTINGS, WHOLE
+from jaxflat.datasets.tokenizer import PARTS, WHOLE
 from jaxflat.measure.toward import difference
 from jaxflat.models.huggingface import read_model
 from jaxflat.runs.saved_run import is_checkpoint
@@ -46,7 +46,7 @@ def check_comparable(paths: Sequence[Path]) -> None:
         if models[0] != models[1]:
             raise InputError(f"{path} is another model than {first}: {difference(*models)}")
         whole = all((folder / WHOLE).is_file() for folder in (first, path))
-        for name in (WHOLE,) if whole else ("vocab.json", "merges.txt", SETTINGS):
+        for name in (WHOLE,) if whole else PARTS:
             files = first / name, path / name
             if len({file.read_bytes() for file in files if file.is_file()}) > 1:
                 raise InputError(f"{files[1]} is another tokenizer than {files[0]}")

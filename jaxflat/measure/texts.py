@@ -19,7 +19,7 @@ from jaxflat.datasets.tokenizer import (
     tokenizer_file,
 )
 from jaxflat.flatness import Problem
-from jaxflat.languages.batches import MaskedBatch
+from jaxflat.languages.batches import Batch
 from jaxflat.languages.generated.teacher import TextBatch
 from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
@@ -133,10 +133,10 @@ def masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return a BERT's loss_fn and log_probs_fn of a batch of masked texts."""
     loss_fn, log_probs_fn = masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
-    def batch(texts: MaskedTexts) -> MaskedBatch:
+    def batch(texts: MaskedTexts) -> Batch:
         targets_Bx1xV = jax.nn.one_hot(texts.words_Bx1, model.num_tokens)
         weights_Bx1 = jax.numpy.ones(texts.words_Bx1.shape)
-        return MaskedBatch(*texts[:3], targets_Bx1xV, weights_Bx1)
+        return Batch(*texts[:3], targets_Bx1xV, weights_Bx1)
 
     return lambda p, b: loss_fn(p, batch(b)), lambda p, b: log_probs_fn(p, batch(b))
 

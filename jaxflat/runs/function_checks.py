@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 from jaxflat.config import Config, functions
 from jaxflat.config.loading import place_in
 from jaxflat.flatness import Estimate
-from jaxflat.languages.batches import CausalBatch, MaskedBatch
+from jaxflat.languages.batches import Batch, CausalBatch
 from jaxflat.languages.tasks import LABELINGS
 from jaxflat.runs import builders
 from jaxflat.runs.languages import language_kind, make_language
@@ -108,7 +108,7 @@ def _check_model(section: Config, name: str, language_section: Config) -> None:
         _check_hidden(model, batch, causal)
 
 
-def _check_hidden(model: Any, batch: MaskedBatch, causal: bool) -> None:
+def _check_hidden(model: Any, batch: Batch, causal: bool) -> None:
     """Raise ValueError if logits depend on padding or, of a causal model, on later words."""
     length, num_words = batch.inputs_BxT.shape[1], batch.targets_BxMxV.shape[-1] - causal
     end, words_T = max(length // 2, 1), np.arange(length, dtype=np.int32) % num_words
@@ -197,11 +197,11 @@ def _check_probe(section: Config, name: str) -> None:
     _expect("the labels", np.shape(predicted_M), (4,))
 
 
-def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, MaskedBatch]:
+def _model_and_batch(language_section: Config, model_section: Config) -> tuple[Any, Batch]:
     """Return a model, and a batch of zeros; a masked one has two masked words a sentence."""
     num_words, max_length = language_kind(language_section).sizes(language_section)
     integers = functools.partial(jnp.zeros, dtype=jnp.int32)
-    make, num_predictions, num_symbols = MaskedBatch, 2, num_words
+    make, num_predictions, num_symbols = Batch, 2, num_words
     if language_section.masking == "causal":
         make, num_predictions, num_symbols = CausalBatch, max_length, num_words + 1
     batch = make(

@@ -16,7 +16,7 @@ from jaxflat.distributed import ranks, sharding
 from jaxflat.flatness import MEASURES, Problem, TraceTerms
 from jaxflat.flatness.measures import TRACES, draw_trace_round, sample_trace, trace_estimates
 from jaxflat.flatness.trace import fisher_moments
-from jaxflat.languages.batches import MaskedBatch, masked_batch
+from jaxflat.languages.batches import Batch, sampled_batch
 from jaxflat.models import rescaling
 from jaxflat.models.blocks import block_of, is_stacked, kind_of
 from jaxflat.models.enlarge import enlarge, gauss_newton_factors
@@ -180,11 +180,16 @@ def flattest_problem(config: Config, problem: Problem, checkpoint: Checkpoint) -
 def in_flattest_coordinates(
     problem: Problem, key: jax.Array, head_size: int, num_samples: int, mesh: Mesh
 ) -> Problem:
-    """Return a problem of jaxflat's own model in the coordinates of its least Gauss-Newton trace.
+    """Return the problem of a model of ours in the coordinates of its least Gauss-Newton trace."""
+    return _in_coordinates(problem, flattest_rescalings(problem, key, head_size, num_samples), mesh)
 
-    Each half of the microbatches takes the scales of the other half. So the scales are independent
-    of the samples that they rescale, and no minimum over noise biases the trace downward. Noise in
-    the scales biases it upward a little.
+
+def flattest_rescalings(problem: Problem, key: jax.Array, head_size: int, num_samples: int) -> Any:
+    """Return for each half of the microbatches the flattest rescaling, for `rescale_by_half`.
+
+    Each half takes the scales of the other half. So the scales are independent of the samples that
+    they rescale, and no minimum over noise biases the trace downward. Noise in the scales biases it
+    upward a little.
     """
     assert problem.log_probs_fn is not None  # jaxflat's own models have it
     moments_2 = fisher_moments(
@@ -196,8 +201,7 @@ def in_flattest_coordinates(
         num_samples=num_samples,
         num_groups=2,
     )
-    others_2 = _rescalings_of_the_other_half(moments_2, problem.params)
-    return _in_coordinates(problem, others_2, mesh)
+    return _rescalings_of_the_other_half(moments_2, problem.params)
 
 
 @jax.jit
@@ -210,10 +214,10 @@ def _rescalings_of_the_other_half(moments_2: Any, params: Any) -> Any:
 def _in_coordinates(problem: Problem, rescaling_2: Any, mesh: Mesh) -> Problem:
     """Return the problem in other coordinates, given for each half of the microbatches."""
     on_all = sharding.replicate(mesh, rescaling_2)  # the same placement: no second compilation
-    return problem._replace(rescale=Partial(_rescale_by_half, on_all))
+    return problem._replace(rescale=Partial(rescale_by_half, on_all))
 
 
-def _rescale_by_half(rescaling_2: Any, index: jax.Array, vector: Any) -> Any:
+def rescale_by_half(rescaling_2: Any, index: jax.Array, vector: Any) -> Any:
     """Rescale a vector of the index-th microbatch by the rescaling of its half."""
     own = jax.tree.map(lambda leaf: leaf[index % 2], rescaling_2)
     return rescaling.rescale(own, vector)
@@ -262,7 +266,7 @@ def make_problem(config: Config, model: Any, params: Any, checkpoint: Checkpoint
     data_key, key = jax.random.split(key)
     loss_fn, log_probs_fn = labelled_losses(model, settings.labels, settings.remat)
 
-    def sample(i: int) -> MaskedBatch:
+    def sample(i: int) -> Batch:
         return sample_microbatches(config, jax.random.fold_in(data_key, i))
 
     groupings = (block_of, kind_of) if builders.is_ours(config) else (_top_module,)
@@ -282,10 +286,11 @@ def _top_module(path: str) -> str:
     return path.partition("/")[0]
 
 
-def sample_microbatches(config: Config, key: jax.Array) -> MaskedBatch:
+def sample_microbatches(config: Config, key: jax.Array) -> Batch:
     """Return independent microbatches (leading axis), with sentences sharded over the mesh."""
     settings = config.flatness
-    targets = "sampled" if settings.labels == "data" else "exact"
+    # Labels of the model need no targets.
+    targets = "exact" if settings.labels == "exact" else "sampled"
     language = make_language(config.language)
     mesh = builders.make_mesh(config)
     target_settings = (targets, config.language.masking)
@@ -302,9 +307,9 @@ def _microbatches(
     target_settings: tuple[str, str],
     language: Any,
     key: jax.Array,
-) -> MaskedBatch:
+) -> Batch:
     keys_M = jax.random.split(key, num_microbatches)
-    batches = jax.lax.map(lambda k: masked_batch(language, k, size, *target_settings), keys_M)
+    batches = jax.lax.map(lambda k: sampled_batch(language, k, size, *target_settings), keys_M)
     return sharding.shard_examples(mesh, batches, axis=1)
 
 

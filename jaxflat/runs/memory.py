@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from jaxflat.config import Config
 from jaxflat.config.validation import NEED_WHOLE_BATCH
-from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.languages.batches import Source, sampled_batch
 from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
@@ -123,7 +123,7 @@ def _step_memory(config: Config, phase: Phase) -> StepMemory:
 
     def examples(number: int) -> Any:
         how = {"targets": settings.targets, "masking": masking}
-        return jax.eval_shape(partial(masked_batch, batch_size=number, **how), language, key)
+        return jax.eval_shape(partial(sampled_batch, batch_size=number, **how), language, key)
 
     mesh = builders.make_mesh(config)
     steps = builders.train_steps(config, settings, mesh)

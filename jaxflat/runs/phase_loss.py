@@ -44,7 +44,7 @@ def make_sampler(settings: Config, masking: str, mesh: Mesh, division: Division)
 
     shard = partial(sharding.shard_examples, mesh, over=sharding.RUN_AXES)
 
-    def masked(source: Source, key: jax.Array, index: jax.Array) -> Any:
+    def pretraining_batch(source: Source, key: jax.Array, index: jax.Array) -> Any:
         batch = shard(source_batch(source, key, index, *batch_settings))
         if division.lengths:  # devices then exchange sentences
             batch = shard(interleave_by_length(batch, division.num_microbatches))
@@ -54,9 +54,9 @@ def make_sampler(settings: Config, masking: str, mesh: Mesh, division: Division)
         keys = jax.random.split(jax.random.fold_in(key, 1))  # other than `key`
         drawn = [_labelled(source.language, adversary, k) for k in keys]
         fit, held_out = shard(drawn)
-        return AdversarialBatch(masked(source, key, index), fit, held_out)
+        return AdversarialBatch(pretraining_batch(source, key, index), fit, held_out)
 
-    return with_labelled if adversary.strength else masked
+    return with_labelled if adversary.strength else pretraining_batch
 
 
 def make_adversary(apply_fn: Callable[..., Any], settings: Config) -> Adversary | None:

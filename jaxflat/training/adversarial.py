@@ -28,7 +28,7 @@ class AdversarialBatch:
     The head is fitted on `fit` and evaluated on `held_out`.
     """
 
-    masked: Any
+    pretraining: Any
     fit: Any
     held_out: Any
 
@@ -38,7 +38,7 @@ def adversarial_gradient(
 ) -> tuple[jax.Array, Any]:
     """Return L - strength * D in nats, and its gradient.
 
-    gradient_fn returns L, the mean loss of batch.masked, and its gradient. D(params) =
+    gradient_fn returns L, the mean loss of batch.pretraining, and its gradient. D(params) =
     downstream_loss(params, fit, held_out) is the loss of a head fitted to these params. The
     gradient therefore includes the response of the head (Liu, Xie, Li & Ma 2023, section 3:
     features that minimise L and not D).

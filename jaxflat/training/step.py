@@ -151,7 +151,7 @@ def _gradient_of_step(
     step's random vectors is fold_in(step_key, 2); batches use others.
     """
     penalty, adversary = objective.penalty, objective.adversary
-    examples, minimized = batch.masked if adversary else batch, objective.loss_fn
+    examples, minimized = batch.pretraining if adversary else batch, objective.loss_fn
     if penalty is not None:
         carries = isinstance(state, VectorTrainState)
         previous, key = state.vectors if carries else None, jax.random.fold_in(step_key, 2)

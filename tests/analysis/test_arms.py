@@ -11,12 +11,12 @@ import pytest
 from jaxflat.analysis import claims
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.effects import ACROSS
 from jaxflat.analysis.page import drawing, joint
 from jaxflat.analysis.page.overview import overview
 from jaxflat.analysis.verdicts import CONTRADICTED, NONE, NOT_IDENTIFIED, SUPPORTED, UNDECIDED
 from jaxflat.report import main
 from tests.analysis.conftest import write_rows
+from tests.support.claims import ACROSS
 from tests.support.reports import lines_of, report_of, table_of
 
 ORDERS = {

@@ -7,15 +7,16 @@ from scipy import stats
 from jaxflat.analysis.associations import (
     ACROSS,
     GIVEN_ALL,
-    GIVEN_LOSS,
     GRANULATED,
     KENDALL,
     SPEARMAN,
-    STATISTICS,
     WITHIN,
     associations,
+    given_loss,
+    statistics,
 )
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.loss_scale import EXCESS_LOSS
 from jaxflat.analysis.page.evidence import correlations_table, missing_numbers
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY
 from tests.analysis.conftest import write_rows
@@ -67,7 +68,7 @@ def test_excess_loss_is_an_association_too_but_not_given_itself(sweep):
     loss = associations(read_comparison(sweep()))[-1]
     assert loss.column == "excess_loss"
     assert loss.found[SPEARMAN].high < 0  # by construction accuracy falls with loss
-    assert {GIVEN_LOSS, GIVEN_ALL} == loss.missing.keys()
+    assert {given_loss(EXCESS_LOSS), GIVEN_ALL} == loss.missing.keys()
 
 
 def test_only_seeds_with_every_checkpoint_count(tmp_path):
@@ -81,7 +82,7 @@ def test_only_seeds_with_every_checkpoint_count(tmp_path):
 @pytest.mark.parametrize(
     ("effects", "statistics", "reason"),
     [
-        ({"widths": (16,)}, STATISTICS, "3 checkpoints per seed are fewer than 4"),
+        ({"widths": (16,)}, statistics(EXCESS_LOSS), "3 checkpoints per seed are fewer than 4"),
         ({"widths": (16,), "steps": (1, 2, 3, 4)}, (ACROSS,), "only one arm"),
         ({"widths": (8, 16, 24, 32), "steps": (9,)}, (WITHIN,), "each arm has one checkpoint"),
     ],
@@ -97,7 +98,7 @@ def test_a_number_that_is_missing_has_a_reason(sweep, effects, statistics, reaso
 def test_one_seed_has_numbers_without_intervals(sweep):
     found = associations(read_comparison(sweep(seeds=1)))
     assert all(one.low is None for one in found[0].found.values())
-    text = str(correlations_table(found))
+    text = str(correlations_table(found, EXCESS_LOSS))
     assert "one seed, no interval" in text
     assert "nan" not in text
 

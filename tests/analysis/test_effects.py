@@ -7,7 +7,7 @@ import pytest
 
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.comparison import compare
-from jaxflat.analysis.effects import ACROSS, WITHIN, contrast_effect, effect_tests
+from jaxflat.analysis.effects import contrast_effect, effect_tests
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, Row
 from jaxflat.analysis.statistics.intervals import quotient_interval
 from jaxflat.analysis.verdicts import (
@@ -19,6 +19,7 @@ from jaxflat.analysis.verdicts import (
     UNDECIDED,
     decide,
 )
+from tests.support.claims import ACROSS, WITHIN
 from tests.support.counts import in_full
 from tests.support.simulation import PROBE, TRACE, Arm, ladder_rows, share_covering
 

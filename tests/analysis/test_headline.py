@@ -11,7 +11,6 @@ import pytest
 from jaxflat.analysis.cells import Cell
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.effects import ACROSS, WITHIN
 from jaxflat.analysis.page import drawing, wording
 from jaxflat.analysis.page.headline import MOST_WORDS, answer_sentence, headline, leading_verdicts
 from jaxflat.analysis.page.overview import overview
@@ -38,6 +37,7 @@ from jaxflat.analysis.verdicts import (
 from tests.analysis.conftest import write_rows
 from tests.analysis.test_findings import declare
 from tests.analysis.test_unset_keys import PROBE, TARGETS, TRACE
+from tests.support.claims import ACROSS, WITHIN
 
 STRENGTH = "phases.dial.flatness_penalty.strength"
 

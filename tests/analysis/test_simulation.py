@@ -5,7 +5,6 @@ import pytest
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import compare
-from jaxflat.analysis.effects import WITHIN
 from jaxflat.analysis.statistics.correlation import (
     kendall,
     kendall_interval,
@@ -20,6 +19,7 @@ from jaxflat.analysis.statistics.intervals import (
     paired_t_interval,
 )
 from jaxflat.analysis.verdicts import NONE, NOT_IDENTIFIED, UNDECIDED
+from tests.support.claims import WITHIN
 from tests.support.counts import in_full
 from tests.support.simulation import SEEDS, SIZES, STEPS, rows_of, share_covering, share_off, sweeps
 

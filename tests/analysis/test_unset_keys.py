@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from jaxflat.analysis.associations import GIVEN_ALL, STATISTICS, associations
+from jaxflat.analysis.associations import GIVEN_ALL, associations, statistics
 from jaxflat.analysis.comparison import read_comparison
+from jaxflat.analysis.loss_scale import EXCESS_LOSS
 from jaxflat.analysis.page import document, figures, findings, joint, tables, view
 from jaxflat.analysis.page.evidence import correlations_table, verdicts_table
 from jaxflat.analysis.results_csv import read_number, read_results
@@ -84,7 +85,9 @@ def everything(folder):
     texts = findings.console_lines(comparison, judged["a"].verdicts)
     texts += [text for row in verdicts_table(judged["a"].verdicts) for text in row]
     texts += [text for row in tables.summary_table(comparison) for text in row]
-    texts += [text for row in correlations_table(judged["a"].correlations) for text in row]
+    texts += [
+        text for row in correlations_table(judged["a"].correlations, EXCESS_LOSS) for text in row
+    ]
     texts += [read_page(path).visible for path in pages]
     return texts
 
@@ -173,7 +176,7 @@ def test_a_rate_that_some_arms_do_not_set_is_not_taken_out(tmp_path):
     assert GIVEN_ALL in loss_and_step.found
     one = associations(read_comparison(write_arms(tmp_path, [*RATES, *SAM])))[0]
     assert one.missing == {GIVEN_ALL: f"some arms do not set {RATE} to a number"}
-    assert {*one.found, GIVEN_ALL} == {*STATISTICS}
+    assert {*one.found, GIVEN_ALL} == {*statistics(EXCESS_LOSS)}
 
 
 @pytest.mark.parametrize(

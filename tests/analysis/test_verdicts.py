@@ -9,7 +9,6 @@ from scipy import special
 
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import read_comparison
-from jaxflat.analysis.effects import ACROSS, WITHIN
 from jaxflat.analysis.label_noise import CLAIM
 from jaxflat.analysis.page.evidence import reason_sentences
 from jaxflat.analysis.verdicts import (
@@ -28,6 +27,7 @@ from jaxflat.analysis.verdicts import (
     shaffer,
 )
 from tests.analysis.conftest import write_rows
+from tests.support.claims import ACROSS, WITHIN
 from tests.support.counts import in_full
 from tests.support.simulation import rows_of, sweeps
 

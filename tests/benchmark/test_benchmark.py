@@ -19,7 +19,7 @@ from jaxflat.benchmark.calibration_table import QUANTITIES
 from jaxflat.benchmark.workload import Shape, resolved_config, step_flops
 from jaxflat.flatness import TraceTerms, ratio_estimate
 from jaxflat.languages import LANGUAGES
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.runs import builders
 from jaxflat.runs.languages import make_language
 from tests.support.tiny_checkpoints import BERT, save, tensors_of
@@ -72,7 +72,7 @@ def loss_and_arguments(shape: Shape):
     language = make_language(config.language)
     params = jax.eval_shape(lambda: builders.init_params(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = jax.eval_shape(lambda k: masked_batch(language, k, shape.batch, "sampled"), key)
+    batch = jax.eval_shape(lambda k: sampled_batch(language, k, shape.batch, "sampled"), key)
     return loss_fn, params, batch
 
 
@@ -191,6 +191,7 @@ CALIBRATED = {
 def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
     problem = logistic_regression(num_features=4, size=2)
     monkeypatch.setattr(calibration, "make_problems", lambda: [problem])
+    monkeypatch.setattr(calibration, "make_causal_problems", list)
     monkeypatch.setattr(calibration, "OVERS", ("probes+sentences",))
     monkeypatch.setitem(sys.modules, "matfree", None)
     file = tmp_path / "figures.json"
@@ -198,7 +199,8 @@ def test_figures_of_calibration(tmp_path, capsys, monkeypatch):
     assert main(["calibration", f"--json={file}", *short]) == 0
     figures = json.loads(file.read_text())
     start, end = "calibration/logistic_regression", "probes+sentences"
-    expected = {f"{start}/{row}/{end}/{q}" for row in CALIBRATED for q in QUANTITIES}
+    rows = {f"{row}/{end}" for row in CALIBRATED} | {"excess_loss/sentences"}
+    expected = {f"{start}/{row}/{q}" for row in rows for q in QUANTITIES}
     assert set(figures) == {"machine/matmul_gflops"} | expected
     for name, figure in figures.items():
         assert figure["min"] <= figure["median"] <= figure["max"], name

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxflat.config import loading
 from jaxflat.distributed import sharding
 from jaxflat.flatness import MEASURES, hessian_trace_terms
-from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.languages.batches import Source, sampled_batch
 from jaxflat.models.blocks import is_stacked
 from jaxflat.probes.linear import LabelledFeatures, linear_probe_correct
 from jaxflat.runs import builders, memory, trajectory
@@ -240,7 +240,7 @@ def hessian_vector_products(name: str = "transformer"):
     config = resolved(name=name)
     loss_fn, _ = builders.loss_functions(builders.make_model(config))
     language = make_language(config.language)
-    batch = partial(masked_batch, language, batch_size=8, targets="exact")
+    batch = partial(sampled_batch, language, batch_size=8, targets="exact")
     batches = jax.vmap(batch)(jax.random.split(jax.random.key(0), 2))
     terms = partial(hessian_trace_terms, loss_fn, num_probes=2, stacked=is_stacked)
     return jax.jit(terms), (builders.init_params(config), batches, jax.random.key(1))

@@ -25,7 +25,7 @@ from tests.support.enumeration import (
 )
 
 mask_one, mask_share = jax.jit(batches.mask_one), jax.jit(batches.mask_share)
-mask_sentences = jax.jit(batches.mask_sentences, static_argnums=(3, 4))
+make_batch = jax.jit(batches.make_batch, static_argnums=(3, 4))
 
 V, MASK = 9, 10
 LENGTHS_B = np.array([1, 3, 4], np.int32)
@@ -163,7 +163,7 @@ def _float64():
 @pytest.mark.slow
 def test_exact_targets_equal_enumeration(name, masking):
     language, sentences = LANGUAGES[name], ragged_sentences(name)
-    batch = mask_sentences(language, jax.random.key(5), sentences, "exact", masking)
+    batch = make_batch(language, jax.random.key(5), sentences, "exact", masking)
     weights_BxM = np.asarray(batch.weights_BxM)
     assert batch.targets_BxMxV.dtype == batch.weights_BxM.dtype == np.float64
     assert weights_BxM.sum(axis=1).max() == (2 if masking == "share" else 1)
@@ -230,8 +230,7 @@ def test_sampled_targets_are_the_hidden_words_and_the_masks_those_of_exact_ones(
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
     key = jax.random.key(7)
     exact, sampled = (
-        mask_sentences(language, key, sentences, targets, masking)
-        for targets in ("exact", "sampled")
+        make_batch(language, key, sentences, targets, masking) for targets in ("exact", "sampled")
     )
     for field in ("inputs_BxT", "positions_BxM"):
         np.testing.assert_array_equal(getattr(exact, field), getattr(sampled, field))
@@ -258,7 +257,7 @@ def test_causal_batches_predict_each_next_symbol_and_the_stop_but_no_forced_one(
     tokens_BxT, lengths_B = np.asarray(sentences.tokens_BxT), np.asarray(sentences.lengths_B)
     stop, T = language.num_words, tokens_BxT.shape[1]
     assert lengths_B.min() < lengths_B.max() == T == language.max_length
-    batch = mask_sentences(language, jax.random.key(0), sentences, "sampled", "causal")
+    batch = make_batch(language, jax.random.key(0), sentences, "sampled", "causal")
     np.testing.assert_array_equal(batch.inputs_BxT, tokens_BxT)
     symbols_BxM = np.argmax(batch.targets_BxMxV, axis=-1)
     for words_T, length, symbols_M, weights_M in zip(
@@ -272,7 +271,7 @@ def test_causal_batches_predict_each_next_symbol_and_the_stop_but_no_forced_one(
 @pytest.mark.parametrize("targets", ["exact", "sampled"])
 def test_a_cut_causal_batch_keeps_all_predictions_of_its_sentences(targets):
     language, sentences = LANGUAGES["hmm"], ragged_sentences("hmm")
-    whole = mask_sentences(language, jax.random.key(0), sentences, targets, "causal")
+    whole = make_batch(language, jax.random.key(0), sentences, targets, "causal")
     length = int(sentences.lengths_B.max()) - 1
     short_B = np.flatnonzero(np.asarray(sentences.lengths_B) <= length)
     batch = jax.tree.map(lambda x: x[short_B], whole)
@@ -291,7 +290,7 @@ def test_causal_questions_have_the_exact_answers_and_equal_the_batch(name):
     """The mean optimal loss is -log p(sentence) by enumeration, without the forced stops."""
     language, sentences = LANGUAGES[name], ragged_sentences(name)
     asked = make_questions(language, jax.random.key(6), sentences, "causal")
-    batch = mask_sentences(language, jax.random.key(6), sentences, "exact", "causal")
+    batch = make_batch(language, jax.random.key(6), sentences, "exact", "causal")
     np.testing.assert_array_equal(asked.positions_SxRxM[:, 0], batch.positions_BxM)
     np.testing.assert_array_equal(asked.weights_SxRxM[:, 0], batch.weights_BxM)
     np.testing.assert_allclose(np.exp(asked.log_probs_SxRxMxV[:, 0]), batch.targets_BxMxV)

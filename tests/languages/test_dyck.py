@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.languages.dyck import random_dyck
 from jaxflat.languages.sentences import Sentences
 
@@ -90,7 +90,7 @@ def test_tasks_are_sums_of_prefixes(labeling):
 
 def test_it_is_an_argument_without_arrays():
     assert jax.tree.leaves(LANGUAGE) == []
-    batch = jax.jit(masked_batch, static_argnums=(2, 3))(LANGUAGE, jax.random.key(0), 4, "exact")
+    batch = jax.jit(sampled_batch, static_argnums=(2, 3))(LANGUAGE, jax.random.key(0), 4, "exact")
     np.testing.assert_allclose(batch.targets_BxMxV.max(axis=2), 1)  # one masked word is known
     shorter = dataclasses.replace(LANGUAGE, length=4)
     assert shorter.sample(jax.random.key(0), 2).tokens_BxT.shape == (2, 4)

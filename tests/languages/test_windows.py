@@ -13,7 +13,7 @@ from jaxflat.languages.windows import TextWindows
 from jaxflat.runs.measure_loss import NUM_PARTS, document_estimates, held_out_set
 
 make_questions = jax.jit(batches.make_questions, static_argnums=(3, 4))
-masked_batch = jax.jit(batches.masked_batch, static_argnums=(2, 3, 4))
+sampled_batch = jax.jit(batches.sampled_batch, static_argnums=(2, 3, 4))
 
 V, T, N = 9, 6, 20
 
@@ -48,7 +48,7 @@ def test_questions_ask_for_the_words_themselves_without_exact_answers(text, mask
     assert asked.log_probs_SxRxMxV is None
     true = np.take_along_axis(np.asarray(text.held_out_HxT)[:, None], asked.positions_SxRxM, axis=2)
     np.testing.assert_array_equal(asked.words_SxRxM, true)
-    batch = masked_batch(text, jax.random.key(1), 8, "sampled", masking)
+    batch = sampled_batch(text, jax.random.key(1), 8, "sampled", masking)
     assert ((batch.inputs_BxT == V + 1).sum(1) >= 1).all()
 
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxflat.flatness import hessian_trace_samples
 from jaxflat.flatness.sampling import draw_probe
 from jaxflat.flatness.second_order import shared_hessian_form
-from jaxflat.languages.batches import MaskedBatch
+from jaxflat.languages.batches import Batch
 from jaxflat.models.causal import BLOCKS, empty_cache
 from jaxflat.models.language_model import make_language_model
 from jaxflat.training.objectives import masked_lm_loss
@@ -126,7 +126,7 @@ def test_samples_of_the_hessian_trace_are_forms_of_the_dense_hessian(block):
     positions_BxM = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None], (2, 3))
     targets_BxMxU = jax.random.dirichlet(keys[0], jnp.ones(4), (2, 3))
     weights_BxM = jnp.asarray([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-    batch = MaskedBatch(
+    batch = Batch(
         tokens_BxT, jnp.asarray([3, 2], jnp.int32), positions_BxM, targets_BxMxU, weights_BxM
     )
     shapes = jax.eval_shape(model.init, keys[1], tokens_BxT, batch.lengths_B)["params"]

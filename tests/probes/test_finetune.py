@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from jaxflat.models.language_model import make_language_model
 from jaxflat.models.transformer import Transformer
 from jaxflat.probes.features import sentence_features
 from jaxflat.probes.finetune import LabelledExamples, finetune, finetuned_correct, predict
@@ -17,6 +18,11 @@ from jaxflat.probes.finetune import LabelledExamples, finetune, finetuned_correc
 ADAMW = optax.adamw(1.0, weight_decay=0.0)
 NUM_WORDS, T, C = 5, 3, 3
 MODEL = Transformer(NUM_WORDS, T, width=8, num_layers=2, num_heads=1, tied_decoder=True)
+SIZES = {"width": 8, "num_layers": 2, "head_size": 8, "tied_decoder": True}
+CAUSAL = {
+    block: make_language_model(NUM_WORDS, T, name="causal", block=block, **SIZES)
+    for block in ("gpt", "modern")
+}
 
 
 def table_features(params, tokens_NxT, lengths_N):
@@ -29,8 +35,8 @@ def frozen_features(params, tokens_NxT, lengths_N):
     return table_features(jax.lax.stop_gradient(params), tokens_NxT, lengths_N)
 
 
-def model_features(params, tokens_NxT, lengths_N):
-    return sentence_features(MODEL.apply, params, tokens_NxT, lengths_N, "mean")
+def model_features(params, tokens_NxT, lengths_N, model=MODEL):
+    return sentence_features(model.apply, params, tokens_NxT, lengths_N, "mean")
 
 
 def sentences(num_examples: int, seed: int = 0) -> LabelledExamples:
@@ -106,26 +112,31 @@ def parity(num_examples: int, seed: int) -> LabelledExamples:
     return LabelledExamples(tokens_NxT, lengths_N, labels_N, jnp.ones(num_examples, bool))
 
 
+def first_params(model):
+    tokens_NxT, lengths_N = jnp.zeros((1, T), jnp.int32), jnp.full(1, T, jnp.int32)
+    return model.init(jax.random.key(1), tokens_NxT, lengths_N)["params"]
+
+
 @pytest.fixture(scope="module")
 def model_params():
-    tokens_NxT, lengths_N = jnp.zeros((1, T), jnp.int32), jnp.full(1, T, jnp.int32)
-    return MODEL.init(jax.random.key(1), tokens_NxT, lengths_N)["params"]
+    return first_params(MODEL)
 
 
-def frozen_model_features(params, tokens_NxT, lengths_N):
-    return model_features(jax.lax.stop_gradient(params), tokens_NxT, lengths_N)
+def frozen_model_features(params, tokens_NxT, lengths_N, model=MODEL):
+    return model_features(jax.lax.stop_gradient(params), tokens_NxT, lengths_N, model)
 
 
 @pytest.mark.slow
-def test_the_whole_model_solves_a_task_that_a_head_cannot(model_params):
+@pytest.mark.parametrize("model", [MODEL, *CAUSAL.values()], ids=["transformer", *CAUSAL])
+def test_the_whole_model_solves_a_task_that_a_head_cannot(model):
     """Whether two words agree is no sum over single words, so the body must relate them."""
     train, test = parity(500, 0), parity(500, 1)
     share = float(test.labels_N.mean())
     accuracy = {}
     for features_fn in (model_features, frozen_model_features):
-        how = {"batch_size": 50, "epochs": 60}
-        found = tuned(features_fn, model_params, train, jax.random.key(0), 1e-2, 10, **how)
-        predicted_N = jax.jit(partial(predict, features_fn))(found, test)
+        of_model, how = partial(features_fn, model=model), {"batch_size": 50, "epochs": 100}
+        found = tuned(of_model, first_params(model), train, jax.random.key(0), 1e-2, 10, **how)
+        predicted_N = jax.jit(partial(predict, of_model))(found, test)
         accuracy[features_fn] = float((predicted_N == test.labels_N).mean())
     assert accuracy[model_features] > 0.97
     assert accuracy[frozen_model_features] < max(share, 1 - share) + 0.08

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import base
-from jaxflat.languages.batches import masked_batch
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.languages.tasks import prefix_posteriors
 from jaxflat.runs import builders, checks
 from jaxflat.runs.exact_posteriors import PRESENT_STATE, exact_beliefs
@@ -22,20 +22,14 @@ from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from jaxflat.training.gradient import Division, loss_and_gradient
 from tests.support.optimized import optimized
-from tests.support.sweeps import tiny_config
-
-
-def causal_config():
-    config = tiny_config()
-    config.language.masking, config.model.name = "causal", "causal"
-    return config
+from tests.support.sweeps import causal_config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["gpt", "modern"])
 def test_a_trained_model_reaches_the_optimum_of_a_tiny_language(tmp_path, block):
-    config = causal_config()
-    config.model.update({"width": 32, "num_layers": 2, "block": block})
+    config = causal_config(block)
+    config.model.update({"width": 32, "num_layers": 2})
     phase = config.phases.pretrain
     phase.update({"steps": 1500, "checkpoint_steps": (1500,), "anneal_steps": 300})
     phase.update({"batch_size": 128})
@@ -61,7 +55,7 @@ def test_microbatches_cut_to_their_longest_sentence_have_the_gradient_of_the_who
     with jax.enable_x64(True):
         model, language = builders.make_model(config), make_language(config.language)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
-        batch = masked_batch(language, jax.random.key(0), 12, "sampled", "causal")
+        batch = sampled_batch(language, jax.random.key(0), 12, "sampled", "causal")
         order_B = jnp.argsort(batch.lengths_B)
         batch = jax.tree.map(lambda x: x[order_B.reshape(4, 3).T.reshape(-1)], batch)
         loss_fn, _ = builders.loss_functions(model)
@@ -169,3 +163,21 @@ def test_all_prefixes_are_evaluated():
     config.evaluation.num_positions = 2
     with pytest.raises(ValueError, match=r"evaluation\.num_positions is for .*masking='one'"):
         checks.check_config(FrozenConfigDict(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_every_stage_of_a_causal_checkpoint_has_results(tmp_path, block):
+    """With an adversary, a projection, an embedding and fine-tuning, on widths 8 and 16."""
+    config = causal_config(block)
+    config.phases.drift.adversary.update({"strength": 0.1, "num_sentences": 16})
+    config.flatness.measures = ("fisher_trace",)
+    tuning = {"shots": 8, "batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    config.probes.finetune.update(tuning)
+    widths = [{"model.width": width} for width in (8, 16)]
+    assert sweep.run(config, widths, tmp_path) == {}
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows["projected"].sum() == 2
+    for name in ("fisher_trace@embedded_invariant", "finetune/state_2.map", "excess_loss"):
+        assert np.isfinite(rows[name][rows["projected"] == 1]).all(), name
+    assert rows["finetune/state_2.map"].between(0, 1).sum() >= 2

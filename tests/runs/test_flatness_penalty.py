@@ -12,11 +12,14 @@ from jaxflat.config import training_settings
 from jaxflat.config.base import FLATNESS_PENALTIES
 from jaxflat.config.ranges import InputError
 from jaxflat.flatness.penalty import effective_rank
-from jaxflat.languages.batches import masked_batch
+from jaxflat.flatness.sampling import normal_like
+from jaxflat.flatness.trees import inner
+from jaxflat.languages.batches import sampled_batch
 from jaxflat.runs import builders, phase_loss, shared_prefixes, slots, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points
+from jaxflat.training.flatness_penalty import penalized_loss
 from jaxflat.training.objectives import (
     masked_excess_loss,
     masked_lm_loss,
@@ -25,7 +28,7 @@ from jaxflat.training.objectives import (
     word_features,
 )
 from tests.support.counts import in_full
-from tests.support.sweeps import tiny_config
+from tests.support.sweeps import causal_config, tiny_config
 from tests.training.test_training import losses_of_first_steps, resolved
 
 
@@ -67,7 +70,7 @@ def test_doses_share_one_program():
 def test_losses_and_log_probs_of_one_pass_are_those_of_two():
     config = resolved()
     model, params = builders.make_model(config), builders.init_params(config)
-    batch = masked_batch(make_language(config.language), jax.random.key(0), 16, "exact")
+    batch = sampled_batch(make_language(config.language), jax.random.key(0), 16, "exact")
     loss, log_probs = masked_lm_loss_and_log_probs(model.apply)(params, batch)
     jax.tree.map(np.testing.assert_array_equal, loss, masked_lm_loss(model.apply)(params, batch))
     expected = masked_log_probs(model.apply)(params, batch)
@@ -133,7 +136,7 @@ def test_negative_strengths_stop_where_the_excess_exceeds_its_limit():
 def test_a_penalty_on_feature_rank_lowers_it_and_a_negative_one_raises_it():
     config = penalised(0.0)
     model, language = builders.make_model(config), make_language(config.language)
-    batch = masked_batch(language, jax.random.key(0), 256, "exact")
+    batch = sampled_batch(language, jax.random.key(0), 256, "exact")
     assert (batch.lengths_B < batch.inputs_BxT.shape[1]).any()
     _, weights_BxT = word_features(model.apply)(builders.init_params(config), batch)
     np.testing.assert_array_equal(weights_BxT, batch.inputs_BxT != language.num_words)  # the pad
@@ -149,7 +152,7 @@ def test_a_penalty_on_feature_rank_lowers_it_and_a_negative_one_raises_it():
 def test_the_penalty_of_an_own_objective_is_on_its_hessian_and_the_models_predictions():
     config = penalised(1e-3)
     model, params = builders.make_model(config), builders.init_params(config)
-    batch = masked_batch(make_language(config.language), jax.random.key(0), 8, "exact")
+    batch = sampled_batch(make_language(config.language), jax.random.key(0), 8, "exact")
 
     def doubled(params, batch):
         loss_sum, weight = masked_lm_loss(model.apply)(params, batch)
@@ -170,6 +173,58 @@ def test_the_penalty_of_an_own_objective_is_on_its_hessian_and_the_models_predic
         one, two = found[measure, "masked_lm"], found[measure, "own"]
         np.testing.assert_allclose(two[0], 2 * one[0], rtol=1e-5)
         np.testing.assert_allclose(two[2], factor * one[2], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_a_causal_models_penalised_gradient_is_that_of_the_loss_and_the_gauss_newton_matrix(block):
+    """Against finite differences of L + mu v'Gv in float64, with G written out.
+
+    v'Gv is the mean over predictions of the variance, under p, of the logits' change along v.
+    """
+    strength, config = 0.3, causal_config(block)
+    config.init_seed = 0
+    config = FrozenConfigDict(config)
+    settings = config.phases.pretrain
+    with jax.enable_x64(True):
+        model = builders.make_model(config)
+        sentences = make_language(config.language), jax.random.key(0), 6, "exact", "causal"
+        params, batch = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+            (builders.init_params(config), sampled_batch(*sentences)),
+        )
+        assert 0 < batch.weights_BxM.mean() < 1
+        loss_fn, _ = builders.loss_functions(model)
+        made = phase_loss.make_flatness_penalty(model.apply, loss_fn, settings)
+        vectors = made.next_vectors(None, params, batch, jax.random.key(1))
+        penalized_fn = penalized_loss(made, vectors, jnp.asarray(strength))
+        gradient, weight = jax.jit(jax.grad(penalized_fn, has_aux=True))(params, batch)
+
+        def logits_fn(params):
+            words = batch.inputs_BxT, batch.lengths_B, batch.positions_BxM
+            return model.apply({"params": params}, *words)[0]
+
+        @jax.jit
+        def expected(params):
+            weights_BxM = batch.weights_BxM / batch.weights_BxM.sum()
+            logits_BxMxU = logits_fn(params)
+            losses_BxM = -(batch.targets_BxMxV * jax.nn.log_softmax(logits_BxMxU)).sum(-1)
+            total, probs_BxMxU = (weights_BxM * losses_BxM).sum(), jax.nn.softmax(logits_BxMxU)
+            for vector in vectors:
+                _, changes_BxMxU = jax.jvp(logits_fn, (params,), (vector,))
+                mean_BxMx1 = (probs_BxMxU * changes_BxMxU).sum(-1, keepdims=True)
+                variance_BxM = (probs_BxMxU * (changes_BxMxU - mean_BxMx1) ** 2).sum(-1)
+                total += strength * (weights_BxM * variance_BxM).sum() / len(vectors)
+            return total
+
+        direction, step = normal_like(jax.random.key(3), params), 1e-4
+
+        def at(step):
+            return expected(jax.tree.map(lambda p, d: p + step * d, params, direction))
+
+        coarse, fine = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
+        slope = inner(gradient, direction) / weight
+        np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=1e-6)
 
 
 def prefix(strength: float, **chosen) -> str:

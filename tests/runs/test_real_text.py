@@ -207,9 +207,19 @@ SMALLER = {
 }
 
 
+CAUSAL = {
+    **{"language.masking": "causal", "model.name": "causal", "evaluation.num_positions": 0},
+    "flatness.labels": "model",
+}
+
+
 @pytest.mark.slow
-def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys, monkeypatch):
-    """The config is the one that docs/languages.md shows."""
+@pytest.mark.parametrize("model", [{}, *({**CAUSAL, "model.block": b} for b in ("gpt", "modern"))],
+                         ids=["masked", "gpt", "modern"])  # fmt: skip
+def test_a_user_with_a_text_file_gets_a_report_from_one_config(
+    model, tmp_path, capsys, monkeypatch
+):
+    """The config is the one that docs/languages.md shows, also with causal models."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (text,) = re.findall(r"```python\n(.*?)```", PAGE.partition("## Your own text")[2], re.S)[:1]
@@ -217,7 +227,7 @@ def test_a_user_with_a_text_file_gets_a_report_from_one_config(tmp_path, capsys,
     (tmp_path / "my_text.py").write_text(text)
     assert write_text(tmp_path).name == "my.txt"
     flags = ["--config=my_text.py", f"--workdir={tmp_path}/work"]
-    flags += [f"--config.{key}={value}" for key, value in SMALLER.items()]
+    flags += [f"--config.{key}={value}" for key, value in (SMALLER | model).items()]
     assert main.main([*flags, "--dry_run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(r"text, seed 0: 60 documents of [\d,]+ characters in all", printed)

@@ -87,6 +87,14 @@ def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
     assert len(counts) == 2 * (3 + 1 + 1)  # checkpoints, a projection, the last training state
 
 
+@pytest.mark.parametrize("block", ["gpt", "modern"])
+def test_a_team_of_causal_models_trains_as_each_does_alone(block, tmp_path):
+    causal = {"language.masking": "causal", "model.name": "causal", "model.block": block}
+    causal_points = [point | causal for point in SWEEP]
+    together = run(tmp_path / "team", sweep_points=causal_points)
+    assert_close(together, run(tmp_path / "alone", 1, causal_points))
+
+
 def test_slots_are_shared_out_over_devices(alone, tmp_path):
     """Each of two slots has separate devices; its batches and parameters are split over two."""
     config = config_of(2)

@@ -33,6 +33,14 @@ def tiny_config() -> ConfigDict:
     return config
 
 
+def causal_config(block: str = "gpt") -> ConfigDict:
+    """The same with a causal model."""
+    config = tiny_config()
+    config.language.masking = "causal"
+    config.model.update({"name": "causal", "block": block})
+    return config
+
+
 def tiny_sweep(num_seeds: int = 2) -> Sweep:
     """Seeds of two widths and a lookup table."""
     return chain(

@@ -22,8 +22,12 @@ from jaxflat.training.gradient import WHOLE, loss_and_gradient
 KEY = jax.random.key(3)
 
 
-def resolved(strength: float, **overrides) -> FrozenConfigDict:
+def resolved(strength: float, block: str = "", **overrides) -> FrozenConfigDict:
+    """Return the config of a masked model, or of a causal one of a block."""
     config = base_config.base()
+    if block:
+        config.language.masking = "causal"
+        config.model.update({"name": "causal", "block": block})
     config.data_seed = config.init_seed = config.probe_seed = 0
     config.model.update({"width": 8, "num_layers": 1})
     config.phases.pretrain.adversary.update({"strength": strength, "num_sentences": 128})
@@ -35,14 +39,15 @@ def drawn(config):
     """Return the first batch of training."""
     (phase,) = trajectory.phases(config)
     mesh = builders.sharding.make_mesh(1)
-    sample_batch = phase_loss.make_sampler(phase.settings, "one", mesh, WHOLE)
+    masking = config.language.masking
+    sample_batch = phase_loss.make_sampler(phase.settings, masking, mesh, WHOLE)
     return jax.jit(sample_batch)(Source(make_language(config.language)), KEY, jnp.asarray(0))
 
 
 def objective(config, batch):
     """Return params -> (value, gradient) of what training minimises on a batch."""
     model, (phase,) = builders.make_model(config), trajectory.phases(config)
-    plain = partial(loss_and_gradient, builders.loss_functions(model)[0], batch.masked)
+    plain = partial(loss_and_gradient, builders.loss_functions(model)[0], batch.pretraining)
     adversary = phase_loss.make_adversary(model.apply, phase.settings)
     return partial(adversarial_gradient, plain, adversary, batch)
 
@@ -63,7 +68,7 @@ def train(config, num_steps: int, num_devices=1):
 def parts(config, params):
     """Return (mean pre-training loss, downstream loss) of one batch, and the objective's own."""
     batch, model = drawn(config), builders.make_model(config)
-    plain, weight = builders.loss_functions(model)[0](params, batch.masked)
+    plain, weight = builders.loss_functions(model)[0](params, batch.pretraining)
     settings = config.phases.pretrain.adversary
     downstream = phase_loss._downstream_loss(
         model.apply, settings.l2, params, batch.fit, batch.held_out
@@ -79,7 +84,7 @@ def test_objective_is_the_difference_and_strength_zero_is_plain_training():
     np.testing.assert_allclose(both, plain - 0.3 * downstream, rtol=1e-5)
     (phase,) = trajectory.phases(resolved(0.0))
     assert phase_loss.make_adversary(None, phase.settings) is None
-    jax.tree.map(np.testing.assert_array_equal, drawn(config).masked, drawn(resolved(0.0)))
+    jax.tree.map(np.testing.assert_array_equal, drawn(config).pretraining, drawn(resolved(0.0)))
 
 
 def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
@@ -88,9 +93,10 @@ def test_the_head_is_judged_on_other_sentences_than_it_was_fitted_to():
 
 
 @pytest.mark.slow
-def test_the_gradient_includes_the_response_of_the_head():
+@pytest.mark.parametrize("block", ["", "gpt", "modern"])
+def test_the_gradient_includes_the_response_of_the_head(block):
     """Against finite differences of the objective, which refit the head."""
-    config = resolved(1.0)
+    config = resolved(1.0, block)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), builders.init_params(config))
         batch = jax.tree.map(

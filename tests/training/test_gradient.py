@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxflat.languages.batches import MaskedBatch, interleave_by_length
+from jaxflat.languages.batches import Batch, interleave_by_length
 from jaxflat.training.gradient import Division, loss_and_gradient, sum_over_microbatches
 
 BATCH = {
@@ -48,12 +48,12 @@ SENTENCES = np.random.default_rng(2).permutation([2, 3, 3, 4, 4, 5, 8, 9, 10, 10
 """The lengths of twelve sentences, sorted into four microbatches of three."""
 
 
-def batch_of_lengths(lengths_B: np.ndarray) -> MaskedBatch:
+def batch_of_lengths(lengths_B: np.ndarray) -> Batch:
     """Word t of sentence b is 100 b + t, and padding is nan."""
     b_Bx1, t_1xT = np.arange(12.0)[:, None], np.arange(12.0)[None]
     inputs_BxT = np.where(t_1xT < lengths_B[:, None], 100 * b_Bx1 + t_1xT, np.nan)
     others = (jnp.asarray(b_Bx1),) * 3
-    return MaskedBatch(jnp.asarray(inputs_BxT), jnp.asarray(lengths_B), *others)
+    return Batch(jnp.asarray(inputs_BxT), jnp.asarray(lengths_B), *others)
 
 
 @pytest.mark.parametrize("lengths", [(), (12,), (4, 8, 12), (3, 6, 9, 12)])

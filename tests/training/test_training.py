@@ -15,7 +15,8 @@ from jaxflat.config import loading
 from jaxflat.config.ranges import InputError
 from jaxflat.config.validation import validate
 from jaxflat.distributed import sharding
-from jaxflat.languages.batches import Source, masked_batch
+from jaxflat.languages.batches import Source, sampled_batch
+from jaxflat.models.causal import BLOCKS
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import make_language
 from jaxflat.runs.phase_loss import make_sampler
@@ -25,8 +26,8 @@ from jaxflat.training.objectives import (
     masked_lm_loss,
     prediction_losses,
 )
-from tests.support.optimized import optimized
 from tests.support.counts import FULL, in_full
+from tests.support.optimized import optimized
 
 
 def resolved(**overrides) -> FrozenConfigDict:
@@ -65,6 +66,29 @@ def test_eight_devices_train_like_one(targets):
     assert one[-1] < one[0]
 
 
+def with_model(config: FrozenConfigDict, name: str) -> ConfigDict:
+    """Return the config of a transformer, an LSTM or a causal model, named by its block."""
+    changed = ConfigDict(config)
+    if name not in BLOCKS:
+        changed.model.name = name
+        return changed
+    changed.language.masking = "causal"
+    changed.model.update({"name": "causal", "block": name})
+    return changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", *BLOCKS])
+def test_recomputed_activations_leave_the_losses(model):
+    runs = []
+    for remat in (False, True):
+        config = with_model(resolved(), model)
+        config.training.remat = remat
+        runs.append(losses_of_first_steps(FrozenConfigDict(config), 1, 10))
+    assert builders.make_trained_model(FrozenConfigDict(config)).remat
+    np.testing.assert_allclose(runs[1], runs[0], rtol=1e-6)
+
+
 SAM = {"optimizer": {"name": "sam"}}
 PENALTY = {"strength": -1e-4, "max_excess": 10.0}
 ADVERSARY = {"strength": 0.1, "num_sentences": 128}
@@ -82,12 +106,11 @@ LENGTHS = (12, 16, 20, 24, 28, 30)  # of sentences of 9 to 30 words
         *in_full((SAM, 2), ({"adversary": ADVERSARY}, 2), ({"flatness_penalty": PENALTY}, 2)),
     ],
 )
-@pytest.mark.parametrize("model", ["transformer", *in_full("lstm")])
+@pytest.mark.parametrize("model", ["transformer", "gpt", *in_full("modern", "lstm")])
 def test_microbatches_train_like_the_whole_batch(overrides, num_devices, model, monkeypatch):
     """Each microbatch is cut after its longest sentence; sentences have 4 to 8 words."""
-    config = ConfigDict(resolved())
-    config.phases.pretrain.update(overrides)
-    config.model.name, mesh = model, builders.sharding.make_mesh(num_devices)
+    config = with_model(resolved(**overrides), model)
+    mesh = builders.sharding.make_mesh(num_devices)
     monkeypatch.setattr(builders, "CACHED_TOKENS", 1024)
     runs = []
     for size, expected in (0, Division(num_devices)), (32, Division(num_devices, 4, CUTS)):
@@ -101,7 +124,8 @@ def test_microbatches_train_like_the_whole_batch(overrides, num_devices, model, 
     assert (parts != whole).any()  # sums in another order are rounded in another way
     assert whole[-1] < whole[0]
     if overrides:
-        plain = losses_of_first_steps(resolved(), num_devices, 30)
+        plain = FrozenConfigDict(with_model(resolved(), model))
+        plain = losses_of_first_steps(plain, num_devices, 30)
         assert np.abs(plain / whole - 1).max() > 1e-5
 
 
@@ -174,7 +198,7 @@ def test_bfloat16_products_reach_the_same_excess_loss(job, margin):
     for seed in range(8):
         config.data_seed = config.init_seed = config.probe_seed = seed
         language = make_language(FrozenConfigDict(config).language)
-        batch = masked_batch(language, jax.random.key(9), 4096, "exact")
+        batch = sampled_batch(language, jax.random.key(9), 4096, "exact")
         excess = []
         for dtype in ("float32", "bfloat16"):
             config.training.compute_dtype = dtype
@@ -231,7 +255,7 @@ def test_an_lstm_comes_close_to_the_optimum_of_a_small_language():
     config = FrozenConfigDict(config)
     (phase,), model = trajectory.phases(config), builders.make_model(config)
     language = make_language(config.language)
-    batch = masked_batch(language, jax.random.key(2), 1024, "exact")
+    batch = sampled_batch(language, jax.random.key(2), 1024, "exact")
     loss_fn = jax.jit(masked_lm_loss(model.apply))
     steps = builders.train_steps(config, phase.settings, builders.sharding.make_mesh(1))
     schedule = builders.schedule(phase.settings, anneal=False)
@@ -250,7 +274,7 @@ def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
     language, model = (make(config) for make in (lambda c: make_language(c.language),
                                                  builders.make_model))  # fmt: skip
     params = builders.init_params(config)
-    batch = masked_batch(language, jax.random.key(0), 1, "exact")
+    batch = sampled_batch(language, jax.random.key(0), 1, "exact")
     gradient_of = jax.jit(jax.grad(lambda p, b: masked_lm_loss(model.apply)(p, b)[0]))
 
     def labelled(word):

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxflat.analysis.associations import STATISTICS, Association, associations
+from jaxflat.analysis.associations import Association, associations, statistics
 from jaxflat.analysis.claims import judge
 from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.verdicts import Verdict
 
@@ -59,13 +60,13 @@ def reason_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def correlations_table(found: Sequence[Association]) -> Table:
+def correlations_table(found: Sequence[Association], scale: LossScale) -> Table:
     """Return one column per measure and one row per statistic."""
     rows = [["Accuracy against", *(one.name for one in found)]]
     rows.append(["Seeds × checkpoints", *(f"{o.num_seeds} × {o.num_checkpoints}" for o in found)])
     rows += [
         [name, *(wording.correlation(one.found.get(name)) for one in found)]
-        for name in STATISTICS
+        for name in statistics(scale)
         if any(name in one.found for one in found)
     ]
     if any(one.information for one in found):
@@ -81,7 +82,8 @@ def missing_numbers(found: Sequence[Association]) -> list[str]:
         for name, why in one.missing.items():
             by_reason.setdefault(why, []).append(name)
         for why, names in by_reason.items():
-            what = "correlation" if len(names) == len(STATISTICS) else ", ".join(names)
+            are_all = len(names) == len(one.found) + len(one.missing)
+            what = "correlation" if are_all else ", ".join(names)
             reasons.setdefault((what, why), []).append(one.name)
     return [f"{', '.join(of)}: no {what}, because {why}." for (what, why), of in reasons.items()]
 

@@ -33,16 +33,6 @@ class Plate:
     panels: tuple[tuple[str, Panel], ...]
 
 
-BY_SIZE = Plate(
-    "size",
-    "Solid: each size where the sizes are compared, at equal excess losses or at the checkpoints "
-    "of nearest loss. Faint: every checkpoint.",
-    (
-        ("Excess loss by size", drawing.excess_against_size),
-        ("Flatness by size", drawing.trace_against_size),
-        ("Accuracy by size", drawing.accuracy_against_size),
-    ),
-)
 TRAJECTORIES = Plate(
     "trajectories",
     "Every checkpoint, one line an arm. Rings: where each arm is compared.",
@@ -51,27 +41,11 @@ TRAJECTORIES = Plate(
         ("Accuracy against flatness", drawing.accuracy_against_trace),
     ),
 )
-ONE_LOSS = Plate(
-    "one_loss",
-    "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are read "
-    "at the same excess losses; those of another seed may differ. With one arm, all seeds are read "
-    "at the same losses.",
-    (("One size, equal losses", panels.accuracy_against_flatness),),
-)
 RESCALING = Plate(
     "rescaling",
     "Rescaling weights without changing the function changes a trace, but not the invariant one. "
     "If the arms' order differs between the axes, the parametrisation decides which is flatter.",
     (("Before and after rescaling", panels.invariant_against_raw),),
-)
-BY_STEP = Plate(
-    "steps",
-    "The checkpoints by the step at which each was measured.",
-    (
-        ("Excess loss by step", line_panels.excess_against_step),
-        ("Flatness by step", line_panels.trace_against_step),
-        ("Accuracy by step", line_panels.accuracy_against_step),
-    ),
 )
 BY_LABELS = Plate(
     "labels",
@@ -84,19 +58,57 @@ def plates(comparison: Comparison, picture: Picture | None) -> list[Plate]:
     """Return the figures for which this sweep has numbers; the first picture is not repeated."""
     found = [_seed_differences(comparison, picture)]
     if comparison.matched and not comparison.arm_comparison:
-        found.append(BY_SIZE)
+        found.append(_by_size(comparison.scale.noun))
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
         found.append(TRAJECTORIES)
     if panels.cells_of_one_size(comparison):
-        found.append(ONE_LOSS)
+        found.append(_one_loss(comparison.scale.noun))
     if panels.rescaled_columns(comparison):
         found.append(RESCALING)
     if any(len(cells) > 1 for cells in comparison.arms.values()):
-        found.append(BY_STEP)
+        found.append(_by_step(comparison.scale.noun))
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     if len(budgets(rows)) > 1:
         found.append(BY_LABELS)
     return [plate for plate in found if plate.panels]
+
+
+def _by_size(noun: str) -> Plate:
+    """Return the figure of each size; noun: of the losses compared."""
+    return Plate(
+        "size",
+        f"Solid: each size where the sizes are compared, at equal {noun}es or at the checkpoints "
+        "of nearest loss. Faint: every checkpoint.",
+        (
+            (f"{noun.capitalize()} by size", drawing.excess_against_size),
+            ("Flatness by size", drawing.trace_against_size),
+            ("Accuracy by size", drawing.accuracy_against_size),
+        ),
+    )
+
+
+def _one_loss(noun: str) -> Plate:
+    """Return the figure of one size's runs; noun: of the losses compared."""
+    return Plate(
+        "one_loss",
+        "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are "
+        f"read at the same {noun}es; those of another seed may differ. With one arm, all seeds are "
+        "read at the same losses.",
+        (("One size, equal losses", panels.accuracy_against_flatness),),
+    )
+
+
+def _by_step(noun: str) -> Plate:
+    """Return the figure of checkpoints by step; noun: of their losses."""
+    return Plate(
+        "steps",
+        "The checkpoints by the step at which each was measured.",
+        (
+            (f"{noun.capitalize()} by step", line_panels.excess_against_step),
+            ("Flatness by step", line_panels.trace_against_step),
+            ("Accuracy by step", line_panels.accuracy_against_step),
+        ),
+    )
 
 
 def _seed_differences(comparison: Comparison, picture: Picture | None) -> Plate:
@@ -139,7 +151,7 @@ def draw(panels: Sequence[tuple[str, Panel]], comparison: Comparison) -> Figure:
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         panel(ax, comparison)
-        ax.set_title(comparison.scale.words(title), loc="left", fontsize=11, fontweight="bold")
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     return figure
 
 

@@ -8,7 +8,7 @@ from jaxflat.analysis.claims import OPPOSITE
 from jaxflat.analysis.comparison import Comparison
 from jaxflat.analysis.effects import ACROSS, WITHIN, common_column
 from jaxflat.analysis.flatness_columns import COMPARED
-from jaxflat.analysis.loss_scale import LossScale, in_any_words
+from jaxflat.analysis.loss_scale import SCALES, LossScale
 from jaxflat.analysis.page import wording
 from jaxflat.analysis.plan import Plan
 from jaxflat.analysis.verdicts import (
@@ -30,7 +30,6 @@ LABELS = {
     "map": "the most probable hidden symbol given the words",
     "latent": "the true hidden symbol",
 }
-EQUAL_LOSS = "At equal excess loss "  # the first words of most claims
 YES_OR_NO = {
     SUPPORTED: "Yes",
     CONTRADICTED: "No, the opposite",
@@ -91,9 +90,8 @@ def leading_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
     kinds = [[one for one in verdicts if one.kind == kind] for kind in _KINDS]
     tested = [of_kind for of_kind in kinds if any(one.p is not None for one in of_kind)]
     found = primary or [*tested, *filter(None, kinds)][0]
-    of_seeds, of_settings = map(in_any_words, (WITHIN, ACROSS))
-    interventions = [one for one in found if one.claim not in (*of_seeds, *of_settings)]
-    within = [one for one in found if one.claim in of_seeds and one.p is not None]
+    interventions = [one for one in found if not one.claim.endswith((WITHIN, ACROSS))]
+    within = [one for one in found if one.claim.endswith(WITHIN) and one.p is not None]
     return interventions or within or found[:1]
 
 
@@ -137,7 +135,7 @@ def _of_one(verdict: Verdict, measure: str, sharpness: str) -> str:
     if verdict.reason:
         return f"{word}: {verdict.reason}."
     value, *others = verdict.evidence.split("; ")
-    if verdict.claim in in_any_words(WITHIN):
+    if verdict.claim.endswith(WITHIN):
         p = wording.p_value(verdict.p)
         return (
             f"{word}: over the seeds of one setting, accuracy and a smaller {measure} have rank "
@@ -232,7 +230,7 @@ def _value(verdict: Verdict, sharpness: str) -> str:
         EFFECT: f" points per halving of the {sharpness}",
         FLATNESS: f" the {sharpness}",
     }
-    if verdict.claim in in_any_words(WITHIN):
+    if verdict.claim.endswith(WITHIN):
         return f"rank correlation {verdict.evidence}"
     value = verdict.evidence
     if verdict.kind == FLATNESS and not _says_opposite(verdict):
@@ -247,7 +245,10 @@ def _counted(claims: list[str]) -> list[str]:
 
 
 def _short(claim: str) -> str:
-    return re.sub("|".join(f"^{words}" for words in in_any_words(EQUAL_LOSS)), "", claim)
+    """Return a claim without its first words, "At equal loss", which most have."""
+    for scale in SCALES:
+        claim = claim.removeprefix(scale.claim(""))
+    return claim
 
 
 def endpoint(comparison: Comparison) -> str:

@@ -21,7 +21,6 @@ from jaxflat.analysis.effects import (
 from jaxflat.analysis.equal_loss import at_equal_loss, seeds_at_equal_loss
 from jaxflat.analysis.flatness_columns import COMPARED
 from jaxflat.analysis.label_noise import control_and_noise, targets_key
-from jaxflat.analysis.loss_scale import in_any_words
 from jaxflat.analysis.page import drawing, wording
 from jaxflat.analysis.pairs import Pair, paired_difference
 from jaxflat.analysis.results_csv import PRIMARY_ACCURACY, read_number
@@ -102,9 +101,9 @@ Picture = Differences | Doses | Seeds
 
 def primary_picture(comparison: Comparison, verdict: Verdict) -> Picture | None:
     """Return the picture of a verdict's claim; None if the sweep has nothing to draw."""
-    if verdict.claim in in_any_words(WITHIN):
+    if verdict.claim.endswith(WITHIN):
         return seeds_of_settings(comparison)
-    if verdict.claim in in_any_words(ACROSS):
+    if verdict.claim.endswith(ACROSS):
         return None
     if verdict.kind == EFFECT:
         return doses(comparison, verdict.subject)

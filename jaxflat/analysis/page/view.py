@@ -2,8 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,12 @@ def view_sweep(
         explorer=explorer.explorer_data(comparison, made, results, most_characters),
         figures=[
             (
-                comparison.scale.words(plate.caption),
-                [
-                    image(figures.draw([panel], comparison), comparison.scale.words(panel[0]))
-                    for panel in plate.panels
-                ],
+                plate.caption,
+                [image(figures.draw([one], comparison), one[0]) for one in plate.panels],
             )
             for plate in figures.plates(comparison, picture)
         ],
-        sections=[
-            _worded(one, comparison.scale.words)
-            for one in _sections(comparison, judged, made)
-            if one.tables or one.lines
-        ],
+        sections=[one for one in _sections(comparison, judged, made) if one.tables or one.lines],
         unfinished=made.unfinished,
         num_points=made.num_points,
         is_smoke=made.is_smoke,
@@ -130,10 +122,10 @@ def _sections(comparison: Comparison, judged: Evidence, made: Provenance) -> lis
     changes = [trajectory_table(comparison.trajectories)] if comparison.trajectories else []
     left_out = left_out_sentences(comparison)
     obstacle = [
-        f"Sizes cannot be compared at matched excess loss here: {comparison.obstacle}."
+        f"Sizes cannot be compared at matched {comparison.scale.noun} here: {comparison.obstacle}."
     ] * bool(comparison.obstacle and not comparison.arm_comparison and not comparison.trajectories)
     correlations = judged.correlations
-    related = [evidence.correlations_table(correlations)] if correlations else []
+    related = [evidence.correlations_table(correlations, comparison.scale)] if correlations else []
     factors = factor_effects(comparison.arms)
     effects: tuple[list[Table], list[str]] = ([], [])
     if factors and all(len(one.levels) == 2 for one in factors.factors):
@@ -152,12 +144,6 @@ def _sections(comparison: Comparison, judged: Evidence, made: Provenance) -> lis
         Section("Results", "results", _results(comparison), []),
         Section("How it was made", "made", [_made(made)], []),
     ]
-
-
-def _worded(section: Section, words: Callable[[str], str]) -> Section:
-    """Return a section in the words of the scale on which losses are compared."""
-    tables = [[[words(text) for text in row] for row in table] for table in section.tables]
-    return replace(section, tables=tables, lines=[words(text) for text in section.lines])
 
 
 def _results(comparison: Comparison) -> list[Table]:

@@ -29,7 +29,7 @@ from jaxflat.languages.grammars.grammar import level_slices
 from jaxflat.languages.grammars.inside import (
     Cells,
     Marked,
-    join,
+    join_splits,
     matmul,
     multiply_cells,
     prefix_cells,
@@ -159,17 +159,8 @@ def _cells_of_one_level(rules: Array, leaves_NxTxB: Array, marks: list[Marked]) 
         if width == 1:
             found, scale = leaves_NxTxB.reshape(N, -1), jnp.zeros_like(leaves_NxTxB[0]).reshape(-1)
         else:
-            columns = (T - width + 1) * B
-            parts = [slice(k * B, k * B + columns) for k in range(1, width)]
-            rests = list(zip(cells[::-1], scales[::-1], parts, strict=True))
-            sums = [
-                s[:columns] + rest[part] for s, (_, rest, part) in zip(scales, rests, strict=True)
-            ]
-            scale = reduce(jnp.maximum, sums)
-            left = [
-                c[:, :columns] * jnp.exp(s - scale)[None] for c, s in zip(cells, sums, strict=True)
-            ]
-            raw = join(rules, left, [c[:, part] for c, _, part in rests])
+            splits, num_starts = range(1, width), T - width + 1
+            raw, scale = join_splits(rules, (cells, scales), splits, width, num_starts, B)
             found, scale = scaled(raw, scale, axes=(0,))
         for mark in marks:
             if mark.width == width:

@@ -120,19 +120,30 @@ def _combine_forward(
 ) -> tuple[Cells, tuple]:
     B, found, found_scales = shape.num_sentences, [], []
     for width, num_starts in enumerate(shape.starts, start=2):
-        columns, pairs = num_starts * B, []
-        right = {k: slice(k * B, k * B + columns) for k in shape.splits(width)}
-        sums = {k: scales[k - 1][:columns] + scales[width - k - 1][right[k]] for k in right}
-        shift = reduce(jnp.maximum, sums.values())
-        for k in right:
-            left = cells[k - 1][:, :columns] * jnp.exp(sums[k] - shift)[None]
-            pairs.append(_outer(left, cells[width - k - 1][:, right[k]]))
-        raw = matmul(rules.reshape(len(rules), -1), _add_up(pairs))
+        raw, shift = join_splits(rules, (cells, scales), shape.splits(width), width, num_starts, B)
         peak = raw.max(axis=0)
         peak = jnp.where(peak > 0, peak, 1)
         found.append(raw / peak[None])
         found_scales.append(shift + jnp.log(peak))
     return (found, found_scales), (rules, cells, scales, found_scales)
+
+
+def join_splits(
+    rules: Array, children: Cells, splits: range, width: int, num_starts: int, B: int
+) -> tuple[Array, Array]:
+    """Return the weights (KxR) and log scales (R) of the spans of one width that start first.
+
+    Split k joins a left child of k words with a right one of width - k. The scale is the largest of
+    a span's splits; the weights' own peak is not in it.
+    """
+    (cells, scales), columns, pairs = children, num_starts * B, []
+    right = {k: slice(k * B, k * B + columns) for k in splits}
+    sums = {k: scales[k - 1][:columns] + scales[width - k - 1][right[k]] for k in right}
+    shift = reduce(jnp.maximum, sums.values())
+    for k in right:
+        left = cells[k - 1][:, :columns] * jnp.exp(sums[k] - shift)[None]
+        pairs.append(_outer(left, cells[width - k - 1][:, right[k]]))
+    return matmul(rules.reshape(len(rules), -1), _add_up(pairs)), shift
 
 
 def _combine_reverse(shape: ChartShape, kept: tuple, cotangents: Cells) -> tuple:
