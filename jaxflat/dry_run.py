@@ -62,7 +62,7 @@ def _unmeasured_steps(config: Config) -> str:
     if not run_phases or not run_phases[-1].branches:
         return ""
     last = run_phases[-1]
-    if (step := max(last.branches)) == last.stop:
+    if last.settings.schedule.decay_steps or (step := max(last.branches)) == last.stop:
         return ""
     return (
         f"phases.{last.name} trains {last.stop - step:,} steps after its last checkpoint, and no "

@@ -119,7 +119,7 @@ def show_report(workdir: Path) -> None:
     made = read_provenance(workdir)
     warnings = mixed_settings(workdir)
     if made.unfinished:
-        warnings.append(f"{len(made.unfinished)} of {made.num_points} points did not finish")
+        warnings.append(f"{len(made.unfinished)} of {made.num_points} points are not finished")
     for line in warnings:
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nresults  {workdir / 'results.csv'}\nreport   {report}", markup=False)

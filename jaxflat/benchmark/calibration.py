@@ -29,7 +29,6 @@ from jaxflat.benchmark.calibration_truth import (
     known_truths,
     trace_truths,
 )
-from jaxflat.config.flatness import flatness as flatness_keys
 from jaxflat.flatness.estimate import Estimate, Over, ratio_estimate
 from jaxflat.flatness.terms import TraceTerms
 from jaxflat.runs.measure_flatness import flattest_rescalings, rescale_by_half
@@ -39,6 +38,7 @@ STOPPED = ("hessian_trace", "gauss_newton_trace", "fisher_trace")
 MAX_ROUNDS = 8
 HALF_STOP_AFTER = (2, 4)  # rounds
 SIGMA = 0.1  # for average-case sharpness
+NUM_GRADIENTS = 4  # of a microbatch, for the scales of invariant traces; the default of runs
 Draw = Callable[[PyTree, jax.Array], TraceTerms]  # (microbatches, key) -> samples
 Estimator = Callable[[PyTree, jax.Array], dict[str, Estimate]]
 
@@ -170,13 +170,13 @@ def invariant_rows(
     problem: CalibrationProblem, matrices: dict[str, np.ndarray], num_seeds: int
 ) -> Iterator[CoverageRow]:
     """Yield the row of a model's Hessian trace that no rescaling changes."""
-    name, num_gradients = "hessian_trace@invariant", flatness_keys()["num_probes"]
+    name = "hessian_trace@invariant"
 
     def trace(batches: PyTree, key: jax.Array) -> dict[str, Estimate]:
         moment_key, key = jax.random.split(key)
         functions = problem.loss_fn, problem.log_probs_fn
         whole = flatness.Problem(*functions, problem.params, lambda _: batches, key, None)
-        flattest_2 = flattest_rescalings(whole, moment_key, HEAD_SIZE, num_gradients)
+        flattest_2 = flattest_rescalings(whole, moment_key, HEAD_SIZE, NUM_GRADIENTS)
         rescale = jax.tree_util.Partial(rescale_by_half, flattest_2)
         of_loss = problem.loss_fn, problem.params, batches, key
         return {name: flatness.hessian_trace(*of_loss, num_probes=1, rescale=rescale)}

@@ -102,6 +102,14 @@ def _sharding(mesh: Mesh, array: Any, axes: tuple[str, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * sizes.index(max(sizes)), axes))
 
 
+def to_memory(tree: Any, kind: str) -> Any:
+    """Return a tree whose arrays are divided as before, in another memory of their devices.
+
+    kind: "device", or "pinned_host" for the memory of the host.
+    """
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree))
+
+
 def to_host(tree: Any) -> Any:
     """Return a tree of arrays as numpy arrays, once the programs that compute them have ended.
 

@@ -111,7 +111,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 @command(
     *(ValueError, OSError, jax.errors.JaxRuntimeError),
-    interrupted="nothing is saved; of several checkpoints, --json has the finished ones. Run the "
+    interrupted="of several checkpoints, only --json is saved, with the finished ones. Run the "
     "same command to start again.",
 )
 def main(arguments: list[str]) -> int:

@@ -123,10 +123,11 @@ def _check_training_of_own_model(config: Config) -> None:
 def check_claims(config: Config) -> None:
     """Raise ValueError if the accuracy or the flatness that the claims rest on is not measured."""
     claims, probes, flatness = config.claims, config.probes, config.flatness
-    if claims.primary == "accuracy" and config.phase_order and not has_labels(config.language):
+    on_accuracy = claims.primary in ("accuracy", "effect")
+    if on_accuracy and config.phase_order and not has_labels(config.language):
         raise ValueError(
-            f"claims.primary='accuracy' needs labels, and language.name={config.language.name!r} "
-            "has none; set claims.primary='flatness'"
+            f"claims.primary={claims.primary!r} needs labels, and language.name="
+            f"{config.language.name!r} has none; set claims.primary='flatness'"
         )
     if claims.shots and claims.shots not in probes.shots:
         raise ValueError(f"claims.shots={claims.shots} is not one of probes.shots={probes.shots}")

@@ -137,7 +137,7 @@ def _num_labelled(probes: Config) -> int:
 
 
 def has_labels(section: Config) -> bool:
-    """Say whether sentences of a language have labels, by hidden symbols or by people."""
+    """Return whether sentences of a language have labels, by hidden symbols or by people."""
     if language_kind(section).has_tasks:
         return bool(make_language(section).tasks)
     return bool(section[section.name].tasks)

@@ -92,8 +92,8 @@ def describe_text(section: Config) -> str:
     packed, length = _packed(section), section.text.length
     training, held_out = packed.training_NxT.size, packed.held_out_HxT.size
     return (
-        f"{training:,} tokens to train on and {held_out:,} held-out ones of "
-        f"{packed.documents_HxT.max() + 1:,} documents, in windows of {length}"
+        f"{training:,} tokens to train on, and {held_out:,} tokens of "
+        f"{packed.documents_HxT.max() + 1:,} held-out documents, in windows of {length}"
     )
 
 

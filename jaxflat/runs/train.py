@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxflat.config import Config
 from jaxflat.console import Display
+from jaxflat.distributed import sharding
 from jaxflat.models import rescaling
 from jaxflat.runs import builders, measurements, recovery, shared_prefixes, trajectory
 from jaxflat.runs.slots import Call, Outcome, Training
@@ -57,9 +58,9 @@ def train(config: Config, folder: Folder, display: Display) -> Training:
                 if stop == phase.stop:
                     shared_prefixes.save(config, folder, phase)
             if stop >= step and stop in phase.branches:
-                state = jax.device_put(state, jax.memory.Space.Host)
+                state = sharding.to_memory(state, "pinned_host")
                 yield from _anneal(config, folder, phase, state, curve)
-                state = jax.device_put(state, jax.memory.Space.Device)
+                state = sharding.to_memory(state, "device")
 
 
 def _rescaled(config: Config, params: Any, phase: Phase) -> Any:
@@ -109,12 +110,14 @@ def _anneal(
     start = Call(config, phase, origin, branch, branch, "anneal")
     yield from _train_branch(folder, start, curve, stops, Checkpoint(end))
     if branch in phase.projected_branches:
-        params = measurements.load_params(config, folder, Checkpoint(end))
-        projection = trajectory.projection_phase(phase, end)
-        state = recovery.fresh_state(config, params, projection)
+        projection, annealed = trajectory.projection_phase(phase, end), Checkpoint(end)
+        state = recovery.fresh_state(
+            config, measurements.load_params(config, folder, annealed), projection
+        )
+        state = sharding.to_memory(state, "pinned_host")
         start = Call(config, projection, state, end, branch, "projection")
-        stops, annealed = trajectory.call_ends(config, projection), Checkpoint(end, projected=True)
-        yield from _train_branch(folder, start, curve, stops, annealed)
+        stops, projected = trajectory.call_ends(config, projection), Checkpoint(end, projected=True)
+        yield from _train_branch(folder, start, curve, stops, projected)
 
 
 def _train_branch(
@@ -122,8 +125,9 @@ def _train_branch(
 ) -> Training:
     """Train an anneal through `stops`, and save its parameters as `checkpoint`.
 
-    `start` carries the initial state and runs no steps. Steps that an earlier process recorded in
-    the curve are not repeated: all of them, or those before an interruption.
+    `start` carries the initial state, in the host's memory, and runs no steps. Steps that an
+    earlier process recorded in the curve are not repeated: all of them, or those before an
+    interruption.
     """
     measured, aside = folder / checkpoint.folder, folder / "aside" / checkpoint.folder
     interrupted = (
@@ -139,7 +143,7 @@ def _train_branch(
             call = start._replace(state=saved)
     if call is start:
         curve.forget(start.phase.name, start.stop)
-    call = call._replace(state=jax.device_put(call.state, jax.memory.Space.Device))
+    call = call._replace(state=sharding.to_memory(call.state, "device"))
     for stop in stops:
         if stop > call.state.step:
             state, loss = yield from _checked_outcome(call._replace(stop=stop), folder)

@@ -113,7 +113,7 @@ def test_a_dose_whose_losses_do_not_overlap_is_named_and_not_drawn(tmp_path):
     _, picture = first_screen(declare(tmp_path, "effect"))
     (arms,) = picture.groups
     assert [cell.arm for cell in arms] == ["strength 0.0", "strength 0.0001"]
-    assert picture.caption.endswith("Without strength -1e-05: the losses do not overlap.")
+    assert picture.caption.endswith("Without strength -1e-05: too few losses in common.")
 
 
 def test_label_noise_is_drawn_as_each_seed_s_change(tmp_path):

@@ -114,7 +114,7 @@ def test_failed_points_and_text_from_files_are_shown_as_text(workdir):
     status = {"state": "failed", "reason": "loss is <b>not</b> finite"}
     (point / "status.json").write_text(json.dumps(status))
     _, visible = read(workdir)
-    assert "did not finish: 1 of 15" in visible
+    assert "are not finished: 1 of 15" in visible
     assert "failed: loss is <b>not</b> finite" in visible
 
 

@@ -36,10 +36,17 @@ def shown(expanded, capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    "scale",
-    ["smoke", *(pytest.param(s, marks=pytest.mark.slow) for s in ("laptop", "full", "paper"))],
+    ("name", "scale"),
+    [
+        *((name, "smoke") for name in SHIPPED),
+        ("model_size_sweep.py", "laptop"),
+        *(
+            pytest.param(name, scale, marks=pytest.mark.slow)
+            for name in SHIPPED
+            for scale in ("laptop", "full", "paper")
+        ),
+    ],
 )
-@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_has_a_prediction(name, scale, tmp_path, capsys, monkeypatch):
     """Neither a teacher's files nor the memory of large models are needed."""
     monkeypatch.setattr("jaxflat.runs.builders.num_params", lambda config: config.model.width**2)

@@ -268,7 +268,7 @@ def test_a_run_signalled_in_any_stage_ends_as_the_undisturbed_one(
     command, undisturbed, tmp_path, signal_trial
 ):
     choose = random.Random(signal_trial)
-    where, most = list(PLACES.items())[(3 * signal_trial + 2) % len(PLACES)]  # each in turn
+    where, most = list(PLACES.items())[(3 * signal_trial + 2) % len(PLACES)]
     number, name = choose.randint(1, most), choose.choice(["SIGTERM", "SIGINT"])
     process = python("-m", "tests.support.signalled", where, number, name, *command(tmp_path))
     ended = time.monotonic()

@@ -152,7 +152,7 @@ def test_the_checkpoints_before_an_interruption_are_in_the_json(losses, monkeypa
     assert command(*where, "--measures=gradient_noise") == preemption.Preempted.code
     assert [line["step"] for line in strict_json(out)["checkpoints"]] == [2, 10]
     said = capsys.readouterr().err
-    assert "of several checkpoints, --json has the finished ones" in said
+    assert "of several checkpoints, only --json is saved, with the finished ones" in said
 
 
 @pytest.fixture(scope="module")

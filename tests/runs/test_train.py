@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxflat.console import Display
-from jaxflat.runs import recovery, run, slots, trajectory
+from jaxflat.runs import builders, recovery, run, slots, trajectory
 from jaxflat.sweeps import points
 from tests.support.sweeps import tiny_config
 
@@ -21,6 +21,7 @@ def last_state(branches, workdir):
     del config.phases.drift
     config.mesh.update({"data": 2, "model": 2})
     config.phases.pretrain.checkpoint_steps = branches
+    config.phases.pretrain.projection.update({"checkpoint_steps": branches[:1], "batch_size": 8})
     (point,) = points.expand(config, [{}], workdir)
     assert point.folder.lease.is_available()
     with point.folder.lease.try_acquire():
@@ -36,12 +37,21 @@ def test_anneals_leave_the_trunk_as_it_is_and_devices_hold_one_state(tmp_path, m
     def count_and_run(calls):
         gc.collect()
         kinds = [a.sharding.memory_kind for a in jax.live_arrays() if a.shape == EMBEDDING]
-        held.append((calls[0].kind, kinds.count("device"), kinds.count("pinned_host")))
+        call = calls[0]
+        held.append((call.kind, kinds.count("device"), kinds.count("pinned_host")))
+        places = builders.state_shardings(builders.make_mesh(call.config), call.state)
+        moved = jax.tree.map(
+            lambda array, place: array.sharding.is_equivalent_to(place, array.ndim),
+            (call.state.params, call.state.optimizer_state),
+            (places.params, places.optimizer_state),
+        )
+        assert all(jax.tree.leaves(moved))
         return run_calls(calls)
 
     monkeypatch.setattr(slots, "run_calls", count_and_run)
     state = last_state((3, 6, 10), tmp_path / "branches")
-    assert set(held) == {("trunk", 3, 0), ("anneal", 3, 3)}  # parameters and AdamW's moments
+    kinds = ("trunk", 3, 0), ("anneal", 3, 3), ("projection", 3, 6)
+    assert set(held) == set(kinds)  # three arrays: parameters and AdamW's two moments
     alone = last_state((10,), tmp_path / "alone")
     assert state.step == 10
     jax.tree.map(np.testing.assert_array_equal, state, alone)

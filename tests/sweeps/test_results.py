@@ -143,10 +143,10 @@ def test_mixed_settings_are_named_and_seeds_are_none(tmp_path, capsys):
     main.show_report(tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"warning: {sentence}" in printed
-    assert "did not finish" not in printed
+    assert "not finished" not in printed
     (tmp_path / names[0] / "status.json").unlink()
     main.show_report(tmp_path)
-    assert "warning: 1 of 3 points did not finish" in capsys.readouterr().out
+    assert "warning: 1 of 3 points are not finished" in capsys.readouterr().out
 
 
 def test_mixed_settings_need_no_long_table(tmp_path):

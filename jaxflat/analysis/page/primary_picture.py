@@ -140,14 +140,17 @@ def doses(comparison: Comparison, cause: str) -> Doses | None:
             by_baseline.setdefault(baseline[0].arm, [baseline]).append(other)
     groups, left_out = [], []
     for baseline, *others in by_baseline.values():
-        matched = [arm for arm in others if at_equal_loss([baseline, arm])]
-        cells = at_equal_loss(_in_order(comparison, [baseline, *matched]))
-        if matched and cells and _complete_seeds(cells, column):
+        drawn, cells = [baseline], None
+        for arm in others:
+            if found := at_equal_loss(_in_order(comparison, [*drawn, arm])):
+                drawn, cells = [*drawn, arm], found
+            else:
+                left_out.append(arm[0].arm)
+        if cells and _complete_seeds(cells, column):
             groups.append(cells)
-            left_out += [arm[0].arm for arm in others if arm not in matched]
     if not groups:
         return None
-    without = f" Without {', '.join(left_out)}: the losses do not overlap." if left_out else ""
+    without = f" Without {', '.join(left_out)}: too few losses in common." if left_out else ""
     return Doses(
         _flatness_label(column),
         drawing.accuracy_label(comparison),

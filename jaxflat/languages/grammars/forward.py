@@ -29,10 +29,10 @@ from jaxflat.languages.grammars.grammar import level_slices
 from jaxflat.languages.grammars.inside import (
     Cells,
     Marked,
-    join_splits,
     matmul,
     multiply_cells,
     prefix_cells,
+    sum_over_splits,
 )
 from jaxflat.languages.sentences import word_weights
 
@@ -160,7 +160,7 @@ def _cells_of_one_level(rules: Array, leaves_NxTxB: Array, marks: list[Marked]) 
             found, scale = leaves_NxTxB.reshape(N, -1), jnp.zeros_like(leaves_NxTxB[0]).reshape(-1)
         else:
             splits, num_starts = range(1, width), T - width + 1
-            raw, scale = join_splits(rules, (cells, scales), splits, width, num_starts, B)
+            raw, scale = sum_over_splits(rules, (cells, scales), splits, width, num_starts, B)
             found, scale = scaled(raw, scale, axes=(0,))
         for mark in marks:
             if mark.width == width:

@@ -120,7 +120,9 @@ def _combine_forward(
 ) -> tuple[Cells, tuple]:
     B, found, found_scales = shape.num_sentences, [], []
     for width, num_starts in enumerate(shape.starts, start=2):
-        raw, shift = join_splits(rules, (cells, scales), shape.splits(width), width, num_starts, B)
+        raw, shift = sum_over_splits(
+            rules, (cells, scales), shape.splits(width), width, num_starts, B
+        )
         peak = raw.max(axis=0)
         peak = jnp.where(peak > 0, peak, 1)
         found.append(raw / peak[None])
@@ -128,10 +130,10 @@ def _combine_forward(
     return (found, found_scales), (rules, cells, scales, found_scales)
 
 
-def join_splits(
+def sum_over_splits(
     rules: Array, children: Cells, splits: range, width: int, num_starts: int, B: int
 ) -> tuple[Array, Array]:
-    """Return the weights (KxR) and log scales (R) of the spans of one width that start first.
+    """Return the weights (KxR) and log scales (R) of one width's spans at the first starts.
 
     Split k joins a left child of k words with a right one of width - k. The scale is the largest of
     a span's splits; the weights' own peak is not in it.
