@@ -125,6 +125,7 @@ def test_the_report_names_the_untrained_control(finished):
 def test_texts_without_labels_have_no_probes(finished, tmp_path):
     config = text_config(Path(shutil.copytree(finished[1], tmp_path / "texts")))
     config.language.generated.tasks = ()
+    config.claims.primary = "flatness"
     assert sweep.run(config, POINTS, tmp_path) == {}
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [row["step"] for row in rows_of(finished[0])]
