@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ml_collections import FrozenConfigDict
 
 from jaxflat.analysis.flatness_columns import SHARPNESS
 from jaxflat.analysis.plan import UNDECLARED, read_plan
@@ -111,7 +112,7 @@ def test_a_users_own_measure_of_flatness_does_not_count():
     config.claims.primary = "effect"
     config.flatness.update({"measures": ("own_measure",), "own_measure": custom(own_measure)})
     with pytest.raises(ValueError, match=r"flatness\.measures=\('own_measure',\) has none"):
-        check_claims(validate(config))
+        check_claims(FrozenConfigDict(validate(config)))
 
 
 def own_measure(problem):
