@@ -259,7 +259,7 @@ def initializer(model: Any, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
 
 
 def params_template(config: Config, mesh: Mesh) -> Any:
-    """Return the shapes of a model's parameters, and where they are on the mesh."""
+    """Return the shapes of a model's parameters with their places on the mesh."""
     shapes = jax.eval_shape(lambda: init_params(config))
 
     def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:

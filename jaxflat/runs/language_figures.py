@@ -25,7 +25,7 @@ class TaskFigures(NamedTuple):
 
 
 class LanguageFigures(NamedTuple):
-    """The entropy of a predicted symbol, in nats: given its context, without it, the difference.
+    """The entropy of a predicted symbol, in nats, with its context and without.
 
     conditional: E[H(x_t | context)], the optimum of the loss. unigram: H(x_t). context: their
     difference, the mutual information E[KL(p(x_t | context) || p(x_t))].
