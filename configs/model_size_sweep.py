@@ -9,8 +9,7 @@ longer, so that excess losses overlap. Probes see few labels and 128 dimensions 
 from jaxflat import config as base_config
 from jaxflat.config import Config, Sweep, chain, named_scale, param, product, seeds, zipped
 
-# Widths and, for each, the steps at which measured checkpoints branch off.
-STEPS = {
+STEPS = {  # widths and, for each, the steps at which measured checkpoints branch off
     "smoke": {8: (40,), 16: (40,)},
     "laptop": {16: (5000, 8000), 32: (1700, 2400), 64: (700, 950)},
     "full": {16: (3000, 5000, 8000), 32: (1200, 1700, 2400), 64: (500, 700, 950)},
@@ -27,6 +26,7 @@ def get_config(scale: str | None = None) -> Config:
     config.claims.update({"probe": "linear_probe_projected", "shots": 200})
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
+    config.probes.shots = (200,) if scale == "laptop" else (200, 4000)  # claims rest on 200
     if scale == "smoke":
         base_config.use_smoke_sizes(config, (phase,))
         phase.anneal_steps = 20

@@ -128,10 +128,24 @@ def test_a_checkpoint_moves_between_meshes(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("", True), ("--xla_gpu_deterministic_ops=false", False)]
+    ("flag", "value"),
+    [("xla_gpu_deterministic_ops", "true"), ("xla_backend_optimization_level", "1")],
 )
-def test_gpus_repeat_themselves_unless_the_user_says_otherwise(given, kept, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {given}")
+def test_the_flags_of_the_user_take_precedence(flag, value, monkeypatch):
+    monkeypatch.setattr(sharding, "ACCELERATOR_PLUGINS", ())
+    given = "--xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", given)
     sharding.set_up_devices()
-    assert ("--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]) == kept
-    assert "--xla_force_host_platform_device_count=8" in os.environ["XLA_FLAGS"]
+    assert {given, f"--{flag}={value}"} <= set(os.environ["XLA_FLAGS"].split())
+
+    monkeypatch.setenv("XLA_FLAGS", f"{given} --{flag}=other")
+    sharding.set_up_devices()
+    (kept,) = (one for one in os.environ["XLA_FLAGS"].split() if flag in one)
+    assert kept == f"--{flag}=other"
+
+
+def test_an_accelerator_keeps_the_compilers_own_level(monkeypatch):
+    monkeypatch.setattr(sharding, "ACCELERATOR_PLUGINS", ("math",))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    sharding.set_up_devices()
+    assert "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]
