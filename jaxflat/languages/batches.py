@@ -4,7 +4,7 @@ Masking "one" or "share" hides words within a sentence. With "causal" every pred
 words before it, and the symbols are the V words and the stop, whose index is V.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +57,15 @@ def mask_each(tokens_BxT: Array, lengths_B: Array, hidden: int) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class OneHot:
+    """Symbols that stand for one-hot distributions: V numbers each, made where they are used."""
+
+    symbols_BxM: Array
+    num_symbols: int = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """Sentences, with words hidden if masking hides them, and the targets of predictions of words.
 
@@ -67,8 +76,15 @@ class Batch:
     inputs_BxT: Array
     lengths_B: Array
     positions_BxM: Array
-    targets_BxMxV: Array
+    targets: Array | OneHot
     weights_BxM: Array
+
+    @property
+    def targets_BxMxV(self) -> Array:
+        """The distributions; those of one microbatch at a time are in memory if one-hot."""
+        if isinstance(self.targets, OneHot):
+            return jax.nn.one_hot(self.targets.symbols_BxM, self.targets.num_symbols)
+        return self.targets
 
     def cut(self, length: int) -> "Batch":
         """Return the same predictions, without the positions from `length` on."""
@@ -90,7 +106,7 @@ class CausalBatch(Batch):
             inputs_BxT=self.inputs_BxT[:, :length],
             lengths_B=self.lengths_B,
             positions_BxM=self.positions_BxM[:, kept],
-            targets_BxMxV=self.targets_BxMxV[:, kept],
+            targets=jax.tree.map(lambda x: x[:, kept], self.targets),
             weights_BxM=self.weights_BxM[:, kept],
         )
 
@@ -163,12 +179,11 @@ def make_batch(
             language, tokens_BxT, lengths_B, positions_BxM, masked_BxT
         )
         assert log_probs_BxMxV is not None  # `check_uses` refuses exact targets otherwise
-        targets_BxMxV = jnp.exp(log_probs_BxMxV)
+        answers = jnp.exp(log_probs_BxMxV)
     else:
         words_BxM = jnp.take_along_axis(tokens_BxT, positions_BxM, axis=1)
-        targets_BxMxV = jax.nn.one_hot(words_BxM, language.num_words)
-    weights_BxM = chosen_BxM.astype(targets_BxMxV.dtype)
-    return Batch(inputs_BxT, lengths_B, positions_BxM, targets_BxMxV, weights_BxM)
+        answers = OneHot(words_BxM, language.num_words)
+    return Batch(inputs_BxT, lengths_B, positions_BxM, answers, chosen_BxM.astype(float))
 
 
 def _causal_batch(language: Any, sentences: Sentences, targets: str) -> CausalBatch:
@@ -176,12 +191,11 @@ def _causal_batch(language: Any, sentences: Sentences, targets: str) -> CausalBa
     if targets == "exact":
         log_probs_BxSxU = _next_log_probs(language, sentences)
         assert log_probs_BxSxU is not None  # `check_uses` refuses exact targets otherwise
-        targets_BxSxU = jnp.exp(log_probs_BxSxU)
+        answers = jnp.exp(log_probs_BxSxU)
     else:
-        targets_BxSxU = jax.nn.one_hot(symbols_BxS, language.num_words + 1)
-    weights_BxS = counted_BxS.astype(targets_BxSxU.dtype)
+        answers = OneHot(symbols_BxS, language.num_words + 1)
     tokens_BxT, lengths_B = sentences.tokens_BxT, sentences.lengths_B
-    return CausalBatch(tokens_BxT, lengths_B, positions_BxS, targets_BxSxU, weights_BxS)
+    return CausalBatch(tokens_BxT, lengths_B, positions_BxS, answers, counted_BxS.astype(float))
 
 
 def _next_symbols(sentences: Sentences) -> tuple[Array, Array, Array]:

@@ -19,7 +19,7 @@ from jaxflat.datasets.tokenizer import (
     tokenizer_file,
 )
 from jaxflat.flatness import Problem
-from jaxflat.languages.batches import Batch
+from jaxflat.languages.batches import Batch, OneHot
 from jaxflat.languages.generated.teacher import TextBatch
 from jaxflat.measure.subjects import Subject
 from jaxflat.models.bert import Bert
@@ -134,9 +134,8 @@ def masked_losses(model: Bert) -> tuple[Callable[..., Any], Callable[..., Any]]:
     loss_fn, log_probs_fn = masked_lm_loss(model.apply), masked_log_probs(model.apply)
 
     def batch(texts: MaskedTexts) -> Batch:
-        targets_Bx1xV = jax.nn.one_hot(texts.words_Bx1, model.num_tokens)
         weights_Bx1 = jax.numpy.ones(texts.words_Bx1.shape)
-        return Batch(*texts[:3], targets_Bx1xV, weights_Bx1)
+        return Batch(*texts[:3], OneHot(texts.words_Bx1, model.num_tokens), weights_Bx1)
 
     return lambda p, b: loss_fn(p, batch(b)), lambda p, b: log_probs_fn(p, batch(b))
 

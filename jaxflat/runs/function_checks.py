@@ -208,7 +208,7 @@ def _model_and_batch(language_section: Config, model_section: Config) -> tuple[A
         inputs_BxT=integers((NUM_SENTENCES, max_length)),
         lengths_B=integers(NUM_SENTENCES) + max_length,
         positions_BxM=integers((NUM_SENTENCES, num_predictions)),
-        targets_BxMxV=jnp.zeros((NUM_SENTENCES, num_predictions, num_symbols)),
+        targets=jnp.zeros((NUM_SENTENCES, num_predictions, num_symbols)),
         weights_BxM=jnp.zeros((NUM_SENTENCES, num_predictions)),
     )
     return builders.sized_model(language_section, model_section), batch

@@ -279,7 +279,7 @@ def test_exact_targets_have_the_mean_gradient_of_sampled_ones():
 
     def labelled(word):
         one_hot_1x1xV = jax.nn.one_hot(jnp.full((1, 1), word), language.num_words)
-        return gradient_of(params, replace(batch, targets_BxMxV=one_hot_1x1xV))
+        return gradient_of(params, replace(batch, targets=one_hot_1x1xV))
 
     expected = jax.tree.map(jnp.zeros_like, params)
     for word, probability in enumerate(batch.targets_BxMxV[0, 0]):
