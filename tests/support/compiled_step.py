@@ -24,9 +24,11 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2}
 def compiled_step(config: Any) -> Any:
     """Return the compiled steps of a resolved config's first phase, made from shapes."""
     import jax
+    import jax.numpy as jnp
 
     from jaxflat.distributed import sharding
     from jaxflat.languages.batches import Source
+    from jaxflat.languages.sentences import Sentences
     from jaxflat.runs import builders, trajectory
     from jaxflat.runs.languages import make_language
 
@@ -38,7 +40,11 @@ def compiled_step(config: Any) -> Any:
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         *(state, builders.state_shardings(mesh, state)),
     )
-    source = Source(make_language(config.language))
+    language, size, stored = make_language(config.language), phase.settings.batch_size, None
+    if config.language.stored_sentences:  # of one step
+        words_1xBxT = jnp.zeros((1, size, language.max_length), jnp.int32)
+        stored = Sentences(words_1xBxT, jnp.zeros((1, size), jnp.int32), None)
+    source = Source(language, stored)
     schedule = builders.schedule(phase.settings, anneal=False)
     arguments = sharding.replicate(mesh, (source, jax.random.key(0), schedule))
     steps = builders.train_steps(config, phase.settings, mesh)
