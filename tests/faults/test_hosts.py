@@ -236,7 +236,7 @@ def test_a_run_moves_between_processes(launch, folder, alone, both, after):
     assert_close(workdir / "run", both[0] / "run", ("metrics", "evaluation"))
 
 
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, *in_full(0)])
 def test_when_one_is_killed_the_other_ends_and_both_go_on(launch, folder, both, victim):
     workdir = folder / f"killed-{victim}"
     processes = begun(launch, workdir)
