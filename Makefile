@@ -17,5 +17,5 @@ lint:  ## style and types
 	shellcheck launch/*.sh launch/slurm.sbatch .ci/run
 	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-smoke:  ## the main job at a tiny scale: 1 to 1.5 minutes on two cores, most of it compiling
+smoke:  ## the main job at a tiny scale: a minute on two cores, most of it compiling
 	$(PYTHON) -m jaxflat.main --config=configs/model_size_sweep.py:smoke --workdir=runs/smoke
