@@ -29,15 +29,15 @@ def set_up_devices() -> None:
     """Make each CPU core a device, up to eight; set XLA's flags for CPUs and GPUs.
 
     Call it before anything touches a device. A small model does not use several cores well if XLA
-    splits every operation over them; splitting the batch does. For CPUs alone, LLVM's optimization
-    level 1 compiles our programs in half the time of level 3, and they run as fast. On GPUs, atomic
-    additions and kernels chosen by timing give other bits in each run; the flag set here makes XLA
-    avoid both. Values in $XLA_FLAGS take precedence.
+    splits every operation over them; splitting the batch does. On CPUs, XLA compiles our programs
+    at level 1 in half the time of level 3, and they run as fast. On GPUs, atomic additions and
+    kernels chosen by timing give other bits in each run; the flag set here makes XLA avoid both.
+    Values in $XLA_FLAGS take precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = {"xla_gpu_deterministic_ops": "true"}
     if not any(find_spec(plugin) for plugin in ACCELERATOR_PLUGINS):
-        chosen["xla_backend_optimization_level"] = "1"  # a GPU's programs would obey it, too
+        chosen["xla_backend_optimization_level"] = "1"  # it would apply to GPUs, too
     added = [f"--{name}={value}" for name, value in chosen.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
     if "xla_force_host_platform_device_count" not in flags:

@@ -58,7 +58,7 @@ def mask_each(tokens_BxT: Array, lengths_B: Array, hidden: int) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OneHot:
-    """Symbols that stand for one-hot distributions: V numbers each, made where they are used."""
+    """Symbols in place of their one-hot distributions, which have num_symbols numbers each."""
 
     symbols_BxM: Array
     num_symbols: int = field(metadata={"static": True})
@@ -81,7 +81,7 @@ class Batch:
 
     @property
     def targets_BxMxV(self) -> Array:
-        """The distributions; those of one microbatch at a time are in memory if one-hot."""
+        """The distributions. One-hot ones are made anew: ask for them within a microbatch."""
         if isinstance(self.targets, OneHot):
             return jax.nn.one_hot(self.targets.symbols_BxM, self.targets.num_symbols)
         return self.targets

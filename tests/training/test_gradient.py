@@ -83,7 +83,7 @@ def test_sentences_sorted_by_length_keep_their_targets():
 
 
 def test_the_memory_of_one_hot_targets_is_that_of_one_microbatch():
-    """64 microbatches need a tenth more than 2 at most, with 3000 words and 8 predictions each."""
+    """Of 3000 words, 64 microbatches need at most a tenth more memory than 2."""
     num_words, length = 3000, 8
 
     def bytes_needed(num_microbatches):
