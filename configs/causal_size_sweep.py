@@ -29,7 +29,6 @@ def get_config(scale: str | None = None) -> Config:
     config.probes.update({"projected_dimension": 128, "labelings": ("map",)})
     if scale == "smoke":
         base_config.use_smoke_sizes(config, (phase,))
-        phase.anneal_steps = 20
     if scale == "gpu":  # 3M to 43M parameters
         base_config.use_gpu_sizes(config, (phase,), targets="sampled")
         config.language.update(base_config.paper_grammar())

@@ -31,7 +31,6 @@ def get_config(scale: str | None = None) -> Config:
     config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
     if scale == "smoke":
         base_config.use_smoke_sizes(config, (phase,))
-        phase.anneal_steps = 20
     if scale == "gpu":  # 2M to 34M parameters
         config.language.update(base_config.paper_hmm())
         config.training.compute_dtype = "bfloat16"

@@ -7,10 +7,11 @@ from jaxflat.config.ranges import Config
 
 
 def use_smoke_sizes(config: Config, phases: Iterable[Config]) -> None:
-    """Set one layer, because compiling takes most of the time, and few sentences everywhere."""
+    """Set one layer, because compiling takes most of the time, few sentences and short anneals."""
     config.model.num_layers = 1
     for phase in phases:
         phase.batch_size, phase.schedule.warmup_steps = 32, 10
+        phase.anneal_steps = min(phase.anneal_steps, 20)
     config.evaluation.update({"num_sentences": 256, "batch_size": 128})
     config.flatness.update({"num_microbatches": 4, "microbatch_size": 32, "num_probes": 2})
     config.probes.update({"num_validation": 256, "num_test": 512, "shots": (50, 200)})

@@ -12,6 +12,7 @@ zeros. They add nothing, and no gradient reaches them: each of their weights is 
 another one that is 0.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ Path = tuple[Any, ...]
 EQUAL_BIASES = {"mlp_out": 2, "join": 1}
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def enlarge(params: Any, factor: int, extra_layers: int = 0) -> Any:
     """Return the parameters of a larger model with the same logits.
 
