@@ -26,7 +26,7 @@ def get_config(scale: str | None = None) -> Config:
     config.claims.update({"probe": "linear_probe_projected", "shots": 200})
     config.flatness.update({"measures": ("hessian_trace",), "by_block": False})
     config.probes.update({"projected_dimension": 128, "labelings": ("map",), "belief_state": False})
-    if scale == "laptop":  # smaller microbatches: as precise in half the time
+    if scale == "laptop":  # small microbatches: almost as precise, in half the time
         config.flatness.update({"num_microbatches": 64, "microbatch_size": 32, "num_probes": 2})
         config.probes.shots, config.training.save_every = (200,), 16  # claims rest on 200 labels
     if scale == "smoke":
