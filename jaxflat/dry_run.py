@@ -164,7 +164,7 @@ def show_power(points: Sequence[Point]) -> None:
     console.print(
         f"What this sweep could decide, from {max(c.answers.total() for c in claims)} made-up "
         f"results of its shape. Assumed noise of a run: {noise.accuracy.run:g} points of accuracy "
-        f"and {noise.log_trace.run:g} of log trace; all arms reach the same {scale.noun}es.",
+        f"and {noise.log_trace.run:g} of log trace; all arms reach the same {scale.nouns}.",
         highlight=False,
     )
     if scale is HELD_OUT_LOSS:

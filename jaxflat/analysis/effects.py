@@ -269,7 +269,7 @@ def _within_settings(comparison: Comparison) -> ClaimTest:
     claim = scale.claim(WITHIN)
     cells = [cell for arm in comparison.arms.values() if (cell := seeds_at_equal_loss(arm))]
     if not cells:
-        why = f"no setting's seeds have {scale.noun}es that overlap"
+        why = f"no setting's seeds have {scale.nouns} that overlap"
         return ClaimTest(claim, EFFECT, reason=why, identified=False)
     seeds = [seed for seed in cells[0].rows if all(seed in cell.rows for cell in cells)]
     rows_GxN = [[cell.rows[seed] for seed in seeds] for cell in cells]

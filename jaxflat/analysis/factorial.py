@@ -111,7 +111,7 @@ def factor_effects(arms: Mapping[str, list[Cell]]) -> Factorial | None:
         pairs = _pairs(factors, factor, by_levels)
         at_steps = {levels: _at_step(found.step, both) for levels, both in pairs.items()}
         at_loss = {levels: at_equal_loss(both) for levels, both in pairs.items()}
-        no_loss = f"the {found.scale.noun}es of two arms do not overlap"
+        no_loss = f"the {found.scale.nouns} of two arms do not overlap"
         for other, levels in _conditions(factors, factor):
             weights = _weights(list(pairs), factors, other, levels)
             effect = FactorEffect(

@@ -19,12 +19,17 @@ from jaxflat.analysis.statistics.intervals import Equivalence, tost_paired, tost
 class LossScale:
     """A column of losses in nats, and how two of them compare: by ratio (is_log) or difference.
 
-    noun: its name in a sentence; with "es" it is a plural.
+    noun: its name in a sentence.
     """
 
     column: str
     noun: str
     is_log: bool
+
+    @property
+    def nouns(self) -> str:
+        """The plural of the noun."""
+        return f"{self.noun}es"
 
     @property
     def label(self) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxflat.config.ranges import Bounded, Config, InputError
+from jaxflat.config.sweeps import SEEDS
 
 GIVEN = {
     "language": ("seed",),
@@ -36,7 +37,7 @@ GIVEN = {
 SIMPLE = (bool, int, float, str)
 
 RESERVED = (
-    *("point", "seed", "data_seed", "init_seed", "probe_seed", "phase_order"),
+    *("point", *SEEDS, "phase_order"),
     *("step", "projected", "last", "num_params", "sentences_seen"),
     *("loss", "optimal_loss", "excess_loss", "bayes"),
     *("linear_probe", "linear_probe_projected", "belief_state", "finetune"),

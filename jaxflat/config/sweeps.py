@@ -12,6 +12,9 @@ Sweep = list[dict[str, Any]]
 
 ARM = "arm"
 
+SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
+"""The keys of a run's seeds. The first is the default of the others."""
+
 
 def named_scale(scale: str | None) -> str:
     """Return the scale, "laptop" if None; raise ValueError if it is not in `SCALES`."""

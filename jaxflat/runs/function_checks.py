@@ -16,6 +16,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, functions
 from jaxflat.config.loading import place_in
+from jaxflat.config.sweeps import SEEDS
 from jaxflat.flatness import Estimate
 from jaxflat.languages.batches import Batch, CausalBatch
 from jaxflat.languages.tasks import LABELINGS
@@ -165,7 +166,7 @@ def _smallest(config: Config) -> Config:
     """Return the config with few sentences, a small model, and without what differs by point."""
     small = config.to_dict()
     small |= {"phase_order": (), "phases": {}, "probes": {}, "evaluation": {"batch_size": 1024}}
-    small |= dict.fromkeys(("seed", "data_seed", "init_seed", "probe_seed"), 0)
+    small |= dict.fromkeys(SEEDS, 0)
     if config.model.name not in functions.sections_in(config.model):
         small["model"] |= {"num_layers": 1, "width": config.model.head_size}
     small["flatness"] |= {"microbatch_size": 2 * builders.make_mesh(config).size}

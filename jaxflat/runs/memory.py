@@ -14,12 +14,12 @@ from rich import box
 from rich.table import Column, Table
 
 from jaxflat.config import Config
+from jaxflat.config.sweeps import SEEDS
 from jaxflat.config.validation import NEED_WHOLE_BATCH
 from jaxflat.languages.batches import Source, sampled_batch
 from jaxflat.models.rescaling import moment_function
 from jaxflat.runs import builders, trajectory
 from jaxflat.runs.languages import language_kind, make_language
-from jaxflat.runs.slots import SEEDS
 from jaxflat.runs.trajectory import Phase
 
 GIB = 2**30

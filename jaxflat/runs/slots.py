@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxflat.config import Config
+from jaxflat.config.sweeps import SEEDS
 from jaxflat.distributed import leases, preemption, sharding
 from jaxflat.languages.batches import Source
 from jaxflat.runs import builders, corpus
@@ -61,7 +62,6 @@ class Outcome(NamedTuple):
     loss: float
 
 
-SEEDS = ("seed", "data_seed", "init_seed", "probe_seed")
 Training = Generator[Call, Outcome, None]
 
 

@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxflat.config import Config, Sweep, functions, loading, validation
-from jaxflat.config.sweeps import ARM
+from jaxflat.config.sweeps import ARM, SEEDS
 from jaxflat.config.validation import InputError
 from jaxflat.runs import checks, slots
 from jaxflat.runs.labelled_sentences import check_shares
 from jaxflat.runs.run import Point
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps.sweep_record import read_entries
-
-SEEDS = ("data_seed", "init_seed", "probe_seed")
-"""The seeds that follow `seed` unless they are set."""
 
 
 class _Resolved(NamedTuple):
@@ -132,7 +129,7 @@ def _check_arms(
     first_of: dict[tuple[Any, ...], dict[str, Any]] = {}
     for arm, overrides, place in named:
         values = _with_seeds(overrides, defaults) | overrides
-        seeds = [values[key] for key in ("seed", *SEEDS, "language.seed")]
+        seeds = [values[key] for key in (*SEEDS, "language.seed")]
         settings = {key: values.get(key) for key in swept}
         first = first_of.setdefault((arm, *seeds), settings)
         if difference := validation.first_difference(*json.loads(json.dumps([first, settings]))):

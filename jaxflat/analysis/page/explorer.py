@@ -13,15 +13,12 @@ from jaxflat.analysis.effects import common_column
 from jaxflat.analysis.page import drawing
 from jaxflat.analysis.page.settings import Provenance
 from jaxflat.analysis.pairs import Pair
-from jaxflat.analysis.results_csv import LANGUAGE, PRIMARY_ACCURACY, read_number
+from jaxflat.analysis.results_csv import LANGUAGE, PRIMARY_ACCURACY, SEEDS, read_number
 from jaxflat.analysis.statistics.intervals import student_quantile
 
 MOST_CHARACTERS = 1_200_000  # of all values of a page; with the library it stays below 3 MB
 TASK_MEAN = "accuracy, mean over tasks"  # the only column that results.csv does not have
-ABOUT = (
-    *("point", "arm", "step", "projected", "last"),
-    *("seed", "data_seed", "init_seed", "probe_seed"),
-)
+ABOUT = ("point", "arm", "step", "projected", "last", *SEEDS)
 LEFT_OUT = "not compared"
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxflat.analysis.comparison import Comparison
+from jaxflat.analysis.loss_scale import LossScale
 from jaxflat.analysis.page import drawing, line_panels
 from jaxflat.analysis.page import equal_loss_panels as panels
 from jaxflat.analysis.page.primary_picture import (
@@ -58,53 +59,53 @@ def plates(comparison: Comparison, picture: Picture | None) -> list[Plate]:
     """Return the figures for which this sweep has numbers; the first picture is not repeated."""
     found = [_seed_differences(comparison, picture)]
     if comparison.matched and not comparison.arm_comparison:
-        found.append(_by_size(comparison.scale.noun))
+        found.append(_by_size(comparison.scale))
     if any(cell.interval(PRIMARY_ACCURACY) for cell in comparison.cells):
         found.append(TRAJECTORIES)
     if panels.cells_of_one_size(comparison):
-        found.append(_one_loss(comparison.scale.noun))
+        found.append(_one_loss(comparison.scale))
     if panels.rescaled_columns(comparison):
         found.append(RESCALING)
     if any(len(cells) > 1 for cells in comparison.arms.values()):
-        found.append(_by_step(comparison.scale.noun))
+        found.append(_by_step(comparison.scale))
     rows = [row for cell in comparison.cells for row in cell.rows.values()]
     if len(budgets(rows)) > 1:
         found.append(BY_LABELS)
     return [plate for plate in found if plate.panels]
 
 
-def _by_size(noun: str) -> Plate:
-    """Return the figure of each size; noun: of the losses compared."""
+def _by_size(scale: LossScale) -> Plate:
+    """Return the figure of each size."""
     return Plate(
         "size",
-        f"Solid: each size where the sizes are compared, at equal {noun}es or at the checkpoints "
-        "of nearest loss. Faint: every checkpoint.",
+        f"Solid: each size where the sizes are compared, at equal {scale.nouns} or at the "
+        "checkpoints of nearest loss. Faint: every checkpoint.",
         (
-            (f"{noun.capitalize()} by size", drawing.excess_against_size),
+            (f"{scale.noun.capitalize()} by size", drawing.excess_against_size),
             ("Flatness by size", drawing.trace_against_size),
             ("Accuracy by size", drawing.accuracy_against_size),
         ),
     )
 
 
-def _one_loss(noun: str) -> Plate:
-    """Return the figure of one size's runs; noun: of the losses compared."""
+def _one_loss(scale: LossScale) -> Plate:
+    """Return the figure of one size's runs."""
     return Plate(
         "one_loss",
         "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are "
-        f"read at the same {noun}es; those of another seed may differ. With one arm, all seeds are "
-        "read at the same losses.",
+        f"read at the same {scale.nouns}; those of another seed may differ. With one arm, all seeds "
+        "are read at the same losses.",
         (("One size, equal losses", panels.accuracy_against_flatness),),
     )
 
 
-def _by_step(noun: str) -> Plate:
-    """Return the figure of checkpoints by step; noun: of their losses."""
+def _by_step(scale: LossScale) -> Plate:
+    """Return the figure of checkpoints by step."""
     return Plate(
         "steps",
         "The checkpoints by the step at which each was measured.",
         (
-            (f"{noun.capitalize()} by step", line_panels.excess_against_step),
+            (f"{scale.noun.capitalize()} by step", line_panels.excess_against_step),
             ("Flatness by step", line_panels.trace_against_step),
             ("Accuracy by step", line_panels.accuracy_against_step),
         ),

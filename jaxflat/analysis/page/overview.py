@@ -59,7 +59,7 @@ def _where_read(comparison: Comparison, cells: Sequence[Cell]) -> str:
     places: dict[str, list[str]] = {}
     for cell in cells:
         is_checkpoint = any(cell is one for one in comparison.arms[cell.arm])
-        losses = f"{comparison.scale.noun}es"
+        losses = comparison.scale.nouns
         between = f"between checkpoints, at the {losses} at which it is compared"
         place = f"at step {cell.step:,}" if is_checkpoint else between
         places.setdefault(place, []).append(cell.arm)
