@@ -93,8 +93,8 @@ def _one_loss(scale: LossScale) -> Plate:
     return Plate(
         "one_loss",
         "Accuracy against flatness of single runs of one size. A dot is a seed. A seed's runs are "
-        f"read at the same {scale.nouns}; those of another seed may differ. With one arm, all seeds "
-        "are read at the same losses.",
+        f"read at the same {scale.nouns}; those of another seed may differ. With one arm, all "
+        "seeds are read at the same losses.",
         (("One size, equal losses", panels.accuracy_against_flatness),),
     )
 
