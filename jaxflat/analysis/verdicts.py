@@ -23,7 +23,7 @@ RULES = (
     "A claim on the effect of flatness is 'not identified' if flatness differs only together with "
     "something else that may change accuracy, such as size. The page then describes, and gives no "
     "verdict.",
-    "Claims at equal excess loss read both models at the same losses, by interpolation between the "
+    "Claims at equal loss read both models at the same losses, by interpolation between the "
     "checkpoints of each run. On a text, or if the runs' losses do not overlap, two one-sided "
     "tests must show the losses equal within the declared margin. Otherwise there is 'no verdict', "
     "with the reason. The claim on label noise compares first and last checkpoints, by these two "
