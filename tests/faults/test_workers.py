@@ -104,7 +104,7 @@ def assert_done_but(workdir: Path, failed: set[str], num_points: int) -> None:
     assert not list(workdir.glob("*=*/**/.*"))
 
 
-@pytest.mark.parametrize(("num_points", "stages"), [FEW, SIX, *in_full(TWENTY)])
+@pytest.mark.parametrize(("num_points", "stages"), [FEW, *in_full(SIX, TWENTY)])
 def test_three_workers_race(start, workdir, num_points, stages):
     """One worker is killed, one point diverges, one raises: the other points are done once each."""
     workers = [start(num_points, stages, fails=True) for _ in range(3)]

@@ -21,12 +21,13 @@ from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import sweep
 from jaxflat.training.gradient import Division, loss_and_gradient
+from tests.support.counts import in_full
 from tests.support.optimized import optimized
 from tests.support.sweeps import causal_config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["gpt", "modern"])
+@pytest.mark.parametrize("block", ["modern", *in_full("gpt")])
 def test_a_trained_model_reaches_the_optimum_of_a_tiny_language(tmp_path, block):
     config = causal_config(block)
     config.model.update({"width": 32, "num_layers": 2})
@@ -166,7 +167,7 @@ def test_all_prefixes_are_evaluated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["gpt", "modern"])
+@pytest.mark.parametrize("block", ["gpt", *in_full("modern")])
 def test_every_stage_of_a_causal_checkpoint_has_results(tmp_path, block):
     """With an adversary, a projection, an embedding and fine-tuning, on widths 8 and 16."""
     config = causal_config(block)

@@ -16,6 +16,7 @@ from jaxflat.datasets.tokenizer import load_tokenizer
 from jaxflat.runs import real_text
 from jaxflat.runs.languages import TEXT, make_language
 from jaxflat.sweeps import sweep
+from tests.support.counts import in_full
 from tests.support.reports import report_of, table_of
 from tests.support.sweeps import tiny_config
 
@@ -215,7 +216,7 @@ CAUSAL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["", "gpt", "modern"])
+@pytest.mark.parametrize("block", ["", "modern", *in_full("gpt")])
 def test_a_user_with_a_text_file_gets_a_report_from_one_config(
     block, tmp_path, capsys, monkeypatch
 ):

@@ -18,6 +18,7 @@ from jaxflat.runs import builders, shared_prefixes, slots, trajectory
 from jaxflat.storage.curve import Curve
 from jaxflat.storage.leased_folder import Folder
 from jaxflat.sweeps import points, sweep, workers
+from tests.support.counts import in_full
 from tests.support.signals import signal_in, until_done
 from tests.support.sweeps import tiny_config
 from tests.sweeps.test_sweep import assert_same, contents, saved_arrays
@@ -87,7 +88,7 @@ def test_a_team_trains_as_each_of_its_points_does_alone(team, alone):
     assert len(counts) == 2 * (3 + 1 + 1)  # checkpoints, a projection, the last training state
 
 
-@pytest.mark.parametrize("block", ["gpt", "modern"])
+@pytest.mark.parametrize("block", ["gpt", *in_full("modern")])
 def test_a_team_of_causal_models_trains_as_each_does_alone(block, tmp_path):
     causal = {"language.masking": "causal", "model.name": "causal", "model.block": block}
     causal_points = [point | causal for point in SWEEP]
