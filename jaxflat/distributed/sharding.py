@@ -74,6 +74,12 @@ def shard_examples(mesh: Mesh, batch: Any, axis: int = 0, over: tuple[str, ...] 
     return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: sharding, batch))
 
 
+def divide(mesh: Mesh, tree: Any) -> Any:
+    """Split the largest dimension of every array that divides over all devices, inside jit."""
+    shardings = jax.tree.map(lambda array: _sharding(mesh, array, AXES), tree)
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
     """Return the sharding of each parameter: its largest dimension that divides over "model".
 

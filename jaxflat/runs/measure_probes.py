@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxflat.config import Config, functions
 from jaxflat.distributed import sharding
@@ -27,7 +28,7 @@ from jaxflat.runs.probe_sets import ProbeSets, probe_sets
 from jaxflat.runs.trajectory import Checkpoint
 from jaxflat.storage.leased_folder import Folder
 
-SLICE = 512  # sentences whose representations are computed together
+SLICE = 512  # sentences whose representations are computed together, at most
 
 
 SAMPLED = ("num_draws", "num_validation", "num_test")
@@ -112,13 +113,13 @@ def _linear_computations(
     The representations are computed once for all measures. They are too large to save at an
     interruption.
     """
-    settings, exact = config.probes, sets.exact
+    settings, exact, mesh = config.probes, sets.exact, builders.make_mesh(config)
     spans = exact.spans if exact and settings.belief_state else ()
 
     @functools.cache
     def represented() -> tuple[Any, Any]:
         sentences = [part[0] for part in (sets.train, sets.validation, sets.test)]
-        return _featurize(settings.pooling, spans, *source, sentences)
+        return _featurize(settings.pooling, spans, mesh, *source, sentences)
 
     def linear() -> Estimates:
         bayes = {f"bayes/{name}": best for name, best in sets.bayes.items()}
@@ -155,7 +156,8 @@ def custom_probe_accuracies(
     features: train_DxNxF, validation_NxF and test_NxF. Raises ValueError if the probe does not
     return a label for each test sentence.
     """
-    train_DxNxF, _, test_MxF = sharding.to_host(features)
+    on_all = sharding.replicate(builders.make_mesh(config), features)
+    train_DxNxF, _, test_MxF = sharding.to_host(on_all)
     _, labels_DxKxN, valid_DxKxN = sets.train
     _, test_labels_KxM, test_valid_KxM = sets.test
     key = builders.purpose_key(config.probe_seed, f"probe/{name}")
@@ -208,53 +210,74 @@ def _linear_accuracies(
     }
 
 
-@functools.partial(jax.jit, static_argnames=("pooling", "spans", "model"))
+@functools.partial(jax.jit, static_argnames=("pooling", "spans", "mesh", "model"))
 def _featurize(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
+    mesh: Mesh,
     model: LanguageModel | LookupFeatures,
     source: Any,
     parts: list[Sentences],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
-    """Return each part's features_NxF and local_JxNxD.
+    """Return each part's features_NxF and local_JxNxD, divided over the devices.
 
     This is one compiled call, which an interrupted run repeats when it resumes. With a trained
     model, `source` holds its parameters. With LookupFeatures, `source` is the language.
     """
-    by_part = [_features(pooling, spans, model, source, sentences) for sentences in parts]
+    by_part = [_features(pooling, spans, mesh, model, source, sentences) for sentences in parts]
     features, local = zip(*by_part, strict=True)
-    return features, local
+    return sharding.divide(mesh, (features, local))
 
 
 def _features(
     pooling: str,
     spans: tuple[tuple[int, int], ...],
+    mesh: Mesh,
     model: LanguageModel | LookupFeatures,
     source: Any,
     sentences: Sentences,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return features_NxF and means over spans, local_JxNxD or None; draws are leading axes."""
-    leading = sentences.lengths_B.shape
-    tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
+    """Return features_NxF and means over spans, local_JxNxD or None; draws are leading axes.
 
-    def representations(tokens_1xT: jax.Array, length_1: jax.Array) -> jax.Array:
+    Devices divide the sentences of each slice.
+    """
+
+    def representations(tokens_BxT: jax.Array, lengths_B: jax.Array) -> jax.Array:
         if isinstance(model, LookupFeatures):
-            log_probs_1xTxV = log_probs_by_word(source, tokens_1xT, length_1, model.masking)
-            return lookup_features(log_probs_1xTxV, model.kind)
-        outputs: Any = model.apply({"params": source}, tokens_1xT, length_1)
+            log_probs_BxTxV = log_probs_by_word(source, tokens_BxT, lengths_B, model.masking)
+            return lookup_features(log_probs_BxTxV, model.kind)
+        outputs: Any = model.apply({"params": source}, tokens_BxT, lengths_B)
         return outputs[1]["features_BxMxD"]
 
-    def features(sentence: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        tokens_1xT, length_1 = sentence[0][None], sentence[1][None]
-        features_1xTxD = representations(tokens_1xT, length_1)
-        local = [span_mean(features_1xTxD, length_1, span)[0] for span in spans]
-        return pool(features_1xTxD, length_1, pooling)[0], local
+    def features(sentences_B: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        tokens_BxT, lengths_B = sharding.shard_examples(mesh, sentences_B)
+        features_BxTxD = representations(tokens_BxT, lengths_B)
+        local = [span_mean(features_BxTxD, lengths_B, span) for span in spans]
+        return pool(features_BxTxD, lengths_B, pooling), local
 
-    sentences_N = (tokens_NxT, sentences.lengths_B.reshape(-1))
-    features_NxF, local = jax.lax.map(features, sentences_N, batch_size=SLICE)
-    stacked = [x.reshape(*leading, -1) for x in local]
-    local_JxNxD = jnp.stack(stacked, axis=-3) if stacked else None
-    return features_NxF.reshape(*leading, -1), local_JxNxD
+    leading = sentences.lengths_B.shape
+    tokens_NxT = sentences.tokens_BxT.reshape(-1, sentences.tokens_BxT.shape[-1])
+    slices = _slices((tokens_NxT, sentences.lengths_B.reshape(-1)), mesh.size)
+
+    def of_all(x_SxBxF: jax.Array) -> jax.Array:
+        x_NxF = x_SxBxF.reshape(-1, x_SxBxF.shape[-1])[: len(tokens_NxT)]
+        return x_NxF.reshape(*leading, -1)
+
+    features_SxBxF, local = jax.lax.map(features, slices)
+    local_JxNxD = jnp.stack([of_all(x) for x in local], axis=-3) if spans else None
+    return of_all(features_SxBxF), local_JxNxD
+
+
+def _slices(sentences_N: Any, num_devices: int) -> Any:
+    """Return S slices of B sentences, S x B leading axes; copies of the last one fill the last.
+
+    B is a multiple of num_devices, and about SLICE or less.
+    """
+    number = len(jax.tree.leaves(sentences_N)[0])
+    num_slices = -(-number // SLICE)
+    size = -(-number // (num_slices * num_devices)) * num_devices
+    ids_SxB = np.minimum(np.arange(num_slices * size), number - 1).reshape(num_slices, size)
+    return jax.tree.map(lambda x: x[ids_SxB], sentences_N)
 
 
 @functools.partial(jax.jit, static_argnames=("shots", "num_classes", "iterations"))

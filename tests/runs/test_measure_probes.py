@@ -1,5 +1,6 @@
 """The probe stage: its measures of a checkpoint, and the configs that it refuses."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +12,8 @@ from jaxflat.config import base, validation
 from jaxflat.distributed import sharding
 from jaxflat.flatness import Estimate
 from jaxflat.languages import LANGUAGES
-from jaxflat.runs import builders, checks, measure_finetuning
+from jaxflat.probes.linear import LabelledFeatures
+from jaxflat.runs import builders, checks, measure_finetuning, measure_probes
 from jaxflat.runs.measure_finetuning import finetuned_accuracies
 from jaxflat.runs.measure_probes import measure
 from jaxflat.runs.measure_probes import settings as settings_of
@@ -97,6 +99,68 @@ def test_devices_that_fine_tune_say_nothing_to_each_other():
     kinds = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
     found = [line for line in text.splitlines() if any(kind in line for kind in kinds)]
     assert not found
+
+
+def represented(config: FrozenConfigDict) -> tuple[jax.Array, ...]:
+    """Return the features of the training, validation and test sentences."""
+    mesh, (sets,) = builders.make_mesh(config), probe_sets(config.language, config.probes, 0)
+    params = sharding.replicate(mesh, builders.init_params(config))
+    parts = [part[0] for part in (sets.train, sets.validation, sets.test)]
+    how = config.probes.pooling, (), mesh, builders.make_model(config)
+    return measure_probes._featurize(*how, params, parts)[0]
+
+
+def test_eight_devices_divide_the_features_of_one():
+    for one, eight in zip(*(represented(untrained(number)) for number in (1, 8)), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
+        assert eight.addressable_shards[0].data.size == one.size // 8
+
+
+@pytest.mark.parametrize("model", ["transformer", "lookup_table"])
+def test_eight_devices_probe_as_one_does(model):
+    """Accuracies may differ by a sentence, where rounding decides between two classes."""
+    one, eight = (
+        dict(measure(config, Folder(Path("unused")), Checkpoint(0), measures, PartialResults()))
+        for config in (untrained(1, name=model), untrained(8, name=model))
+        for measures in (["linear_probe", "belief_state"],)
+    )
+    for name, estimates in one.items():
+        assert list(eight[name]) == list(estimates)
+        for key, estimate in estimates.items():
+            tolerance = 1.5 / 256 if name == "linear_probe" else 1e-4
+            assert float(eight[name][key].mean) == pytest.approx(
+                float(estimate.mean), abs=tolerance
+            )
+
+
+@pytest.mark.parametrize("num_sentences", [1, 511, 512, 513, 1025])
+def test_slices_hold_every_sentence_in_order(num_sentences):
+    numbers_SxB = measure_probes._slices(np.arange(num_sentences), 8)
+    assert numbers_SxB.shape[1] % 8 == 0
+    assert numbers_SxB.shape[1] <= measure_probes.SLICE
+    assert numbers_SxB.size - num_sentences < 8 * len(numbers_SxB)
+    np.testing.assert_array_equal(numbers_SxB.ravel()[:num_sentences], np.arange(num_sentences))
+
+
+def test_devices_divide_the_memory_of_many_features():
+    """49,152: a model of width 1,536 with 32 positions."""
+
+    def memory(num_devices: int) -> int:
+        mesh = sharding.make_mesh(num_devices)
+
+        def part(number: int, *draws: int) -> LabelledFeatures:
+            features = np.zeros((*draws, number, 49_152), np.float32)
+            labels = (np.zeros((*draws, 2, number), dtype) for dtype in (np.int32, np.bool_))
+            return LabelledFeatures(jax.jit(partial(sharding.divide, mesh))(features), *labels)
+
+        parts = part(64, 2), part(32), part(64)
+        fits = measure_probes._probe_correct.lower(
+            *parts, np.ones(4, np.float32), shots=(64,), num_classes=10, iterations=20
+        ).compile()
+        planned = fits.memory_analysis()
+        return planned.argument_size_in_bytes + planned.temp_size_in_bytes
+
+    assert memory(8) < memory(1) / 6
 
 
 def test_a_lookup_table_has_beliefs_but_nothing_to_fine_tune():
