@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxflat.distributed import ranks
+from jaxflat.distributed import ranks, sharding
 from jaxflat.distributed.leases import Lease
 from jaxflat.storage import files, manifest
 
@@ -139,6 +139,8 @@ class Folder:
         if the disk is full.
         """
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        if jax.process_count() == 1:  # else orbax compiles slices, so that all devices write a part
+            tree = sharding.to_host(tree)
         with self._publishing(step, num_bytes) as unfinished:
             with _checkpointer() as checkpointer:
                 checkpointer.save(unfinished.absolute(), tree)
